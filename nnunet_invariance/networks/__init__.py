@@ -1,0 +1,1 @@
+"""Networks that are pre-trained, and what is read off them."""
