@@ -1,0 +1,1 @@
+"""One pre-training loop, and one file a method."""

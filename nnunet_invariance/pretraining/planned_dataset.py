@@ -1,0 +1,104 @@
+"""A dataset as nnU-Net planned and preprocessed it: where it lies, and everything that can be wrong with that."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_invariance.errors import (
+    DatasetNotFoundError,
+    EnvironmentNotSetError,
+    NotPreprocessedError,
+    UnknownConfigurationError,
+    UnsupportedConfigurationError,
+)
+
+ENVIRONMENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+@dataclass(frozen=True)
+class PlannedDataset:
+    """One configuration of one plans file of one dataset.
+
+    Attributes:
+        folder: where nnU-Net keeps the preprocessed cases of this configuration; may not exist yet.
+        base: the dataset's folder in ``nnUNet_preprocessed``.
+    """
+
+    name: str
+    plans: PlansManager
+    configuration_name: str
+    configuration: ConfigurationManager
+    dataset_json: dict[str, Any]
+    base: Path
+    folder: Path
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Names of the channels in order, as in dataset.json."""
+        names = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+        return [names[k] for k in sorted(names, key=int)]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Spacing of the preprocessed cases, mm per axis in nnU-Net's (transposed) order."""
+        return tuple(float(s) for s in self.configuration.spacing)
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Planned patch size in voxels."""
+        return tuple(int(p) for p in self.configuration.patch_size)
+
+
+def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nnUNetPlans") -> PlannedDataset:
+    """Find a dataset by name or id and one configuration of its plans.
+
+    Raises:
+        EnvironmentNotSetError, DatasetNotFoundError, NotPreprocessedError, UnknownConfigurationError
+    """
+    for variable in ENVIRONMENT:
+        if not os.environ.get(variable):
+            msg = f"The environment variable {variable} is not set. Set it to the folder that nnU-Net uses, then try again."
+            raise EnvironmentNotSetError(msg)
+    try:
+        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except RuntimeError as error:
+        msg = f"Dataset {dataset!r} was not found: {error} Check the id and the folders in nnUNet_raw and nnUNet_preprocessed."
+        raise DatasetNotFoundError(msg) from error
+    base = Path(os.environ["nnUNet_preprocessed"]) / name
+    plans_file = base / f"{plans_name}.json"
+    if not plans_file.is_file():
+        found = sorted(p.stem for p in base.glob("*.json") if p.stem not in {"dataset", "dataset_fingerprint", "splits_final"})
+        remedy = f"Run `nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}` or give one of its plans with -p."
+        raise NotPreprocessedError(f"Plans file {plans_file} does not exist; found there: {found or 'no plans'}. {remedy}")
+    plans = PlansManager(load_json(str(plans_file)))
+    if configuration not in plans.available_configurations:
+        known = ", ".join(plans.available_configurations)
+        raise UnknownConfigurationError(f"{plans_file} has no configuration {configuration!r}; it has: {known}.")
+    manager = plans.get_configuration(configuration)
+    folder = base / manager.data_identifier
+    return PlannedDataset(name, plans, configuration, manager, load_json(str(base / "dataset.json")), base, folder)
+
+
+def require_supported(dataset: PlannedDataset, method: str, dimensions: tuple[int, ...]) -> None:
+    """Refuse cascades, and numbers of dimensions that a method does not support."""
+    where = f"Configuration {dataset.configuration_name!r} of {dataset.name}"
+    if dataset.configuration.previous_stage_name is not None:
+        msg = f"{where} is the second stage of a cascade, which no method supports. Use 3d_fullres or 3d_lowres."
+        raise UnsupportedConfigurationError(msg)
+    dim = len(dataset.patch_size)
+    if dim not in dimensions:
+        wanted = " or ".join(f"{d}-D" for d in dimensions)
+        msg = f"{where} is {dim}-D, but {method} needs {wanted} plans. Use 3d_fullres or 3d_lowres."
+        raise UnsupportedConfigurationError(msg)
+    architecture = dataset.configuration.network_arch_class_name.rsplit(".", 1)[-1]
+    if architecture not in {"PlainConvUNet", "ResidualEncoderUNet"}:
+        msg = (
+            f"{where} names the network {architecture}, but {method} pre-trains PlainConvUNet and ResidualEncoderUNet. "
+            "Plan with nnU-Net's default or a ResEnc planner, and give those plans with -p."
+        )
+        raise UnsupportedConfigurationError(msg)

@@ -1,0 +1,69 @@
+"""Everything a run needs to continue, as flat tensors and JSON: optimiser, scaler and random number generators."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_invariance.networks.planned import unique_tensors
+
+
+def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a module under ``prefix.``, each once."""
+    return {f"{prefix}.{name}": tensor.detach() for name, tensor in unique_tensors(module).items()}
+
+
+@torch.no_grad()
+def restore_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy back what :func:`module_tensors` took; names must agree exactly."""
+    own = unique_tensors(module)
+    if own.keys() != tensors.keys():
+        raise KeyError(f"tensors differ: {sorted(own.keys() ^ tensors.keys())[:5]}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors ``optimizer.<parameter>.<name>`` and the rest as JSON (floats survive JSON exactly)."""
+    state = optimizer.state_dict()
+    tensors = {f"optimizer.{i}.{k}": v for i, entry in state["state"].items() for k, v in entry.items()}
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    """Undo :func:`optimizer_state`; names of ``tensors`` come without the section prefix."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
+
+
+def rng_tensors() -> dict[str, Tensor]:
+    """States of the generators of Python, NumPy, torch and every CUDA device."""
+    _, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    tensors = {
+        "rng.python": torch.tensor(internal, dtype=torch.int64),
+        "rng.python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+        "rng.numpy": torch.from_numpy(keys.astype(np.int64)),
+        "rng.numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
+        "rng.torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        tensors |= {f"rng.cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors
+
+
+def restore_rng(tensors: dict[str, Tensor]) -> None:
+    """Undo :func:`rng_tensors`; names come without the section prefix."""
+    gauss = tensors["python_gauss"].item()
+    random.setstate((3, tuple(tensors["python"].tolist()), None if gauss != gauss else gauss))
+    position, has_gauss, cached = tensors["numpy_rest"].tolist()
+    np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    torch.set_rng_state(tensors["torch"])
+    if torch.cuda.is_available():
+        states = [tensors[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in tensors]
+        torch.cuda.set_rng_state_all(states)

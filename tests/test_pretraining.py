@@ -1,0 +1,470 @@
+"""The pre-training loop with Alice on the tiny data set: learning, stopping, continuing, and what can go wrong."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_invariance.augmentation.masking import upsample_cells
+from nnunet_invariance.errors import (
+    DatasetNotFoundError,
+    EnvironmentNotSetError,
+    ImagesFolderError,
+    NonFiniteLossError,
+    NotPreprocessedError,
+    OptionError,
+    OutputError,
+    TooFewVolumesError,
+    UnknownConfigurationError,
+    UnsupportedConfigurationError,
+    WeightsIncompatibleError,
+    WeightsNotFoundError,
+)
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.pretraining.alice import Alice, AliceOptions
+from nnunet_invariance.pretraining.alignment import BodyCoordinates
+from nnunet_invariance.pretraining.cases import Case, make_manifest, scan_cases
+from nnunet_invariance.pretraining.crops import PairedCrops, crop
+from nnunet_invariance.pretraining.loop import LoopOptions, Stopped, learning_rate
+from nnunet_invariance.pretraining.probes import masked_error, position_retrieval, token_centres
+from nnunet_invariance.pretraining.run import parse_settings, run_pretraining
+from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
+
+SHORT = ["epochs=3", "iterations=4", "lr=1e-3", "workers=0", "hidden=64", "codes=64"]
+
+
+@pytest.fixture
+def results(tiny, tmp_path, monkeypatch):
+    """A results tree of its own for each test."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    return tmp_path / tiny.name / "pretraining" / "alice__nnUNetPlans__3d_fullres"
+
+
+def pretrain(tiny, *settings, resume=False, **kwargs):
+    """Run on the CPU with the short settings, overridden by ``settings``."""
+    words = [s for s in SHORT if s.split("=")[0] not in {w.split("=")[0] for w in settings}] + list(settings)
+    return run_pretraining("alice", tiny.name, "3d_fullres", device="cpu", resume=resume, settings=words, **kwargs)
+
+
+def tensors(path):
+    """All tensors of a checkpoint."""
+    return load_checkpoint(path).tensors
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def reference(tiny, tmp_path_factory):
+    """The finished checkpoint of a run that was never stopped."""
+    root = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_results", str(root))
+        return pretrain(tiny)
+
+
+def make_alice(tiny, **options):
+    """Alice over the tiny volumes, outside the loop."""
+    configuration = tiny.plans["configurations"]["3d_fullres"]
+    folder = tiny.preprocessed / tiny.name / configuration["data_identifier"]
+    cases, _ = scan_cases(folder, 1, (4, 4, 4))
+    architecture = Architecture.from_plans(configuration["architecture"], 1, 1)
+    torch.manual_seed(0)
+    return Alice(
+        architecture, (32, 32, 32), (1.0, 1.0, 1.0), 2, False, tuple(cases), BodyCoordinates(), AliceOptions(hidden=64, codes=64, **options)
+    ).train()
+
+
+# ---- what a run leaves -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_the_design_says(tiny, reference):
+    folder = reference.parent
+    assert {p.name for p in folder.iterdir()} == {
+        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json",
+    }  # fmt: skip
+    metadata = read_metadata(reference)
+    assert metadata["method"] == "alice" and metadata["finished"] and metadata["step"] == metadata["total_steps"] == 12
+    assert metadata["patch_size"] == [32, 32, 32] and metadata["channel_names"] == ["MRI"]
+    sections = {name.split(".")[0] for name in tensors(reference)}
+    assert sections == {"network", "teacher", "heads"}
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [int(r["step"]) for r in rows] == [4, 8, 12]
+    for name in ("inter", "intra", "mim", "target_entropy", "mean_target_entropy", "effective_rank", "lr"):
+        assert all(np.isfinite(float(r[name])) for r in rows)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert len(manifest["cases"]) == 6 and manifest["sha256"] == metadata["manifest_sha256"]
+    assert (folder / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_teacher_is_the_moving_average_of_the_student(tiny, reference):
+    checkpoint = load_checkpoint(reference)
+    student, teacher = checkpoint.section("network"), checkpoint.section("teacher")
+    moved = [n for n in student if "seg_layers" not in n and not torch.equal(student[n], teacher[n])]
+    assert student.keys() == teacher.keys() and len(moved) > len(student) // 2
+    alice = make_alice(tiny)
+    before = [p.clone() for p in alice.teacher.parameters()]
+    with torch.no_grad():
+        for p in alice.network.parameters():
+            p.add_(1)
+    output = alice(alice.make_views(batch_of(alice, 0), torch.Generator().manual_seed(0)), 0.0)
+    alice.after_step(output, 0.0)
+    for old, now, new in zip(before, alice.teacher.parameters(), alice.network.parameters(), strict=True):
+        assert torch.allclose(now, 0.996 * old + 0.004 * new, atol=1e-6)
+
+
+# ---- stopping and continuing -------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, results, reference):
+    command = [sys.executable, "-m", "nnunet_invariance", "pretrain", "alice", tiny.name, "3d_fullres", "-device", "cpu"]
+    command += ["--epochs", "3", "--iterations", "4", "--set", "lr=1e-3", "workers=0", "hidden=64", "codes=64"]
+    process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    latest = results / "checkpoint_latest.safetensors"
+    deadline = time.time() + 120
+    while not latest.is_file() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert latest.is_file(), process.stdout.read().decode()[-2000:]
+    assert 0 < read_metadata(latest)["step"] < 12
+    path = pretrain(tiny, resume=True)
+    assert_same(tensors(path), tensors(reference))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_finishes_the_step_saves_and_continues_bit_identical(tiny, results, reference, workers):
+    done = threading.Event()
+
+    def stop_after_the_first_epoch():
+        while not done.is_set():
+            if (results / "checkpoint_latest.safetensors").is_file():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.01)
+
+    watcher = threading.Thread(target=stop_after_the_first_epoch)
+    watcher.start()
+    try:
+        with pytest.raises(Stopped, match="continue with --c"):
+            pretrain(tiny, f"workers={workers}")
+    finally:
+        done.set()
+        watcher.join()
+    step = read_metadata(results / "checkpoint_latest.safetensors")["step"]
+    assert 4 <= step < 12
+    path = pretrain(tiny, f"workers={workers}", resume=True)
+    assert_same(tensors(path), tensors(reference))
+    rows = list(csv.DictReader((results / "metrics.csv").open()))
+    whole = list(csv.DictReader((reference.parent / "metrics.csv").open()))
+    assert [r["loss"] for r in rows] == [r["loss"] for r in whole]
+
+
+def test_continuing_a_finished_run_changes_nothing(tiny, results):
+    path = pretrain(tiny, "epochs=1")
+    stamp = path.stat().st_mtime_ns
+    assert pretrain(tiny, "epochs=1", resume=True) == path and path.stat().st_mtime_ns == stamp
+
+
+def test_a_second_run_moves_the_first_one_aside(tiny, results):
+    first = tensors(pretrain(tiny, "epochs=1"))
+    pretrain(tiny, "epochs=1", "seed=5")
+    moved = [p for p in results.parent.iterdir() if p != results]
+    assert len(moved) == 1 and moved[0].name.startswith(results.name + "_")
+    assert_same(tensors(moved[0] / "checkpoint_final.safetensors"), first)
+
+
+def test_nothing_to_continue(tiny, results):
+    with pytest.raises(WeightsNotFoundError, match="Start without --c"):
+        pretrain(tiny, resume=True)
+    assert not results.exists()
+
+
+def test_other_settings_are_not_continued(tiny, results, reference):
+    shutil.copytree(reference.parent, results)
+    (results / "checkpoint_final.safetensors").rename(results / "checkpoint_latest.safetensors")
+    with pytest.raises(WeightsIncompatibleError, match="mask_ratio: was 0.75, is 0.5"):
+        pretrain(tiny, "mask_ratio=0.5", resume=True)
+
+
+# ---- learning ------------------------------------------------------------------------------------------------------------
+
+
+def batch_of(alice, step):
+    """One batch without its names."""
+    return {k: v for k, v in alice.source(1000, 0, 0)[step].items() if k != "keys"}
+
+
+def test_every_loss_reaches_the_encoder(tiny):
+    alice = make_alice(tiny)
+    views = alice.make_views(batch_of(alice, 0), torch.Generator().manual_seed(0))
+    for name in ("inter", "intra", "mim"):
+        alice.zero_grad(set_to_none=True)
+        alice(views, 0.5).losses[name].backward()
+        norms = [p.grad.norm().item() for p in alice.network.encoder.stages.parameters() if p.grad is not None]
+        assert norms and max(norms) > 0, name
+        assert all(p.grad is None for p in alice.teacher.parameters())
+
+
+def test_padding_counts_in_no_loss(tiny):
+    alice = make_alice(tiny).eval()  # no dropout
+    batch = batch_of(alice, 0)
+    batch["valid"][0, :, :9] = False
+    batch["valid"][1, :, :, 20:] = False
+    batch["image"] = batch["image"] * batch["valid"]
+    views = alice.make_views(batch, torch.Generator().manual_seed(3))
+    padded_cells = ~views["encoder_valid"]
+    assert padded_cells.any() and not views["hidden"].flatten(1).all(1).any()
+    plain = alice(views, 0.5)
+    # what stands in padding must not matter to the target, and padded tokens must not be asked for
+    inside = upsample_cells(views["encoder_valid"].view(2, 1, 8, 8, 8), (4, 4, 4))
+    changed = {**views, "image": torch.where(inside, views["image"], 1e3)}
+    assert alice(changed, 0.5).losses["mim"] == plain.losses["mim"]
+    seen = []
+    alice.heads.intra.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[3]))
+    alice(views, 0.5)
+    assert torch.equal(seen[0], views["encoder_valid"])
+
+
+def test_pretraining_beats_random_weights_on_held_out_volumes(tiny, results):
+    configuration = tiny.plans["configurations"]["3d_fullres"]
+    architecture = Architecture.from_plans(configuration["architecture"], 1, 1)
+    folder = tiny.preprocessed / tiny.name / configuration["data_identifier"]
+    cases, _ = scan_cases(folder, 1, (4, 4, 4))
+    held_out, used = cases[:2], cases[2:]
+    torch.manual_seed(0)
+    random_network = architecture.build().eval()
+    alice = make_alice(tiny)
+    alice.cases = tuple(used)
+    optimizer = torch.optim.AdamW([p for p in alice.parameters() if p.requires_grad], 1e-3)
+    source, generator = alice.source(1000, 0, 0), torch.Generator()
+    for step in range(60):
+        generator.manual_seed(step)
+        batch = {k: v for k, v in source[step].items() if k != "keys"}
+        output = alice(alice.make_views(batch, generator), step / 60)
+        loss = sum(alice.loss_weights[n] * v for n, v in output.losses.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        alice.after_step(output, step / 60)
+    size, spacing = (32, 32, 32), (1.0, 1.0, 1.0)
+    trained = alice.network.eval()
+    error, chance = position_retrieval(trained.encoder, held_out, size, spacing)
+    random_error, _ = position_retrieval(random_network.encoder, held_out, size, spacing)
+    assert error < random_error < chance
+    assert masked_error(trained, held_out, size) < 0.7 * masked_error(random_network, held_out, size)
+
+
+def test_collapse_is_warned_of(tiny):
+    alice = make_alice(tiny)
+    good = {"mean_target_entropy": 0.5, "target_entropy": 0.3, "effective_rank": 20.0}
+    assert alice.warnings(good) == []
+    assert "one code" in alice.warnings({**good, "mean_target_entropy": 0.0})[0]
+    assert "uniform" in alice.warnings({**good, "target_entropy": 0.99})[0]
+    assert "directions" in alice.warnings({**good, "effective_rank": 1.2})[0]
+    one_code = torch.zeros(50, 64)
+    one_code[:, 3] = 10.0
+    measured = {k: v.item() for k, v in alice._diagnostics(one_code + 1e-3 * torch.randn(50, 64), 0.01).items()}
+    assert measured["mean_target_entropy"] < 0.01
+    spread = {k: v.item() for k, v in alice._diagnostics(torch.eye(64), 0.01).items()}
+    assert spread["mean_target_entropy"] == pytest.approx(1, abs=1e-3)
+    assert spread["effective_rank"] == pytest.approx(63, rel=1e-3)  # centring takes one direction
+
+
+def test_schedule_warms_up_and_falls_to_its_end():
+    options = LoopOptions(epochs=10, iterations=10, lr=1.0, lr_end=0.1, warmup=0.1)
+    rates = [learning_rate(s, options) for s in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0 and rates[-1] == pytest.approx(0.1, abs=1e-3) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------------
+
+
+def test_crops_stay_inside_where_they_can_and_are_padded_where_not():
+    volume = np.arange(2 * 10 * 6 * 8, dtype=np.float32).reshape(2, 10, 6, 8)
+    image, valid = crop(volume, np.array([0.0, 3.0, 7.9]), (4, 8, 4))
+    assert image.shape == (2, 4, 8, 4) and valid.shape == (1, 4, 8, 4)
+    assert np.array_equal(image[:, :, 1:7], volume[:, 0:4, :, 4:8])
+    assert valid[:, :, 1:7].all() and not valid[:, :, [0, 7]].any() and (image[:, :, [0, 7]] == 0).all()
+
+
+def test_body_coordinates_map_the_box_onto_the_box():
+    a = Case("a", "", (20, 20, 20), ((2, 12), (0, 20), (5, 15)))
+    b = Case("b", "", (40, 30, 20), ((10, 40), (0, 10), (5, 15)))
+    points, score = BodyCoordinates().match(a, b, np.array([[2.0, 10.0, 5.0], [7.0, 20.0, 15.0]]))
+    assert np.allclose(points, [[10, 5, 5], [25, 10, 15]]) and (score == 1).all()
+
+
+def test_a_batch_depends_on_seed_rank_and_step_alone(tiny):
+    alice = make_alice(tiny)
+
+    def batch(seed, rank, step):
+        return PairedCrops(alice.cases, (32, 32, 32), BodyCoordinates(), 2, seed, 10, rank)[step]
+
+    once, again = batch(1, 0, 3), batch(1, 0, 3)
+    assert torch.equal(once["image"], again["image"]) and once["keys"] == again["keys"]
+    for other in (batch(2, 0, 3), batch(1, 1, 3), batch(1, 0, 4)):
+        assert not torch.equal(once["image"], other["image"])
+    assert once["image"].shape == (4, 1, 32, 32, 32)
+    assert all(q != k for q, k in zip(once["keys"][:2], once["keys"][2:], strict=True))
+
+
+def test_token_centres_are_symmetric_and_in_mm():
+    centres = token_centres((2, 3, 1), (4, 4, 4), (1.0, 2.0, 5.0))
+    assert centres.shape == (6, 3) and torch.allclose(centres.mean(0), torch.zeros(3))
+    assert centres[0].tolist() == [-2.0, -8.0, 0.0]
+
+
+def _copy_cases(tiny, folder, names):
+    source = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
+    folder.mkdir(parents=True)
+    for name in names:
+        for path in source.glob(f"{name}*"):
+            shutil.copy(path, folder)
+
+
+def _spoil(folder, name, change):
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    data, seg, _, properties = nnUNetDatasetBlosc2(str(folder), [name]).load_case(name)
+    data, seg = np.array(data[:]), np.array(seg[:])
+    for path in folder.glob(f"{name}*"):
+        path.unlink()
+    data, seg = change(data, seg)
+    nnUNetDatasetBlosc2.save_case(data, seg, properties, str(folder / name), chunks=data.shape, blocks=data.shape,
+                                  chunks_seg=seg.shape, blocks_seg=seg.shape)  # fmt: skip
+
+
+def _with_nan(data, seg):
+    data[0, 3, 3, 3] = np.nan
+    return data, seg
+
+
+def test_unusable_volumes_are_named_skipped_and_counted(tiny, tmp_path, caplog):
+    folder = tmp_path / "cases"
+    _copy_cases(tiny, folder, [f"case_{i:03d}" for i in range(5)])
+    _spoil(folder, "case_000", _with_nan)
+    _spoil(folder, "case_001", lambda d, s: (np.full_like(d, 2.0), s))
+    _spoil(folder, "case_002", lambda d, s: (d[:, :3].copy(), s[:, :3].copy()))
+    (folder / "case_003.b2nd").write_bytes(b"not blosc")
+    with caplog.at_level("WARNING", logger="nnunet_invariance"), pytest.raises(TooFewVolumesError, match="1 usable"):
+        make_manifest([folder], 1, (4, 4, 4), 2)
+    for name, reason in (("case_000", "NaN"), ("case_001", "constant"), ("case_002", "too small"), ("case_003", "cannot be read")):
+        assert any(name in r.message and reason in r.message for r in caplog.records)
+    manifest = make_manifest([folder], 1, (4, 4, 4), 1)  # from the cache
+    assert [c.name for c in manifest.cases] == ["case_004"] and len(manifest.skipped) == 4
+
+
+def test_images_folder_is_preprocessed_once_and_used(tiny, results, tmp_path, caplog):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for path in (tiny.raw / tiny.name / "imagesTs").glob("*.nii.gz"):
+        shutil.copy(path, scans / path.name.replace("_0000", ""))
+    (scans / "broken.nii.gz").write_bytes(b"not an image")
+    path = pretrain(tiny, "epochs=1", images=[scans])
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    assert {c["name"] for c in manifest["cases"]} >= {"test_000", "test_001"} and len(manifest["cases"]) == 8
+    assert any("broken" in r.message for r in caplog.records)
+    cache = next((tiny.preprocessed / tiny.name / "nnunet_invariance_images").glob("*/scans_*/test_000.b2nd"))
+    stamp = cache.stat().st_mtime_ns
+    (scans / "broken.nii.gz").unlink()
+    pretrain(tiny, "epochs=1", images=[scans])
+    assert cache.stat().st_mtime_ns == stamp
+    shutil.rmtree(tiny.preprocessed / tiny.name / "nnunet_invariance_images")
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------------
+
+
+def test_non_finite_losses_stop_the_run_and_keep_the_last_good_state(tiny, results):
+    with pytest.raises(NonFiniteLossError, match=r"5 steps in a row.*case_00"):
+        pretrain(tiny, "lr=1e20", "warmup=0.0", "epochs=8", "iterations=1")
+    latest = results / "checkpoint_latest.safetensors"
+    assert latest.is_file() and all(torch.isfinite(t).all() for n, t in tensors(latest).items() if n.startswith("network"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "configuration", "plans", "error", "text"),
+    [
+        ("Dataset999_None", "3d_fullres", "nnUNetPlans", (DatasetNotFoundError, NotPreprocessedError), "Dataset999_None"),
+        ("999", "3d_fullres", "nnUNetPlans", DatasetNotFoundError, "999"),
+        ("777", "3d_fullres", "otherPlans", NotPreprocessedError, "otherPlans"),
+        ("777", "3d_middleres", "nnUNetPlans", UnknownConfigurationError, "3d_middleres"),
+        ("777", "2d", "nnUNetPlans", UnsupportedConfigurationError, "2-D"),
+    ],
+)
+def test_what_was_not_found_or_is_not_supported_is_named(tiny, results, dataset, configuration, plans, error, text):
+    with pytest.raises(error, match=text):
+        run_pretraining("alice", dataset, configuration, plans, device="cpu", settings=SHORT)
+    assert not results.exists()
+
+
+def test_a_configuration_that_is_not_preprocessed(tiny, results):
+    plans = json.loads(json.dumps(tiny.plans))
+    plans["plans_name"] = "notYet"
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "notYet_3d_fullres"
+    file = tiny.preprocessed / tiny.name / "notYet.json"
+    file.write_text(json.dumps(plans))
+    try:
+        with pytest.raises(NotPreprocessedError, match="nnUNetv2_preprocess"):
+            run_pretraining("alice", "777", "3d_fullres", "notYet", device="cpu", settings=SHORT)
+    finally:
+        file.unlink()
+
+
+def test_environment_not_set(tiny, results, monkeypatch):
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(EnvironmentNotSetError, match="nnUNet_results"):
+        pretrain(tiny)
+
+
+def test_output_that_cannot_be_written(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="cannot be made"):
+        pretrain(tiny)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_images_folders_that_cannot_be_used(tiny, results, tmp_path):
+    with pytest.raises(ImagesFolderError, match="does not exist"):
+        pretrain(tiny, images=[tmp_path / "nowhere"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ImagesFolderError, match="holds no image"):
+        pretrain(tiny, images=[empty])
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz"):
+        (empty / name).write_bytes(b"")
+    with pytest.raises(ImagesFolderError, match=r"scan 'a' has 2 channel.*1 of 2 scans"):
+        pretrain(tiny, images=[empty])
+
+
+def test_settings_are_checked():
+    parsed = parse_settings(["lr=0.5", "pairs=3"], LoopOptions, AliceOptions)
+    assert parsed == {LoopOptions: {"lr": 0.5}, AliceOptions: {"pairs": 3}}
+    with pytest.raises(OptionError, match="Did you mean 'mask_ratio'"):
+        parse_settings(["mask_ration=0.5"], LoopOptions, AliceOptions)
+    with pytest.raises(OptionError, match="'many' is not a valid int"):
+        parse_settings(["pairs=many"], LoopOptions, AliceOptions)
+
+
+def test_a_device_that_is_not_there(tiny, results):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(OptionError, match="-device cuda"):
+        run_pretraining("alice", "777", "3d_fullres", device="cuda", settings=SHORT)
+    assert not Path(results).exists()
