@@ -40,7 +40,8 @@ def test_scale_law():
 def test_drawn_rotations_are_proper_and_within_range():
     matrix = sample_affine(64, (1.0, 1.0, 1.0), _generator())
     scale = torch.linalg.det(matrix) ** (1 / 3)
-    assert scale.min() >= 0.9 - 1e-5 and scale.max() <= 1.1 + 1e-5
+    assert scale.min() >= 0.9 - 1e-5
+    assert scale.max() <= 1.1 + 1e-5
     rotation = matrix / scale[:, None, None]
     assert torch.allclose(rotation @ rotation.mT, torch.eye(3).expand(64, 3, 3), atol=1e-5)
     angle = torch.arccos(((rotation.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2).clamp(-1, 1))
@@ -56,7 +57,8 @@ def test_anisotropic_patches_are_turned_in_plane_only():
 def test_same_seed_same_view_other_seed_other_view():
     x = torch.randn(2, 2, 5, 5, 5)
     one, two, other = (apply_intensity(x, sample_intensity(x.shape, _generator(s))) for s in (3, 3, 4))
-    assert torch.equal(one, two) and not torch.allclose(one, other)
+    assert torch.equal(one, two)
+    assert not torch.allclose(one, other)
 
 
 def test_neutral_intensity_is_identity_and_constant_stays_finite():
@@ -65,7 +67,8 @@ def test_neutral_intensity_is_identity_and_constant_stays_finite():
     neutral = Intensity(one, one, 0 * one, torch.zeros_like(x))
     assert torch.allclose(apply_intensity(x, neutral), x, atol=1e-5)
     flat = apply_intensity(torch.full_like(x, 2.0), sample_intensity(x.shape, _generator()))
-    assert torch.isfinite(flat).all() and torch.allclose(flat, torch.full_like(x, 2.0), atol=1e-4)
+    assert torch.isfinite(flat).all()
+    assert torch.allclose(flat, torch.full_like(x, 2.0), atol=1e-4)
 
 
 def test_mask_hides_the_ratio_of_valid_cells_and_nothing_else():
@@ -78,7 +81,8 @@ def test_mask_hides_the_ratio_of_valid_cells_and_nothing_else():
         assert hidden[b].sum() == round(0.75 * cells[b].sum().item())
     assert hidden[4].sum() == 1  # one of two stays visible
     again = sample_block_mask(cells, 0.75, _generator(1))
-    assert torch.equal(hidden, again) and not torch.equal(hidden, sample_block_mask(cells, 0.75, _generator(2)))
+    assert torch.equal(hidden, again)
+    assert not torch.equal(hidden, sample_block_mask(cells, 0.75, _generator(2)))
 
 
 def test_every_valid_cell_is_hidden_as_often():
@@ -100,4 +104,5 @@ def test_the_fullest_cell_counts_where_none_is_half_full():
     voxels = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
     voxels[0, 0, 1, 1, 1] = True
     cells = valid_cells(voxels, (2, 2, 2))
-    assert cells.sum() == 1 and cells[0, 0, 0, 0, 0]
+    assert cells.sum() == 1
+    assert cells[0, 0, 0, 0, 0]

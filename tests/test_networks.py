@@ -63,7 +63,8 @@ def test_unique_tensors_names_every_tensor_once_and_misses_none():
     network = architecture("ResidualEncoderUNet").build()
     tensors = unique_tensors(network)
     pointers = {t.data_ptr() for t in network.state_dict().values()}
-    assert len(tensors) == len(pointers) and {t.data_ptr() for t in tensors.values()} == pointers
+    assert len(tensors) == len(pointers)
+    assert {t.data_ptr() for t in tensors.values()} == pointers
 
 
 def test_casa_is_direct_attention_with_residuals():
@@ -81,7 +82,9 @@ def test_casa_is_direct_attention_with_residuals():
                 kept = [m for m in range(7) if valid[b, m]]
                 scores = torch.stack([(casa.key.weight[rows] @ target[b, m]) @ q / 2.0 for m in kept])
                 share = torch.softmax(scores, 0)
-                parts.append(sum(w * (casa.value.weight[rows] @ target[b, m]) for w, m in zip(share, kept, strict=True)))
+                parts.append(
+                    sum(w * (casa.value.weight[rows] @ target[b, m]) for w, m in zip(share, kept, strict=True))
+                )
             h1 = casa.attention_norm(query[b, n] + casa.out.weight @ torch.cat(parts))
             expected[b, n] = casa.output_norm(h1 + casa.feed_forward(h1))
     assert torch.allclose(casa(query, target, valid), expected, atol=1e-5)

@@ -1,7 +1,7 @@
 """Geometry and intensity changes of a batch of 3-D patches on the device they are on.
 
-Each change is drawn by ``sample_*`` and made by ``apply_*``, so that a view can be repeated and inverted. No flips: left
-and right are anatomy.
+Each change is drawn by ``sample_*`` and made by ``apply_*``, so that a view can be repeated and inverted. No flips:
+left and right are anatomy.
 """
 
 import math
@@ -28,8 +28,8 @@ def sample_affine(
 ) -> Tensor:
     """Draw rotations (radians, each axis within +-``rotation``) and isotropic scales.
 
-    Returns (B, 3, 3): the matrix that takes an offset from the patch centre in the output (z, y, x in mm) to the offset in
-    the input. With anisotropic ``spacing`` (mm, z y x) only the in-plane rotation and in-plane scale are drawn.
+    Returns (B, 3, 3): the matrix that takes an offset from the patch centre in the output (z, y, x in mm) to the
+    offset in the input. With anisotropic ``spacing`` (mm, z y x) only in-plane turns and scales are drawn.
     """
     spacing_t = torch.tensor(spacing, dtype=torch.float64)
     angles = _uniform((batch, 3), -rotation, rotation, generator)
@@ -75,7 +75,7 @@ class Intensity:
 
 
 def sample_intensity(shape: Sequence[int], generator: torch.Generator) -> Intensity:
-    """Draw gamma in [0.7, 1.5] (log-uniform), gain in [0.75, 1.25], shift in +-0.1 and Gaussian noise of s.d. up to 0.1.
+    """Draw gamma in [0.7, 1.5] (log-uniform), gain in [0.75, 1.25], shift in +-0.1 and noise of s.d. up to 0.1.
 
     Shift and noise are in units of the patch's own standard deviation. ``shape``: (B, C, *spatial).
     """
@@ -90,7 +90,7 @@ def sample_intensity(shape: Sequence[int], generator: torch.Generator) -> Intens
 
 
 def apply_intensity(x: Tensor, change: Intensity) -> Tensor:
-    """Gamma on the patch's own range, then gain about the mean, shift and noise. Shape kept; a constant patch stays finite."""
+    """Gamma on the patch's own range, then gain about the mean, shift and noise; a constant patch stays finite."""
     axes = tuple(range(2, x.ndim))
     low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
     span = (high - low).clamp(min=1e-6)

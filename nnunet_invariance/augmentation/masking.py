@@ -10,7 +10,7 @@ from torch import Tensor
 def valid_cells(valid: Tensor, cell: Sequence[int]) -> Tensor:
     """Cells of which at least half the voxels hold image content; in any case the fullest cells of a sample.
 
-    Shape: valid (B, 1, *spatial) boolean, spatial a multiple of ``cell`` (voxels per axis); returns (B, 1, *grid) boolean.
+    Shape: valid (B, 1, *spatial), a multiple of ``cell`` (voxels per axis); returns (B, 1, *grid); both boolean.
     """
     pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[valid.ndim - 2]
     share = pool(valid.float(), tuple(cell), tuple(cell))

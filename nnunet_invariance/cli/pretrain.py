@@ -9,21 +9,38 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "pretrain",
         help="pre-train a network on a dataset's preprocessed cases and on unlabelled scans",
-        description="Pre-trains the network that nnU-Net planned, without labels. Reads the cases that nnU-Net has preprocessed, "
-        "and any folders given with --images. Leaves its checkpoint in nnUNet_results/DATASET/pretraining/, where the trainers find it.",
+        description="Pre-trains the network that nnU-Net planned, without labels. Reads the cases that nnU-Net has "
+        "preprocessed, and any folders given with --images. Leaves its checkpoint in "
+        "nnUNet_results/DATASET/pretraining/, where the trainers find it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("method", choices=["alice"], help="the method")
     parser.add_argument("dataset", help="name or id of the dataset")
     parser.add_argument("configuration", help="configuration of the plans, for example 3d_fullres")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
-    parser.add_argument("--images", nargs="+", type=Path, default=[], metavar="DIR", help="folders of unlabelled scans, preprocessed under the same plans")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="folders of unlabelled scans, preprocessed under the same plans",
+    )
     parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where to train")
     parser.add_argument("--epochs", type=int, default=400, help="epochs")
-    parser.add_argument("--iterations", type=int, default=250, help="steps an epoch; the state is saved after each epoch")
+    parser.add_argument(
+        "--iterations", type=int, default=250, help="steps an epoch; the state is saved after each epoch"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, data and augmentation")
     parser.add_argument("--c", action="store_true", help="continue the last run")
-    parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE", help="settings of the loop and of the method, see docs/pretraining.md")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="settings of the loop and of the method, see docs/pretraining.md",
+    )
     parser.set_defaults(run=run)
 
 
@@ -37,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
     try:
-        path = run_pretraining(args.method, args.dataset, args.configuration, args.plans, args.images, args.device, args.c, words)
+        path = run_pretraining(
+            args.method, args.dataset, args.configuration, args.plans, args.images, args.device, args.c, words
+        )
     except Stopped as stopped:
         print(stopped)
         return 143

@@ -10,8 +10,8 @@ class MaskedReconstructionLoss(nn.Module):
 
     .. math:: L = \frac1B \sum_b \frac{\sum_v m_{bv} (\hat x_{bv} - x_{bv})^2}{\sum_v m_{bv}}
 
-    with :math:`m = 1` for hidden voxels inside the image, 0 for visible and for padded ones; the mean is over channels too
-    (masked autoencoders, arXiv 2111.06377; as one term of Alice, arXiv 2302.05615).
+    with :math:`m = 1` for hidden voxels inside the image, 0 for visible and for padded ones; the mean is over
+    channels too (masked autoencoders, arXiv 2111.06377; as one term of Alice, arXiv 2302.05615).
     """
 
     def forward(self, reconstruction: Tensor, image: Tensor, hidden: Tensor) -> Tensor:

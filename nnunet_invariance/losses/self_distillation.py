@@ -11,10 +11,11 @@ from nnunet_invariance.losses.precision import at_least_float32
 class SelfDistillationLoss(nn.Module):
     r"""Cross-entropy between a centred, sharpened teacher and a student (DINO form; Alice, arXiv 2302.05615).
 
-    .. math:: L = -\sum_k p_k \log q_k, \quad p = \mathrm{softmax}((t - c) / \tau_t), \quad q = \mathrm{softmax}(s / \tau_s)
+    .. math:: L = -\sum_k p_k \log q_k, \quad
+              p = \mathrm{softmax}((t - c) / \tau_t), \quad q = \mathrm{softmax}(s / \tau_s)
 
-    The centre :math:`c` is a running mean of the teacher's logits; subtracting it keeps the teacher from putting all mass
-    on one code (Caron et al., arXiv 2104.14294).
+    The centre :math:`c` is a running mean of the teacher's logits; subtracting it keeps the teacher from putting all
+    mass on one code (Caron et al., arXiv 2104.14294).
 
     Args:
         codes: length K of the logits.

@@ -72,8 +72,8 @@ class Alice(Method):
     * intra-volume: tokens of student and teacher, both re-expressed by CASA at the student's encoder tokens, agree;
     * masked reconstruction: the student's decoder restores hidden voxels.
 
-    Tokens are the encoder stage nearest stride 16 (:func:`token_stage`) and the decoder stage one finer; mask cells have the
-    size of a token. Padded voxels count in no term.
+    Tokens are the encoder stage nearest stride 16 (:func:`token_stage`) and the decoder stage one finer; mask cells
+    have the size of a token. Padded voxels count in no term.
 
     Args:
         architecture: planned network; its output channels must equal its input channels.
@@ -82,7 +82,10 @@ class Alice(Method):
     """
 
     name = "alice"
-    citation = "Jiang et al., Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D Medical Image Analysis, ICCV 2023, arXiv 2302.05615"
+    citation = (
+        "Jiang et al., Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D "
+        "Medical Image Analysis, ICCV 2023, arXiv 2302.05615"
+    )
     minimum_volumes = 2
 
     def __init__(
@@ -139,9 +142,7 @@ class Alice(Method):
         image = apply_affine(image, matrix, self.spacing) * inside
         cells = valid_cells(inside, self.cell)
         hidden = upsample_cells(sample_block_mask(cells, self.options.mask_ratio, generator), self.cell)
-        student, teacher = (
-            apply_intensity(image, sample_intensity(image.shape, generator)) * inside for _ in range(2)
-        )
+        student, teacher = (apply_intensity(image, sample_intensity(image.shape, generator)) * inside for _ in range(2))
         return {
             "student": student * ~hidden,
             "teacher": teacher,
@@ -186,16 +187,16 @@ class Alice(Method):
         return StepOutput(losses, self._diagnostics(valid_targets, temperature), state)
 
     def _teacher_temperature(self, progress: float) -> float:
-        o = self.options
-        return o.teacher_temperature_start + (o.teacher_temperature - o.teacher_temperature_start) * min(1, progress / 0.03)
+        start, end = self.options.teacher_temperature_start, self.options.teacher_temperature
+        return start + (end - start) * min(1, progress / 0.03)
 
     @torch.no_grad()
     def _diagnostics(self, targets: Tensor, temperature: float) -> dict[str, Tensor]:
         """Collapse measurements over valid target tokens (N, K).
 
-        ``target_entropy``: mean entropy of a token's target; ``mean_target_entropy``: entropy of the mean target, both as
-        shares of log K; ``effective_rank``: participation ratio (sum of eigenvalues)^2 / sum of squared eigenvalues of the
-        tokens' covariance.
+        ``target_entropy``: mean entropy of a token's target; ``mean_target_entropy``: entropy of the mean target, both
+        as shares of log K; ``effective_rank``: participation ratio (sum of eigenvalues)^2 / sum of squared
+        eigenvalues of the tokens' covariance.
         """
         p = self.heads.intra.target(targets, temperature)
         mean = p.mean(0)
@@ -211,7 +212,7 @@ class Alice(Method):
 
     @torch.no_grad()
     def after_step(self, output: StepOutput, progress: float) -> None:
-        """Centres, then the teacher: :math:`\\theta_t \\leftarrow m\\theta_t + (1-m)\\theta_s`, m to 1 along a cosine."""
+        """Centres, then the teacher: m times itself plus (1 - m) times the student, m to 1 along a cosine."""
         self.heads.inter.update_center(output.state["class_mean"])
         self.heads.intra.update_center(output.state["token_mean"])
         momentum = 1 - (1 - self.options.ema_start) * (math.cos(math.pi * progress) + 1) / 2
@@ -223,9 +224,14 @@ class Alice(Method):
         """Signs of collapse in an epoch's means."""
         found = []
         if diagnostics["mean_target_entropy"] < 0.05:
-            found.append(f"collapse: nearly all targets are one code (mean-target entropy {diagnostics['mean_target_entropy']:.3f} of log K)")
+            found.append(
+                f"collapse: nearly all targets are one code (mean-target entropy "
+                f"{diagnostics['mean_target_entropy']:.3f} of log K)"
+            )
         if diagnostics["target_entropy"] > 0.95:
-            found.append(f"collapse: targets are nearly uniform (target entropy {diagnostics['target_entropy']:.3f} of log K)")
+            found.append(
+                f"collapse: targets are nearly uniform (target entropy {diagnostics['target_entropy']:.3f} of log K)"
+            )
         if diagnostics["effective_rank"] < 2:
             found.append(f"collapse: target tokens span {diagnostics['effective_rank']:.1f} directions")
         return found

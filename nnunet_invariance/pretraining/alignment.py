@@ -18,7 +18,8 @@ class Alignment(Protocol):
 class BodyCoordinates:
     """Same relative position inside the bounding box of the body: no training, right as far as fields of view agree.
 
-    The plain fallback where no anatomical embedding is trained. It cannot tell good matches from bad, so every score is 1.
+    The plain fallback where no anatomical embedding is trained. It cannot tell good matches from bad, so every score
+    is 1.
     """
 
     def match(self, source: Case, target: Case, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

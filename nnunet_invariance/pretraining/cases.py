@@ -53,7 +53,9 @@ def _body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
     step = tuple(slice(None, None, max(1, n // 64)) for n in image.shape)
     bright = np.argwhere(image[step] > threshold_otsu(image[step]))
     low, high = bright.min(0), bright.max(0) + 1
-    return tuple((int(a * s.step), int(min(b * s.step, n))) for a, b, s, n in zip(low, high, step, image.shape, strict=True))
+    return tuple(
+        (int(a * s.step), int(min(b * s.step, n))) for a, b, s, n in zip(low, high, step, image.shape, strict=True)
+    )
 
 
 def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int]) -> Case | SkippedCase:
@@ -82,15 +84,16 @@ def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int]) -> s
 def scan_cases(folder: Path, channels: int, cell: Sequence[int]) -> tuple[list[Case], list[SkippedCase]]:
     """Look at every volume of a preprocessed folder once: readable, finite, not constant, at least one ``cell`` large.
 
-    What was seen is remembered in ``nnunet_invariance_scan.json`` beside the folder, so that a second run starts at once.
+    What was seen is remembered in ``nnunet_invariance_scan.json`` beside the folder, so that a second run starts at
+    once.
 
     Raises:
         NotPreprocessedError: the folder is missing or holds no preprocessed case.
     """
     names = sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder))) if _holds_cases(folder) else []
     if not names:
-        msg = f"{folder} holds no preprocessed case. Run `nnUNetv2_preprocess` for these plans and this configuration first."
-        raise NotPreprocessedError(msg)
+        msg = f"{folder} holds no preprocessed case. "
+        raise NotPreprocessedError(f"{msg}Run `nnUNetv2_preprocess` for these plans and this configuration first.")
     cache_file = folder.parent / f"{folder.name}.nnunet_invariance_scan.json"
     cache = json.loads(cache_file.read_text()) if cache_file.is_file() else {}
     seen: dict[str, Any] = {}

@@ -31,7 +31,9 @@ class Ranks:
         """Element-wise maximum over all ranks."""
         if self.world == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device="cpu" if dist.get_backend() == "gloo" else self.device)
+        tensor = torch.tensor(
+            values, dtype=torch.float64, device="cpu" if dist.get_backend() == "gloo" else self.device
+        )
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 

@@ -36,7 +36,13 @@ def draw_history(history: list[Row]) -> Figure:
         epochs = [row["epoch"] for row in history]
         for index, name in enumerate(names):
             axis = figure.add_subplot(lines, columns, index + 1)
-            axis.plot(epochs, [row[name] for row in history], color="#1f4e79", linewidth=1.4, marker="." if len(epochs) < 20 else "")
+            axis.plot(
+                epochs,
+                [row[name] for row in history],
+                color="#1f4e79",
+                linewidth=1.4,
+                marker="." if len(epochs) < 20 else "",
+            )
             axis.set_title(name.replace("_", " "), loc="left", fontsize=10)
             axis.set_xlabel("epoch")
             axis.grid(alpha=0.25)

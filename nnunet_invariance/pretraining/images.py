@@ -38,16 +38,16 @@ def find_scans(folder: Path, dataset: PlannedDataset) -> dict[str, list[Path]]:
         if ending is not None and path.is_file():
             scans.setdefault(_CHANNEL.sub("", path.name[: -len(ending)]), []).append(path)
     if not scans:
-        msg = f"The images folder {folder} holds no image ending in {', '.join(endings)}. Convert the scans, or give another folder."
-        raise ImagesFolderError(msg)
+        msg = f"The images folder {folder} holds no image ending in {', '.join(endings)}. "
+        raise ImagesFolderError(f"{msg}Convert the scans, or give another folder.")
     counts = {name: len(paths) for name, paths in scans.items()}
     wrong = {name: n for name, n in counts.items() if n != channels}
     if wrong:
         name, n = next(iter(wrong.items()))
         msg = (
             f"Images folder {folder}: scan {name!r} has {n} channel file(s), but the dataset has {channels} "
-            f"({len(wrong)} of {len(counts)} scans differ). Name channels NAME_0000, NAME_0001, ... in the dataset's order, "
-            "or move the other scans to another folder."
+            f"({len(wrong)} of {len(counts)} scans differ). Name channels NAME_0000, NAME_0001, ... "
+            "in the dataset's order, or move the other scans to another folder."
         )
         raise ImagesFolderError(msg)
     return scans
@@ -56,7 +56,11 @@ def find_scans(folder: Path, dataset: PlannedDataset) -> dict[str, list[Path]]:
 def _fingerprint(dataset: PlannedDataset) -> str:
     """Short hash of all that preprocessing depends on; scans are preprocessed again when it changes."""
     depends = {
-        **{k: v for k, v in dataset.configuration.configuration.items() if k not in {"architecture", "nnunet_invariance"}},
+        **{
+            k: v
+            for k, v in dataset.configuration.configuration.items()
+            if k not in {"architecture", "nnunet_invariance"}
+        },
         "intensity": dataset.plans.foreground_intensity_properties_per_channel,
         "transpose": dataset.plans.transpose_forward,
     }
@@ -93,8 +97,9 @@ def preprocess_images(folders: Sequence[Path], dataset: PlannedDataset) -> list[
         for name, reason in failed.items():
             logger.warning("skipped scan %s of %s: %s", name, folder, reason)
         if len(failed) == len(scans):
-            msg = f"Images folder {folder}: no scan could be preprocessed; the first failed with: {next(iter(failed.values()))}"
-            raise ImagesFolderError(msg)
+            reason = next(iter(failed.values()))
+            msg = f"Images folder {folder}: no scan could be preprocessed; the first failed with: {reason} "
+            raise ImagesFolderError(f"{msg}Look at these files, or give another folder.")
         result.append(cache)
     return result
 
@@ -117,7 +122,13 @@ def _preprocess_all(cache: Path, todo: dict[str, list[Path]], dataset: PlannedDa
     if not todo:
         return {}
     jobs = {
-        name: (str(cache / name), [str(p) for p in paths], dataset.plans.plans, dataset.configuration_name, dataset.dataset_json)
+        name: (
+            str(cache / name),
+            [str(p) for p in paths],
+            dataset.plans.plans,
+            dataset.configuration_name,
+            dataset.dataset_json,
+        )
         for name, paths in todo.items()
     }
     failed: dict[str, str] = {}

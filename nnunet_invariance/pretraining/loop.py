@@ -96,7 +96,9 @@ class Stopped(Exception):
 class Loop:
     """One run. ``metadata`` are the fields that stay the same in every checkpoint (see docs/architecture.md)."""
 
-    def __init__(self, method: Method, options: LoopOptions, ranks: Ranks, folder: Path, metadata: dict[str, Any]) -> None:
+    def __init__(
+        self, method: Method, options: LoopOptions, ranks: Ranks, folder: Path, metadata: dict[str, Any]
+    ) -> None:
         self.options, self.ranks, self.folder, self.metadata = options, ranks, folder, metadata
         self.method = method.to(ranks.device).train()
         self.module: torch.nn.Module = self.method
@@ -171,7 +173,11 @@ class Loop:
             restore_rng(self._rng)
         handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         bar = tqdm(
-            total=self.options.steps, initial=self.step, desc=self.method.name, unit="it", disable=None if self.ranks.first else True
+            total=self.options.steps,
+            initial=self.step,
+            desc=self.method.name,
+            unit="it",
+            disable=None if self.ranks.first else True,
         )
         try:
             self._run_epochs(batches, bar)
@@ -256,8 +262,8 @@ class Loop:
             cases = sorted({k for step in self.recent_bad for k in step})
             msg = (
                 f"The loss was not finite in {PATIENCE} steps in a row, up to step {self.step}. Cases in them: "
-                f"{', '.join(cases)}. {self.folder / LATEST} holds the last good state where one was written. Look at these "
-                "cases, or lower the learning rate (--set lr=...), then continue with --c."
+                f"{', '.join(cases)}. {self.folder / LATEST} holds the last good state where one was written. "
+                "Look at these cases, or lower the learning rate (--set lr=...), then continue with --c."
             )
             raise NonFiniteLossError(msg)
 
@@ -275,7 +281,9 @@ class Loop:
             logger.warning("epoch %d: %s", row["epoch"], warning)
         if self.ranks.first:
             parts = "  ".join(f"{n} {v:.4f}" for n, v in means.items())
-            logger.info("epoch %d/%d  %s  %.2f it/s", row["epoch"], self.options.epochs, parts, row["iterations_per_second"])
+            logger.info(
+                "epoch %d/%d  %s  %.2f it/s", row["epoch"], self.options.epochs, parts, row["iterations_per_second"]
+            )
             write_metrics(self.folder, self.history)
             self.save()
         self.ranks.barrier()

@@ -62,19 +62,24 @@ def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nn
     """
     for variable in ENVIRONMENT:
         if not os.environ.get(variable):
-            msg = f"The environment variable {variable} is not set. Set it to the folder that nnU-Net uses, then try again."
-            raise EnvironmentNotSetError(msg)
+            msg = f"The environment variable {variable} is not set. "
+            raise EnvironmentNotSetError(f"{msg}Set it to the folder that nnU-Net uses, then try again.")
     try:
         name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except RuntimeError as error:
-        msg = f"Dataset {dataset!r} was not found: {error} Check the id and the folders in nnUNet_raw and nnUNet_preprocessed."
-        raise DatasetNotFoundError(msg) from error
+        msg = f"Dataset {dataset!r} was not found: {error} "
+        remedy = "Check the id and the folders in nnUNet_raw and nnUNet_preprocessed."
+        raise DatasetNotFoundError(msg + remedy) from error
     base = Path(os.environ["nnUNet_preprocessed"]) / name
     plans_file = base / f"{plans_name}.json"
     if not plans_file.is_file():
-        found = sorted(p.stem for p in base.glob("*.json") if p.stem not in {"dataset", "dataset_fingerprint", "splits_final"})
+        found = sorted(
+            p.stem for p in base.glob("*.json") if p.stem not in {"dataset", "dataset_fingerprint", "splits_final"}
+        )
         remedy = f"Run `nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}` or give one of its plans with -p."
-        raise NotPreprocessedError(f"Plans file {plans_file} does not exist; found there: {found or 'no plans'}. {remedy}")
+        raise NotPreprocessedError(
+            f"Plans file {plans_file} does not exist; found there: {found or 'no plans'}. {remedy}"
+        )
     plans = PlansManager(load_json(str(plans_file)))
     if configuration not in plans.available_configurations:
         known = ", ".join(plans.available_configurations)

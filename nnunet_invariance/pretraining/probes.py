@@ -34,8 +34,8 @@ def position_retrieval(
 ) -> tuple[float, float]:
     """Mean error, in mm, of finding a token of one view in another view of the same volume by cosine similarity.
 
-    The second view is turned, scaled and changed in intensity, so the true place of every token is known. Tokens of padding,
-    and tokens that leave the patch, do not count.
+    The second view is turned, scaled and changed in intensity, so the true place of every token is known. Tokens of
+    padding, and tokens that leave the patch, do not count.
 
     Returns:
         The mean error, and the mean error of choosing a valid token at random.
@@ -50,7 +50,9 @@ def position_retrieval(
         matrix = sample_affine(1, spacing, generator)
         inside = apply_affine(valid, matrix, spacing, mode="nearest")
         first = apply_intensity(image, sample_intensity(image.shape, generator)) * valid
-        second = apply_intensity(apply_affine(image, matrix, spacing), sample_intensity(image.shape, generator)) * inside
+        second = (
+            apply_intensity(apply_affine(image, matrix, spacing), sample_intensity(image.shape, generator)) * inside
+        )
         a, b = (F.normalize(to_tokens(encoder(x)[stage])[0], dim=-1) for x in (first, second))
         truth = centres @ torch.linalg.inv(matrix[0]).T  # an output offset o shows input offset M o
         asked = valid_cells(valid, cell).flatten() & (truth.abs() < reach).all(1)
@@ -65,7 +67,7 @@ def position_retrieval(
 def masked_error(
     network: nn.Module, cases: Sequence[Case], size: Sequence[int], ratio: float = 0.75, seed: int = 0
 ) -> float:
-    """Mean squared error on hidden voxels when ``ratio`` of the cells of a central crop is hidden (units of the image squared)."""
+    """Mean squared error on hidden voxels of central crops of which ``ratio`` of the cells is hidden."""
     cell = cumulative_strides(network.encoder.strides)[token_stage(network.encoder.strides)]
     generator = torch.Generator().manual_seed(seed)
     loss = MaskedReconstructionLoss()

@@ -235,8 +235,8 @@ def _restore(loop: Loop, folder: Path, manifest: Manifest) -> None:
     ):
         if before[field] != now[field]:
             changed = _difference(before[field], now[field])
-            msg = f"--c: {folder / LATEST} cannot be continued: {field} differs ({changed}). {remedy} Restore it, or start anew without --c."
-            raise WeightsIncompatibleError(msg)
+            msg = f"--c: {folder / LATEST} cannot be continued: {field} differs ({changed}). "
+            raise WeightsIncompatibleError(f"{msg}{remedy} Restore it, or start anew without --c.")
     loop.restore(checkpoint)
 
 

@@ -1,0 +1,78 @@
+"""``nnunet-invariance weights``: list, inspect, export and plan with pre-trained weights."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb, its four actions and their flags."""
+    parser = subparsers.add_parser("weights", help="list, inspect, export and plan with pre-trained weights")
+    parser.set_defaults(run=run)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    actions.add_parser("list", help="the pre-trainings below nnUNet_results")
+
+    inspect = actions.add_parser("inspect", help="what a checkpoint is; verifies its checksum")
+    inspect.add_argument("file", type=Path, metavar="FILE")
+
+    export = actions.add_parser("export", help="write a file that nnUNetv2_train -pretrained_weights accepts")
+    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth")
+    export.add_argument("--format", choices=["nnunet"], required=True, help="whose file is written")
+    export.add_argument("--source", choices=["teacher", "student"], default="teacher", help="default: teacher")
+    export.add_argument(
+        "--random-decoder", action="store_true", help="fill a decoder that was not pre-trained with random weights"
+    )
+
+    plan = actions.add_parser("plan", help="write a plans copy whose trainers start from a checkpoint")
+    plan.add_argument("dataset", metavar="DATASET", help="name or id")
+    plan.add_argument("file", type=Path, metavar="FILE")
+    plan.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
+    plan.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
+    plan.add_argument("--name", metavar="NEW", help="name of the plans copy; default: PLANS_METHOD")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the action; returns the exit status."""
+    return {"list": _list, "inspect": _inspect, "export": _export, "plan": _plan}[args.action](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from nnunet_invariance.weights.inspect import list_pretrainings
+
+    rows = list_pretrainings()
+    for row in rows:
+        print(f"{row['dataset']}  {row['run']}  {row['state']}\n  {row['file']}")
+    if not rows:
+        print(
+            "No pre-training below nnUNet_results. Start one: nnunet-invariance pretrain METHOD DATASET CONFIGURATION"
+        )
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from nnunet_invariance.weights.inspect import describe_text
+
+    print(describe_text(args.file))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from nnunet_invariance.weights.export import export_nnunet
+
+    print(export_nnunet(args.file, args.out, args.source, args.random_decoder).to_text())
+    print(f"written: {args.out}\nuse it: nnUNetv2_train DATASET CONFIGURATION FOLD -pretrained_weights {args.out}")
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from nnunet_invariance.plans.copies import preprocessing_command
+    from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
+
+    fitted = fit_plans_to_checkpoint(args.dataset, args.file, args.plans, args.configuration, args.name)
+    print("\n".join(fitted.decisions))
+    command = preprocessing_command(args.dataset, fitted.path.stem, args.configuration)
+    if command:
+        print(f"preprocess first: {command}")
+    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {fitted.path.stem} -tr TRAINER")
+    return 0

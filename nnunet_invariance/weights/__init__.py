@@ -1,0 +1,1 @@
+"""Checkpoints: format, opening, transfer, finding, export."""

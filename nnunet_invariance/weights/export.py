@@ -1,0 +1,52 @@
+"""Pre-trained weights as a file that nnU-Net's own ``-pretrained_weights`` reads."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from nnunet_invariance.errors import OutputError, WeightsIncompatibleError
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.transfer import SECTION_OF, TransferReport, inject
+
+
+def export_nnunet(
+    checkpoint_path: str | os.PathLike,
+    out_path: str | os.PathLike,
+    source: Literal["teacher", "student"] = "teacher",
+    random_decoder: bool = False,
+) -> TransferReport:
+    """Write ``{"network_weights": state_dict, "nnunet_invariance": metadata}``, tensors and native types only.
+
+    ``-pretrained_weights`` takes the file for plans of the same architecture and number of input channels, whatever the
+    classes. It wants every tensor but the segmentation layers, the decoder's included.
+
+    Args:
+        random_decoder: give a decoder that was not pre-trained freshly initialised values (of seed 0).
+
+    Raises:
+        WeightsIncompatibleError: the decoder was not pre-trained, and ``random_decoder`` is False.
+        OutputError: ``out_path`` exists or cannot be written.
+    """
+    out_path = Path(out_path)
+    if out_path.exists():
+        raise OutputError(f"{out_path} exists and is not overwritten. Remove it or give another name.")
+    checkpoint = load_checkpoint(checkpoint_path, sections=[SECTION_OF[source]])
+    decoder = "decoder" in checkpoint.metadata["pretrained"]
+    if not decoder and not random_decoder:
+        msg = (
+            f"The decoder in {checkpoint.path} was not pre-trained, but nnU-Net's -pretrained_weights wants one. "
+            "Export it with --random-decoder, or train with the method's own trainer, which takes the encoder alone."
+        )
+        raise WeightsIncompatibleError(msg)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        network = Architecture(**checkpoint.metadata["architecture"]).build()
+    report = inject(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", source=source)
+    metadata = {**checkpoint.metadata, "source": source, "decoder": report.decoder}
+    content = {"network_weights": dict(network.state_dict()), "nnunet_invariance": metadata}
+    atomic_write(out_path, lambda file: torch.save(content, file))
+    return report

@@ -1,0 +1,101 @@
+"""Where a trainer finds its weights: four places, the first hit wins, nothing is guessed."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_results
+
+from nnunet_invariance.errors import EnvironmentNotSetError, WeightsNotFoundError
+from nnunet_invariance.weights.checkpoint import SUFFIX, read_metadata
+
+ENVIRONMENT_VARIABLE = "NNUNET_INVARIANCE_CHECKPOINT"
+FINAL = f"checkpoint_final{SUFFIX}"
+LATEST = f"checkpoint_latest{SUFFIX}"
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """A checkpoint and the place that named it, in words for the log."""
+
+    path: Path
+    place: str
+
+
+def pretraining_folder(method: str, dataset_name: str, plans_name: str, configuration: str) -> Path:
+    """Where a pre-training of this method for this dataset, plans and configuration leaves its files.
+
+    Raises:
+        EnvironmentNotSetError: ``nnUNet_results`` is not set.
+    """
+    return results_folder() / dataset_name / "pretraining" / f"{method}__{plans_name}__{configuration}"
+
+
+def results_folder() -> Path:
+    """The folder of ``nnUNet_results``.
+
+    Raises:
+        EnvironmentNotSetError
+    """
+    if not nnUNet_results.get():
+        msg = "The environment variable nnUNet_results is not set. Set it to the folder that nnU-Net uses."
+        raise EnvironmentNotSetError(msg)
+    return Path(nnUNet_results.require())
+
+
+def find_weights(
+    method: str, dataset_name: str, plans_name: str, configuration: str, checkpoint: str | None = None
+) -> FoundWeights:
+    """The checkpoint that a trainer of ``method`` starts from.
+
+    Looks at the environment variable ``NNUNET_INVARIANCE_CHECKPOINT``, then at ``checkpoint`` of the plans block, then
+    at the finished pre-training of this method, dataset, plans and configuration, then at the package itself. A place
+    that names a missing file, or holds an unfinished run, stops the search.
+
+    Raises:
+        WeightsNotFoundError: all four are empty, or one names a file that is not there or a run that is not finished.
+    """
+    named = (
+        (f"environment variable {ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE)),
+        ("plans block, field 'checkpoint'", checkpoint),
+    )
+    for place, value in named:
+        if value:
+            return _named(place, value)
+    folder = pretraining_folder(method, dataset_name, plans_name, configuration)
+    command = f"nnunet-invariance pretrain {method} {dataset_name} {configuration} -p {plans_name}"
+    if (folder / FINAL).is_file():
+        return FoundWeights(folder / FINAL, "finished pre-training")
+    if (folder / LATEST).is_file():
+        raise _unfinished(folder / LATEST, command)
+    for path in sorted(SHIPPED.glob(f"*{SUFFIX}")):
+        if read_metadata(path)["method"] == method:
+            return FoundWeights(path, "shipped with the package")
+    msg = (
+        f"No weights found for {method}, dataset {dataset_name}, plans {plans_name}, configuration {configuration}. "
+        "Looked at:\n"
+        f"  1. environment variable {ENVIRONMENT_VARIABLE}: not set\n"
+        '  2. plans block "nnunet_invariance", field "checkpoint": not given\n'
+        f"  3. pre-training {folder / FINAL}: {'no such file' if folder.is_dir() else 'no such folder'}\n"
+        f"  4. shipped with the package: none for {method}\n"
+        f"Pre-train with `{command}`, or name a checkpoint in place 1 or 2."
+    )
+    raise WeightsNotFoundError(msg)
+
+
+def _named(place: str, value: str) -> FoundWeights:
+    path = Path(value).expanduser()
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "no such file"
+        msg = f"The {place} names {value!r}: {what}. Correct or remove it; no other place is tried while it is given."
+        raise WeightsNotFoundError(msg)
+    return FoundWeights(path, place)
+
+
+def _unfinished(latest: Path, command: str) -> WeightsNotFoundError:
+    metadata = read_metadata(latest)
+    return WeightsNotFoundError(
+        f"The pre-training in {latest.parent} is not finished (step {metadata['step']} of {metadata['total_steps']}). "
+        f"Continue it with `{command} --c`, or use it as it is by setting {ENVIRONMENT_VARIABLE}={latest}."
+    )

@@ -1,0 +1,205 @@
+"""Bringing pre-trained weights into a planned network, by stated rules and with a report of every tensor."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
+from nnunet_invariance.networks.planned import unique_tensors
+from nnunet_invariance.weights.checkpoint import Checkpoint, tensor_bytes
+from nnunet_invariance.weights.report import DECODER, ENCODER, KINDS, Entry, TransferReport, shortened
+
+SEGMENTATION = "decoder.seg_layers."
+UPSAMPLING = "decoder.transpconvs."
+SECTION_OF = {"teacher": "teacher", "student": "network"}
+
+
+def inject(
+    network: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    transfer: Literal["encoder", "encoder+decoder"] = "encoder",
+    source: Literal["teacher", "student"] = "teacher",
+    min_coverage: float = 1.0,
+) -> TransferReport:
+    """Copy pre-trained tensors into a network; nothing is copied unless everything can be.
+
+    Rules, in this order, per tensor of the network. Same name and shape: matched. First convolution with another number
+    of input channels: adapted, ``w'[o, c] = sum_i w[o, i] / C'``, which answers to C' equal channels as before. Any
+    other shape: skipped in the file and missing in the network. Only in the file: skipped. Only in the network:
+    missing. Segmentation layers are never touched. A decoder that was not pre-trained, or that belongs to an encoder
+    of another depth (its stages are counted from the coarsest), is skipped and missing as a whole.
+
+    Args:
+        network: a planned U-Net with ``encoder`` and ``decoder``, not wrapped by DDP or ``torch.compile``.
+        checkpoint: with the section that ``source`` needs.
+        min_coverage: least share of the encoder's parameters that must be filled, in [0, 1].
+
+    Raises:
+        WeightsIncompatibleError: other architecture or dimensions, no such section, or too little coverage.
+        CheckpointCorruptError: the section holds values that are not finite.
+    """
+    section = _section(checkpoint, source)
+    _check_architecture(network, checkpoint, section)
+    decoder = transfer == "encoder+decoder"
+    plan = _compare(network, checkpoint, section, decoder)
+    report = plan.report(checkpoint, source, transfer)
+    if report.coverage < min_coverage:
+        raise _too_little(report, min_coverage)
+    _copy(plan.values, unique_tensors(network), checkpoint)
+    return report
+
+
+def check_method(checkpoint: Checkpoint, method: str) -> None:
+    """Refuse weights of another method.
+
+    Raises:
+        WeightsIncompatibleError
+    """
+    found = checkpoint.metadata["method"]
+    if found != method:
+        msg = (
+            f"{checkpoint.path} was pre-trained with {found!r}, but this trainer needs {method!r}. "
+            f"Pre-train with `nnunet-invariance pretrain {method}`, or use the trainer of {found!r}."
+        )
+        raise WeightsIncompatibleError(msg)
+
+
+@dataclass
+class _Plan:
+    """What would be copied, before anything is."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    matched: list[Entry] = field(default_factory=list)
+    adapted: list[Entry] = field(default_factory=list)
+    skipped: list[Entry] = field(default_factory=list)
+    missing: list[Entry] = field(default_factory=list)
+
+    def report(self, checkpoint: Checkpoint, source: str, transfer: str) -> TransferReport:
+        metadata = checkpoint.metadata
+        entries = (tuple(getattr(self, kind)) for kind in KINDS)
+        return TransferReport(str(checkpoint.path), metadata["method"], metadata["sha256"], source, transfer, *entries)
+
+
+def _compare(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, Tensor], decoder: bool) -> _Plan:
+    """Apply the rules of :func:`inject` to every tensor of the file and of the network."""
+    targets = {name: t for name, t in unique_tensors(network).items() if _asked_for(name, decoder)}
+    values = {name: t for name, t in section.items() if _asked_for(name, decoder)}
+    barred = _barred_decoder(checkpoint, targets, values) if decoder else None
+    projection = _input_projection(network)
+    plan = _Plan()
+    for name, target in targets.items():
+        value = values.pop(name, None)
+        if value is None:
+            plan.missing.append(_entry(name, None, target, "not in the file"))
+        elif barred and name.startswith(DECODER):
+            plan.skipped.append(_entry(name, value, None, barred))
+            plan.missing.append(_entry(name, None, target, barred))
+        elif value.shape == target.shape:
+            plan.matched.append(_entry(name, value, target, "same name and shape"))
+            plan.values[name] = value
+        elif name == projection and _differs_in_inputs_only(value, target):
+            rule = f"input channels {value.shape[1]} -> {target.shape[1]}"
+            plan.adapted.append(_entry(name, value, target, rule))
+            plan.values[name] = _adapt_inputs(value, target.shape[1])
+        else:
+            plan.skipped.append(_entry(name, value, None, "other shape"))
+            plan.missing.append(_entry(name, None, target, "other shape in the file"))
+    plan.skipped += [_entry(name, value, None, "not in the network") for name, value in values.items()]
+    return plan
+
+
+def _asked_for(name: str, decoder: bool) -> bool:
+    return name.startswith(ENCODER) or (decoder and name.startswith(DECODER) and not name.startswith(SEGMENTATION))
+
+
+def _barred_decoder(checkpoint: Checkpoint, targets: Iterable[str], values: Iterable[str]) -> str | None:
+    """Why the decoder must not be taken from the file, if there is a reason."""
+    if "decoder" not in checkpoint.metadata["pretrained"]:
+        return "decoder was not pre-trained"
+    found, wanted = (len({n.split(".")[2] for n in names if n.startswith(UPSAMPLING)}) for names in (values, targets))
+    return None if found == wanted else f"decoder of {found} stages in the file, {wanted} in the network"
+
+
+def _input_projection(network: nn.Module) -> str | None:
+    """Name of the first convolution's kernel: nnU-Net's networks say which layer takes the image."""
+    modules = [f"{path}.weight" for path in getattr(network, "keys_to_in_proj", ())]
+    return next((name for name in unique_tensors(network) if name in modules), None)
+
+
+def _differs_in_inputs_only(value: Tensor, target: Tensor) -> bool:
+    return value.ndim == target.ndim and value.shape[:1] + value.shape[2:] == target.shape[:1] + target.shape[2:]
+
+
+def _adapt_inputs(kernel: Tensor, channels: int) -> Tensor:
+    """(O, C, *k) to (O, channels, *k): the same answer to an image whose channels are all equal."""
+    share = kernel.sum(1, keepdim=True) / channels
+    return share.expand(-1, channels, *kernel.shape[2:]).contiguous()
+
+
+def _section(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
+    section = checkpoint.section(SECTION_OF[source])
+    if not section:
+        other = "student" if source == "teacher" else "teacher"
+        msg = f"{checkpoint.path} holds no {source} (section {SECTION_OF[source]!r} is empty). "
+        raise WeightsIncompatibleError(msg + f'Set "source": "{other}" in the plans block "nnunet_invariance".')
+    bad = [name for name, tensor in section.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        names = ", ".join(shortened(bad))
+        msg = f"{checkpoint.path} holds NaN or infinite values in {len(bad)} tensors of its {source}: {names}. "
+        raise CheckpointCorruptError(msg + "Take an earlier checkpoint or pre-train again.")
+    return section
+
+
+def _check_architecture(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, Tensor]) -> None:
+    found = checkpoint.metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
+    wanted = type(network).__name__
+    dimensions = [_dimensions(tensors) for tensors in (section, unique_tensors(network))]
+    if found == wanted and dimensions[0] == dimensions[1]:
+        return
+    msg = (
+        f"{checkpoint.path} holds a {dimensions[0]}-D {found}, but the plans ask for a {dimensions[1]}-D {wanted}. "
+        "Train with plans of that architecture (-p, -c), or pre-train under these plans."
+    )
+    raise WeightsIncompatibleError(msg)
+
+
+def _dimensions(tensors: Mapping[str, Tensor]) -> int:
+    """Spatial dimensions of an encoder, from the rank of its kernels."""
+    return max((tensor.ndim - 2 for name, tensor in tensors.items() if name.startswith(ENCODER)), default=0)
+
+
+def _copy(values: Mapping[str, Tensor], targets: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Copy, then look again: two names of the network may share one tensor, and the report must not lie."""
+    with torch.no_grad():
+        for name, value in values.items():
+            targets[name].copy_(value)
+        for name, value in values.items():
+            if tensor_bytes(targets[name]) != tensor_bytes(value.to(targets[name].dtype)):
+                msg = (
+                    f"{name} of the network does not equal {checkpoint.path} after copying: the network shares its "
+                    "memory with another tensor. Use a network as nnU-Net plans it."
+                )
+                raise WeightsIncompatibleError(msg)
+
+
+def _too_little(report: TransferReport, min_coverage: float) -> WeightsIncompatibleError:
+    missing = [str(e) for e in report.missing if e.name.startswith(ENCODER)]
+    skipped = [str(e) for e in report.skipped if e.name.startswith(ENCODER)]
+    lines = [
+        f"{report.checkpoint} covers {report.coverage:.2%} of the encoder's parameters, but min_coverage is "
+        f"{min_coverage:.2%}. The network was left as it was.",
+        *(f"  missing: {line}" for line in shortened(missing)),
+        *(f"  skipped: {line}" for line in shortened(skipped)),
+        "Pre-train under these plans, train with the plans of the checkpoint (`nnunet-invariance weights inspect` and "
+        '`weights plan` say which fit), or lower "min_coverage" in the plans block "nnunet_invariance".',
+    ]
+    return WeightsIncompatibleError("\n".join(lines))
+
+
+def _entry(name: str, value: Tensor | None, target: Tensor | None, rule: str) -> Entry:
+    found, wanted = (None if t is None else tuple(t.shape) for t in (value, target))
+    return Entry(name, found, wanted, rule, (value if target is None else target).numel())

@@ -1,0 +1,1 @@
+"""The options block of a plans file, and copies of plans files."""

@@ -1,0 +1,91 @@
+"""Copies of plans files under their own name; a user's plans are never edited in place."""
+
+import copy
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_invariance.errors import OptionError, OutputError
+from nnunet_invariance.plans.options import BLOCK, TrainerOptions, read_options
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+from nnunet_invariance.weights.atomic import atomic_write
+
+logger = logging.getLogger(__name__)
+
+#: Keys of a configuration that say what the preprocessed files hold.
+PREPROCESSING = (
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "preprocessor_name",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+
+
+def write_plans_copy(
+    dataset_name: str,
+    base_plans_name: str,
+    new_plans_name: str,
+    configuration: str,
+    block: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a copy of a plans file beside it and return its path; writing the same copy again changes nothing.
+
+    Args:
+        dataset_name: name or id.
+        configuration: the configuration that ``block`` and ``changes`` are for.
+        block: options, merged into the configuration's ``nnunet_invariance`` block.
+        changes: keys of the configuration to replace. Where they change what preprocessing makes, the copy gets its own
+            ``data_identifier`` and :func:`preprocessing_command` is logged.
+
+    Raises:
+        OptionError: a plans name holds ``__`` or is no file name, or an option is wrong.
+        OutputError: other plans of that name are there already, or the file cannot be written.
+        NotPreprocessedError, UnknownConfigurationError, DatasetNotFoundError, EnvironmentNotSetError
+    """
+    _check_name(new_plans_name)
+    dataset = open_planned_dataset(dataset_name, configuration, base_plans_name)
+    before = dataset.configuration.configuration
+    plans = copy.deepcopy(dataset.plans.plans)
+    plans["plans_name"] = new_plans_name
+    entry = plans["configurations"][configuration]
+    entry.update(changes or {})
+    if any(entry.get(key, before[key]) != before[key] for key in PREPROCESSING if key in before):
+        entry["data_identifier"] = f"{new_plans_name}_{configuration}"
+    if block:
+        entry[BLOCK] = {**before.get(BLOCK, {}), **block}
+    read_options(TrainerOptions, PlansManager(plans).get_configuration(configuration).configuration)
+
+    path = dataset.base / f"{new_plans_name}.json"
+    if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(plans)):
+        raise OutputError(f"{path} exists with other content and is not overwritten. Choose another plans name.")
+    if not path.is_file():
+        atomic_write(path, lambda file: file.write(json.dumps(plans, indent=4).encode()))
+    command = preprocessing_command(dataset.name, new_plans_name, configuration)
+    if command:
+        logger.info("%s has no preprocessed cases yet; fill it with: %s", path.stem, command)
+    return path
+
+
+def preprocessing_command(dataset_name: str, plans_name: str, configuration: str) -> str | None:
+    """The command that fills the preprocessed folder of a configuration; None where it holds cases already."""
+    dataset = open_planned_dataset(dataset_name, configuration, plans_name)
+    if dataset.folder.is_dir() and any(dataset.folder.iterdir()):
+        return None
+    identifier = int(dataset.name.split("_")[0].removeprefix("Dataset"))
+    return f"nnUNetv2_preprocess -d {identifier} -plans_name {plans_name} -c {configuration}"
+
+
+def _check_name(name: str) -> None:
+    """nnU-Net splits the names of result folders at ``__``, and keeps plans as a file of their name."""
+    if not name or "__" in name or "/" in name or name.endswith(".json"):
+        msg = f"Plans name {name!r} cannot be used: expected a plain name without '__', '/' or '.json'."
+        raise OptionError(msg + " Choose another, for example nnUNetPlans_alice.")

@@ -1,0 +1,136 @@
+"""The options block of a plans file: ``plans["configurations"][c]["nnunet_invariance"]``."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from nnunet_invariance.errors import OptionError
+
+BLOCK = "nnunet_invariance"
+
+
+def _option(default: Any, expected: str, accepts: Callable[[Any], bool]) -> Any:
+    """A field of the block: its default, its range in words, and its range as a test."""
+    return field(default=default, metadata={"expected": expected, "accepts": accepts})
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _count(default: int | None, least: int, optional: bool = False) -> Any:
+    expected = f"a whole number of at least {least}" + (", or null" if optional else "")
+    return _option(default, expected, lambda v: (optional and v is None) or (_is_int(v) and v >= least))
+
+
+def _number(default: float, low: float, high: float, low_excluded: bool = False) -> Any:
+    expected = f"a number in {'(' if low_excluded else '['}{low:g}, {high:g}]"
+
+    def accepts(value: Any) -> bool:
+        number = _is_int(value) or isinstance(value, float)
+        return number and (low < value if low_excluded else low <= value) and value <= high
+
+    return _option(default, expected, accepts)
+
+
+def _choice(*values: str) -> Any:
+    return _option(values[0], "one of " + ", ".join(map(repr, values)), lambda v: isinstance(v, str) and v in values)
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """What every trainer understands, BaselineTrainer too.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    #: Training iterations per epoch; null keeps nnU-Net's own number (250).
+    iterations_per_epoch: int | None = _count(None, 1, optional=True)
+    #: Validation iterations per epoch; null keeps nnU-Net's own number (50).
+    val_iterations_per_epoch: int | None = _count(None, 1, optional=True)
+    #: Seed of initialisation, sampling and augmentation; null leaves them unseeded, as nnU-Net does.
+    seed: int | None = _option(
+        None,
+        "a whole number from 0 to 4294967295 (the range of NumPy's seeds), or null",
+        lambda v: v is None or (_is_int(v) and 0 <= v < 2**32),
+    )
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if not item.metadata["accepts"](value):
+                msg = f"Option {item.name!r} of the plans block {BLOCK!r} is {value!r}; "
+                raise OptionError(f"{msg}expected {item.metadata['expected']}. Correct it in your plans copy.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Native types, for the checkpoint."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainerOptions(BaselineOptions):
+    """What the trainers with a pre-trained encoder and auxiliary losses understand.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    #: Checkpoint to start from, written by ``weights plan``; null looks at the other places.
+    checkpoint: str | None = _option(
+        None, "the path of a checkpoint, or null", lambda v: v is None or (isinstance(v, str) and v.strip() != "")
+    )
+    #: Least share of the encoder's parameters that must come from the file; below it the run stops.
+    min_coverage: float = _number(1.0, 0.0, 1.0)
+    #: What is taken from the file. Segmentation layers are always the network's own.
+    transfer: Literal["encoder", "encoder+decoder"] = _choice("encoder", "encoder+decoder")
+    #: Which network of the file is taken: the averaged teacher or the student that was trained.
+    source: Literal["teacher", "student"] = _choice("teacher", "student")
+    #: Auxiliary loss between the two views of a patch; "none" makes no second view at all.
+    aux: Literal["info_nce", "none"] = _choice("info_nce", "none")
+    #: Weight of the auxiliary loss beside the segmentation loss.
+    aux_weight: float = _number(0.1, 0.0, 100.0)
+    #: Share of the run over which the auxiliary weight rises linearly from 0.
+    aux_ramp: float = _number(0.1, 0.0, 1.0)
+    #: Temperature of InfoNCE.
+    temperature: float = _number(0.2, 0.0, 10.0, low_excluded=True)
+    #: Positions drawn per sample and encoder stage for InfoNCE; 2 is the least that has a negative.
+    positions: int = _count(256, 2)
+    #: Learning rate of the encoder as a share of the rest's; 0 would never train it, use ``frozen_epochs`` to wait.
+    encoder_lr_factor: float = _number(0.1, 0.0, 10.0)
+    #: Share of the epochs over which the learning rate of the whole network rises linearly.
+    warmup: float = _number(0.05, 0.0, 1.0)
+    #: Epochs at the start in which the encoder is not trained.
+    frozen_epochs: int = _count(0, 0)
+
+
+Options = TypeVar("Options", bound=BaselineOptions)
+
+
+def read_options(cls: type[Options], configuration: Mapping[str, Any]) -> Options:
+    """Read the block of one configuration; what it does not say has its default.
+
+    :class:`BaselineOptions` passes over fields that only :class:`TrainerOptions` knows, because all trainers of a
+    comparison share one plans copy.
+
+    Args:
+        cls: the options of the trainer.
+        configuration: ``plans["configurations"][c]``, inherited keys included.
+
+    Raises:
+        OptionError: a field is unknown, of the wrong type or out of range.
+    """
+    block = configuration.get(BLOCK, {})
+    if not isinstance(block, Mapping):
+        msg = f"The plans block {BLOCK!r} is {block!r}; expected an object with options. Correct it in your plans copy."
+        raise OptionError(msg)
+    own = {item.name for item in dataclasses.fields(cls)}
+    known = own | {item.name for item in dataclasses.fields(TrainerOptions)}
+    for name in block:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known options: {', '.join(sorted(known))}."
+            raise OptionError(f"Unknown option {name!r} in the plans block {BLOCK!r}. {hint}")
+    return cls(**{name: value for name, value in block.items() if name in own})

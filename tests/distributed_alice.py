@@ -1,0 +1,31 @@
+"""The same small Alice and the same views in every process of test_distributed."""
+
+import torch
+from test_networks import architecture
+
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.pretraining.alice import Alice, AliceOptions
+from nnunet_invariance.pretraining.alignment import BodyCoordinates
+
+
+def build() -> Alice:
+    """Alice without dropout, so that ranks differ by their data alone."""
+    torch.manual_seed(0)
+    planned: Architecture = architecture()
+    options = AliceOptions(hidden=16, codes=16)
+    alice = Alice(planned, (16, 16, 16), (1.0, 1.0, 1.0), 4, False, (), BodyCoordinates(), options).train()
+    for module in alice.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return alice
+
+
+def views() -> dict[str, torch.Tensor]:
+    """Four crops, Q1 Q2 K1 K2, with padding in two of them."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(4, 1, 16, 16, 16, generator=generator)
+    valid = torch.ones(4, 1, 16, 16, 16, dtype=torch.bool)
+    valid[0, :, :5] = False
+    valid[3, :, :, 9:] = False
+    with torch.no_grad():
+        return build().make_views({"image": image * valid, "valid": valid}, generator)

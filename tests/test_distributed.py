@@ -1,0 +1,83 @@
+"""Two processes (gloo) do what one process does on the joined batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_invariance.weights.checkpoint import read_metadata
+
+SCRIPT = """
+import sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from distributed_alice import build, views
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+rank = dist.get_rank()
+alice = build()
+mine = {k: v[[rank, rank + 2]] for k, v in views().items()}  # pair ``rank`` of Q1 Q2 K1 K2
+parallel = DistributedDataParallel(alice, broadcast_buffers=False)
+output = parallel(mine, 0.5)
+sum(output.losses.values()).backward()
+alice.after_step(output, 0.5)
+losses = torch.stack([v.detach() for v in output.losses.values()])
+dist.all_reduce(losses)
+if rank == 0:
+    gradients = {n: p.grad for n, p in alice.named_parameters() if p.grad is not None}
+    torch.save({"losses": losses / 2, "gradients": gradients, "center": alice.heads.inter.center}, sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+def torchrun(*arguments, **environment):
+    """Run a program on two processes of this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    root = os.pathsep.join(str(p) for p in (Path(__file__).parents[1], Path(__file__).parent))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path):
+    from distributed_alice import build, views
+
+    script = tmp_path / "two_ranks.py"
+    script.write_text(SCRIPT)
+    torchrun(str(script), str(tmp_path / "two.pt"))
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    alice = build()
+    output = alice(views(), 0.5)
+    sum(output.losses.values()).backward()
+    alice.after_step(output, 0.5)
+    one = {n: p.grad for n, p in alice.named_parameters() if p.grad is not None}
+    assert torch.allclose(two["losses"], torch.stack([v.detach() for v in output.losses.values()]), rtol=1e-5)
+    assert one.keys() == two["gradients"].keys()
+    assert len(one) > 30
+    for name, gradient in one.items():
+        # a bias before an instance norm has no effect; what is left of its gradient is rounding
+        assert torch.allclose(two["gradients"][name], gradient, rtol=1e-3, atol=1e-5), name
+    assert torch.allclose(two["center"], alice.heads.inter.center, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_torchrun_pretrains_on_two_processes(tiny, tmp_path):
+    arguments = [
+        "-m",
+        "nnunet_invariance",
+        "pretrain",
+        "alice",
+        tiny.name,
+        "3d_fullres",
+        "-device",
+        "cpu",
+        "--epochs",
+        "1",
+    ]
+    settings = ["--iterations", "2", "--set", "workers=0", "hidden=64", "codes=64"]
+    torchrun(*arguments, *settings, nnUNet_results=str(tmp_path))
+    final = tmp_path / tiny.name / "pretraining" / "alice__nnUNetPlans__3d_fullres" / "checkpoint_final.safetensors"
+    assert read_metadata(final)["finished"]
