@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_networks import architecture
 
 from nnunet_invariance.augmentation.masking import upsample_cells
 from nnunet_invariance.errors import (
@@ -241,6 +242,25 @@ def test_every_loss_reaches_the_encoder(tiny):
         norms = [p.grad.norm().item() for p in alice.network.encoder.stages.parameters() if p.grad is not None]
         assert max(norms) > 0, name
         assert all(p.grad is None for p in alice.teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+@pytest.mark.parametrize("strides", [((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2)), ((1, 1, 1), (2, 2, 2))])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_planned_networks_of_any_shape_are_trained(kind, strides, channels):
+    torch.manual_seed(0)
+    planned = architecture(kind, strides, channels)
+    options = AliceOptions(hidden=16, codes=16)
+    alice = Alice(planned, (8, 16, 16), (5.0, 1.0, 1.0), 2, True, (), BodyCoordinates(), options).train()
+    image = torch.rand(2, channels, 8, 16, 16)
+    valid = torch.ones(2, 1, 8, 16, 16, dtype=torch.bool)
+    views = alice.make_views({"image": image, "valid": valid}, torch.Generator().manual_seed(0))
+    assert views["encoder_valid"].shape[1] == 8 * 16 * 16 // np.prod(alice.cell)
+    output = alice(views, 0.0)
+    assert alice.loss_weights["mim"] == 10  # images in [0, 1]
+    sum(output.losses.values()).backward()
+    idle = [n for n, p in alice.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
 
 
 def test_padding_counts_in_no_loss(tiny):

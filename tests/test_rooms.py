@@ -1,0 +1,45 @@
+"""The rooms of docs/architecture.md: a room imports only from rooms that stand above it in the table."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"plans": "plans", "trainers": "trainers"}  # shipped as sub-packages
+
+
+def rooms() -> list[str]:
+    """Names of the rooms below ``nnunet_invariance``, in the order of the table."""
+    rows = re.findall(r"^\| `(?:nnunet_invariance/)?(\w+?)(?:\.py|/)` ", (ROOT / "docs/architecture.md").read_text(), re.M)
+    assert {"errors", "losses", "weights", "pretraining", "plans", "trainers", "cli"} <= set(rows)
+    return rows
+
+
+def imported_rooms(file: Path) -> set[str]:
+    """Rooms that a file imports, anywhere in it."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("nnunet_invariance.")}
+
+
+def test_rooms_import_downwards_only():
+    order = rooms()
+    found = []
+    for index, room in enumerate(order):
+        place = ROOT / room if room in FOLDERS else ROOT / "nnunet_invariance" / room
+        files = sorted(place.glob("**/*.py")) if place.is_dir() else [place.with_suffix(".py")]
+        assert files, room
+        allowed = {*order[: index + 1]}
+        for file in files:
+            above = {r for r in imported_rooms(file) if r in order and r not in allowed}
+            found += [f"{file.relative_to(ROOT)} imports {r}" for r in sorted(above)]
+    assert found == []
+
+
+def test_losses_know_nothing_of_nnunet():
+    for file in (ROOT / "nnunet_invariance/losses").glob("*.py"):
+        assert "nnunetv2" not in file.read_text(), file
