@@ -41,17 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="KEY=VALUE",
         help="settings of the loop and of the method, see docs/pretraining.md",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status (143 after SIGTERM)."""
-    import logging
-
     from nnunet_invariance.pretraining.loop import Stopped
     from nnunet_invariance.pretraining.run import run_pretraining
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
     try:
         path = run_pretraining(

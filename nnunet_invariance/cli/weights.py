@@ -7,7 +7,6 @@ from pathlib import Path
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb, its four actions and their flags."""
     parser = subparsers.add_parser("weights", help="list, inspect, export and plan with pre-trained weights")
-    parser.set_defaults(run=run)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     actions.add_parser("list", help="the pre-trainings below nnUNet_results")

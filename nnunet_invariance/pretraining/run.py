@@ -127,8 +127,10 @@ def _prepare_folder(folder: Path, resume: bool) -> None:
 
 @contextmanager
 def _log_file(folder: Path, group: Ranks):
-    """Copy the package's log to ``log.txt`` in the folder, on the first rank."""
+    """Copy the package's log to ``log.txt`` in the folder, on the first rank; the others only warn."""
     package = logging.getLogger("nnunet_invariance")
+    if not group.first:
+        package.setLevel(logging.WARNING)
     handler: logging.Handler = logging.FileHandler(folder / "log.txt") if group.first else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package.addHandler(handler)

@@ -1,0 +1,47 @@
+# Each target makes its own virtual environment first, once. `make PYTHON=python3.12 test` chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help install test test-fast test-all demo lint format wheel
+
+help:
+	@echo "make test        every test but the slow ones (at most 8 minutes on 2 cores)"
+	@echo "make test-fast   without the stock commands and the trainings (about a minute)"
+	@echo "make test-all    everything"
+	@echo "make demo        one method end to end on data it makes itself; leaves demo/"
+	@echo "make lint | format | wheel"
+
+install: $(READY)
+
+$(READY): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	@touch $@
+
+test: $(READY)
+	$(PYTEST) -m "not slow"
+
+test-fast: $(READY)
+	$(PYTEST) -m "not slow and not commands"
+
+test-all: $(READY)
+	$(PYTEST)
+
+demo: $(READY)
+	$(BIN)/nnunet-invariance demo --out demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,0 +1,82 @@
+"""What every test shares: one thread, the discovery hook, and one small data set that nnU-Net itself prepared."""
+
+import os
+
+# Read by nnunetv2 and matplotlib when they are imported, so set before anything imports them.
+os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="0", OMP_NUM_THREADS="1", MPLBACKEND="agg")
+
+import io
+import json
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_dataset import NAME, cut_down, write_raw_dataset
+
+from nnunet_invariance._discovery import autoload
+
+autoload()  # an uninstalled checkout has no entry point
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class TinyDataset:
+    """Where a prepared data set lies; `plans` is the content of its plans file."""
+
+    root: Path
+    raw: Path
+    preprocessed: Path
+    results: Path
+    name: str
+    plans_name: str
+    configuration: str
+    plans: dict
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyDataset]:
+    """Dataset777_Tiny: six labelled cases and two test images, planned and preprocessed for 3d_fullres by nnU-Net.
+
+    A test may add plans files of other names; it leaves the data, the plans and the three variables as they are.
+    """
+    root = tmp_path_factory.mktemp("nnunet")
+    trees = {name: root / name for name in ("raw", "preprocessed", "results")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, folder in trees.items():
+            folder.mkdir()
+            patch.setenv(f"nnUNet_{name}", str(folder))
+        write_raw_dataset(trees["raw"] / NAME)
+        plans = plan_and_preprocess(trees["preprocessed"] / NAME)
+        yield TinyDataset(
+            root, **trees, name=NAME, plans_name="nnUNetPlans", configuration="3d_fullres", plans=plans
+        )  # fmt: skip
+
+
+def plan_and_preprocess(preprocessed: Path) -> dict:
+    """Fingerprint, cut-down plans and preprocessed 3d_fullres data by nnU-Net's own code in this process; the plans."""
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
+
+    with pytest.MonkeyPatch.context() as patch, threads_for_processes(), redirect_stdout(io.StringIO()):
+        patch.setenv("nnUNet_n_proc_DA", "1")  # the planner hands it to torch.set_num_threads
+        extract_fingerprint_dataset(777, num_processes=1, verbose=False, show_progress_bar=False)
+        ExperimentPlanner(777).plan_experiment()
+        file = preprocessed / "nnUNetPlans.json"
+        plans = cut_down(json.loads(file.read_text()), "nnUNetPlans")
+        file.write_text(json.dumps(plans, indent=2))
+        preprocess_dataset(777, "nnUNetPlans", ("3d_fullres",), (1,), show_progress_bar=False)
+    return plans
+
+
+@contextmanager
+def threads_for_processes() -> Iterator[None]:
+    """Let nnU-Net's worker pools run as threads of this process: a spawned worker would import torch first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
+        yield

@@ -1,0 +1,141 @@
+"""doctor: finds what is wrong, says the remedy, and is content with what is right."""
+
+import importlib
+import os
+import shutil
+import sys
+from collections import namedtuple
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+
+from nnunet_invariance import _discovery, doctor
+from nnunet_invariance.cli import main as cli
+
+
+def by_name(findings) -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_sound_set_up_is_found_sound(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    monkeypatch.setattr(doctor, "LEAST_FREE_GB", 0)
+    findings = by_name(doctor.diagnose())
+    assert findings["AliceTrainer"].value == "found by nnU-Net"
+    assert findings["hook"].value == "on"
+    assert findings["torch"].value == metadata.version("torch")
+    assert findings["nnUNet_raw"].value.startswith(str(tiny.raw))
+    assert {name: finding.remedy for name, finding in findings.items() if finding.remedy} == {}
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("All is well.\n")
+    assert _discovery.ext_trainer_folder() in printed
+
+
+def test_something_wrong_is_marked_and_ends_with_status_1(tiny, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_results")
+    assert cli.main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "! nnUNet_results" in printed
+    assert "-> export nnUNet_results=" in printed
+
+
+def test_the_three_variables(tmp_path, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "absent"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(int(1.2e9)))
+    findings = by_name(doctor.folders())
+    assert findings["nnUNet_raw"].remedy == "export nnUNet_raw=/a/folder/of/yours"
+    assert findings["nnUNet_preprocessed"].remedy == f"mkdir -p '{tmp_path / 'absent'}'"
+    assert findings["nnUNet_results"].value == f"{tmp_path} (1 GB free)"
+    assert findings["nnUNet_results"].remedy.startswith("free at least 5 GB there")
+
+
+def test_an_unwritable_folder(tmp_path, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # holds for root too, whom no mode keeps out
+    findings = by_name(doctor.folders())
+    assert findings["nnUNet_raw"].remedy is None  # nnU-Net only reads there
+    assert "is not writable" in findings["nnUNet_results"].value
+    assert findings["nnUNet_preprocessed"].remedy.startswith(f"chmod u+w '{tmp_path}'")
+
+
+@pytest.mark.parametrize(
+    ("line", "value", "remedy"),
+    [
+        ("torch!=2.*", f"{metadata.version('torch')}, but !=2.* is needed", "pip install 'torch!=2.*'"),
+        ("numpy>=1000", f"{metadata.version('numpy')}, but >=1000 is needed", "pip install 'numpy>=1000'"),
+        ("no-such-package>=1", "not installed", "pip install 'no-such-package>=1'"),
+        ("numpy>=1", metadata.version("numpy"), None),
+    ],
+)
+def test_requirements(line, value, remedy):
+    finding = doctor.check_requirement("Installed", Requirement(line))
+    assert finding.value == value
+    assert finding.remedy is remedy is None or finding.remedy.startswith(remedy)
+
+
+def test_torch_2_9_and_missing_setuptools_are_told_with_the_reason(monkeypatch):
+    versions = {"torch": "2.9.1"}
+
+    def version(name: str) -> str:
+        if name == "setuptools":
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    torch = doctor.check_requirement("Installed", Requirement("torch>=2.6,!=2.9.*"))
+    assert torch.value.startswith("2.9.1, but ")
+    assert "several times slower" in torch.remedy
+    assert "distutils" in doctor.check_requirement("Installed", Requirement("setuptools")).remedy
+
+
+def test_traps(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setenv("nnUNet_def_n_proc", "1000")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    findings = by_name(doctor.traps())
+    assert "import fails" in findings["torchvision"].value
+    assert findings["torchvision"].remedy.startswith("pip install --upgrade torch torchvision")
+    assert findings["nnUNet_def_n_proc"].value.startswith("1000 on ")
+    assert findings["nnUNet_def_n_proc"].remedy.startswith("export nnUNet_def_n_proc=")
+    assert findings["nnUNet_n_proc_DA"].remedy.startswith("unset nnUNet_n_proc_DA for planning")
+
+
+@pytest.mark.parametrize("workers", ["0", "many", "1.5"])
+def test_a_nonsensical_number_of_workers(workers, monkeypatch):
+    monkeypatch.setenv("nnUNet_def_n_proc", workers)
+    assert by_name(doctor.traps())["nnUNet_def_n_proc"].remedy.startswith("export nnUNet_def_n_proc=")
+
+
+def test_the_default_number_of_workers_on_a_small_machine(monkeypatch):
+    monkeypatch.delenv("nnUNet_def_n_proc")
+    monkeypatch.setattr(doctor, "_cores", lambda: 2)
+    finding = by_name(doctor.traps())["nnUNet_def_n_proc"]
+    assert finding.value == "8 (nnU-Net default) on 2 cores"
+    assert finding.remedy.startswith("export nnUNet_def_n_proc=2")
+
+
+def test_without_the_hook_the_remedy_is_the_shim_folder(monkeypatch):
+    objects = importlib.import_module("nnunetv2.utilities.find_objects")
+    stock = objects.recursive_find_trainer_class_by_name.__wrapped__
+    monkeypatch.setattr(objects, "recursive_find_trainer_class_by_name", stock)
+    monkeypatch.setattr(objects, "recursive_find_python_class", objects.recursive_find_python_class.__wrapped__)
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    findings = by_name(doctor.discovery())
+    assert findings["hook"].value == "off"
+    assert findings["AliceTrainer"].value.startswith("not found by nnU-Net")
+    assert findings["AliceTrainer"].remedy.endswith(f"export nnUNet_extTrainer={_discovery.ext_trainer_folder()}")
+    monkeypatch.setenv("nnUNet_extTrainer", _discovery.ext_trainer_folder())
+    assert by_name(doctor.discovery())["AliceTrainer"].value == "found by nnU-Net"
+
+
+def test_torch_that_does_not_import_is_a_finding(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (finding,) = doctor.devices()
+    assert finding.value.startswith("import fails")
+    assert finding.remedy.startswith("pip install")

@@ -1,0 +1,89 @@
+"""What the wheel holds, and that an uninstalled checkout and an installed wheel import the same."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from nnunet_invariance import __version__
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {
+    "nnunet_invariance": "nnunet_invariance",
+    "trainers": "nnunet_invariance/trainers",
+    "plans": "nnunet_invariance/plans",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of the checkout, built with this environment's setuptools in a copy, so that nothing is left behind."""
+    pytest.importorskip("setuptools", reason="builds without isolation, and so without the network")
+    out = tmp_path_factory.mktemp("wheel")
+    code = (
+        "import os, sys; from setuptools import build_meta; "
+        "print(build_meta.build_wheel(sys.argv[1], {'--build-option': ['build', '--build-base', sys.argv[2]]}))"
+    )
+    copy = tmp_path_factory.mktemp("checkout")
+    tracked = ["setup.py", "pyproject.toml", "README.md", "LICENSE", *ROOMS]
+    subprocess.run(["cp", "-r", *(ROOT / name for name in tracked), copy], check=True)
+    command = [sys.executable, "-c", code, str(out), str(out / "build")]
+    built = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+    expected = {
+        f"{target}/{file.relative_to(ROOT / source).as_posix()}"
+        for source, target in ROOMS.items()
+        for file in (ROOT / source).rglob("*.py")
+    }
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {name for name in names if name.endswith(".py")} == expected
+    assert "nnunet_invariance/_ext_trainers/nnunet_invariance_trainers.py" in names
+
+
+def test_the_wheel_names_its_licence_entry_points_and_version(wheel):
+    archive = zipfile.ZipFile(wheel)
+    info = f"nnunet_invariance-{__version__}.dist-info"
+    points = archive.read(f"{info}/entry_points.txt").decode()
+    assert "[torch.backends]\nnnunet_invariance = nnunet_invariance._discovery:autoload" in points
+    assert "nnunet-invariance = nnunet_invariance.cli.main:entry_point" in points
+    text = archive.read(f"{info}/METADATA").decode()
+    assert "Requires-Python: >=3.10\n" in text
+    assert 'Requires-Dist: setuptools; python_version >= "3.12"' in text
+    licence = next(name for name in archive.namelist() if name.startswith(info) and name.endswith("LICENSE"))
+    assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+
+
+@pytest.mark.parametrize("unpacked", [False, True], ids=["checkout", "wheel"])
+def test_sub_packages_import_from_elsewhere(unpacked, wheel, tmp_path):
+    """-S keeps site-packages, and with it an installed copy of this package, out of sight."""
+    path = ROOT
+    if unpacked:
+        path = tmp_path / "unpacked"
+        zipfile.ZipFile(wheel).extractall(path)
+    code = (
+        "import nnunet_invariance, nnunet_invariance.trainers, nnunet_invariance.plans, nnunet_invariance._discovery\n"
+        "print(nnunet_invariance.trainers.__file__)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    folder = path / "nnunet_invariance" / "trainers" if unpacked else ROOT / "trainers"
+    assert result.stdout == f"{folder / '__init__.py'}\n", result.stderr
+
+
+def test_versions_agree():
+    assert metadata.version("nnunet_invariance") == __version__
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
