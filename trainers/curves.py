@@ -1,0 +1,36 @@
+"""The trainer's own curves, beside nnU-Net's progress.png."""
+
+import math
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from torch import distributed as dist
+
+from nnunet_invariance.pretraining.history import draw_history
+from nnunet_invariance.weights.atomic import atomic_write
+
+
+def log_curves(logger: MetaLogger, values: dict[str, float], epoch: int) -> None:
+    """Log an epoch's values, averaged over ranks, under keys that nnU-Net does not have; every rank must call it.
+
+    Earlier epochs without a value are NaN.
+    """
+    if dist.is_available() and dist.is_initialized():
+        ranks: list[dict[str, float]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(ranks, values)
+        values = {name: float(np.mean([rank[name] for rank in ranks])) for name in values}
+    for name, value in values.items():
+        logger.local_logger.my_fantastic_logging.setdefault(name, [math.nan] * epoch)
+        logger.log(name, value, epoch)
+
+
+def draw_curves(logger: MetaLogger, names: list[str], path: Path) -> None:
+    """Draw the curves of the given keys, one panel each."""
+    columns = [logger.get_value(name, None) for name in names]
+    rows = zip(*columns, strict=True)
+    history = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(rows)]
+    with matplotlib.style.context("default"):  # nnU-Net sets huge fonts for the whole process
+        figure = draw_history(history)
+        atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=100))

@@ -1,0 +1,42 @@
+"""Bringing pre-trained weights into a trainer's network."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from nnunet_invariance.plans.options import TrainerOptions
+from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.locate import find_weights
+from nnunet_invariance.weights.transfer import SECTION_OF, check_method, inject
+
+
+def bring_weights(
+    network: nn.Module, method: str, names: tuple[str, str, str], options: TrainerOptions, log: Callable[[str], None]
+) -> dict[str, Any]:
+    """Find the weights of a method and inject them; the place and the transfer report in native types.
+
+    Args:
+        network: the planned one, without wrappers.
+        names: of dataset, plans and configuration.
+        log: called with the choice and with the report.
+
+    Raises:
+        WeightsNotFoundError: no place holds weights, or one names a file that is not there.
+        WeightsIncompatibleError: another method or architecture, or too little coverage.
+        CheckpointCorruptError: the file is not what it should be.
+    """
+    found = find_weights(method, *names, options.checkpoint)
+    log(f"Weights: {found.path} ({found.place})")
+    checkpoint = load_checkpoint(found.path, [SECTION_OF[options.source]])
+    check_method(checkpoint, method)
+    report = inject(
+        network, checkpoint, transfer=options.transfer, source=options.source, min_coverage=options.min_coverage
+    )
+    log(report.to_text())
+    return {"place": found.place, **report.to_dict()}
+
+
+def versions(network: nn.Module) -> list[int]:
+    """Autograd's counters of in-place changes of each parameter: whoever loads a state dict raises them."""
+    return [parameter._version for parameter in network.parameters()]

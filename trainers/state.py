@@ -1,0 +1,27 @@
+"""What a trainer writes beside tensors: native types only, so that ``torch.load(weights_only=True)`` opens it."""
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def native(value: Any) -> Any:
+    """Tensors as they are; NumPy numbers, arrays, devices and paths as Python's own types, inside containers too.
+
+    Raises:
+        TypeError: a value of any other type.
+    """
+    if isinstance(value, np.generic | np.ndarray):  # first, because np.float64 is a float
+        return value.tolist()
+    if value is None or isinstance(value, bool | int | float | str | torch.Tensor):
+        return value
+    if isinstance(value, Mapping):
+        return {native(key): native(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(native(item) for item in value)
+    if isinstance(value, torch.device | PurePath):
+        return str(value)
+    raise TypeError(f"A checkpoint holds native types only, found a {type(value).__name__}: {value!r}.")
