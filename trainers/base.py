@@ -17,7 +17,7 @@ from nnunet_invariance.networks.planned import cumulative_strides
 from nnunet_invariance.networks.tap import EncoderTap
 from nnunet_invariance.plans.options import TrainerOptions
 from nnunet_invariance.trainers.baseline import BaselineTrainer
-from nnunet_invariance.trainers.configuration import check_supported
+from nnunet_invariance.trainers.configuration import check_supported, encoder_of
 from nnunet_invariance.trainers.curves import draw_curves, log_curves
 from nnunet_invariance.trainers.guard import FiniteGuard, is_finite
 from nnunet_invariance.trainers.pretrained import bring_weights, versions
@@ -99,25 +99,20 @@ class InvarianceTrainer(BaselineTrainer):
 
         nnU-Net calls this when the network stands, but before its first (compiled) pass: the moment for the tap.
         """
-        network = self.plain_network
+        module = encoder_of(self.plain_network, type(self).__name__)
         if self.options.aux != "none":
-            self._build_views(network.encoder)
-        encoder = list(network.encoder.parameters())
+            self._build_views(module)
+        encoder = list(module.parameters())
         known = {id(parameter) for parameter in encoder}
-        rest = [parameter for parameter in network.parameters() if id(parameter) not in known]
+        rest = [parameter for parameter in self.plain_network.parameters() if id(parameter) not in known]
         factor, frozen = (1.0, 0) if self.scratch else (self.options.encoder_lr_factor, self.options.frozen_epochs)
         # The decoder comes first: nnU-Net's log and progress.png show the rate of the first group.
         groups = [(rest, self.initial_lr, 0), (encoder, self.initial_lr * factor, frozen)]
         if self.aux:
             groups.append((list(self.aux.parameters()), self.initial_lr, 0))
         parameters, rates, frozen_epochs = zip(*groups, strict=True)
-        optimizer = torch.optim.SGD(
-            [{"params": p} for p in parameters],
-            self.initial_lr,
-            weight_decay=self.weight_decay,
-            momentum=0.99,
-            nesterov=True,
-        )
+        modules = [{"params": group} for group in parameters]
+        optimizer = torch.optim.SGD(modules, self.initial_lr, 0.99, weight_decay=self.weight_decay, nesterov=True)
         return optimizer, WarmupPolySchedule(optimizer, rates, frozen_epochs, self.num_epochs, self.options.warmup)
 
     def _build_views(self, encoder: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
 
 from nnunet_invariance.errors import UnknownConfigurationError, UnsupportedConfigurationError
 
@@ -34,4 +35,19 @@ def check_supported(plans: dict, name: str, dimensions: Sequence[int], trainer: 
     raise UnsupportedConfigurationError(
         f"{trainer} supports {' and '.join(f'{d}d' for d in dimensions)} configurations without a cascade, but {name} "
         f"of {plans['plans_name']} is {what}. Take another configuration, or train this one with BaselineTrainer."
+    )
+
+
+def encoder_of(network: nn.Module, trainer: str) -> nn.Module:
+    """The encoder of a planned U-Net, which says the channels and strides of its stages.
+
+    Raises:
+        UnsupportedConfigurationError: the plans name a network of another kind.
+    """
+    encoder = getattr(network, "encoder", None)
+    if hasattr(encoder, "output_channels") and hasattr(encoder, "strides"):
+        return encoder
+    raise UnsupportedConfigurationError(
+        f"{trainer} needs a network with an encoder of stages, as PlainConvUNet and ResidualEncoderUNet have, but the "
+        f"plans name {type(network).__name__}. Take plans with one of these, or BaselineTrainer."
     )
