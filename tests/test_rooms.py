@@ -10,7 +10,8 @@ FOLDERS = {"plans": "plans", "trainers": "trainers"}  # shipped as sub-packages
 
 def rooms() -> list[str]:
     """Names of the rooms below ``nnunet_invariance``, in the order of the table."""
-    rows = re.findall(r"^\| `(?:nnunet_invariance/)?(\w+?)(?:\.py|/)` ", (ROOT / "docs/architecture.md").read_text(), re.M)
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| `(?:nnunet_invariance/)?(\w+?)(?:\.py|/)` ", page, re.M)
     assert {"errors", "losses", "weights", "pretraining", "plans", "trainers", "cli"} <= set(rows)
     return rows
 

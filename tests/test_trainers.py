@@ -25,6 +25,7 @@ from nnunet_invariance.errors import (
 )
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.projection import gather_positions, sample_positions
+from nnunet_invariance.trainers.configuration import encoder_of
 from nnunet_invariance.trainers.schedule import WarmupPolySchedule, ramp
 from nnunet_invariance.trainers.state import native
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
@@ -236,6 +237,11 @@ def test_alice_takes_no_cascade(tiny, results):
     with pytest.raises(UnsupportedConfigurationError, match="second of nnUNetPlans is the second stage of a cascade"):
         make_trainer(tiny, "AliceTrainer", plans, "second")
     assert not results.exists()
+
+
+def test_a_network_without_stages_is_refused():
+    with pytest.raises(UnsupportedConfigurationError, match=r"AliceTrainer needs .* but the plans name Linear"):
+        encoder_of(torch.nn.Linear(1, 1), "AliceTrainer")
 
 
 @pytest.mark.parametrize("name", ["AliceTrainer", "BaselineTrainer"])
