@@ -4,6 +4,7 @@ import os
 
 # Read by nnunetv2 and matplotlib when they are imported, so set before anything imports them.
 os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="0", OMP_NUM_THREADS="1", MPLBACKEND="agg")
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait make a loaded machine ten times slower
 
 import io
 import json

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -175,7 +176,9 @@ def test_sigterm_finishes_the_step_saves_and_continues_bit_identical(tiny, resul
     def stop_after_the_first_epoch():
         while not done.is_set():
             if (results / "checkpoint_latest.safetensors").is_file():
-                os.kill(os.getpid(), signal.SIGTERM)
+                # as a scheduler does: every process at once, the workers too
+                for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+                    os.kill(process.pid, signal.SIGTERM)
                 return
             time.sleep(0.01)
 
@@ -315,10 +318,11 @@ def test_pretraining_beats_random_weights_on_held_out_volumes(tiny, results):
 
 def test_collapse_is_warned_of(tiny):
     alice = make_alice(tiny)
-    good = {"mean_target_entropy": 0.5, "target_entropy": 0.3, "effective_rank": 20.0}
+    good = {"mean_target_entropy": 0.5, "target_entropy": 0.3, "class_target_entropy": 0.5, "effective_rank": 20.0}
     assert alice.warnings(good) == []
     assert "one code" in alice.warnings({**good, "mean_target_entropy": 0.0})[0]
     assert "uniform" in alice.warnings({**good, "target_entropy": 0.99})[0]
+    assert "teaches nothing" in alice.warnings({**good, "class_target_entropy": 0.99})[0]
     assert "directions" in alice.warnings({**good, "effective_rank": 1.2})[0]
     one_code = torch.zeros(50, 64)
     one_code[:, 3] = 10.0

@@ -55,6 +55,11 @@ class AliceOptions:
     codes: int = 512
 
 
+def entropy_share(p: Tensor) -> Tensor:
+    """Entropy of distributions (..., K) as a share of log K, the entropy of the uniform one: (...), in [0, 1]."""
+    return -torch.xlogy(p, p).sum(-1) / math.log(p.shape[-1])
+
+
 class _Heads(nn.Module):
     """Student and teacher sides of what stands beside the network."""
 
@@ -184,7 +189,9 @@ class Alice(Method):
         }
         valid_targets = t[encoder_valid]
         state = {"class_mean": teacher_class.mean(0), "token_mean": valid_targets.mean(0)}
-        return StepOutput(losses, self._diagnostics(valid_targets, temperature), state)
+        diagnostics = self._diagnostics(valid_targets, temperature)
+        diagnostics["class_target_entropy"] = entropy_share(self.heads.inter.target(teacher_class, temperature)).mean()
+        return StepOutput(losses, diagnostics, state)
 
     def _teacher_temperature(self, progress: float) -> float:
         start, end = self.options.teacher_temperature_start, self.options.teacher_temperature
@@ -199,14 +206,12 @@ class Alice(Method):
         eigenvalues of the tokens' covariance.
         """
         p = self.heads.intra.target(targets, temperature)
-        mean = p.mean(0)
-        log_k = math.log(p.shape[-1])
         centred = (targets - targets.mean(0)).float()
         # the Gram matrix of the smaller side has the same non-zero eigenvalues as the covariance
         gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
         return {
-            "target_entropy": -torch.xlogy(p, p).sum(-1).mean() / log_k,
-            "mean_target_entropy": -torch.xlogy(mean, mean).sum() / log_k,
+            "target_entropy": entropy_share(p).mean(),
+            "mean_target_entropy": entropy_share(p.mean(0)),
             "effective_rank": gram.diagonal().sum() ** 2 / gram.square().sum().clamp(min=1e-12),
         }
 
@@ -231,6 +236,11 @@ class Alice(Method):
         if diagnostics["target_entropy"] > 0.95:
             found.append(
                 f"collapse: targets are nearly uniform (target entropy {diagnostics['target_entropy']:.3f} of log K)"
+            )
+        if diagnostics["class_target_entropy"] > 0.95:
+            share = diagnostics["class_target_entropy"]
+            found.append(
+                f"class targets are nearly uniform ({share:.3f} of log K): the inter-volume term teaches nothing"
             )
         if diagnostics["effective_rank"] < 2:
             found.append(f"collapse: target tokens span {diagnostics['effective_rank']:.1f} directions")

@@ -85,8 +85,10 @@ def make_optimizer(method: Method, options: LoopOptions) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=options.lr)
 
 
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # a terminal or a scheduler signals all processes at once; the main one still needs its workers for the last step
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Stopped(Exception):
@@ -166,7 +168,7 @@ class Loop:
             num_workers=self.options.workers,
             generator=torch.Generator(),  # or the loader would draw from the global one, once a start
             pin_memory=self.ranks.device.type == "cuda",
-            worker_init_fn=_leave_interrupts_to_the_main_process,
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
         batches = iter(loader)
         if self.step:

@@ -1,0 +1,202 @@
+"""Alice on real data: does pre-training on 120 unlabelled hippocampus crops help when 5 of them have labels?
+
+60 of the labelled cases are drawn by seed for the test and kept apart in imagesTs and labelsTs before anything else is
+done, so that fingerprint, plans, pre-training and training see the others only. Three trainers then get the same five
+labelled cases and the same number of iterations. Every step is skipped when it is done: run the same command again
+after an interruption.
+
+    python benchmarks/hippocampus_alice.py --data DIR/Dataset004_Hippocampus --work DIR [--seed 0] [-device cpu]
+
+Data: Medical Segmentation Decathlon, Task04, in nnU-Net's raw layout (CC-BY-SA 4.0).
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_invariance.errors import ComparisonError, InvarianceError
+from nnunet_invariance.evaluation.few_shot import few_shot
+from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.scores import Summary, format_summary, read_scores, summarize, write_csv
+from nnunet_invariance.evaluation.stock import run_command
+from nnunet_invariance.evaluation.tree import link
+from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.weights.atomic import atomic_write
+
+DATASET = "Dataset004_Hippocampus"
+CONFIGURATION = "3d_fullres"
+STOCK_PLANS, PLANS = "nnUNetPlans", "nnUNetPlans_cpu"
+N_TEST = 60
+SHOTS, N_VAL = 5, 2
+BASE_FEATURES, BATCH_SIZE = 16, 2
+PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 30, 50
+PRETRAINING_SETTINGS = ("lr=5e-4",)  # the default of 1e-4 is meant for runs about sixty times as long
+EPOCHS, ITERATIONS, VAL_ITERATIONS = 30, 25, 2
+BASELINES = (f"AliceTrainer_scratch_{EPOCHS}epochs", f"BaselineTrainer_{EPOCHS}epochs")
+TRAINERS = (f"AliceTrainer_{EPOCHS}epochs", *BASELINES)
+# On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
+# while they wait slow everything down tenfold once the cores have other work. No result depends on either.
+FEW_CORES = {
+    "nnUNet_def_n_proc": "1",
+    "nnUNet_n_proc_DA": "1",
+    "nnUNet_npp": "0",
+    "nnUNet_nps": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+RESULTS = Path(__file__).parent / "results" / "hippocampus-alice"
+
+
+def main() -> int:
+    """Run all steps that are left; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help=f"{DATASET} in nnU-Net's raw layout; only read")
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes (about 1 GB)")
+    parser.add_argument("--seed", type=int, default=0, help="of test cases, shots, networks and augmentation")
+    parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
+    args = parser.parse_args()
+    work = args.work.resolve()
+    steps = Steps(work)
+    os.environ.update({f"nnUNet_{tree}": str(work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")})
+    for variable, value in FEW_CORES.items():
+        os.environ.setdefault(variable, value)
+    try:
+        test = lay_out_raw(args.data, work / "nnUNet_raw" / DATASET, args.seed)
+        plan(work, steps, args.seed)
+        pretrain(work, steps, args.seed, args.device)
+        comparison = few_shot(
+            DATASET,
+            CONFIGURATION,
+            PLANS,
+            [Arm(trainer, trainer) for trainer in TRAINERS],
+            shots=[SHOTS],
+            test_cases=test,
+            n_val=N_VAL,
+            seed=args.seed,
+            device=args.device,
+            mirroring=False,
+            baseline=BASELINES[0],
+            out=work / "comparison",
+        )
+    except InvarianceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    collect(work, comparison, steps)
+    return 0
+
+
+class Steps:
+    """Runs the commands outside the comparison, and remembers what they were and how long they took."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.file = work / "steps.json"
+        self.done: dict[str, Any] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+
+    def run(self, name: str, command: Sequence[str], on_poll: Callable[[], None] = lambda: None) -> None:
+        """Run a command once; ``name`` is its log's name. Time spent before an interruption is not counted."""
+        if name in self.done:
+            return
+        print(f"{name}: {' '.join(command)}", flush=True)
+        seconds = run_command(name, command, self.work / "logs" / f"{name}.log", self.work, {}, on_poll)
+        self.done[name] = {"command": " ".join(command), "seconds": round(seconds, 1)}
+        _write_json(self.file, self.done)
+
+
+def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
+    """Link the data into its own raw folder, the test cases apart from the others; returns the test cases."""
+    if not (data / "dataset.json").is_file():
+        raise ComparisonError(f"{data} holds no dataset.json. Give {DATASET} in nnU-Net's raw layout with --data.")
+    dataset = json.loads((data / "dataset.json").read_text())
+    ending = dataset["file_ending"]
+    cases = sorted(p.name[: -len(ending)] for p in (data / "labelsTr").glob(f"*{ending}"))
+    test = sorted(random.Random(f"hippocampus {seed}").sample(cases, N_TEST))
+    for case in cases:
+        kind = "Ts" if case in test else "Tr"
+        for name, folder in ((f"{case}_0000{ending}", "images"), (f"{case}{ending}", "labels")):
+            link(data / f"{folder}Tr" / name, raw / f"{folder}{kind}" / name)
+    dataset["numTraining"] = len(cases) - len(test)
+    if len(list((raw / "imagesTr").iterdir())) != dataset["numTraining"]:
+        raise ComparisonError(f"{raw} was made with another seed or from other data. Give another --work.")
+    _write_json(raw / "dataset.json", dataset)
+    return test
+
+
+def plan(work: Path, steps: Steps, seed: int) -> None:
+    """Plan and preprocess the cases that are not tested, and write the plans copy of a size for a CPU."""
+    command = ["nnUNetv2_plan_and_preprocess", "-d", "4", "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
+    steps.run("plan_and_preprocess", command)
+    stock = json.loads((work / "nnUNet_preprocessed" / DATASET / f"{STOCK_PLANS}.json").read_text())
+    architecture = stock["configurations"][CONFIGURATION]["architecture"]
+    features = [BASE_FEATURES * 2**stage for stage in range(architecture["arch_kwargs"]["n_stages"])]
+    architecture["arch_kwargs"]["features_per_stage"] = features
+    block = {"iterations_per_epoch": ITERATIONS, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": seed}
+    changes = {"batch_size": BATCH_SIZE, "architecture": architecture}
+    write_plans_copy(DATASET, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
+
+
+def pretraining_folder(work: Path) -> Path:
+    """Where the pre-training leaves its files."""
+    return work / "nnUNet_results" / DATASET / "pretraining" / f"alice__{PLANS}__{CONFIGURATION}"
+
+
+def pretrain(work: Path, steps: Steps, seed: int, device: str) -> None:
+    """Pre-train Alice on the preprocessed cases, without labels."""
+    command = ["nnunet-invariance", "pretrain", "alice", DATASET, CONFIGURATION, "-p", PLANS, "-device", device]
+    command += ["--epochs", str(PRETRAINING_EPOCHS), "--iterations", str(PRETRAINING_ITERATIONS), "--seed", str(seed)]
+    command += ["--set", *PRETRAINING_SETTINGS]
+    folder = pretraining_folder(work)
+    if (folder / "checkpoint_latest.safetensors").is_file() or (folder / "checkpoint_final.safetensors").is_file():
+        command.append("--c")
+    log = folder / "metrics.csv"
+    said = 0
+
+    def on_poll() -> None:
+        nonlocal said
+        epochs = len(log.read_text().splitlines()) - 1 if log.is_file() else 0
+        if epochs > said:
+            said = epochs
+            print(f"pre-training: epoch {epochs} of {PRETRAINING_EPOCHS}", flush=True)
+
+    steps.run("pretrain", command, on_poll)
+
+
+def collect(work: Path, comparison: Path, steps: Steps) -> None:
+    """Copy tables, curves and records, and no image, to the results folder."""
+    scores = read_scores(comparison / "scores.csv")
+    summaries = {baseline: summarize(scores, baseline) for baseline in BASELINES}
+    for baseline, summary in summaries.items():
+        write_csv(RESULTS / f"summary_vs_{baseline}.csv", summary, Summary)
+        print(format_summary(summary))
+    shutil.copyfile(comparison / "scores.csv", RESULTS / "scores.csv")
+    for name in ("progress.png", "metrics.csv", "manifest.json"):
+        shutil.copyfile(pretraining_folder(work) / name, RESULTS / f"pretraining_{name}")
+    for trainer in TRAINERS:
+        results = comparison / "arms" / trainer / "nnUNet_results" / DATASET
+        fold = results / f"{trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
+        for path in fold.glob("*.png"):
+            shutil.copyfile(path, RESULTS / f"{trainer}_{path.name}")
+        if (fold / "transfer_report.json").is_file():
+            report = json.loads((fold / "transfer_report.json").read_text())
+            if "checkpoint" in report:
+                report["checkpoint"] = Path(report["checkpoint"]).name  # the rest says where this run was made
+            _write_json(RESULTS / f"{trainer}_transfer_report.json", report)
+    record = json.loads((comparison / "comparison.json").read_text())
+    record["steps"] = steps.done
+    plans = json.loads((work / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json").read_text())
+    record["plans"] = plans["configurations"][CONFIGURATION]
+    _write_json(RESULTS / "record.json", record)
+    print(f"results: {os.path.relpath(RESULTS)}")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Comparisons run through the stock nnU-Net commands."""

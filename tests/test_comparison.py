@@ -1,0 +1,494 @@
+"""The comparison runner: what is drawn, what is kept apart, what is scored, and that a stopped run goes on."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from tiny_dataset import cut_down
+
+from nnunet_invariance.cli.main import main
+from nnunet_invariance.errors import ComparisonError, OutputError
+from nnunet_invariance.evaluation.cases import LabelledCase, checkpoints_in_use, labelled_cases, seen_cases
+from nnunet_invariance.evaluation.comparison import _locked
+from nnunet_invariance.evaluation.few_shot import few_shot
+from nnunet_invariance.evaluation.jobs import Arm, Job, Setting, epochs_done, run_job
+from nnunet_invariance.evaluation.scores import (
+    Score,
+    Summary,
+    format_summary,
+    read_scores,
+    score_case,
+    summarize,
+    write_csv,
+)
+from nnunet_invariance.evaluation.splits import Subset, draw_subsets, draw_test_cases, require_disjoint
+from nnunet_invariance.evaluation.stock import command_path, run_command
+from nnunet_invariance.evaluation.tree import build_preprocessed, build_test_images, link
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+
+POOL = [f"case_{i:03d}" for i in range(20)]
+ARMS = [Arm("AliceTrainer_scratch_1epoch", "AliceTrainer_scratch_1epoch"), Arm("plain", "BaselineTrainer_1epoch")]
+
+
+# --- what is drawn
+
+
+def test_smaller_training_sets_are_in_the_larger_ones_and_share_their_validation():
+    subsets = draw_subsets(POOL, [5, 1, 3], draws=4, n_val=2, seed=0)
+    assert [(s.draw, s.shots, len(s.train), len(s.val)) for s in subsets] == [
+        (draw, k, k, 2) for draw in range(4) for k in (1, 3, 5)
+    ]
+    for draw in range(4):
+        one, three, five = (set(s.train) for s in subsets if s.draw == draw)
+        assert one < three < five
+        assert len({s.val for s in subsets if s.draw == draw}) == 1
+    assert all(not set(s.train) & set(s.val) for s in subsets)
+
+
+def test_draws_depend_on_the_seed_and_on_nothing_else():
+    first = draw_subsets(POOL, [5], 3, 2, seed=0)
+    assert first == draw_subsets(POOL[::-1], [5], 3, 2, seed=0)
+    assert len({s.train for s in (*first, *draw_subsets(POOL, [5], 3, 2, seed=1))}) == 6
+
+
+def test_every_case_is_drawn_about_equally_often():
+    counts = Counter(case for s in draw_subsets(POOL, [5], 400, 2, seed=0) for case in s.train)
+    expected, sd = 400 * 5 / 20, math.sqrt(400 * 5 / 20 * 15 / 20)
+    assert set(counts) == set(POOL)
+    assert max(abs(counts[case] - expected) for case in POOL) < 5 * sd
+
+
+def test_test_cases_are_drawn_from_what_no_pretraining_has_seen():
+    assert set(draw_test_cases(POOL, 8, 0, seen=POOL[:12])) == set(POOL[12:])
+    assert draw_test_cases(POOL, 8, 0) == draw_test_cases(POOL[::-1], 8, 0) != draw_test_cases(POOL, 8, 1)
+    with pytest.raises(ComparisonError, match=r"9 test cases.* 8 of the 20 labelled.*seen the other 12.*imagesTs"):
+        draw_test_cases(POOL, 9, 0, seen=POOL[:12])
+
+
+@pytest.mark.parametrize(("shots", "n_val"), [([19], 2), ([1, 20], 1)])
+def test_more_shots_than_cases(shots, n_val):
+    with pytest.raises(ComparisonError, match=r"need 21 labelled, preprocessed cases.*found 20.*fewer shots"):
+        draw_subsets(POOL, shots, 1, n_val, 0)
+
+
+@pytest.mark.parametrize(("shots", "draws", "n_val"), [([0], 1, 1), ([], 1, 1), ([1], 0, 1), ([1], 1, 0)])
+def test_counts_below_one_are_refused(shots, draws, n_val):
+    with pytest.raises(ComparisonError, match="at least 1 of each"):
+        draw_subsets(POOL, shots, draws, n_val, 0)
+
+
+@pytest.mark.parametrize(("test", "use"), [("a", "pre-training"), ("b", "training of"), ("c", "validation of")])
+def test_a_test_case_used_for_anything_else_is_refused(test, use):
+    subset = Subset(1, 0, ("b",), ("c",))
+    require_disjoint(["d"], [subset], ["a"])
+    with pytest.raises(ComparisonError, match=rf"1 test case.*{use}.*: {test}\."):
+        require_disjoint([test, "d"], [subset], ["a"])
+
+
+# --- what is scored
+
+
+def slow_dice(reference: np.ndarray, prediction: np.ndarray, labels: set[int]) -> tuple[float, int, int]:
+    both = n_ref = n_pred = 0
+    for r, p in zip(reference.ravel().tolist(), prediction.ravel().tolist(), strict=True):
+        n_ref += r in labels
+        n_pred += p in labels
+        both += r in labels and p in labels
+    return (2 * both / (n_ref + n_pred) if n_ref + n_pred else math.nan), n_ref, n_pred
+
+
+def write_labels(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.uint8)), str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "two": 2, "one": 1},  # not in the order of their values
+        {"background": 0, "whole": [1, 2], "two": 2},
+    ],
+)
+def test_dice_is_that_of_a_loop_over_the_voxels(tiny, tmp_path, labels):
+    rng = np.random.default_rng(0)
+    arrays = rng.integers(0, 3, (2, 6, 7, 8))
+    files = [write_labels(tmp_path / f"{i}.nii.gz", a) for i, a in enumerate(arrays)]
+    dataset = {"labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz"}
+    found = score_case(*files, tiny.preprocessed / tiny.name / "nnUNetPlans.json", dataset)
+    wanted = {name: slow_dice(*arrays, {v} if isinstance(v, int) else set(v)) for name, v in labels.items() if v}
+    assert found.keys() == wanted.keys()
+    for name, row in wanted.items():
+        assert found[name] == pytest.approx(row)
+
+
+def test_an_absent_class_is_nan_in_both_and_zero_in_one(tiny, tmp_path):
+    reference, prediction = np.zeros((4, 4, 4)), np.zeros((4, 4, 4))
+    reference[0] = 1
+    files = [write_labels(tmp_path / f"{n}.nii.gz", a) for n, a in (("r", reference), ("p", prediction))]
+    dataset = {"labels": {"background": 0, "one": 1, "two": 2}, "file_ending": ".nii.gz"}
+    found = score_case(*files, tiny.preprocessed / tiny.name / "nnUNetPlans.json", dataset)
+    assert found["one"] == (0, 16, 0)
+    assert math.isnan(found["two"][0])
+    assert found["two"][1:] == (0, 0)
+
+
+def test_a_prediction_that_is_missing_or_of_another_shape(tiny, tmp_path):
+    reference = write_labels(tmp_path / "r.nii.gz", np.ones((4, 4, 4)))
+    other = write_labels(tmp_path / "p.nii.gz", np.ones((4, 4, 5)))
+    dataset = {"labels": {"background": 0, "one": 1}, "file_ending": ".nii.gz"}
+    plans = tiny.preprocessed / tiny.name / "nnUNetPlans.json"
+    with pytest.raises(ComparisonError, match=r"p\.nii\.gz cannot be compared with .*r\.nii\.gz"):
+        score_case(reference, other, plans, dataset)
+    with pytest.raises(ComparisonError, match=r"gone\.nii\.gz does not exist"):
+        score_case(reference, tmp_path / "gone.nii.gz", plans, dataset)
+
+
+def random_scores() -> list[Score]:
+    rng = np.random.default_rng(1)
+    rows = [
+        Score(k, draw, arm, f"case{c}", label, float(rng.random()), 5, 6)
+        for k in (1, 5)
+        for draw in (0, 1)
+        for arm in ("a", "b")
+        for c in range(4)
+        for label in ("x", "y")
+    ]
+    rows[0] = replace(rows[0], dice=math.nan)  # arm a, so this pair has no difference
+    rng.shuffle(rows)
+    return rows
+
+
+def test_scores_survive_their_file(tmp_path):
+    rows = random_scores()
+    write_csv(tmp_path / "scores.csv", rows, Score)
+    head = (tmp_path / "scores.csv").read_text().splitlines()[0]
+    assert head == "shots,draw,trainer,case,label,dice,n_ref,n_pred"
+    assert list(map(repr, read_scores(tmp_path / "scores.csv"))) == list(map(repr, rows))
+
+
+def test_summary_is_that_of_arrays():
+    rows = random_scores()
+    for s in summarize(rows, "b"):
+        own, other = (
+            {(r.draw, r.case): r.dice for r in rows if (r.shots, r.trainer, r.label) == (s.shots, arm, s.label)}
+            for arm in (s.trainer, "b")
+        )
+        values = np.array(list(own.values()))
+        differences = np.array([own[pair] - other[pair] for pair in own])
+        valid = ~np.isnan(values), ~np.isnan(differences)
+        assert (s.n, s.pairs) == (valid[0].sum(), valid[1].sum())
+        wanted = [
+            f(v[m])
+            for v, m in zip((values, differences), valid, strict=True)
+            for f in (np.mean, lambda a: a.std(ddof=1))
+        ]
+        assert [s.dice_mean, s.dice_sd, s.difference_mean, s.difference_sd] == pytest.approx(wanted)
+    assert sum(s.n for s in summarize(rows, "b")) == len(rows) - 1
+
+
+def test_one_pair_has_no_spread():
+    (summary,) = summarize([Score(1, 0, "a", "case", "x", 0.5, 1, 1)], "a")
+    assert summary.dice_mean == 0.5
+    assert math.isnan(summary.dice_sd)
+    assert "0.500" in format_summary([summary])
+
+
+# --- the tree of its own
+
+
+@pytest.fixture
+def plans_name(tiny) -> str:
+    plans = cut_down(tiny.plans, "ComparisonPlans", iterations_per_epoch=1, val_iterations_per_epoch=1, seed=0)
+    (tiny.preprocessed / tiny.name / "ComparisonPlans.json").write_text(json.dumps(plans))
+    return "ComparisonPlans"
+
+
+def test_the_tree_holds_the_drawn_cases_and_no_other(tiny, plans_name, tmp_path):
+    planned = open_planned_dataset(tiny.name, tiny.configuration, plans_name)
+    before = {p: p.stat().st_mtime_ns for p in planned.base.rglob("*")}
+    subsets = [Subset(1, 0, ("case_003",), ("case_001",)), Subset(2, 0, ("case_003", "case_004"), ("case_001",))]
+    build_preprocessed(tmp_path, planned, subsets)
+    base = tmp_path / "nnUNet_preprocessed" / tiny.name
+    drawn = {"case_001", "case_003", "case_004"}
+    assert {p.name.split(".")[0].removesuffix("_seg") for p in (base / planned.folder.name).iterdir()} == drawn
+    assert {p.name for p in (base / "gt_segmentations").iterdir()} == {f"{case}.nii.gz" for case in drawn}
+    splits = json.loads((base / "splits_final.json").read_text())
+    assert splits == [{"train": list(s.train), "val": list(s.val)} for s in subsets]
+    assert json.loads((base / f"{plans_name}.json").read_text()) == planned.plans.plans | {"plans_name": plans_name}
+    assert {p: p.stat().st_mtime_ns for p in planned.base.rglob("*")} == before
+
+    cases = labelled_cases(tiny.raw / tiny.name, planned.dataset_json)
+    build_test_images(tmp_path, [cases["case_000"]])
+    assert [p.name for p in (tmp_path / "test_images").iterdir()] == ["case_000_0000.nii.gz"]
+
+
+def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no hard links here")
+
+    (tmp_path / "a").write_text("content")
+    monkeypatch.setattr(os, "link", refuse)
+    link(tmp_path / "a", tmp_path / "sub" / "b")
+    assert (tmp_path / "sub" / "b").read_text() == "content"
+    with pytest.raises(OutputError, match=r"a/c could not be written"):
+        link(tmp_path / "a", tmp_path / "a" / "c")
+
+
+def test_labelled_cases_are_those_with_a_label_file(tiny, tmp_path):
+    planned = open_planned_dataset(tiny.name, tiny.configuration)
+    assert sorted(labelled_cases(tiny.raw / tiny.name, planned.dataset_json)) == [f"case_{i:03d}" for i in range(6)]
+    raw = tmp_path / "raw"
+    for name in ("imagesTr", "imagesTs", "labelsTr", "labelsTs"):
+        (raw / name).mkdir(parents=True)
+    for file in ("imagesTs/t1_0000.nii.gz", "imagesTs/t1_0001.nii.gz", "imagesTs/t2_0000.nii.gz", "labelsTs/t1.nii.gz"):
+        (raw / file).touch()
+    (case,) = labelled_cases(raw, planned.dataset_json).values()
+    assert case.name == "t1"
+    assert [p.name for p in case.images] == ["t1_0000.nii.gz", "t1_0001.nii.gz"]
+
+
+def test_checkpoints_are_those_of_these_plans_and_the_named_ones(tiny, plans_name, tmp_path, monkeypatch):
+    planned = open_planned_dataset(tiny.name, tiny.configuration, plans_name)
+    here, other, unfinished = (
+        tmp_path / name
+        for name in (
+            f"alice__{plans_name}__3d_fullres",
+            "alice__OtherPlans__3d_fullres",
+            f"mae__{plans_name}__3d_fullres",
+        )
+    )
+    for number, folder in enumerate((here, other, unfinished)):
+        folder.mkdir()
+        manifest = {"cases": [{"name": f"case_{number}"}]}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        if folder != unfinished:
+            (folder / "checkpoint_final.safetensors").touch()
+    monkeypatch.delenv("NNUNET_INVARIANCE_CHECKPOINT", raising=False)
+    assert seen_cases(checkpoints_in_use(planned, tmp_path, [])) == {"case_0"}
+    named = {"NNUNET_INVARIANCE_CHECKPOINT": str(other / "checkpoint_final.safetensors")}
+    assert seen_cases(checkpoints_in_use(planned, tmp_path, [named])) == {"case_0", "case_1"}
+
+
+# --- one job
+
+
+@pytest.fixture
+def job(tiny, plans_name, tmp_path) -> Job:
+    """A job on one test case, in a tree of its own, with nothing done."""
+    planned = open_planned_dataset(tiny.name, tiny.configuration, plans_name)
+    subset = Subset(1, 0, ("case_003",), ("case_001",))
+    out = tmp_path / "comparison"
+    build_preprocessed(out, planned, [subset])
+    raw = tiny.raw / tiny.name
+    case = LabelledCase("case_000", (raw / "imagesTr/case_000_0000.nii.gz",), raw / "labelsTr/case_000.nii.gz")
+    build_test_images(out, [case])
+    setting = Setting(out, tiny.name, planned.dataset_json, plans_name, tiny.configuration, "cpu", False, [case])
+    return Job(ARMS[1], subset, 0, setting)
+
+
+def pretend_trained(job: Job) -> None:
+    job.model.mkdir(parents=True)
+    (job.model / "checkpoint_final.pth").touch()
+
+
+def test_a_job_with_its_predictions_is_only_scored(job):
+    pretend_trained(job)
+    link(job.setting.test_cases[0].label, job.prediction("case_000"))
+    run_job(job, lambda *_: pytest.fail("no command is left to run"), lambda: None)
+    rows = read_scores(job.scores)
+    assert [(r.shots, r.draw, r.trainer, r.case, r.label, r.dice) for r in rows] == [
+        (1, 0, "plain", "case_000", "body", 1.0),
+        (1, 0, "plain", "case_000", "core", 1.0),
+    ]
+    written = job.scores.stat().st_mtime_ns
+    run_job(job, lambda *_: pytest.fail("the job is done"), lambda: None)
+    assert job.scores.stat().st_mtime_ns == written
+
+
+def test_a_half_finished_training_is_continued(job):
+    assert job.train_command()[-1] != "--c"
+    job.model.mkdir(parents=True)
+    (job.model / "checkpoint_latest.pth").touch()
+    words = "nnUNetv2_train Dataset777_Tiny 3d_fullres 0 -tr BaselineTrainer_1epoch -p ComparisonPlans -device cpu --c"
+    assert job.train_command() == words.split()
+
+
+@pytest.mark.commands
+def test_a_failed_command_names_the_job_its_log_and_its_last_words(job):
+    pretend_trained(job)  # an empty checkpoint, on which nnUNetv2_predict must fail
+    link(job.setting.test_cases[0].label, job.folder / "predictions.partial" / "case_000.nii.gz")
+    with pytest.raises(ComparisonError) as error:
+        run_job(job, lambda *_: pytest.fail("it failed"), lambda: None)
+    message = str(error.value)
+    assert message.startswith("plain/shots1_draw0, predict: `nnUNetv2_predict -i test_images ")
+    assert str(job.folder / "predict.log") in message
+    assert message.splitlines()[-1] == (job.folder / "predict.log").read_text().splitlines()[-1]
+    assert not (job.folder / "predictions").exists()
+    assert not job.scores.exists()
+    assert not job.prediction("case_000").exists()
+
+
+def test_epochs_are_counted_from_the_words_of_the_log(job):
+    job = replace(job, arm=Arm("x", "BaselineTrainer_7epochs"))
+    assert epochs_done(job) == 0
+    job.folder.mkdir(parents=True)
+    lines = [
+        f"2026-01-01 00:00:0{i}.000000: Epoch {i} \n2026-01-01 00:00:0{i}.1: Epoch time: 9.2 s\n" for i in range(4)
+    ]
+    (job.folder / "train.log").write_text("x" * 30000 + "\n" + "".join(lines))
+    assert epochs_done(job) == 3
+    pretend_trained(job)
+    assert epochs_done(job) == 7
+    assert Arm("x", "nnUNetTrainer").epochs == 1000
+
+
+# --- commands as processes
+
+
+def python(*code: str) -> list[str]:
+    return [Path(sys.executable).name, "-c", "\n".join(code)]
+
+
+def test_a_command_runs_in_its_folder_with_its_environment(tmp_path):
+    command = python("import os", "print(os.getcwd(), os.environ['MARK'])")
+    seconds = run_command("job", command, tmp_path / "logs" / "a.log", tmp_path, {"MARK": "here"})
+    assert (tmp_path / "logs" / "a.log").read_text().splitlines()[-1] == f"{tmp_path} here"
+    assert 0 < seconds < 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_caller_leaves_neither_command_nor_worker(tmp_path, number):
+    def stop() -> None:
+        if (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"):
+            os.kill(os.getpid(), number)
+
+    command = python(
+        "import os, subprocess, time",
+        "worker = subprocess.Popen(['sleep', '60'])",
+        "print(os.getpid(), worker.pid, file=open('pids', 'w'), flush=True)",
+        "time.sleep(60)",
+    )
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        run_command("job", command, tmp_path / "log", tmp_path, {}, stop)
+    time.sleep(0.5)
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        status = Path(f"/proc/{pid}/stat")  # an orphan that nobody waits for stays as a zombie
+        assert not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_an_unknown_command_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ComparisonError, match="nnUNetv2_nothing was not found beside"):
+        command_path("nnUNetv2_nothing")
+
+
+def test_a_folder_is_locked_as_long_as_a_command_of_it_lives(tmp_path):
+    with _locked(tmp_path) as lock:
+        orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
+    with pytest.raises(ComparisonError, match="is in use"), _locked(tmp_path):
+        pass
+    orphan.communicate(b"\n")
+    with _locked(tmp_path):
+        pass
+
+
+# --- the whole
+
+
+def compare(tiny, plans_name: str, out: Path, **changes) -> Path:
+    arguments = {"shots": [2], "test_cases": ["case_000", "case_004"], "n_val": 1, "device": "cpu", "mirroring": False}
+    return few_shot(tiny.name, tiny.configuration, plans_name, ARMS, **arguments | changes, out=out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"test_cases": ["case_000", "test_000", "nobody"]},
+            r"2 test case\(s\) have no image with a label.*nobody, test_000",
+        ),
+        ({"shots": [4]}, r"4 shots and 1 validation cases need 5 .*found 4"),
+        ({"test_cases": None, "n_test": 7}, r"7 test cases .* 6 of the 6 labelled"),
+        (
+            {"baseline": "AliceTrainer"},
+            r"baseline 'AliceTrainer' is none of the trainers AliceTrainer_scratch_1epoch, plain",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_and_leaves_nothing(tiny, plans_name, tmp_path, changes, message):
+    with pytest.raises(ComparisonError, match=message):
+        compare(tiny, plans_name, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_test_case_that_a_pretraining_has_seen_is_refused(tiny, plans_name, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint_final.safetensors"
+    checkpoint.touch()
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": [{"name": "case_004"}, {"name": "case_005"}]}))
+    monkeypatch.setenv("NNUNET_INVARIANCE_CHECKPOINT", str(checkpoint))
+    with pytest.raises(ComparisonError, match=r"1 test case\(s\) are in the pre-training: case_004\."):
+        compare(tiny, plans_name, tmp_path / "out")
+
+
+def test_the_command_line_names_the_error_and_ends_with_2(tiny, plans_name, tmp_path, capsys):
+    words = [
+        "evaluate",
+        "few-shot",
+        "777",
+        "3d_fullres",
+        "-p",
+        plans_name,
+        "--trainers",
+        "BaselineTrainer",
+        "--shots",
+        "9",
+    ]
+    assert main([*words, "--n-test", "2", "-device", "cpu", "--out", str(tmp_path / "out")]) == 2
+    assert "9 shots and 2 validation cases need 11" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.commands
+def test_two_trainers_end_to_end_then_resumed(tiny, plans_name, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("nnUNet_npp", "0")
+    monkeypatch.setenv("nnUNet_nps", "0")
+    out = compare(tiny, plans_name, tmp_path / "out")
+    scores = read_scores(out / "scores.csv")
+    assert {(s.trainer, s.case, s.label) for s in scores} == {
+        (arm.name, case, label) for arm in ARMS for case in ("case_000", "case_004") for label in ("body", "core")
+    }
+    assert all(s.n_ref > 0 and 0 <= s.dice <= 1 for s in scores)
+    assert [tuple(map(str, Summary.__dataclass_fields__))] == [
+        tuple((out / "summary.csv").read_text().splitlines()[0].split(","))
+    ]
+    record = json.loads((out / "comparison.json").read_text())
+    assert record["comparison"]["subsets"][0]["train"]
+    assert str(tmp_path) not in json.dumps(record)
+    assert [len(job[step]["commands"]) for job in record["jobs"].values() for step in ("train", "predict")] == [1] * 4
+
+    # A kill after the second arm's training: its predictions and scores are lost, half a prediction is left.
+    lost = out / "arms" / "plain" / "shots2_draw0"
+    (lost / "scores.csv").unlink()
+    (lost / "predictions").rename(lost / "predictions.partial")
+    (lost / "predictions.partial" / "case_000.nii.gz").write_bytes(b"half")
+    before = (out / "scores.csv").read_text()
+    compare(tiny, plans_name, out)
+    assert (out / "scores.csv").read_text() == before
+    jobs = json.loads((out / "comparison.json").read_text())["jobs"]
+    assert len(jobs["plain/shots2_draw0"]["predict"]["commands"]) == 2
+    assert [len(job["train"]["commands"]) for job in jobs.values()] == [1, 1]
+
+    with pytest.raises(ComparisonError, match=r"comparison\.json is of another comparison: seed, subsets differ"):
+        compare(tiny, plans_name, out, seed=1)
