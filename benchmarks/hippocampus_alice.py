@@ -20,14 +20,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.scores import Summary, format_summary, read_scores, summarize, write_csv
 from nnunet_invariance.evaluation.stock import run_command
 from nnunet_invariance.evaluation.tree import link
+from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
 from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.pretraining.cases import make_manifest
+from nnunet_invariance.pretraining.images import preprocess_images
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+from nnunet_invariance.pretraining.probes import masked_error, position_retrieval
+from nnunet_invariance.pretraining.state import restore_module
 from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.weights.checkpoint import load_checkpoint
 
 DATASET = "Dataset004_Hippocampus"
 CONFIGURATION = "3d_fullres"
@@ -69,6 +78,7 @@ def main() -> int:
         test = lay_out_raw(args.data, work / "nnUNet_raw" / DATASET, args.seed)
         plan(work, steps, args.seed)
         pretrain(work, steps, args.seed, args.device)
+        probe(work, args.seed)
         comparison = few_shot(
             DATASET,
             CONFIGURATION,
@@ -166,6 +176,30 @@ def pretrain(work: Path, steps: Steps, seed: int, device: str) -> None:
     steps.run("pretrain", command, on_poll)
 
 
+def probe(work: Path, seed: int) -> None:
+    """Position retrieval and masked error on the 60 test images, which no training has seen; writes probes.json."""
+    target = work / "probes.json"
+    if target.is_file():
+        return
+    planned = open_planned_dataset(DATASET, CONFIGURATION, PLANS)
+    folders = preprocess_images([work / "nnUNet_raw" / DATASET / "imagesTs"], planned)
+    strides = planned.configuration.pool_op_kernel_sizes
+    cases = make_manifest(folders, 1, cumulative_strides(strides)[token_stage(strides)], N_TEST).cases
+    checkpoint = load_checkpoint(pretraining_folder(work) / "checkpoint_final.safetensors")
+    architecture = Architecture.from_plans(planned.configuration.configuration["architecture"], 1, 1)
+    rows = []
+    for name in (*(f"random {i}" for i in range(3)), "student", "teacher"):
+        torch.manual_seed(seed + (int(name.split()[1]) if name.startswith("random") else 0))
+        network = architecture.build().eval()
+        if not name.startswith("random"):
+            restore_module(network, checkpoint.section({"student": "network"}.get(name, name)))
+        error, chance = position_retrieval(network.encoder, cases, planned.patch_size, planned.spacing, seed)
+        masked = masked_error(network, cases, planned.patch_size, seed=seed)
+        rows.append({"weights": name, "retrieval_mm": error, "chance_mm": chance, "masked_error": masked})
+        print(rows[-1], flush=True)
+    _write_json(target, rows)
+
+
 def collect(work: Path, comparison: Path, steps: Steps) -> None:
     """Copy tables, curves and records, and no image, to the results folder."""
     scores = read_scores(comparison / "scores.csv")
@@ -176,6 +210,7 @@ def collect(work: Path, comparison: Path, steps: Steps) -> None:
     shutil.copyfile(comparison / "scores.csv", RESULTS / "scores.csv")
     for name in ("progress.png", "metrics.csv", "manifest.json"):
         shutil.copyfile(pretraining_folder(work) / name, RESULTS / f"pretraining_{name}")
+    shutil.copyfile(work / "probes.json", RESULTS / "probes.json")
     for trainer in TRAINERS:
         results = comparison / "arms" / trainer / "nnUNet_results" / DATASET
         fold = results / f"{trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
