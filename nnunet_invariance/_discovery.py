@@ -23,6 +23,7 @@ TRAINER_WALK = "nnunetv2.training.nnUNetTrainer"
 TRAINERS = {
     "AliceTrainer": "nnunet_invariance.trainers.alice",
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
+    "MAETrainer": "nnunet_invariance.trainers.mae",
 }
 WITHOUT_TWIN = {"BaselineTrainer"}
 

@@ -106,6 +106,20 @@ class TrainerOptions(BaselineOptions):
     frozen_epochs: int = _count(0, 0)
 
 
+@dataclass(frozen=True)
+class MAETrainerOptions(TrainerOptions):
+    """As :class:`TrainerOptions`, without auxiliary losses, and from the network itself: ``mae`` has no teacher.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    #: ``pretrain mae`` leaves no teacher.
+    source: Literal["student"] = _choice("student")
+    #: The plain baseline has no auxiliary loss.
+    aux: Literal["none"] = _choice("none")
+
+
 Options = TypeVar("Options", bound=BaselineOptions)
 
 

@@ -5,7 +5,7 @@ from test_networks import architecture
 
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.pretraining.alice import Alice, AliceOptions
-from nnunet_invariance.pretraining.alignment import BodyCoordinates
+from nnunet_invariance.pretraining.method import Setup
 
 
 def build() -> Alice:
@@ -13,7 +13,7 @@ def build() -> Alice:
     torch.manual_seed(0)
     planned: Architecture = architecture()
     options = AliceOptions(hidden=16, codes=16)
-    alice = Alice(planned, (16, 16, 16), (1.0, 1.0, 1.0), 4, False, (), BodyCoordinates(), options).train()
+    alice = Alice(Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), 4, False, ()), options).train()
     for module in alice.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

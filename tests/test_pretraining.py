@@ -1,6 +1,7 @@
 """The pre-training loop with Alice on the tiny data set: learning, stopping, continuing, and what can go wrong."""
 
 import csv
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -38,6 +39,7 @@ from nnunet_invariance.pretraining.alignment import BodyCoordinates
 from nnunet_invariance.pretraining.cases import Case, make_manifest, scan_cases
 from nnunet_invariance.pretraining.crops import PairedCrops, crop
 from nnunet_invariance.pretraining.loop import LoopOptions, Stopped, learning_rate
+from nnunet_invariance.pretraining.method import Setup
 from nnunet_invariance.pretraining.probes import masked_error, position_retrieval, token_centres
 from nnunet_invariance.pretraining.run import parse_settings, run_pretraining
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
@@ -85,16 +87,8 @@ def make_alice(tiny, **options):
     cases, _ = scan_cases(folder, 1, (4, 4, 4))
     architecture = Architecture.from_plans(configuration["architecture"], 1, 1)
     torch.manual_seed(0)
-    return Alice(
-        architecture,
-        (32, 32, 32),
-        (1.0, 1.0, 1.0),
-        2,
-        False,
-        tuple(cases),
-        BodyCoordinates(),
-        AliceOptions(hidden=64, codes=64, **options),
-    ).train()
+    setup = Setup(architecture, (32, 32, 32), (1.0, 1.0, 1.0), 2, False, tuple(cases))
+    return Alice(setup, AliceOptions(hidden=64, codes=64, **options)).train()
 
 
 # ---- what a run leaves -----------------------------------------------------------------------------------------------
@@ -254,7 +248,7 @@ def test_planned_networks_of_any_shape_are_trained(kind, strides, channels):
     torch.manual_seed(0)
     planned = architecture(kind, strides, channels)
     options = AliceOptions(hidden=16, codes=16)
-    alice = Alice(planned, (8, 16, 16), (5.0, 1.0, 1.0), 2, True, (), BodyCoordinates(), options).train()
+    alice = Alice(Setup(planned, (8, 16, 16), (5.0, 1.0, 1.0), 2, True, ()), options).train()
     image = torch.rand(2, channels, 8, 16, 16)
     valid = torch.ones(2, 1, 8, 16, 16, dtype=torch.bool)
     views = alice.make_views({"image": image, "valid": valid}, torch.Generator().manual_seed(0))
@@ -296,7 +290,7 @@ def test_pretraining_beats_random_weights_on_held_out_volumes(tiny, results):
     torch.manual_seed(0)
     random_network = architecture.build().eval()
     alice = make_alice(tiny)
-    alice.cases = tuple(used)
+    alice.setup = dataclasses.replace(alice.setup, cases=tuple(used))
     optimizer = torch.optim.AdamW([p for p in alice.parameters() if p.requires_grad], 1e-3)
     source, generator = alice.source(1000, 0, 0), torch.Generator()
     for step in range(60):
@@ -368,7 +362,7 @@ def test_a_batch_depends_on_seed_rank_and_step_alone(tiny):
     alice = make_alice(tiny)
 
     def batch(seed, rank, step):
-        return PairedCrops(alice.cases, (32, 32, 32), BodyCoordinates(), 2, seed, 10, rank)[step]
+        return PairedCrops(alice.setup.cases, (32, 32, 32), BodyCoordinates(), 2, seed, 10, rank)[step]
 
     once, again = batch(1, 0, 3), batch(1, 0, 3)
     assert torch.equal(once["image"], again["image"])

@@ -64,6 +64,16 @@ def apply_affine(x: Tensor, matrix: Tensor, spacing: Sequence[float], mode: str 
     return warped > 0.5 if x.dtype == torch.bool else warped
 
 
+def turned(image: Tensor, valid: Tensor, spacing: Sequence[float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One geometry a sample, drawn by :func:`sample_affine`: the image, zero outside, and where it holds content.
+
+    Shape: image (B, C, *spatial), valid (B, 1, *spatial) boolean; both are returned in their own shape.
+    """
+    matrix = sample_affine(len(image), spacing, generator)
+    inside = apply_affine(valid, matrix, spacing, mode="nearest")
+    return apply_affine(image, matrix, spacing) * inside, inside
+
+
 @dataclass(frozen=True)
 class Intensity:
     """One intensity change a sample and channel; all tensors (B, C, 1, 1, 1) but ``noise`` (B, C, *spatial)."""

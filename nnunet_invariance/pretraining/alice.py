@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
-from nnunet_invariance.augmentation.device_views import apply_affine, apply_intensity, sample_affine, sample_intensity
+from nnunet_invariance.augmentation.device_views import apply_intensity, sample_intensity, turned
 from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.losses.self_distillation import SelfDistillationLoss
 from nnunet_invariance.networks.casa import CrossAttentionAlignment
 from nnunet_invariance.networks.distillation_head import DistillationHead
-from nnunet_invariance.networks.planned import Architecture, cumulative_strides, decode, to_tokens, token_stage
-from nnunet_invariance.pretraining.alignment import Alignment
-from nnunet_invariance.pretraining.cases import Case
+from nnunet_invariance.networks.planned import cumulative_strides, decode, to_tokens
+from nnunet_invariance.pretraining.alignment import Alignment, BodyCoordinates
 from nnunet_invariance.pretraining.crops import PairedCrops
-from nnunet_invariance.pretraining.method import Method, StepOutput
+from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,7 @@ class Alice(Method):
     have the size of a token. Padded voxels count in no term.
 
     Args:
-        architecture: planned network; its output channels must equal its input channels.
-        patch_size: voxels; spacing: mm, both in nnU-Net's axis order.
-        unit_range: whether images are scaled to [0, 1] (else z-scored).
+        alignment: where the partner of a crop is centred.
     """
 
     name = "alice"
@@ -91,31 +88,15 @@ class Alice(Method):
         "Jiang et al., Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D "
         "Medical Image Analysis, ICCV 2023, arXiv 2302.05615"
     )
+    options_class = AliceOptions
     minimum_volumes = 2
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        patch_size: tuple[int, ...],
-        spacing: tuple[float, ...],
-        batch_size: int,
-        unit_range: bool,
-        cases: tuple[Case, ...],
-        alignment: Alignment,
-        options: AliceOptions,
-    ) -> None:
-        super().__init__()
-        self.options, self.patch_size, self.spacing = options, patch_size, spacing
-        self.cases, self.alignment = cases, alignment
-        self.pairs = options.pairs or max(1, batch_size // 2)
-
-        self.network = architecture.build()
-        for layer in self.network.decoder.seg_layers[:-1]:
-            layer.requires_grad_(False)  # only the full-resolution output reconstructs; DDP wants no idle parameters
+    def __init__(self, setup: Setup, options: AliceOptions, alignment: Alignment | None = None) -> None:
+        super().__init__(setup, options)
+        self.alignment = alignment or BodyCoordinates()
+        self.pairs = options.pairs or max(1, setup.batch_size // 2)
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
         encoder = self.network.encoder
-        self.stage = token_stage(encoder.strides)
-        self.cell = cumulative_strides(encoder.strides)[self.stage]
         self.decoder_cell = cumulative_strides(encoder.strides)[self.stage - 1]
         self.decoder_stage = len(encoder.strides) - 1 - self.stage
         channels = encoder.output_channels
@@ -124,7 +105,7 @@ class Alice(Method):
         self.heads.inter = SelfDistillationLoss(options.codes, options.student_temperature)
         self.heads.intra = SelfDistillationLoss(options.codes, options.student_temperature)
         self.reconstruction_loss = MaskedReconstructionLoss()
-        mim = options.weight_mim if options.weight_mim >= 0 else (10.0 if unit_range else 1.0)
+        mim = options.weight_mim if options.weight_mim >= 0 else (10.0 if setup.unit_range else 1.0)
         self.loss_weights = {"inter": options.weight_inter, "intra": options.weight_intra, "mim": mim}
 
     def train(self, mode: bool = True) -> "Alice":
@@ -136,15 +117,12 @@ class Alice(Method):
 
     def source(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
-        return PairedCrops(self.cases, self.patch_size, self.alignment, self.pairs, seed, steps, rank)
+        return PairedCrops(self.setup.cases, self.setup.patch_size, self.alignment, self.pairs, seed, steps, rank)
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """One geometry a crop, independent intensities for student and teacher, and the student's block mask."""
-        image, valid = batch["image"], batch["valid"]
-        matrix = sample_affine(len(image), self.spacing, generator)
-        inside = apply_affine(valid, matrix, self.spacing, mode="nearest")
-        image = apply_affine(image, matrix, self.spacing) * inside
+        image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
         cells = valid_cells(inside, self.cell)
         hidden = upsample_cells(sample_block_mask(cells, self.options.mask_ratio, generator), self.cell)
         student, teacher = (apply_intensity(image, sample_intensity(image.shape, generator)) * inside for _ in range(2))

@@ -1,4 +1,4 @@
-"""Pairs of crops of the same body part from two volumes, a pure function of seed and step."""
+"""Crops of volumes, and pairs of crops of the same body part, as pure functions of seed and step."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -30,31 +30,23 @@ def crop(volume, center: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, n
     return image, valid
 
 
-class PairedCrops(Dataset):
-    """Item ``step`` is the batch of that step: P pairs (Q, K), ordered Q1..QP, K1..KP.
+class RandomCrops(Dataset):
+    """Item ``step`` is the batch of that step: crops centred anywhere in the bodies of volumes drawn at random.
 
     Every item depends on ``seed``, ``step``, ``rank`` and the data alone, never on what was drawn before: a run can be
     continued at any step, with any number of workers.
 
     Args:
-        cases: volumes; two or more.
+        cases: volumes.
         size: crop size in voxels.
-        alignment: where the partner's crop is centred.
-        pairs: P, on this rank.
+        samples: crops a step, on this rank.
     """
 
     def __init__(
-        self,
-        cases: Sequence[Case],
-        size: Sequence[int],
-        alignment: Alignment,
-        pairs: int,
-        seed: int,
-        steps: int,
-        rank: int = 0,
+        self, cases: Sequence[Case], size: Sequence[int], samples: int, seed: int, steps: int, rank: int = 0
     ) -> None:
-        self.cases, self.size, self.alignment = tuple(cases), tuple(size), alignment
-        self.pairs, self.seed, self.steps, self.rank = pairs, seed, steps, rank
+        self.cases, self.size = tuple(cases), tuple(size)
+        self.samples, self.seed, self.steps, self.rank = samples, seed, steps, rank
         self._open = lru_cache(maxsize=32)(load_volume)
 
     def __getstate__(self) -> dict:
@@ -70,23 +62,59 @@ class PairedCrops(Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> dict:
-        """``image`` (2P, C, *size), ``valid`` (2P, 1, *size) boolean, ``score`` (P,) and ``keys`` (names, 2P)."""
-        rng = np.random.default_rng((self.seed, self.rank, step))
-        first, second, scores, names = [], [], [], ([], [])
-        for _ in range(self.pairs):
-            a, b = (self.cases[i] for i in rng.choice(len(self.cases), 2, replace=False))
-            body = np.asarray(a.body, dtype=float)
-            point = rng.uniform(body[:, 0], body[:, 1])
-            partner, score = self.alignment.match(a, b, point[None])
-            first.append(crop(self._open(a), point, self.size))
-            second.append(crop(self._open(b), partner[0], self.size))
-            scores.append(score[0])
-            names[0].append(a.name)
-            names[1].append(b.name)
-        images, valid = zip(*first, *second, strict=True)
+        """``image`` (B, C, *size), ``valid`` (B, 1, *size) boolean and ``keys`` (B names)."""
+        rng = self._generator(step)
+        drawn = [self.cases[i] for i in rng.integers(len(self.cases), size=self.samples)]
+        return self._batch([(case, self._point(case, rng)) for case in drawn])
+
+    def _generator(self, step: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.rank, step))
+
+    @staticmethod
+    def _point(case: Case, rng: np.random.Generator) -> np.ndarray:
+        body = np.asarray(case.body, dtype=float)
+        return rng.uniform(body[:, 0], body[:, 1])
+
+    def _batch(self, places: Sequence[tuple[Case, np.ndarray]]) -> dict:
+        images, valid = zip(*(crop(self._open(case), point, self.size) for case, point in places), strict=True)
         return {
             "image": torch.from_numpy(np.stack(images)),
             "valid": torch.from_numpy(np.stack(valid)),
-            "score": torch.tensor(scores),
-            "keys": names[0] + names[1],
+            "keys": [case.name for case, _ in places],
         }
+
+
+class PairedCrops(RandomCrops):
+    """Pairs of crops of the same body part from two volumes: P pairs (Q, K), ordered Q1..QP, K1..KP.
+
+    Args:
+        cases: two or more.
+        alignment: where the partner's crop is centred.
+        pairs: P, on this rank.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        size: Sequence[int],
+        alignment: Alignment,
+        pairs: int,
+        seed: int,
+        steps: int,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(cases, size, pairs, seed, steps, rank)
+        self.alignment = alignment
+
+    def __getitem__(self, step: int) -> dict:
+        """As :class:`RandomCrops` with B = 2P, and ``score`` (P,), how sure each match is."""
+        rng = self._generator(step)
+        first, second, scores = [], [], []
+        for _ in range(self.samples):
+            a, b = (self.cases[i] for i in rng.choice(len(self.cases), 2, replace=False))
+            point = self._point(a, rng)
+            partner, score = self.alignment.match(a, b, point[None])
+            first.append((a, point))
+            second.append((b, partner[0]))
+            scores.append(score[0])
+        return {**self._batch(first + second), "score": torch.tensor(scores)}

@@ -9,6 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
+from nnunet_invariance.pretraining.cases import Case
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the plans and the data say to a method.
+
+    Attributes:
+        architecture: planned network; output channels equal input channels.
+        patch_size: voxels; spacing: mm, both in nnU-Net's axis order.
+        batch_size: planned.
+        unit_range: whether images are scaled to [0, 1] (else z-scored).
+        cases: the volumes.
+    """
+
+    architecture: Architecture
+    patch_size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    batch_size: int
+    unit_range: bool
+    cases: tuple[Case, ...]
+
 
 @dataclass
 class StepOutput:
@@ -28,12 +51,14 @@ class StepOutput:
 class Method(nn.Module):
     """Base of the methods: owns ``network`` (the planned U-Net), ``heads`` and, where there is one, ``teacher``.
 
-    ``teacher`` has the same tensors as ``network``. All three are saved; ``heads`` holds everything that is trained or
-    kept beside the network.
+    Tokens are the encoder stage ``stage``, the one nearest stride 16; ``cell`` is the size in voxels of a token and
+    of a mask cell. ``teacher`` has the same tensors as ``network``. All three are saved; ``heads`` holds everything that is
+    trained or kept beside the network. The constructor takes a :class:`Setup` and an instance of :attr:`options_class`.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
+    options_class: ClassVar[type]
     dimensions: ClassVar[tuple[int, ...]] = (3,)
     minimum_volumes: ClassVar[int] = 1
     pretrained: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
@@ -42,6 +67,17 @@ class Method(nn.Module):
     teacher: nn.Module | None
     heads: nn.Module
     loss_weights: dict[str, float]
+    cell: tuple[int, ...]
+
+    def __init__(self, setup: Setup, options: Any) -> None:
+        super().__init__()
+        self.setup, self.options = setup, options
+        self.network = setup.architecture.build()
+        for layer in self.network.decoder.seg_layers[:-1]:
+            layer.requires_grad_(False)  # only the full-resolution output is used; DDP wants no idle parameters
+        strides = self.network.encoder.strides
+        self.stage = token_stage(strides)
+        self.cell = cumulative_strides(strides)[self.stage]
 
     @abstractmethod
     def source(self, steps: int, seed: int, rank: int) -> Dataset:

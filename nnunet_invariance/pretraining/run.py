@@ -17,12 +17,13 @@ import torch
 
 from nnunet_invariance.errors import OptionError, OutputError, WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
-from nnunet_invariance.pretraining.alice import Alice, AliceOptions
-from nnunet_invariance.pretraining.alignment import BodyCoordinates
+from nnunet_invariance.pretraining.alice import Alice
 from nnunet_invariance.pretraining.cases import Manifest, make_manifest
 from nnunet_invariance.pretraining.distributed import Ranks, ranks
 from nnunet_invariance.pretraining.images import find_scans, preprocess_images
 from nnunet_invariance.pretraining.loop import FINAL, LATEST, Loop, LoopOptions
+from nnunet_invariance.pretraining.mae import MAE
+from nnunet_invariance.pretraining.method import Method, Setup
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
@@ -30,6 +31,7 @@ from nnunet_invariance.weights.locate import pretraining_folder
 
 logger = logging.getLogger(__name__)
 
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE)}
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
 UNIT_RANGE = {"RescaleTo01Normalization", "RGBTo01Normalization"}
 
@@ -75,11 +77,12 @@ def run_pretraining(
         InvarianceError: one of its kinds, for anything that is wrong with the input.
         Stopped: the run was asked to stop and is saved.
     """
-    options = parse_settings(settings, LoopOptions, AliceOptions)
-    loop_options, method_options = LoopOptions(**options[LoopOptions]), AliceOptions(**options[AliceOptions])
+    kind = METHODS[method]
+    options = parse_settings(settings, LoopOptions, kind.options_class)
+    loop_options, method_options = (dataclass(**options[dataclass]) for dataclass in options)
     _check_device(device)
     planned = open_planned_dataset(dataset, configuration, plans_name)
-    require_supported(planned, method, Alice.dimensions)
+    require_supported(planned, method, kind.dimensions)
     for scans in images:
         find_scans(scans, planned)
     folder = pretraining_folder(method, planned.name, plans_name, configuration)
@@ -89,8 +92,8 @@ def run_pretraining(
         group.barrier()
         with _log_file(folder, group):
             logger.info("pre-training %s on %s, %s, %s", method, planned.name, plans_name, configuration)
-            manifest = _collect(planned, images, group)
-            loop = _make_loop(planned, manifest, loop_options, method_options, group, folder, device)
+            manifest = _collect(planned, images, group, kind)
+            loop = _make_loop(planned, manifest, loop_options, kind, method_options, group, folder)
             if resume:
                 if (folder / FINAL).is_file():
                     logger.info("this pre-training is finished: %s", folder / FINAL)
@@ -141,7 +144,7 @@ def _log_file(folder: Path, group: Ranks):
         handler.close()
 
 
-def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks) -> Manifest:
+def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks, kind: type[Method]) -> Manifest:
     """Preprocess the folders of scans and look at all volumes; the first rank works, the others read what it left."""
     strides = planned.configuration.pool_op_kernel_sizes
     cell = cumulative_strides(strides)[token_stage(strides)]
@@ -150,7 +153,7 @@ def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks) -> M
         folders = preprocess_images(images, planned)
         if not folders or planned.folder.is_dir():
             folders = [planned.folder, *folders]
-        return make_manifest(folders, len(planned.channel_names), cell, Alice.minimum_volumes)
+        return make_manifest(folders, len(planned.channel_names), cell, kind.minimum_volumes)
 
     if group.first:
         manifest = collect()
@@ -162,49 +165,37 @@ def _make_loop(
     planned: PlannedDataset,
     manifest: Manifest,
     options: LoopOptions,
-    method_options: AliceOptions,
+    kind: type[Method],
+    method_options: Any,
     group: Ranks,
     folder: Path,
-    device: str,
 ) -> Loop:
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(options.seed)
     channels = len(planned.channel_names)
     architecture = Architecture.from_plans(planned.configuration.configuration["architecture"], channels, channels)
     schemes = planned.configuration.normalization_schemes
-    method = Alice(
-        architecture,
-        planned.patch_size,
-        planned.spacing,
-        planned.configuration.batch_size,
-        all(s in UNIT_RANGE for s in schemes),
-        manifest.cases,
-        BodyCoordinates(),
-        method_options,
-    )
+    unit_range = all(s in UNIT_RANGE for s in schemes)
+    batch_size = planned.configuration.batch_size
+    setup = Setup(architecture, planned.patch_size, planned.spacing, batch_size, unit_range, manifest.cases)
+    method = kind(setup, method_options)
     if group.first:
         atomic_write(folder / "manifest.json", lambda f: f.write(json.dumps(manifest.to_dict(), indent=1).encode()))
         trained = sum(p.numel() for p in method.network.parameters())
         logger.info("network %s, %.2f M parameters", architecture.network_class_name.rsplit(".", 1)[-1], trained / 1e6)
-        logger.info("tokens of stride %s, %d pair(s) a step, %d steps", method.cell, method.pairs, options.steps)
-    metadata = _metadata(planned, manifest, architecture, method, options, method_options, device)
+        logger.info("tokens of stride %s, %d steps", method.cell, options.steps)
+    metadata = _metadata(planned, manifest, method, options, group.device.type)
     return Loop(method, options, group, folder, metadata)
 
 
 def _metadata(
-    planned: PlannedDataset,
-    manifest: Manifest,
-    architecture: Architecture,
-    method: Alice,
-    options: LoopOptions,
-    method_options: AliceOptions,
-    device: str,
+    planned: PlannedDataset, manifest: Manifest, method: Method, options: LoopOptions, device: str
 ) -> dict[str, Any]:
     return {
         "format": 1,
         "method": method.name,
         "total_steps": options.steps,
-        "architecture": architecture.to_dict(),
+        "architecture": method.setup.architecture.to_dict(),
         "channel_names": planned.channel_names,
         "normalization_schemes": list(planned.configuration.normalization_schemes),
         "spacing": list(planned.spacing),
@@ -215,7 +206,7 @@ def _metadata(
         "data_identifier": planned.configuration.data_identifier,
         "plans": planned.configuration.configuration,
         "pretrained": list(method.pretrained),
-        "options": {**dataclasses.asdict(options), **dataclasses.asdict(method_options), "pairs": method.pairs},
+        "options": {**dataclasses.asdict(options), **dataclasses.asdict(method.options)},
         "manifest_sha256": manifest.sha256,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": device,
