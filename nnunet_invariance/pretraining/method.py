@@ -52,8 +52,9 @@ class Method(nn.Module):
     """Base of the methods: owns ``network`` (the planned U-Net), ``heads`` and, where there is one, ``teacher``.
 
     Tokens are the encoder stage ``stage``, the one nearest stride 16; ``cell`` is the size in voxels of a token and
-    of a mask cell. ``teacher`` has the same tensors as ``network``. All three are saved; ``heads`` holds everything that is
-    trained or kept beside the network. The constructor takes a :class:`Setup` and an instance of :attr:`options_class`.
+    of a mask cell. ``teacher`` has the same tensors as ``network``. All three are saved; ``heads`` holds everything
+    that is trained or kept beside the network. The constructor takes a :class:`Setup` and an instance of
+    :attr:`options_class`.
     """
 
     name: ClassVar[str]
