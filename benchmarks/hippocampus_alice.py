@@ -46,7 +46,7 @@ SHOTS, N_VAL = 5, 2
 BASE_FEATURES, BATCH_SIZE = 16, 2
 PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 30, 50
 PRETRAINING_SETTINGS = ("lr=5e-4",)  # the default of 1e-4 is meant for runs about sixty times as long
-EPOCHS, ITERATIONS, VAL_ITERATIONS = 30, 25, 2
+EPOCHS, ITERATIONS, VAL_ITERATIONS = 60, 25, 2
 BASELINES = (f"AliceTrainer_scratch_{EPOCHS}epochs", f"BaselineTrainer_{EPOCHS}epochs")
 TRAINERS = (f"AliceTrainer_{EPOCHS}epochs", *BASELINES)
 # On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin

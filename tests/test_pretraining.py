@@ -290,7 +290,7 @@ def test_pretraining_beats_random_weights_on_held_out_volumes(tiny, results):
     torch.manual_seed(0)
     random_network = architecture.build().eval()
     alice = make_alice(tiny)
-    alice.setup = dataclasses.replace(alice.setup, cases=tuple(used))
+    alice.setup = dataclasses.replace(alice.setup, cases=tuple(used), patch_size=(24, 24, 24))
     optimizer = torch.optim.AdamW([p for p in alice.parameters() if p.requires_grad], 1e-3)
     source, generator = alice.source(1000, 0, 0), torch.Generator()
     for step in range(60):
