@@ -67,3 +67,7 @@ class NonFiniteLossError(InvarianceError):
 
 class ComparisonError(InvarianceError):
     """A comparison cannot be run or scored as asked (labels missing, too few cases, a stock command failed)."""
+
+
+class ShapeError(InvarianceError):
+    """Tensors handed to a loss or a module do not fit each other."""
