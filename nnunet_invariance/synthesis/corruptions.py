@@ -113,7 +113,7 @@ def bias_field(
     spatial = x.shape[2:]
     powers = torch.tensor(exponents(degree, len(spatial)))
     table = torch.zeros(len(x), *[degree + 1] * len(spatial))
-    table[(slice(None), *powers.T)] = torch.stack(list(coefficients))
+    table[(slice(None), *powers.T)] = torch.stack(list(coefficients)).float()
     bases = [basis(np.linspace(-1, 1, n), degree) for n in spatial]
     field = along_axes(table[:, None].to(x), [torch.from_numpy(basis)[None] for basis in bases])
     return x * field.exp_()
@@ -179,7 +179,8 @@ def ringing(x: Tensor, alphas: Sequence[float]) -> Tensor:
         frequency = (torch.fft.rfftfreq if last else torch.fft.fftfreq)(n, 1 / n, device=x.device)
         squared = squared + frequency.square().reshape(-1, *[1] * (len(spatial) - 1 - axis))
     radius = (1 - torch.tensor(list(alphas), device=x.device)) * max(spatial) / math.sqrt(2)
-    kept = squared <= radius.square().reshape(-1, *[1] * (x.ndim - 1))
+    # A little more than the radius, so that rounding does not decide about frequencies that lie on it.
+    kept = squared <= (radius * (1 + 1e-5)).square().reshape(-1, *[1] * (x.ndim - 1))
     return torch.fft.irfftn(torch.fft.rfftn(x, dim=axes).mul_(kept), s=spatial, dim=axes)
 
 

@@ -1,5 +1,6 @@
 """Synthetic elements as NIfTI files: pairs in a folder, or a labelled data set in nnU-Net's raw layout."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -130,6 +131,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # SimpleITK raises RuntimeError for a full disk or a forbidden folder
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that is already under way matters more
+            temporary.unlink(missing_ok=True)
         msg = f"{path} could not be written: {error}. Check the space and permissions of the folder."
         raise OutputError(msg) from error
