@@ -37,6 +37,10 @@ class ImagesFolderError(InvarianceError):
     """A folder of unlabelled images is missing, empty, or mixes channel counts."""
 
 
+class TemplateError(InvarianceError):
+    """A folder or file of shape templates is missing, empty, unreadable, or holds no label."""
+
+
 class TooFewVolumesError(InvarianceError):
     """Fewer usable volumes are left than a method needs."""
 
