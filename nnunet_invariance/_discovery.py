@@ -23,6 +23,7 @@ TRAINER_WALK = "nnunetv2.training.nnUNetTrainer"
 TRAINERS = {
     "AliceTrainer": "nnunet_invariance.trainers.alice",
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
+    "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
 }
 WITHOUT_TWIN = {"BaselineTrainer"}
 
