@@ -4,7 +4,7 @@
 
 The data set must be preprocessed. The interventions and the step take turns within one run; ratios are taken per round,
 and their median and range are published. An intervention counts with its draw and with the return to the patch's own
-mean and s.d. The fusion of SLAug adds the pass through the network that gives its gradient; it is not in here. Clock and
+mean and s.d. SLAug's fusion adds the pass through the network that gives its gradient; it is not in here. Clock and
 environment are those of aux_cost.py.
 """
 
