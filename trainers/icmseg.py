@@ -1,5 +1,6 @@
 """Training on one modality for another: style interventions and invariance between styles (arXiv 2411.05223)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,16 @@ from nnunet_invariance.plans.zscore import ct_remedy
 from nnunet_invariance.trainers.base import InvarianceTrainer
 from nnunet_invariance.trainers.pretrained import bring_found
 from nnunet_invariance.weights.locate import named_weights
+
+
+def rows_of(values: Tensor | Sequence[Tensor], rows: slice) -> Tensor | list[Tensor]:
+    """Some samples of a tensor, or of each of a list (stages, deep supervision)."""
+    return values[rows] if isinstance(values, Tensor) else [value[rows] for value in values]
+
+
+def finest(values: Tensor | Sequence[Tensor]) -> Tensor:
+    """The full resolution, with or without deep supervision."""
+    return values if isinstance(values, Tensor) else values[0]
 
 
 def tissue_labels(target: Tensor, manager: LabelManager) -> tuple[Tensor, int]:
@@ -58,24 +69,15 @@ class ICMSegTrainer(InvarianceTrainer):
                 f"the stages 0 to {len(channels) - 1}. Name some of these in your plans copy."
             )
         self.contrast = PatchInfoNCE(self.options.temperature)
-        manager = self.label_manager
-        if manager.has_regions:
-            self.classes = len(manager.foreground_regions) + 1
-        else:
-            self.classes = max(*manager.all_labels, manager.ignore_label or 0) + 1
-        self.print_to_log_file(
-            f"Style {self.options.style}; InfoNCE on encoder stages {self.stages} of {len(channels)}"
-        )
+        self.print_to_log_file(f"Style {self.options.style}; InfoNCE on stages {self.stages} of {len(channels)}")
         return nn.ModuleDict({f"projection_{stage}": ProjectionHead(channels[stage]) for stage in self.stages})
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """nnU-Net's own, without mirroring where the options say so."""
-        rotation, dummy_2d, patch_size, mirror_axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
+        *geometry, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.options.mirroring:
             mirror_axes = self.inference_allowed_mirroring_axes = None
-        return rotation, dummy_2d, patch_size, mirror_axes
+        return *geometry, mirror_axes
 
     def on_train_start(self) -> None:
         """As the base; warns of CT normalisation."""
@@ -97,20 +99,17 @@ class ICMSegTrainer(InvarianceTrainer):
         first, target = batch["views"].first, batch["target"]
         both = self.network(torch.cat((first, self.style_view(batch, samples))))
         maps = self.tap.take()
-        count = len(first)
-        outputs = both if isinstance(both, (list, tuple)) else [both]
-        targets = target if isinstance(target, list) else [target]
-        views = [[o[:count] for o in outputs], [o[count:] for o in outputs]]
-        halves = [targets, [t[:samples] for t in targets]]
-        if not isinstance(target, list):
-            views, halves = [v[0] for v in views], [h[0] for h in halves]
-        segmentation = sum(self.loss(view, half) for view, half in zip(views, halves, strict=True)) / 2
-        parts = self.aux_losses([m[:samples] for m in maps], [m[count:] for m in maps], batch)
+        own, styled = slice(len(first)), slice(len(first), None)
+        losses = [
+            self.loss(rows_of(both, own), target),
+            self.loss(rows_of(both, styled), rows_of(target, slice(samples))),
+        ]
+        parts = self.aux_losses(rows_of(maps, slice(samples)), rows_of(maps, styled), batch)
         if self.options.consistency_weight:
-            parts["consistency"] = consistency(
-                outputs[0][:samples], outputs[0][count:], independent=self.label_manager.has_regions
-            )
-        return segmentation, parts
+            logits = finest(both)
+            regions = self.label_manager.has_regions
+            parts["consistency"] = consistency(logits[:samples], logits[styled], independent=regions)
+        return sum(losses) / 2, parts
 
     def style_view(self, batch: dict[str, Any], samples: int) -> Tensor:
         """The second view of the first ``samples`` samples in a drawn style, with its own mean and s.d.
@@ -118,24 +117,22 @@ class ICMSegTrainer(InvarianceTrainer):
         Padding, and what is outside the nonzero mask, stays as it is.
         """
         image, content = batch["views"].second[:samples].float(), batch["views"].content[:samples] > 0
-        targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
-        labels, classes = tissue_labels(targets[0][:samples], self.label_manager)
+        target = rows_of(batch["target"], slice(samples))
+        labels, classes = tissue_labels(finest(target), self.label_manager)
         coarse = coarse_axes(self.configuration_manager.spacing)
         intervention = INTERVENTIONS[self.options.style]
         draw = intervention.sample(Domain(tuple(image.shape), classes, coarse), self.generator)
         styled = intervention.apply(image, labels, draw)
         if self.options.style == "slaug":
             whole = apply_global(image, labels, draw)
-            by_loss = self._gradient(torch.where(content, match_statistics(whole, image), image), targets, samples)
-            styled = balance(whole, styled, by_loss)
+            gradient = self._gradient(torch.where(content, match_statistics(whole, image), image), target)
+            styled = balance(whole, styled, gradient)
         return torch.where(content, match_statistics(styled, image), image)
 
-    def _gradient(self, image: Tensor, targets: list[Tensor], samples: int) -> Tensor:
+    def _gradient(self, image: Tensor, target: Tensor | list[Tensor]) -> Tensor:
         """Of the segmentation loss by the image; parameters get none."""
         image = image.requires_grad_()
-        outputs = self.plain_network(image)
-        halves = [t[:samples] for t in targets]
-        loss = self.loss(outputs, halves) if isinstance(outputs, (list, tuple)) else self.loss(outputs, halves[0])
+        loss = self.loss(self.plain_network(image), target)
         self.tap.clear()
         loss = loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
         return torch.autograd.grad(loss, image)[0]
