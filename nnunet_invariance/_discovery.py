@@ -24,6 +24,7 @@ TRAINERS = {
     "AliceTrainer": "nnunet_invariance.trainers.alice",
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
     "MAETrainer": "nnunet_invariance.trainers.mae",
+    "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
 }
 WITHOUT_TWIN = {"BaselineTrainer"}
 

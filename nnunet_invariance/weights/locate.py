@@ -56,13 +56,8 @@ def find_weights(
     Raises:
         WeightsNotFoundError: all four are empty, or one names a file that is not there or a run that is not finished.
     """
-    named = (
-        (f"environment variable {ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE)),
-        ("plans block, field 'checkpoint'", checkpoint),
-    )
-    for place, value in named:
-        if value:
-            return _named(place, value)
+    if named := named_weights(checkpoint):
+        return named
     folder = pretraining_folder(method, dataset_name, plans_name, configuration)
     command = f"nnunet-invariance pretrain {method} {dataset_name} {configuration} -p {plans_name}"
     if (folder / FINAL).is_file():
@@ -82,6 +77,19 @@ def find_weights(
         f"Pre-train with `{command}`, or name a checkpoint in place 1 or 2."
     )
     raise WeightsNotFoundError(msg)
+
+
+def named_weights(checkpoint: str | None) -> FoundWeights | None:
+    """The first two places only: a checkpoint that the user has named, or None.
+
+    Raises:
+        WeightsNotFoundError: one names a file that is not there.
+    """
+    named = (
+        (f"environment variable {ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE)),
+        ("plans block, field 'checkpoint'", checkpoint),
+    )
+    return next((_named(place, value) for place, value in named if value), None)
 
 
 def _named(place: str, value: str) -> FoundWeights:
