@@ -23,6 +23,7 @@ TRAINER_WALK = "nnunetv2.training.nnUNetTrainer"
 TRAINERS = {
     "AliceTrainer": "nnunet_invariance.trainers.alice",
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
+    "TransferTrainer": "nnunet_invariance.trainers.transfer",
 }
 WITHOUT_TWIN = {"BaselineTrainer"}
 

@@ -106,6 +106,18 @@ class TrainerOptions(BaselineOptions):
     frozen_epochs: int = _count(0, 0)
 
 
+@dataclass(frozen=True)
+class TransferOptions(TrainerOptions):
+    """As :class:`TrainerOptions`, with the defaults of TransferTrainer: imported files hold one network, no views.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    source: Literal["student", "teacher"] = _choice("student", "teacher")
+    aux: Literal["none", "info_nce"] = _choice("none", "info_nce")
+
+
 Options = TypeVar("Options", bound=BaselineOptions)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.weights.checkpoint import Checkpoint, tensor_bytes
+from nnunet_invariance.weights.locate import ANY_METHOD
 from nnunet_invariance.weights.report import DECODER, ENCODER, KINDS, Entry, TransferReport, shortened
 
 SEGMENTATION = "decoder.seg_layers."
@@ -54,13 +55,13 @@ def inject(
 
 
 def check_method(checkpoint: Checkpoint, method: str) -> None:
-    """Refuse weights of another method.
+    """Refuse weights of another method, unless the trainer takes :data:`ANY_METHOD`.
 
     Raises:
         WeightsIncompatibleError
     """
     found = checkpoint.metadata["method"]
-    if found != method:
+    if method not in (found, ANY_METHOD):
         msg = (
             f"{checkpoint.path} was pre-trained with {found!r}, but this trainer needs {method!r}. "
             f"Pre-train with `nnunet-invariance pretrain {method}`, or use the trainer of {found!r}."
