@@ -90,5 +90,5 @@ def test_two_dimensions_are_supported_and_not_mixed_with_three(tiny, tmp_path, m
     assert torch.equal(trainer.network.encoder.stages[0][0].convs[0].conv.weight, expected)
 
     volume = make_trainer(tiny, "TransferTrainer")
-    with pytest.raises(WeightsIncompatibleError, match="2-D PlainConvUNet.*3-D PlainConvUNet"):
+    with pytest.raises(WeightsIncompatibleError, match=r"2-D PlainConvUNet.*3-D PlainConvUNet"):
         volume.on_train_start()

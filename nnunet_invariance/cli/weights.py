@@ -1,18 +1,25 @@
-"""``nnunet-invariance weights``: list, inspect, export and plan with pre-trained weights."""
+"""``nnunet-invariance weights``: list, inspect, import, export and plan with pre-trained weights."""
 
 import argparse
 from pathlib import Path
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb, its four actions and their flags."""
-    parser = subparsers.add_parser("weights", help="list, inspect, export and plan with pre-trained weights")
+    """Add the verb, its five actions and their flags."""
+    parser = subparsers.add_parser("weights", help="list, inspect, import, export and plan with pre-trained weights")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     actions.add_parser("list", help="the pre-trainings below nnUNet_results")
 
-    inspect = actions.add_parser("inspect", help="what a checkpoint is; verifies its checksum")
+    inspect = actions.add_parser("inspect", help="what a checkpoint is, ours or another tool's; verifies its checksum")
     inspect.add_argument("file", type=Path, metavar="FILE")
+
+    take = actions.add_parser("import", help="make another tool's file a checkpoint that our trainers take")
+    take.add_argument("source", choices=["nnssl", "nnunet", "encoder"], help="whose file it is; `inspect` says which")
+    take.add_argument("file", type=Path, metavar="FILE")
+    take.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: FILE with the suffix .safetensors")
+    take.add_argument("--plans", type=Path, metavar="JSON", help="plans file of a bare encoder")
+    take.add_argument("-c", dest="configuration", default="3d_fullres", help="of --plans; default: 3d_fullres")
 
     export = actions.add_parser("export", help="write a file that nnUNetv2_train -pretrained_weights accepts")
     export.add_argument("file", type=Path, metavar="FILE")
@@ -33,7 +40,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action; returns the exit status."""
-    return {"list": _list, "inspect": _inspect, "export": _export, "plan": _plan}[args.action](args)
+    actions = {"list": _list, "inspect": _inspect, "import": _import, "export": _export, "plan": _plan}
+    return actions[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -53,6 +61,17 @@ def _inspect(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.inspect import describe_text
 
     print(describe_text(args.file))
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from nnunet_invariance.weights.importers.importing import import_foreign, read_plans
+    from nnunet_invariance.weights.inspect import describe_text
+
+    plans = read_plans(args.plans) if args.plans else None
+    out = import_foreign(args.file, args.out, args.source, plans, args.configuration)
+    print(describe_text(out))
+    print(f"written: {out}\nuse it: nnunet-invariance weights plan DATASET {out}")
     return 0
 
 
