@@ -35,6 +35,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     plan.add_argument("file", type=Path, metavar="FILE")
     plan.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     plan.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
+    plan.add_argument(
+        "--keep",
+        choices=["plans", "checkpoint"],
+        default="plans",
+        help="whose architecture, patch, spacing and normalisation the copy has; default: plans",
+    )
+    plan.add_argument(
+        "--min-coverage", type=float, default=1.0, metavar="X", help="least share of the encoder from FILE; default: 1"
+    )
     plan.add_argument("--name", metavar="NEW", help="name of the plans copy; default: PLANS_METHOD")
 
 
@@ -87,10 +96,12 @@ def _plan(args: argparse.Namespace) -> int:
     from nnunet_invariance.plans.copies import preprocessing_command
     from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 
-    fitted = fit_plans_to_checkpoint(args.dataset, args.file, args.plans, args.configuration, args.name)
+    fitted = fit_plans_to_checkpoint(
+        args.dataset, args.file, args.plans, args.configuration, args.name, args.keep, args.min_coverage
+    )
     print("\n".join(fitted.decisions))
     command = preprocessing_command(args.dataset, fitted.path.stem, args.configuration)
     if command:
         print(f"preprocess first: {command}")
-    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {fitted.path.stem} -tr TRAINER")
+    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {fitted.path.stem} -tr TransferTrainer")
     return 0

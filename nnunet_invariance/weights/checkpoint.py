@@ -229,7 +229,10 @@ def _unreadable(path: Path, error: Exception) -> CheckpointCorruptError:
         start = file.read(4)
     what = mistaken_for(path) or f"it is truncated or not a safetensors file ({error})"
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        what = "it is a PyTorch file (.pth), not a checkpoint of nnunet-invariance"
+        what = (
+            "it is a PyTorch file (.pth), not a checkpoint of nnunet-invariance "
+            "(`nnunet-invariance weights import` makes it one)"
+        )
     return _corrupt(path, what)
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 
 from nnunet_invariance.errors import OutputError, WeightsIncompatibleError
-from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.nnssl_format import trusted_architecture
 from nnunet_invariance.weights.transfer import SECTION_OF, TransferReport, inject
 
 
@@ -44,7 +44,7 @@ def export_nnunet(
         raise WeightsIncompatibleError(msg)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        network = Architecture(**checkpoint.metadata["architecture"]).build()
+        network = trusted_architecture(checkpoint).build()
     report = inject(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", source=source)
     metadata = {**checkpoint.metadata, "source": source, "decoder": report.decoder}
     content = {"network_weights": dict(network.state_dict()), "nnunet_invariance": metadata}
