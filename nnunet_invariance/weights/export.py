@@ -13,6 +13,16 @@ from nnunet_invariance.weights.nnssl_format import trusted_architecture
 from nnunet_invariance.weights.transfer import SECTION_OF, TransferReport, inject
 
 
+def check_new(path: Path) -> None:
+    """Refuse a place where something stands.
+
+    Raises:
+        OutputError
+    """
+    if path.exists():
+        raise OutputError(f"{path} exists and is not overwritten. Remove it or give another name.")
+
+
 def export_nnunet(
     checkpoint_path: str | os.PathLike,
     out_path: str | os.PathLike,
@@ -32,8 +42,7 @@ def export_nnunet(
         OutputError: ``out_path`` exists or cannot be written.
     """
     out_path = Path(out_path)
-    if out_path.exists():
-        raise OutputError(f"{out_path} exists and is not overwritten. Remove it or give another name.")
+    check_new(out_path)
     checkpoint = load_checkpoint(checkpoint_path, sections=[SECTION_OF[source]])
     decoder = "decoder" in checkpoint.metadata["pretrained"]
     if not decoder and not random_decoder:

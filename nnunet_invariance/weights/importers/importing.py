@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nnunet_invariance.errors import CheckpointCorruptError, OutputError, WeightsIncompatibleError, WeightsNotFoundError
+from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.weights.checkpoint import SUFFIX, save_checkpoint
+from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.foreign import open_foreign
 from nnunet_invariance.weights.importers import encoder, nnssl, nnunet
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_tensors
@@ -89,8 +90,7 @@ def import_foreign(
     path = Path(path)
     suffix = f".imported{SUFFIX}" if path.suffix == SUFFIX else SUFFIX
     out = path.with_suffix(suffix) if out_path is None else Path(out_path)
-    if out.exists():
-        raise OutputError(f"{out} exists and is not overwritten. Remove it or give another name.")
+    check_new(out)
     name, network = read_network(path, open_foreign(path), source, plans, configuration)
     tensors, pretrained, left_out = own_tensors(path, network)
     metadata = {
