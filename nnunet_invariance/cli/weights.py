@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.errors import OptionError
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb, its five actions and their flags."""
@@ -89,6 +91,8 @@ def _export(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.export_nnssl import export_nnssl
     from nnunet_invariance.weights.model_card import export_card
 
+    if args.random_decoder and args.format != "nnunet":
+        raise OptionError(f"--random-decoder is for --format nnunet; {args.format} needs no decoder. Leave it away.")
     if args.format == "card":
         print(f"written: {export_card(args.file, args.out, args.source)}")
         return 0
