@@ -25,6 +25,7 @@ TRAINERS = {
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
     "MAETrainer": "nnunet_invariance.trainers.mae",
     "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
+    "TransferTrainer": "nnunet_invariance.trainers.transfer",
 }
 WITHOUT_TWIN = {"BaselineTrainer"}
 

@@ -149,6 +149,18 @@ class ICMSegOptions(TrainerOptions):
     encoder_lr_factor: float = _number(1.0, 0.0, 10.0)
 
 
+@dataclass(frozen=True)
+class TransferOptions(TrainerOptions):
+    """As :class:`TrainerOptions`, with the defaults of TransferTrainer: imported files hold one network, no views.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    source: Literal["student", "teacher"] = _choice("student", "teacher")
+    aux: Literal["none", "info_nce"] = _choice("none", "info_nce")
+
+
 #: Every options class; a plans copy may hold fields of all of them.
 OPTIONS = (TrainerOptions, ICMSegOptions)
 
