@@ -24,6 +24,8 @@ TRAINERS = {
     "AliceTrainer": "nnunet_invariance.trainers.alice",
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
     "MAETrainer": "nnunet_invariance.trainers.mae",
+    "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
+    "TransferTrainer": "nnunet_invariance.trainers.transfer",
 }
 WITHOUT_TWIN = {"BaselineTrainer"}
 
@@ -82,7 +84,7 @@ def nearest_trainers(name: str) -> list[str]:
     if length:
         stem, suffix = name[: length.start()], f"_{length[1]}epoch{'' if length[1] == '1' else 's'}"
     known = {key(base + twin): base + twin for base in TRAINERS for twin in _twins(base)}
-    return [known[match] + suffix for match in get_close_matches(key(stem), known)]
+    return [known[match] + suffix for match in get_close_matches(key(stem), known, n=5)]
 
 
 def _twins(base: str) -> tuple[str, ...]:

@@ -37,6 +37,10 @@ class ImagesFolderError(InvarianceError):
     """A folder of unlabelled images is missing, empty, or mixes channel counts."""
 
 
+class TemplateError(InvarianceError):
+    """A folder or file of shape templates is missing, empty, unreadable, or holds no label."""
+
+
 class TooFewVolumesError(InvarianceError):
     """Fewer usable volumes are left than a method needs."""
 
@@ -67,3 +71,7 @@ class NonFiniteLossError(InvarianceError):
 
 class ComparisonError(InvarianceError):
     """A comparison cannot be run or scored as asked (labels missing, too few cases, a stock command failed)."""
+
+
+class ShapeError(InvarianceError):
+    """Tensors handed to a loss or a module do not fit each other."""

@@ -36,6 +36,7 @@ def write_plans_copy(
     configuration: str,
     block: Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
+    pretrain_info: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a copy of a plans file beside it and return its path; writing the same copy again changes nothing.
 
@@ -45,6 +46,7 @@ def write_plans_copy(
         block: options, merged into the configuration's ``nnunet_invariance`` block.
         changes: keys of the configuration to replace. Where they change what preprocessing makes, the copy gets its own
             ``data_identifier`` and :func:`preprocessing_command` is logged.
+        pretrain_info: the block that nnU-Net's own fine-tuning reads; it replaces one of the base plans.
 
     Raises:
         OptionError: a plans name holds ``__`` or is no file name, or an option is wrong.
@@ -56,6 +58,8 @@ def write_plans_copy(
     before = dataset.configuration.configuration
     plans = copy.deepcopy(dataset.plans.plans)
     plans["plans_name"] = new_plans_name
+    if pretrain_info:
+        plans["pretrain_info"] = dict(pretrain_info)
     entry = plans["configurations"][configuration]
     entry.update(changes or {})
     if any(entry.get(key, before[key]) != before[key] for key in PREPROCESSING if key in before):

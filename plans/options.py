@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -120,14 +120,57 @@ class MAETrainerOptions(TrainerOptions):
     aux: Literal["none"] = _choice("none")
 
 
+def _is_stages(value: Any) -> bool:
+    whole = isinstance(value, list) and all(_is_int(stage) and stage >= 0 for stage in value)
+    return whole and len(value) > 0 and len(set(value)) == len(value)
+
+
+@dataclass(frozen=True)
+class ICMSegOptions(TrainerOptions):
+    """What ICMSegTrainer understands; ``aux_weight`` is that of InfoNCE, and 0 trains on styles alone.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    #: Intervention that makes the second view; docs/icmseg.md describes each.
+    style: Literal["mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"] = _choice(
+        "mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"
+    )
+    #: Weight of the divergence between what both views are segmented as.
+    consistency_weight: float = _number(0.0, 0.0, 100.0)
+    #: Mirroring in training and prediction as nnU-Net plans it; false where left and right organs differ.
+    mirroring: bool = _option(True, "true or false", lambda v: isinstance(v, bool))
+    #: Encoder stages of InfoNCE, 0 is the finest; null takes the deepest one with enough positions.
+    stages: Sequence[int] | None = _option(
+        None, "a list of different whole numbers of at least 0, or null", lambda v: v is None or _is_stages(v)
+    )
+    #: 1 here: without a named checkpoint the encoder is random.
+    encoder_lr_factor: float = _number(1.0, 0.0, 10.0)
+
+
+@dataclass(frozen=True)
+class TransferOptions(TrainerOptions):
+    """As :class:`TrainerOptions`, with the defaults of TransferTrainer: imported files hold one network, no views.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    source: Literal["student", "teacher"] = _choice("student", "teacher")
+    aux: Literal["none", "info_nce"] = _choice("none", "info_nce")
+
+
+#: Every options class; a plans copy may hold fields of all of them.
+OPTIONS = (TrainerOptions, ICMSegOptions)
+
 Options = TypeVar("Options", bound=BaselineOptions)
 
 
 def read_options(cls: type[Options], configuration: Mapping[str, Any]) -> Options:
     """Read the block of one configuration; what it does not say has its default.
 
-    :class:`BaselineOptions` passes over fields that only :class:`TrainerOptions` knows, because all trainers of a
-    comparison share one plans copy.
+    A trainer passes over fields that only other trainers know, because all of a comparison share one plans copy.
 
     Args:
         cls: the options of the trainer.
@@ -141,7 +184,7 @@ def read_options(cls: type[Options], configuration: Mapping[str, Any]) -> Option
         msg = f"The plans block {BLOCK!r} is {block!r}; expected an object with options. Correct it in your plans copy."
         raise OptionError(msg)
     own = {item.name for item in dataclasses.fields(cls)}
-    known = own | {item.name for item in dataclasses.fields(TrainerOptions)}
+    known = {item.name for options in OPTIONS for item in dataclasses.fields(options)}
     for name in block:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)

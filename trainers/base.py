@@ -23,9 +23,9 @@ from nnunet_invariance.trainers.guard import FiniteGuard, is_finite
 from nnunet_invariance.trainers.pretrained import bring_weights, versions
 from nnunet_invariance.trainers.schedule import WarmupPolySchedule, ramp
 from nnunet_invariance.trainers.seeding import mix
+from nnunet_invariance.trainers.stepping import clipped_step
 from nnunet_invariance.weights.atomic import atomic_write
 
-GRADIENT_NORM = 12  # nnU-Net's own
 POSITIONS = 2  # the stream of positions, beside those of training and validation batches
 
 
@@ -161,6 +161,10 @@ class InvarianceTrainer(BaselineTrainer):
                 f"WARNING: -pretrained_weights was given: its weights stay, and {self.method} weights are not searched."
             )
             return {"place": "-pretrained_weights"}
+        return self.search_weights()
+
+    def search_weights(self) -> dict[str, Any]:
+        """Weights of this method from the four places; where they came from and what came of them."""
         names = (self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name)
         return bring_weights(self.plain_network, self.method, names, self.options, self.print_to_log_file)
 
@@ -201,6 +205,10 @@ class InvarianceTrainer(BaselineTrainer):
         epochs_done = self.current_epoch + self.step_in_epoch / self.num_iterations_per_epoch
         return self.options.aux_weight * ramp(epochs_done / self.num_epochs, self.options.aux_ramp)
 
+    def weight_of(self, name: str) -> float:
+        """Weight of one auxiliary loss in this step; all the same here."""
+        return self.aux_weight
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """One optimiser step; ``loss`` is the segmentation loss, to be compared with nnU-Net's validation loss."""
         losses = self._train_on_views(batch) if self.aux else super().train_step(batch)
@@ -224,15 +232,7 @@ class InvarianceTrainer(BaselineTrainer):
             for parameter in self.aux.parameters():
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= dist.get_world_size()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-        else:
-            nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
-            self.optimizer.step()
+        clipped_step(self.optimizer, self.grad_scaler)
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu().numpy()
         return {name: np.asarray(value) for name, value in zip(losses, values, strict=True)}
 
@@ -264,18 +264,21 @@ class InvarianceTrainer(BaselineTrainer):
     def _backward(self, batch: dict[str, Any], samples: int) -> dict[str, Tensor]:
         """Both losses and their gradients, the second view on the first ``samples`` of the batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        views = batch["views"]
-        cuda = self.device.type == "cuda"
-        with torch.autocast("cuda") if cuda else dummy_context():
-            segmentation = self.loss(self.network(views.first), batch["target"])
-            first = [skip[:samples] for skip in self.tap.take()]
-            parts = self.aux_losses(first, self.second_pass(views.second[:samples]), batch)
-        total = segmentation + self.aux_weight * sum(parts.values())
+        with torch.autocast("cuda") if self.device.type == "cuda" else dummy_context():
+            segmentation, parts = self.losses_of_views(batch, samples)
+        total = segmentation + sum(self.weight_of(name) * part for name, part in parts.items())
         if self.grad_scaler is not None:
             self.grad_scaler.scale(total).backward()  # skips the step by itself where gradients are not finite
         elif total.isfinite():
             total.backward()  # otherwise no parameter has a gradient, and the optimiser changes nothing
         return {"loss": segmentation, **parts, "total": total}
+
+    def losses_of_views(self, batch: dict[str, Any], samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Segmentation loss, and the auxiliary losses by name, with a second view of the first ``samples`` samples."""
+        views = batch["views"]
+        segmentation = self.loss(self.network(views.first), batch["target"])
+        first = [skip[:samples] for skip in self.tap.take()]
+        return segmentation, self.aux_losses(first, self.second_pass(views.second[:samples]), batch)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, np.ndarray]]) -> None:
         """Mean losses of the epoch, over the steps whose losses were finite."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from nnunet_invariance.plans.options import TrainerOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.locate import find_weights
+from nnunet_invariance.weights.locate import FoundWeights, find_weights
 from nnunet_invariance.weights.transfer import SECTION_OF, check_method, inject
 
 
@@ -26,10 +26,25 @@ def bring_weights(
         WeightsIncompatibleError: another method or architecture, or too little coverage.
         CheckpointCorruptError: the file is not what it should be.
     """
-    found = find_weights(method, *names, options.checkpoint)
+    return bring_found(network, find_weights(method, *names, options.checkpoint), options, log, method)
+
+
+def bring_found(
+    network: nn.Module,
+    found: FoundWeights,
+    options: TrainerOptions,
+    log: Callable[[str], None],
+    method: str | None = None,
+) -> dict[str, Any]:
+    """Inject weights from a place that is known; those of any method where ``method`` is None.
+
+    Raises:
+        WeightsIncompatibleError, CheckpointCorruptError: as :func:`bring_weights`.
+    """
     log(f"Weights: {found.path} ({found.place})")
     checkpoint = load_checkpoint(found.path, [SECTION_OF[options.source]])
-    check_method(checkpoint, method)
+    if method is not None:
+        check_method(checkpoint, method)
     report = inject(
         network, checkpoint, transfer=options.transfer, source=options.source, min_coverage=options.min_coverage
     )

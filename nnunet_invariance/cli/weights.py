@@ -1,23 +1,32 @@
-"""``nnunet-invariance weights``: list, inspect, export and plan with pre-trained weights."""
+"""``nnunet-invariance weights``: list, inspect, import, export and plan with pre-trained weights."""
 
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.errors import OptionError
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb, its four actions and their flags."""
-    parser = subparsers.add_parser("weights", help="list, inspect, export and plan with pre-trained weights")
+    """Add the verb, its five actions and their flags."""
+    parser = subparsers.add_parser("weights", help="list, inspect, import, export and plan with pre-trained weights")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     actions.add_parser("list", help="the pre-trainings below nnUNet_results")
 
-    inspect = actions.add_parser("inspect", help="what a checkpoint is; verifies its checksum")
+    inspect = actions.add_parser("inspect", help="what a checkpoint is, ours or another tool's; verifies its checksum")
     inspect.add_argument("file", type=Path, metavar="FILE")
 
-    export = actions.add_parser("export", help="write a file that nnUNetv2_train -pretrained_weights accepts")
+    take = actions.add_parser("import", help="make another tool's file a checkpoint that our trainers take")
+    take.add_argument("source", choices=["nnssl", "nnunet", "encoder"], help="whose file it is; `inspect` says which")
+    take.add_argument("file", type=Path, metavar="FILE")
+    take.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: FILE with the suffix .safetensors")
+    take.add_argument("--plans", type=Path, metavar="JSON", help="plans file of a bare encoder")
+    take.add_argument("-c", dest="configuration", default="3d_fullres", help="of --plans; default: 3d_fullres")
+
+    export = actions.add_parser("export", help="write a file or folder for other tools")
     export.add_argument("file", type=Path, metavar="FILE")
-    export.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth")
-    export.add_argument("--format", choices=["nnunet"], required=True, help="whose file is written")
+    export.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth; a folder for --format card")
+    export.add_argument("--format", choices=["nnunet", "nnssl", "card"], required=True)
     export.add_argument("--source", choices=["teacher", "student"], default="teacher", help="default: teacher")
     export.add_argument(
         "--random-decoder", action="store_true", help="fill a decoder that was not pre-trained with random weights"
@@ -28,12 +37,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     plan.add_argument("file", type=Path, metavar="FILE")
     plan.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     plan.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
+    plan.add_argument(
+        "--keep",
+        choices=["plans", "checkpoint"],
+        default="plans",
+        help="whose architecture, patch, spacing and normalisation the copy has; default: plans",
+    )
+    plan.add_argument(
+        "--min-coverage", type=float, default=1.0, metavar="X", help="least share of the encoder from FILE; default: 1"
+    )
     plan.add_argument("--name", metavar="NEW", help="name of the plans copy; default: PLANS_METHOD")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the action; returns the exit status."""
-    return {"list": _list, "inspect": _inspect, "export": _export, "plan": _plan}[args.action](args)
+    actions = {"list": _list, "inspect": _inspect, "import": _import, "export": _export, "plan": _plan}
+    return actions[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -56,9 +75,31 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _import(args: argparse.Namespace) -> int:
+    from nnunet_invariance.weights.importers.importing import import_foreign, read_plans
+    from nnunet_invariance.weights.inspect import describe_text
+
+    plans = read_plans(args.plans) if args.plans else None
+    out = import_foreign(args.file, args.out, args.source, plans, args.configuration)
+    print(describe_text(out))
+    print(f"written: {out}\nuse it: nnunet-invariance weights plan DATASET {out}")
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.export import export_nnunet
+    from nnunet_invariance.weights.export_nnssl import export_nnssl
+    from nnunet_invariance.weights.model_card import export_card
 
+    if args.random_decoder and args.format != "nnunet":
+        raise OptionError(f"--random-decoder is for --format nnunet; {args.format} needs no decoder. Leave it away.")
+    if args.format == "card":
+        print(f"written: {export_card(args.file, args.out, args.source)}")
+        return 0
+    if args.format == "nnssl":
+        print(export_nnssl(args.file, args.out, args.source).to_text())
+        print(f"written: {args.out}")
+        return 0
     print(export_nnunet(args.file, args.out, args.source, args.random_decoder).to_text())
     print(f"written: {args.out}\nuse it: nnUNetv2_train DATASET CONFIGURATION FOLD -pretrained_weights {args.out}")
     return 0
@@ -68,10 +109,12 @@ def _plan(args: argparse.Namespace) -> int:
     from nnunet_invariance.plans.copies import preprocessing_command
     from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 
-    fitted = fit_plans_to_checkpoint(args.dataset, args.file, args.plans, args.configuration, args.name)
+    fitted = fit_plans_to_checkpoint(
+        args.dataset, args.file, args.plans, args.configuration, args.name, args.keep, args.min_coverage
+    )
     print("\n".join(fitted.decisions))
     command = preprocessing_command(args.dataset, fitted.path.stem, args.configuration)
     if command:
         print(f"preprocess first: {command}")
-    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {fitted.path.stem} -tr TRAINER")
+    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {fitted.path.stem} -tr TransferTrainer")
     return 0

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsNotFoundError
 from nnunet_invariance.weights.atomic import atomic_write, previous_of
+from nnunet_invariance.weights.mistaken import mistaken_for
 
 FORMAT = 1
 KEY = "nnunet_invariance"
@@ -146,6 +147,15 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         raise _unreadable(path, error) from error
 
 
+def holds_metadata(path: str | os.PathLike) -> bool:
+    """Whether a file has our header, or none that can be read; False for the safetensors files of other tools."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return True
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over (name, dtype, shape, bytes) of the tensors in the order of their names."""
     digest = hashlib.sha256()
@@ -216,16 +226,13 @@ def _parse(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
 def _unreadable(path: Path, error: Exception) -> CheckpointCorruptError:
     """Name the usual mistakes by their first bytes."""
     with open(path, "rb") as file:
-        start = file.read(64)
-    what = f"it is truncated or not a safetensors file ({error})"
-    if not start:
-        what = "it is empty"
-    elif start.startswith(b"version https://git-lfs"):
-        what = "it is a Git LFS pointer, not the file itself (run `git lfs pull` where it came from)"
-    elif start.startswith((b"PK\x03\x04", b"\x80")):
-        what = "it is a PyTorch file (.pth), not a checkpoint of nnunet-invariance"
-    elif start.lstrip().startswith(b"<"):
-        what = "it is a web page, not the file itself (download it again)"
+        start = file.read(4)
+    what = mistaken_for(path) or f"it is truncated or not a safetensors file ({error})"
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        what = (
+            "it is a PyTorch file (.pth), not a checkpoint of nnunet-invariance "
+            "(`nnunet-invariance weights import` makes it one)"
+        )
     return _corrupt(path, what)
 
 

@@ -7,10 +7,20 @@ from typing import Literal
 import torch
 
 from nnunet_invariance.errors import OutputError, WeightsIncompatibleError
-from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.nnssl_format import trusted_architecture
 from nnunet_invariance.weights.transfer import SECTION_OF, TransferReport, inject
+
+
+def check_new(path: Path) -> None:
+    """Refuse a place where something stands.
+
+    Raises:
+        OutputError
+    """
+    if path.exists():
+        raise OutputError(f"{path} exists and is not overwritten. Remove it or give another name.")
 
 
 def export_nnunet(
@@ -32,8 +42,7 @@ def export_nnunet(
         OutputError: ``out_path`` exists or cannot be written.
     """
     out_path = Path(out_path)
-    if out_path.exists():
-        raise OutputError(f"{out_path} exists and is not overwritten. Remove it or give another name.")
+    check_new(out_path)
     checkpoint = load_checkpoint(checkpoint_path, sections=[SECTION_OF[source]])
     decoder = "decoder" in checkpoint.metadata["pretrained"]
     if not decoder and not random_decoder:
@@ -44,7 +53,7 @@ def export_nnunet(
         raise WeightsIncompatibleError(msg)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        network = Architecture(**checkpoint.metadata["architecture"]).build()
+        network = trusted_architecture(checkpoint).build()
     report = inject(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", source=source)
     metadata = {**checkpoint.metadata, "source": source, "decoder": report.decoder}
     content = {"network_weights": dict(network.state_dict()), "nnunet_invariance": metadata}

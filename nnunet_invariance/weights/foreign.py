@@ -1,4 +1,4 @@
-"""The one place that opens a .pth or .pt file, and it never runs code from one.
+"""The one place that opens files of other programs (.pth, .pt, .safetensors), and it never runs code from one.
 
 ``torch.load(weights_only=True)`` calls nothing but PyTorch's own constructors and those of :data:`ALLOWED`. NumPy's
 constructors are replaced by ours: a crafted state could declare the bytes of a number to be object pointers.
@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from nnunet_invariance.errors import CheckpointCorruptError, UnsafeCheckpointError, WeightsNotFoundError
+from nnunet_invariance.weights.foreign_limits import check_file, check_tensors, check_torch
+from nnunet_invariance.weights.mistaken import mistaken_for
 
 
 class _Dtype:
@@ -63,29 +66,36 @@ ALLOWED = (
 
 
 def open_foreign(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Open a PyTorch checkpoint that another program wrote.
+    """Open a checkpoint that another program wrote: PyTorch's format, or safetensors by its suffix.
 
     Raises:
         WeightsNotFoundError: there is no such file.
-        UnsafeCheckpointError: it names a function or class outside the list; nothing of it was called.
+        UnsafeCheckpointError: it names a function or class outside the list (nothing of it was called), it breaks a
+            limit of :mod:`~nnunet_invariance.weights.foreign_limits`, or torch is older than 2.6.
         CheckpointCorruptError: it is not a PyTorch checkpoint, is truncated, or does not hold a dictionary.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsNotFoundError(f"There is no file {path}. Check the spelling of the path.")
+    check_torch()
+    if what := mistaken_for(path):
+        raise CheckpointCorruptError(f"{path} cannot be read as a checkpoint: {what}.")
+    check_file(path)
     try:
-        with _only(ALLOWED):
-            content = torch.load(path, map_location=map_location, weights_only=True)
+        if path.suffix == ".safetensors":
+            content = load_file(path, device=str(map_location))
+        else:
+            with _only(ALLOWED):
+                content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # unreadable bytes raise what they like, down in torch and zip code
-        if "TorchScript" in str(error):
-            raise _refused(path, "GLOBAL TorchScript archive (a program)") from error
         first_line = str(error).split("\n")[0]
         raise _unreadable(path, f"{type(error).__name__}: {first_line}") from error
     if not isinstance(content, dict):
         msg = f"{path} holds a {type(content).__name__}, expected a dictionary of weights. "
         raise CheckpointCorruptError(msg + "Save it again as a dictionary, for example module.state_dict().")
+    check_tensors(path, content)
     return content
 
 
@@ -115,5 +125,5 @@ def _refused(path: Path, reason: str) -> UnsafeCheckpointError | CheckpointCorru
 
 
 def _unreadable(path: Path, reason: str) -> CheckpointCorruptError:
-    msg = f"{path} cannot be read as a PyTorch checkpoint ({reason}). "
+    msg = f"{path} cannot be read as a checkpoint ({reason}). "
     return CheckpointCorruptError(msg + "It is truncated or of another kind: copy it again from where it came.")

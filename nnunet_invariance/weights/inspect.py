@@ -2,19 +2,28 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nnunet_invariance.errors import CheckpointCorruptError
-from nnunet_invariance.weights.checkpoint import SECTIONS, load_checkpoint, read_metadata
+from nnunet_invariance.weights.checkpoint import SECTIONS, SUFFIX, holds_metadata, load_checkpoint, read_metadata
+from nnunet_invariance.weights.foreign import open_foreign
+from nnunet_invariance.weights.importers.importing import SOURCES, read_network, recognise
+from nnunet_invariance.weights.importers.network import own_tensors
 from nnunet_invariance.weights.locate import FINAL, LATEST, results_folder
 
 
 def describe(path: str | os.PathLike) -> dict[str, Any]:
-    """What a checkpoint says of itself, once its checksum is verified; native types.
+    """What a checkpoint says of itself, once its checksum is verified; native types. Other tools' files too.
 
     Raises:
-        WeightsNotFoundError, CheckpointCorruptError
+        WeightsNotFoundError, CheckpointCorruptError, UnsafeCheckpointError
+        WeightsIncompatibleError: a file of no known source.
     """
+    if _is_foreign(Path(path)):
+        return _describe_foreign(Path(path))
     checkpoint = load_checkpoint(path)
     metadata = checkpoint.metadata
     architecture = metadata["architecture"]
@@ -43,6 +52,42 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
         "citation": metadata["citation"],
         "parent": metadata["parent_sha256"],
         "checksum": f"{metadata['sha256']} (verified)",
+    }
+
+
+def _is_foreign(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    return path.suffix != SUFFIX or not holds_metadata(path)
+
+
+def _describe_foreign(path: Path) -> dict[str, Any]:
+    """What another tool's file is, as far as it can be told without plans beside it."""
+    content = open_foreign(path)
+    source = recognise(path, content)
+    fields = {"file": str(path), "source": f"{source}: {SOURCES[source].DESCRIPTION}"}
+    if source == "encoder":
+        return {**fields, "tensors": sum(isinstance(value, Tensor) for value in content.values())}
+    _, network = read_network(path, content, source)
+    _, pretrained, left_out = own_tensors(path, network)
+    facts, arguments = network.facts, network.architecture.arch_kwargs
+    return {
+        **fields,
+        "epochs": network.epochs,
+        "dataset": facts["dataset_name"],
+        "plans": facts["plans_name"],
+        "configuration": facts["configuration"],
+        "architecture": network.architecture.network_class_name.rsplit(".", 1)[-1],
+        "features per stage": arguments.get("features_per_stage"),
+        "strides": arguments.get("strides"),
+        "channels": facts["channel_names"],
+        "normalisation": facts["normalization_schemes"],
+        "spacing (mm)": facts["spacing"],
+        "patch (voxels)": facts["patch_size"],
+        "pretrained": pretrained,
+        "left out at import": len(left_out),
+        "citation": network.citation,
+        "to use it": f"nnunet-invariance weights import {source} {path}",
     }
 
 

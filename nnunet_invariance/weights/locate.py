@@ -12,6 +12,8 @@ from nnunet_invariance.weights.checkpoint import SUFFIX, read_metadata
 ENVIRONMENT_VARIABLE = "NNUNET_INVARIANCE_CHECKPOINT"
 FINAL = f"checkpoint_final{SUFFIX}"
 LATEST = f"checkpoint_latest{SUFFIX}"
+#: The method of a trainer that takes weights of any method, but only those that it is given by name.
+ANY_METHOD = "transfer"
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -51,18 +53,16 @@ def find_weights(
 
     Looks at the environment variable ``NNUNET_INVARIANCE_CHECKPOINT``, then at ``checkpoint`` of the plans block, then
     at the finished pre-training of this method, dataset, plans and configuration, then at the package itself. A place
-    that names a missing file, or holds an unfinished run, stops the search.
+    that names a missing file, or holds an unfinished run, stops the search. For :data:`ANY_METHOD` only the first two
+    are looked at.
 
     Raises:
         WeightsNotFoundError: all four are empty, or one names a file that is not there or a run that is not finished.
     """
-    named = (
-        (f"environment variable {ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE)),
-        ("plans block, field 'checkpoint'", checkpoint),
-    )
-    for place, value in named:
-        if value:
-            return _named(place, value)
+    if named := named_weights(checkpoint):
+        return named
+    if method == ANY_METHOD:
+        raise _nothing_named(dataset_name, configuration)
     folder = pretraining_folder(method, dataset_name, plans_name, configuration)
     command = f"nnunet-invariance pretrain {method} {dataset_name} {configuration} -p {plans_name}"
     if (folder / FINAL).is_file():
@@ -84,6 +84,19 @@ def find_weights(
     raise WeightsNotFoundError(msg)
 
 
+def named_weights(checkpoint: str | None) -> FoundWeights | None:
+    """The first two places only: a checkpoint that the user has named, or None.
+
+    Raises:
+        WeightsNotFoundError: one names a file that is not there.
+    """
+    named = (
+        (f"environment variable {ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE)),
+        ("plans block, field 'checkpoint'", checkpoint),
+    )
+    return next((_named(place, value) for place, value in named if value), None)
+
+
 def _named(place: str, value: str) -> FoundWeights:
     path = Path(value).expanduser()
     if not path.is_file():
@@ -91,6 +104,15 @@ def _named(place: str, value: str) -> FoundWeights:
         msg = f"The {place} names {value!r}: {what}. Correct or remove it; no other place is tried while it is given."
         raise WeightsNotFoundError(msg)
     return FoundWeights(path, place)
+
+
+def _nothing_named(dataset_name: str, configuration: str) -> WeightsNotFoundError:
+    return WeightsNotFoundError(
+        "No weights are named, and a trainer that takes weights of any method searches for none. Looked at:\n"
+        f"  1. environment variable {ENVIRONMENT_VARIABLE}: not set\n"
+        '  2. plans block "nnunet_invariance", field "checkpoint": not given\n'
+        f"Write plans that name a checkpoint: `nnunet-invariance weights plan {dataset_name} FILE -c {configuration}`."
+    )
 
 
 def _unfinished(latest: Path, command: str) -> WeightsNotFoundError:

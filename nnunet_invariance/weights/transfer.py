@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.weights.checkpoint import Checkpoint, tensor_bytes
+from nnunet_invariance.weights.locate import ANY_METHOD
 from nnunet_invariance.weights.report import DECODER, ENCODER, KINDS, Entry, TransferReport, shortened
 
 SEGMENTATION = "decoder.seg_layers."
@@ -28,8 +29,10 @@ def inject(
     """Copy pre-trained tensors into a network; nothing is copied unless everything can be.
 
     Rules, in this order, per tensor of the network. Same name and shape: matched. First convolution with another number
-    of input channels: adapted, ``w'[o, c] = sum_i w[o, i] / C'``, which answers to C' equal channels as before. Any
-    other shape: skipped in the file and missing in the network. Only in the file: skipped. Only in the network:
+    of input channels: adapted, ``w'[o, c] = sum_i w[o, i] / C'``, which answers to C' equal channels as before. Kernel
+    of the encoder with one tap on an axis where the other has k (odd): adapted, k -> 1 by the sum over the taps, which
+    answers to what is constant along the axis as before; 1 -> k in the centre, the same function exactly. Any other
+    shape: skipped in the file and missing in the network. Only in the file: skipped. Only in the network:
     missing. Segmentation layers are never touched. A decoder that was not pre-trained, or that belongs to an encoder
     of another depth (its stages are counted from the coarsest), is skipped and missing as a whole.
 
@@ -54,13 +57,13 @@ def inject(
 
 
 def check_method(checkpoint: Checkpoint, method: str) -> None:
-    """Refuse weights of another method.
+    """Refuse weights of another method, unless the trainer takes :data:`ANY_METHOD`.
 
     Raises:
         WeightsIncompatibleError
     """
     found = checkpoint.metadata["method"]
-    if found != method:
+    if method not in (found, ANY_METHOD):
         msg = (
             f"{checkpoint.path} was pre-trained with {found!r}, but this trainer needs {method!r}. "
             f"Pre-train with `nnunet-invariance pretrain {method}`, or use the trainer of {found!r}."
@@ -101,10 +104,9 @@ def _compare(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, T
         elif value.shape == target.shape:
             plan.matched.append(_entry(name, value, target, "same name and shape"))
             plan.values[name] = value
-        elif name == projection and _differs_in_inputs_only(value, target):
-            rule = f"input channels {value.shape[1]} -> {target.shape[1]}"
-            plan.adapted.append(_entry(name, value, target, rule))
-            plan.values[name] = _adapt_inputs(value, target.shape[1])
+        elif adapted := _adapt(value, target, name == projection) if name.startswith(ENCODER) else None:
+            plan.adapted.append(_entry(name, value, target, adapted.rule))
+            plan.values[name] = adapted.value
         else:
             plan.skipped.append(_entry(name, value, None, "other shape"))
             plan.missing.append(_entry(name, None, target, "other shape in the file"))
@@ -130,8 +132,36 @@ def _input_projection(network: nn.Module) -> str | None:
     return next((name for name in unique_tensors(network) if name in modules), None)
 
 
-def _differs_in_inputs_only(value: Tensor, target: Tensor) -> bool:
-    return value.ndim == target.ndim and value.shape[:1] + value.shape[2:] == target.shape[:1] + target.shape[2:]
+class _Adapted(NamedTuple):
+    value: Tensor
+    rule: str
+
+
+def _adapt(value: Tensor, target: Tensor, takes_image: bool) -> _Adapted | None:
+    """A kernel in the target's shape by the rules of :func:`inject`; None where they do not lead there."""
+    if value.ndim != target.ndim or value.ndim < 3:
+        return None
+    rules = []
+    if takes_image and value.shape[1] != target.shape[1]:
+        rules.append(f"input channels {value.shape[1]} -> {target.shape[1]}")
+        value = _adapt_inputs(value, target.shape[1])
+    for axis in range(2, value.ndim):
+        found, wanted = value.shape[axis], target.shape[axis]
+        if found != wanted and wanted == 1:
+            rules.append(f"kernel axis {axis - 2}: {found} -> 1, sum over the taps")
+            value = value.sum(axis, keepdim=True)
+        elif found != wanted and found == 1 and wanted % 2:
+            rules.append(f"kernel axis {axis - 2}: 1 -> {wanted}, in the centre")
+            value = _centred(value, axis, wanted)
+    return _Adapted(value, "; ".join(rules)) if value.shape == target.shape else None
+
+
+def _centred(kernel: Tensor, axis: int, taps: int) -> Tensor:
+    shape = list(kernel.shape)
+    shape[axis] = taps
+    wide = kernel.new_zeros(shape)
+    wide.narrow(axis, taps // 2, 1).copy_(kernel)
+    return wide
 
 
 def _adapt_inputs(kernel: Tensor, channels: int) -> Tensor:

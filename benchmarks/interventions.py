@@ -1,0 +1,93 @@
+"""What an intervention costs: seconds for one batch, against a training step of nnUNetTrainer on the same batch.
+
+    python benchmarks/interventions.py DATASET CONFIGURATION [-p PLANS] [-device cpu] [--rounds 10] [--out FILE]
+
+The data set must be preprocessed. The interventions and the step take turns within one run; ratios are taken per round,
+and their median and range are published. An intervention counts with its draw and with the return to the patch's own
+mean and s.d. SLAug's fusion adds the pass through the network that gives its gradient; it is not in here. Clock and
+environment are those of aux_cost.py.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from aux_cost import STOCK, clock, environment, make_trainer, summary
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tqdm import trange
+
+from nnunet_invariance.augmentation.interventions import INTERVENTIONS
+from nnunet_invariance.augmentation.interventions.contract import Domain, Intervention, coarse_axes, match_statistics
+
+
+def styled(
+    intervention: Intervention, trainer: nnUNetTrainer, batch: dict[str, Any], generator: torch.Generator
+) -> Callable[[], Any]:
+    """One application to the images of a batch, on the trainer's device."""
+    image = batch["data"].to(trainer.device)
+    target = batch["target"]
+    labels = (target[0] if isinstance(target, list) else target).to(trainer.device).long()
+    coarse = coarse_axes(trainer.configuration_manager.spacing)
+    domain = Domain(tuple(image.shape), int(labels.max()) + 1, coarse)
+    return lambda: match_statistics(intervention.apply(image, labels, intervention.sample(domain, generator)), image)
+
+
+def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
+    """Seconds of each intervention and of the step, and the shape of the batch."""
+    trainer, draw = make_trainer(STOCK, arguments)
+    batch, generator = draw(), torch.Generator().manual_seed(0)
+    work = {STOCK: lambda: trainer.train_step(batch)}
+    work.update({name: styled(each, trainer, batch, generator) for name, each in INTERVENTIONS.items()})
+    for run in work.values():
+        run()  # compilation, momentum buffers, caches
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    order = list(work)
+    for _ in trange(arguments.rounds, desc="rounds"):
+        order.append(order.pop(0))  # nobody is always first
+        for name in order:
+            start = clock(trainer.device)
+            work[name]()
+            seconds[name].append(clock(trainer.device) - start)
+    return summary(seconds), list(batch["data"].shape)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", help="name or id, preprocessed")
+    parser.add_argument("configuration")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
+    arguments = parser.parse_args()
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as results:
+        os.environ["nnUNet_results"] = results
+        times, shape = measure(arguments)
+    result = {
+        "benchmark": "interventions",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": environment(arguments),
+        "input": {name: getattr(arguments, name) for name in ("dataset", "configuration", "plans", "rounds")}
+        | {"batch": shape},
+        "seconds": times,
+        "cuda": "measured above" if arguments.device == "cuda" else "not measured",
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

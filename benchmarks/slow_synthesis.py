@@ -1,0 +1,150 @@
+"""The synthesis chain once more, one element at a time in NumPy and SciPy: oracle of the tests, yardstick of speed.
+
+It shares no code with ``nnunet_invariance.synthesis``; a step takes one array (z, y, x) and plain numbers.
+"""
+
+import numpy as np
+from scipy import ndimage
+from scipy.special import erf
+
+
+def interpolate(grid, size):
+    """Linear interpolation of a coarse array to ``size`` between voxel centres."""
+    places = [(np.arange(n) + 0.5) * g / n - 0.5 for g, n in zip(grid.shape, size, strict=True)]
+    return ndimage.map_coordinates(grid, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+
+
+def paint(masks, matrices, shifts, size, first=1):
+    """Masks one over another, each repeated without end and read at M x + t."""
+    labels = np.zeros(size, np.uint8)
+    for k, (mask, matrix, shift) in enumerate(zip(masks, matrices, shifts, strict=True)):
+        rest = [max(0, n - m) for n, m in zip(size, mask.shape, strict=True)]
+        padded = np.pad(mask.astype(np.uint8), [((r + 1) // 2, r // 2) for r in rest])
+        moved = ndimage.affine_transform(padded, matrix, shift, order=0, mode="grid-wrap", output_shape=size)
+        labels[moved > 0] = first + k
+    return labels
+
+
+def majority(labels):
+    """Most frequent of 27 labels; between equals the own one, else the lowest."""
+    padded = np.pad(labels, 1, mode="edge")
+    result = np.empty_like(labels)
+    for z, y, x in np.ndindex(labels.shape):
+        votes = 2 * np.bincount(padded[z : z + 3, y : y + 3, x : x + 3].ravel(), minlength=256)
+        votes[labels[z, y, x]] += 1
+        result[z, y, x] = votes.argmax()
+    return result
+
+
+def foreground_mask(centre, radius, displacement, size):
+    """A sphere read at displaced places, then a median filter."""
+    places = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in size), indexing="ij"))
+    for grid in displacement:
+        places += np.stack([interpolate(channel, size) for channel in grid])
+    inside = ((places - np.reshape(centre, (3, 1, 1, 1))) ** 2).sum(0) < radius**2
+    return ndimage.median_filter(inside.astype(np.uint8), 3, mode="nearest") > 0
+
+
+def envelope(mask, half_width):
+    """Dilation by a ball without erosion by it."""
+    line = np.arange(-half_width, half_width + 1) ** 2
+    ball = line[:, None, None] + line[:, None] + line <= half_width**2
+    padded = np.pad(mask, half_width, mode="edge")
+    band = ndimage.binary_dilation(padded, ball) & ~ndimage.binary_erosion(padded, ball)
+    inner = slice(half_width, -half_width)
+    return band[inner, inner, inner]
+
+
+def rescale(x):
+    """[min, max] to [0, 1]."""
+    return (x - x.min()) / max(x.max() - x.min(), 1e-7)
+
+
+def appearance(labels, rng):
+    """Normal intensities a label, clip, rescale, texture."""
+    x = np.empty(labels.shape)
+    for rank, label in enumerate(np.unique(labels)):
+        where = labels == label
+        x[where] = rng.uniform(25, 255) + rng.uniform(5, 20) * rng.standard_normal(int(where.sum()))
+        if rank == 0 and rng.random() < 0.25:
+            x[where] = 0
+    x = rescale(np.maximum(x, 0))
+    texture = np.zeros(labels.shape)
+    for scale in (4, 8, 16, 32):
+        grid = rng.standard_normal([-(-n // scale) for n in labels.shape]) * rng.uniform(0, 5)
+        texture += interpolate(grid, labels.shape)
+    return x * (1 + 0.02 * texture)
+
+
+def bias_field(x, coefficients):
+    """Exponential of Legendre polynomials up to total degree 3; coefficients by degree in z, then y, then x."""
+    table = np.zeros((4, 4, 4))
+    powers = [(i, j, k) for i in range(4) for j in range(4) for k in range(4) if i + j + k <= 3]
+    for power, coefficient in zip(powers, coefficients, strict=True):
+        table[power] = coefficient
+    return x * np.exp(np.polynomial.legendre.leggrid3d(*(np.linspace(-1, 1, n) for n in x.shape), table))
+
+
+def spike(x, place, strength):
+    """One coefficient of the spectrum set by hand."""
+    spectrum = np.fft.fftn(x)
+    level = 2.5 * strength * np.log(np.abs(spectrum) + 1e-10).mean()
+    where = tuple(min(int(p * n), n - 1) for p, n in zip(place, x.shape, strict=True))
+    spectrum[where] = np.exp(level + 1j * np.angle(spectrum[where]))
+    return np.fft.ifftn(spectrum).real
+
+
+def gamma(x, exponent):
+    """Power on the array's own range."""
+    return rescale(x) ** exponent * (x.max() - x.min()) + x.min()
+
+
+def smoothing(x, sigmas):
+    """Convolution along each axis with a density integrated over voxels."""
+    for axis, sigma in enumerate(sigmas):
+        reach = int(max(4 * sigma, 0.5) + 0.5)
+        edges = (np.arange(-reach, reach + 2) - 0.5) / (max(sigma, 1e-9) * np.sqrt(2))
+        taps = np.diff(erf(edges))
+        x = ndimage.correlate1d(x, taps / taps.sum(), axis, mode="nearest")
+    return x
+
+
+def ringing(x, alpha):
+    """Low-pass by a ball in the spectrum."""
+    frequencies = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in x.shape), indexing="ij")
+    kept = np.sqrt(sum(f**2 for f in frequencies)) <= (1 - alpha) * max(x.shape) / np.sqrt(2) + 1e-9
+    return np.fft.ifftn(np.fft.fftn(x) * kept).real
+
+
+def sharpening(x, first, second, weight):
+    """A blurred image plus its difference from a more blurred one."""
+    blurred = smoothing(x, first)
+    return blurred + weight * (blurred - smoothing(blurred, second))
+
+
+def low_resolution(x, zoom):
+    """Nearest voxels of a coarse grid, interpolated back."""
+    coarse = [round(n * zoom) for n in x.shape]
+    picked = [np.floor((np.arange(m) + 0.5) * n / m).astype(int) for m, n in zip(coarse, x.shape, strict=True)]
+    return interpolate(x[np.ix_(*picked)], x.shape)
+
+
+def corrupt(x, rng):
+    """The ten steps with their probabilities and ranges."""
+    x = rescale(x)
+    if rng.random() < 0.98:
+        x = bias_field(x, rng.uniform(0, 0.075, 20))
+    if rng.random() < 0.2:
+        x = spike(x, rng.random(3), rng.uniform(0.95, 1.1))
+    if rng.random() < 0.5:
+        x = gamma(x, rng.uniform(0.5, 2.0))
+    if rng.random() < 0.5:
+        x = smoothing(x, rng.uniform(0, 0.333, 3))
+    if rng.random() < 0.5:
+        x = ringing(x, rng.uniform(0, 0.333))
+    if rng.random() < 0.25:
+        first = rng.uniform(0.5, 1.0, 3)
+        x = sharpening(x, first, rng.uniform(0.5, first), rng.uniform(10, 30))
+    if rng.random() < 0.333:
+        x = low_resolution(x, rng.uniform(0.5, 1.0))
+    return rescale(np.maximum(x, 0))

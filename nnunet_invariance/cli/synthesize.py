@@ -1,0 +1,45 @@
+"""``nnunet-invariance synthesize``: label maps and random appearances of them, as files."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb and its flags."""
+    parser = subparsers.add_parser(
+        "synthesize",
+        help="make synthetic label maps with two appearances each",
+        description="Paints random label maps out of shape templates, gives each two random appearances and writes "
+        "them as NIfTI: OUT/labels, OUT/view1, OUT/view2. With --as-dataset: a labelled data set in nnUNet_raw, one "
+        "appearance a map, OUT being the data set's name. The same command continues a run that was stopped.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="folder, or the data set's name")
+    add("-n", type=int, default=100, help="label maps")
+    add("--size", type=int, default=128, help="voxels along each axis, a multiple of 16")
+    add("--templates", type=Path, metavar="DIR", help="folder of label maps; procedural shapes when not given")
+    add("--as-dataset", type=int, metavar="ID", help="id of the data set to make in nnUNet_raw")
+    add("--preview", action="store_true", help="leave preview.png")
+    add("--seed", type=int, default=0, help="of everything random")
+    add("-device", choices=["cuda", "cpu", "mps"], default="cpu", help="where to make them")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; returns the exit status."""
+    from nnunet_invariance.synthesis.engine import SynthesisEngine
+    from nnunet_invariance.synthesis.options import SynthesisOptions
+    from nnunet_invariance.synthesis.preview import write_preview
+    from nnunet_invariance.synthesis.writing import dataset_layout, pairs_layout, write_dataset_json, write_elements
+
+    options = SynthesisOptions(size=(args.size,) * 3)
+    as_dataset = args.as_dataset is not None
+    layout = dataset_layout(str(args.out), args.as_dataset) if as_dataset else pairs_layout(args.out)
+    engine = SynthesisEngine(options, args.templates, args.device, args.seed)
+    write_elements(engine, layout, args.n)
+    if as_dataset:
+        write_dataset_json(layout, engine)
+    if args.preview:
+        write_preview(engine, layout.root / "preview.png", min(args.n, 6))
+    print(f"finished: {layout.root}")
+    return 0

@@ -1,0 +1,172 @@
+"""Augmentation of synthetic pairs during training (arXiv 2411.02372): shared geometry, own intensity."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_invariance.augmentation.device_views import apply_affine
+from nnunet_invariance.synthesis.corruptions import bias_field, exponents, on_drawn, smoothing
+from nnunet_invariance.synthesis.engine import Synthetic
+from nnunet_invariance.synthesis.ensembles import rotations
+from nnunet_invariance.synthesis.randomness import happens, noise_seed, uniform, white_noise
+
+MOVES = 2  # a scan with motion has this many positions beside the first
+UNIT = (1.0, 1.0, 1.0)  # label maps have no spacing: a voxel is the unit of length
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Rigid moves in the course of a scan: ``matrices`` (2, 3, 3), ``shifts`` (2, 3) voxels, ``times`` (2,) in 0..1."""
+
+    matrices: Tensor
+    shifts: Tensor
+    times: Tensor
+
+
+@dataclass(frozen=True)
+class IntensityChange:
+    """One view's changes, in the order they are made; ``None`` is none."""
+
+    blur: Tensor | None  # (3,) standard deviations, voxels
+    noise: tuple[float, int] | None  # standard deviation, seed
+    bias: Tensor | None  # coefficients of the monomials
+    gamma: float | None
+    motion: Motion | None
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One element's draws; ``matrix`` (3, 3) takes an offset from the centre in the output to the input."""
+
+    swapped: bool
+    flipped: tuple[int, ...]  # spatial axes
+    matrix: Tensor | None
+    changes: tuple[IntensityChange, IntensityChange]
+
+
+def sample_augmentation(generator: torch.Generator) -> Augmentation:
+    """Draw the order of the views, flips, an affine map and both views' intensity changes."""
+    swapped = happens(0.5, generator)
+    flips = happens(0.9, generator)
+    flipped = tuple(axis for axis in range(3) if happens(0.5, generator) and flips)
+    matrix = None
+    if happens(0.5, generator):
+        matrix = torch.diag(uniform((0.6, 1.4), generator, 3)) @ _turns(45.0, 1, generator)[0]
+    return Augmentation(swapped, flipped, matrix, (_sample_change(generator), _sample_change(generator)))
+
+
+def _turns(largest: float, n: int, generator: torch.Generator) -> Tensor:
+    return rotations(torch.deg2rad(uniform((-largest, largest), generator, n, 3)))
+
+
+def _sample_change(generator: torch.Generator) -> IntensityChange:
+    def maybe(probability: float, draw: Callable[[], Any]) -> Any:
+        return draw() if happens(probability, generator) else None
+
+    def motion() -> Motion:
+        step = 1 / (MOVES + 1)
+        times = torch.arange(1, MOVES + 1) * step + uniform((-step / 2, step / 2), generator, MOVES)
+        return Motion(_turns(10.0, MOVES, generator), uniform((-10, 10), generator, MOVES, 3), times)
+
+    return IntensityChange(
+        blur=maybe(0.33, lambda: uniform((0, 2), generator, 3)),
+        noise=maybe(0.33, lambda: (float(uniform((0, 0.25), generator)), noise_seed(generator))),
+        bias=maybe(0.5, lambda: uniform((-0.5, 0.5), generator, len(exponents(3, 3)))),
+        gamma=maybe(0.5, lambda: math.exp(uniform((-0.4, 0.4), generator))),
+        motion=maybe(0.33, motion),
+    )
+
+
+def apply_augmentation(pair: Synthetic, draws: Sequence[Augmentation]) -> Synthetic:
+    """Scale by the 99.99th percentile, then what was drawn; values may leave [0, 1] a little.
+
+    Labels are moved by nearest neighbour, appearances linearly; outside of the volume is 0.
+    """
+    swapped = torch.tensor([draw.swapped for draw in draws], device=pair.labels.device).reshape(-1, 1, 1, 1, 1)
+    first, second = (scale_to_percentile(view) for view in pair.views)
+    views = torch.where(swapped, second, first), torch.where(swapped, first, second)
+    labels, *moved = (
+        _shared_geometry(x, draws, mode)
+        for x, mode in ((pair.labels, "nearest"), (views[0], "bilinear"), (views[1], "bilinear"))
+    )
+    changed = (_change(view, [draw.changes[which] for draw in draws]) for which, view in enumerate(moved))
+    return Synthetic(labels, tuple(changed))
+
+
+def scale_to_percentile(x: Tensor, percent: float = 99.99) -> Tensor:
+    """(x - min) / (percentile - min) of each element, not clipped."""
+    flat = x.flatten(1)
+    rank = max(1, round(percent / 100 * flat.shape[1]))
+    low = flat.amin(1)
+    high = flat.kthvalue(rank, 1).values
+    one = (-1, *[1] * (x.ndim - 1))
+    return (x - low.reshape(one)) / (high - low).clamp(min=1e-7).reshape(one)
+
+
+def _shared_geometry(x: Tensor, draws: Sequence[Augmentation], mode: str) -> Tensor:
+    x = torch.stack([one.flip([axis + 1 for axis in draw.flipped]) for one, draw in zip(x, draws, strict=True)])
+
+    def affine(part: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+        return apply_affine(part, torch.stack(list(matrices)), UNIT, mode).to(part.dtype)
+
+    return on_drawn(x, [draw.matrix for draw in draws], affine)
+
+
+def _change(x: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
+    steps = {
+        "blur": smoothing,
+        "noise": add_noise,
+        "bias": partial(bias_field, basis=np.polynomial.polynomial.polyvander),
+        "gamma": signed_gamma,
+        "motion": motion,
+    }
+    for name, step in steps.items():
+        x = on_drawn(x, [getattr(change, name) for change in changes], step)
+    return x
+
+
+def add_noise(x: Tensor, draws: Sequence[tuple[float, int]]) -> Tensor:
+    """x + s N(0, 1); a draw is (s, seed)."""
+    std = torch.tensor([s for s, _ in draws], device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return white_noise([seed for _, seed in draws], x.shape[1:], x.device).mul_(std).add_(x)
+
+
+def signed_gamma(x: Tensor, exponents: Sequence[float]) -> Tensor:
+    """sign(x) |x|^gamma."""
+    power = torch.tensor(list(exponents), device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return x.sign() * x.abs() ** power
+
+
+def motion(x: Tensor, draws: Sequence[Motion]) -> Tensor:
+    """Slabs of the spectrum along the last axis come from different positions; the central one from the first."""
+    n = x.shape[-1]
+    spectra = [torch.fft.fftn(x, dim=(2, 3, 4))]
+    for move in range(MOVES):
+        turned = apply_affine(x, torch.stack([draw.matrices[move] for draw in draws]), UNIT)
+        shift = torch.stack([draw.shifts[move] for draw in draws]).to(x)
+        spectra.append(torch.fft.fftn(turned, dim=(2, 3, 4)) * _shift_phase(x.shape[2:], shift))
+    cuts = torch.stack([draw.times for draw in draws]).to(x) * n
+    order = torch.fft.fftshift(torch.fft.fftfreq(n, 1 / n, device=x.device)) + n // 2
+    slab = (order[None, :, None] >= cuts[:, None, :]).sum(-1)  # (B, n): 0, 1, 2 in the order of time
+    centre = slab[:, n // 2, None]
+    # The position of the centre's slab changes places with the first.
+    source = torch.where(slab == centre, 0, torch.where(slab == 0, centre, slab))
+    source = torch.fft.ifftshift(source, dim=1)[:, None, None, None]
+    mixed = torch.where(source == 0, spectra[0], torch.where(source == 1, spectra[1], spectra[2]))
+    return torch.fft.ifftn(mixed, dim=(2, 3, 4)).real
+
+
+def _shift_phase(spatial: Sequence[int], shifts: Tensor) -> Tensor:
+    """exp(-2 pi i f.t) (B, 1, *spatial): a shift by t voxels, (B, 3)."""
+    phase = torch.zeros((), device=shifts.device)
+    for axis, n in enumerate(spatial):
+        line = [-1 if a == axis else 1 for a in range(3)]
+        frequency = torch.fft.fftfreq(n, device=shifts.device).reshape(1, 1, *line)
+        phase = phase - 2 * math.pi * frequency * shifts[:, axis].reshape(-1, 1, 1, 1, 1)
+    return torch.polar(torch.ones_like(phase), phase)

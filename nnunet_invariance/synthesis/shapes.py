@@ -1,0 +1,69 @@
+"""Procedural templates for users without label maps: deformed spheres, tubes, sheets and nested organs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_invariance.synthesis.randomness import element_generator, noise_grids, uniform
+from nnunet_invariance.synthesis.separable import smooth_noise
+from nnunet_invariance.synthesis.templates import TemplateBank
+
+Kind = Literal["sphere", "tube", "sheet", "organ"]
+SHAPES = 48  # of a bank, the four kinds in turn
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape in the cube [-1, 1]^3; lengths in units of half its side."""
+
+    kind: Kind
+    radii: Tensor  # (3,) half-axes; of a sheet and a tube also the extent
+    thickness: float
+    waves: Tensor  # (2, 3): amplitude, frequency and phase of the two curves that bend a tube or a sheet
+    grids: list[Tensor]  # displacement
+
+
+def sample_shape(kind: Kind, side: int, generator: torch.Generator) -> Shape:
+    """Draw half-axes, thickness, bends and a smooth displacement."""
+    waves = torch.stack([uniform(b, generator, 2) for b in ((0.1, 0.45), (1.0, 4.0), (0.0, 2 * np.pi))], 1)
+    return Shape(
+        kind=kind,
+        radii=uniform((0.4, 0.85), generator, 3),
+        thickness=float(uniform((0.06, 0.2), generator)),
+        waves=waves,
+        grids=noise_grids((side,) * 3, (side // 8, side // 4), (0.03, 0.12), generator, channels=3),
+    )
+
+
+def draw_shape(shape: Shape, side: int) -> list[Tensor]:
+    """The masks (side, side, side) of a shape: one, or three of a nested organ (core, middle, rind)."""
+    axis = torch.linspace(-1, 1, side)
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
+    grid = grid + smooth_noise([shape.grids], (side,) * 3, axis.device)[0]
+    z, y, x = grid
+    bend, other = (a * (f * z + p).sin() for a, f, p in shape.waves)
+    if shape.kind == "tube":
+        return [((y - bend).square() + (x - other).square() < shape.thickness**2) & (z.abs() < shape.radii[0])]
+    if shape.kind == "sheet":
+        (a, f, p), _ = shape.waves
+        surface = x - a * (f * y + p).sin() - other
+        return [(surface.abs() < shape.thickness / 2) & ((z / shape.radii[0]) ** 2 + (y / shape.radii[1]) ** 2 < 1)]
+    radius = (grid / shape.radii[:, None, None, None]).square().sum(0).sqrt()
+    if shape.kind == "sphere":
+        return [radius < 1]
+    return [radius < 0.45, (radius >= 0.45) & (radius < 0.75), (radius >= 0.75) & (radius < 1)]
+
+
+def procedural_templates(size: Sequence[int], seed: int = 0) -> TemplateBank:
+    """A bank of :data:`SHAPES` shapes, three quarters of the shortest side long; a function of size and seed alone."""
+    side = 3 * min(size) // 4
+    kinds = get_args(Kind)
+    masks = []
+    for index in range(SHAPES):
+        drawn = sample_shape(kinds[index % len(kinds)], side, element_generator(seed, index))
+        masks += [mask.numpy() for mask in draw_shape(drawn, side) if mask.any()]
+    return TemplateBank(masks, size)

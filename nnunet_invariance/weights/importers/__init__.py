@@ -1,0 +1,1 @@
+"""Checkpoints of other tools: recognised by their keys, one file a source."""

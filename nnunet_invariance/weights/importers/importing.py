@@ -1,0 +1,135 @@
+"""Any file of another tool as a checkpoint of ours: recognised, checked, and written with what it says of itself."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError, WeightsNotFoundError
+from nnunet_invariance.weights.checkpoint import SUFFIX, save_checkpoint
+from nnunet_invariance.weights.export import check_new
+from nnunet_invariance.weights.foreign import open_foreign
+from nnunet_invariance.weights.importers import encoder, nnssl, nnunet
+from nnunet_invariance.weights.importers.network import ForeignNetwork, own_tensors
+
+#: In the order in which they are tried: nnssl's files have the keys of nnU-Net's too.
+SOURCES: dict[str, ModuleType] = {"nnssl": nnssl, "nnunet": nnunet, "encoder": encoder}
+PACKAGES = ("nnunet_invariance", "nnunetv2", "torch")
+SHOWN = 6
+#: What reading a dictionary raises that is not made as its source makes it.
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError)
+
+
+def recognise(path: Path, content: Mapping[str, Any]) -> str:
+    """The name of the source of a file.
+
+    Raises:
+        WeightsIncompatibleError: no source knows these keys; names the first of them and the nearest source.
+    """
+    for name, source in SOURCES.items():
+        if source.recognises(content):
+            return name
+    keys = [str(key) for key in content]
+    shares = {
+        name: sum(any(k.startswith(own) for k in keys) / len(s.KEYS) for own in s.KEYS) for name, s in SOURCES.items()
+    }
+    nearest = max(shares, key=shares.__getitem__)
+    lacking = ", ".join(own for own in SOURCES[nearest].KEYS if not any(k.startswith(own) for k in keys))
+    hint = f"Nearest: {nearest}, {SOURCES[nearest].DESCRIPTION}, but it lacks {lacking}."
+    msg = f"{path} is of no source that is known here. Its first keys: {', '.join(keys[:SHOWN]) or 'none'}. "
+    known = "; ".join(f"{name}: {source.DESCRIPTION}" for name, source in SOURCES.items())
+    raise WeightsIncompatibleError(f"{msg}{hint if shares[nearest] else 'None is near.'} Known: {known}.")
+
+
+def read_network(
+    path: Path,
+    content: Mapping[str, Any],
+    source: str | None = None,
+    plans: Mapping[str, Any] | None = None,
+    configuration: str = "3d_fullres",
+) -> tuple[str, ForeignNetwork]:
+    """The source of an opened file, and the network it holds.
+
+    Raises:
+        CheckpointCorruptError
+        WeightsIncompatibleError: of no known source, of another than ``source``, or a network we cannot use.
+    """
+    found = recognise(path, content)
+    if source not in (None, found):
+        msg = f"{path} is {SOURCES[found].DESCRIPTION}, not of source {source!r}. Import it as {found!r}."
+        raise WeightsIncompatibleError(msg)
+    try:
+        return found, SOURCES[found].read(path, content, plans, configuration)
+    except MALFORMED as error:
+        msg = f"{path} cannot be imported: its plans cannot be read ({type(error).__name__}: {error}). "
+        raise CheckpointCorruptError(msg + "Take the file as its authors released it.") from error
+
+
+def import_foreign(
+    path: str | os.PathLike,
+    out_path: str | os.PathLike | None = None,
+    source: str | None = None,
+    plans: Mapping[str, Any] | None = None,
+    configuration: str = "3d_fullres",
+) -> Path:
+    """Write the network of another tool's file as a checkpoint of ours (section ``network``, the student).
+
+    Args:
+        out_path: default is the file's name with the suffix of our checkpoints, or ``.imported.safetensors``.
+        source: a key of :data:`SOURCES`; default is what the file is recognised as.
+        plans: the content of a plans file, for files without plans of their own.
+
+    Raises:
+        OutputError: ``out_path`` exists or cannot be written; and everything of
+            :func:`~nnunet_invariance.weights.foreign.open_foreign` and :func:`read_network`.
+    """
+    path = Path(path)
+    suffix = f".imported{SUFFIX}" if path.suffix == SUFFIX else SUFFIX
+    out = path.with_suffix(suffix) if out_path is None else Path(out_path)
+    check_new(out)
+    name, network = read_network(path, open_foreign(path), source, plans, configuration)
+    tensors, pretrained, left_out = own_tensors(path, network)
+    metadata = {
+        **network.facts,
+        "method": name,
+        "finished": True,
+        "step": network.epochs or 0,
+        "total_steps": network.epochs or 0,
+        "architecture": network.architecture.to_dict(),
+        "pretrained": pretrained,
+        "options": {"imported": path.name, "unit_of_steps": "epoch", **network.notes, "left_out": left_out},
+        "manifest_sha256": None,
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "citation": network.citation,
+        "parent_sha256": file_sha256(path),
+    }
+    save_checkpoint(out, {f"network.{key}": tensor for key, tensor in tensors.items()}, metadata)
+    return out
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """The content of a plans file.
+
+    Raises:
+        WeightsNotFoundError: there is no such file. CheckpointCorruptError: it is not JSON.
+    """
+    if not path.is_file():
+        raise WeightsNotFoundError(f"There is no plans file {path}. Check the spelling of the path.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        msg = f"{path} is not a plans file: it is not JSON ({error}). Give the plans that nnU-Net wrote."
+        raise CheckpointCorruptError(msg) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the bytes of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""Checkpoints of nnssl (and what was released in its format), whose adaptation plan says how to take the encoder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_invariance.errors import CheckpointCorruptError
+from nnunet_invariance.weights.importers.network import (
+    ForeignNetwork,
+    architecture_of,
+    classes_of,
+    plain,
+    without_wrappers,
+)
+
+DESCRIPTION = "a checkpoint of nnssl"
+KEYS = ("network_weights", "nnssl_adaptation_plan", "trainer_name")
+PLAN = "nnssl_adaptation_plan"
+ENCODER_KEY = "encoder.stages"
+
+#: nnssl names this network without arguments: nnU-Net's residual encoder preset L.
+RESENC_L: dict[str, Any] = {
+    "n_stages": 6,
+    "features_per_stage": [32, 64, 128, 256, 320, 320],
+    "conv_op": "torch.nn.modules.conv.Conv3d",
+    "kernel_sizes": [[3, 3, 3]] * 6,
+    "strides": [[1, 1, 1], *[[2, 2, 2]] * 5],
+    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+    "n_conv_per_stage_decoder": [1] * 5,
+    "conv_bias": True,
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "nonlin": "torch.nn.LeakyReLU",
+    "nonlin_kwargs": {"inplace": True},
+}
+IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")
+
+
+def recognises(content: Mapping[str, Any]) -> bool:
+    """Whether a file has the keys of this source."""
+    return PLAN in content and "network_weights" in content
+
+
+def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> ForeignNetwork:
+    """The network of the file; ``plans`` and ``configuration`` are not needed, the file has its own.
+
+    Raises:
+        WeightsIncompatibleError: a network that none of our trainers can use. CheckpointCorruptError
+    """
+    plan = plain(path, content[PLAN])
+    state = _own_names(path, without_wrappers(content["network_weights"]), plan["key_to_encoder"])
+    channels = int(plan["pretrain_num_input_channels"])
+    architecture = architecture_of(path, _architecture(plan["architecture_plans"]), channels, classes_of(state))
+    notes = {
+        "trainer": str(content.get("trainer_name")),
+        "recommended_downstream_patchsize": plan.get("recommended_downstream_patchsize"),
+    }
+    epochs, citations = content.get("current_epoch"), plain(path, content.get("citations"))
+    words = {} if citations is None else {"citation": citations if isinstance(citations, str) else str(citations)}
+    epochs = epochs if isinstance(epochs, int) else None
+    return ForeignNetwork(state, architecture, _facts(plan, channels), epochs, notes=notes, **words)
+
+
+def _own_names(path: Path, state: Mapping[str, Any], key_to_encoder: str) -> dict[str, Any]:
+    """Without the path under which a method keeps its encoder, such as ``student.encoder.stages``."""
+    if key_to_encoder == "eva":  # Primus: architecture_of says why not
+        return dict(state)
+    if not key_to_encoder.endswith(ENCODER_KEY):
+        msg = f"{path} cannot be imported: its encoder stands at {key_to_encoder!r}; expected ...{ENCODER_KEY}. "
+        raise CheckpointCorruptError(msg + "Train it with the tool that made it.")
+    prefix = key_to_encoder.removesuffix(ENCODER_KEY)
+    return {key.removeprefix(prefix): value for key, value in state.items()} if prefix else dict(state)
+
+
+def _architecture(plans: Mapping[str, Any]) -> dict[str, Any]:
+    name = plans["arch_class_name"]
+    if name == "ResEncL":
+        return {"network_class_name": "ResidualEncoderUNet", "arch_kwargs": RESENC_L, "_kw_requires_import": IMPORTED}
+    required = plans.get("arch_kwargs_requiring_import") or ()
+    return {"network_class_name": name, "arch_kwargs": plans["arch_kwargs"] or {}, "_kw_requires_import": required}
+
+
+def _facts(plan: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """The first configuration is the one that was trained."""
+    trained = plan["pretrain_plan"]
+    name, entry = next(iter(trained["configurations"].items()))
+    schemes = list(entry["normalization_schemes"])
+    return {
+        "dataset_name": trained["dataset_name"],
+        "plans_name": trained["plans_name"],
+        "configuration": name,
+        "data_identifier": entry["data_identifier"],
+        "spacing": entry["spacing"],
+        "patch_size": plan.get("pretrain_patch_size") or entry["patch_size"],
+        "normalization_schemes": schemes if len(schemes) == channels else schemes[:1] * channels,
+        "channel_names": [f"channel {i}" for i in range(channels)],
+        "plans": entry,
+    }

@@ -1,0 +1,67 @@
+"""Checkpoints of nnU-Net v2 itself, whose plans stand in ``init_args``."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_invariance.weights.importers.network import (
+    ForeignNetwork,
+    architecture_of,
+    classes_of,
+    plain,
+    without_wrappers,
+)
+
+DESCRIPTION = "a checkpoint of nnU-Net v2"
+KEYS = ("network_weights", "init_args", "trainer_name")
+CITATION = "Isensee et al., Nature Methods 18, 2021"
+
+
+def recognises(content: Mapping[str, Any]) -> bool:
+    """Whether a file has the keys of this source."""
+    return all(key in content for key in KEYS)
+
+
+def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> ForeignNetwork:
+    """The network of the file; ``plans`` and ``configuration`` are not needed, the file has its own.
+
+    Raises:
+        WeightsIncompatibleError, CheckpointCorruptError
+    """
+    arguments = content["init_args"]
+    own, name = arguments.get("plans"), arguments.get("configuration")
+    state = without_wrappers(content["network_weights"])
+    dataset = arguments.get("dataset_json") or {}
+    channels = dataset.get("channel_names") or dataset.get("modality") or {}
+    names = [str(channels[key]) for key in sorted(channels, key=int)]
+    network = from_plans(path, state, plain(path, own), str(name), names)
+    notes = {"trainer": str(content["trainer_name"])}
+    return replace(network, epochs=int(content["current_epoch"]), citation=CITATION, notes=notes)
+
+
+def from_plans(
+    path: Path, state: dict[str, Any], plans: Mapping[str, Any], configuration: str, channel_names: list[str]
+) -> ForeignNetwork:
+    """A state dict under a configuration of plans, of nnU-Net v2 of any age.
+
+    Raises:
+        WeightsIncompatibleError: another network. CheckpointCorruptError: one that no plans would hold.
+    """
+    entry = PlansManager(dict(plans)).get_configuration(configuration).configuration
+    schemes = entry["normalization_schemes"]
+    names = channel_names or [f"channel {i}" for i in range(len(schemes))]
+    facts = {
+        "dataset_name": plans["dataset_name"],
+        "plans_name": plans["plans_name"],
+        "configuration": configuration,
+        "data_identifier": entry["data_identifier"],
+        "spacing": entry["spacing"],
+        "patch_size": entry["patch_size"],
+        "normalization_schemes": schemes,
+        "channel_names": names,
+        "plans": entry,
+    }
+    return ForeignNetwork(state, architecture_of(path, entry["architecture"], len(names), classes_of(state)), facts)

@@ -1,0 +1,99 @@
+"""What nnssl, and nnU-Net's fine-tuning after it, read of a checkpoint: the keys, and where they get their values."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.weights.checkpoint import Checkpoint
+from nnunet_invariance.weights.importers.network import architecture_of
+
+NAMES = ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
+_CARRIED = (
+    "data_identifier",
+    "preprocessor_name",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "spacing",
+    "patch_size",
+)
+
+
+def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) -> Architecture:
+    """The architecture in a checkpoint's header, checked as that of a foreign file: it says which classes are called.
+
+    Args:
+        channels: input channels in place of the file's own.
+
+    Raises:
+        WeightsIncompatibleError, CheckpointCorruptError
+    """
+    entry = checkpoint.metadata["architecture"]
+    return architecture_of(checkpoint.path, entry, channels or entry["input_channels"], entry["num_classes"])
+
+
+def names_of(architecture: Architecture) -> dict[str, Any]:
+    """Where the network keeps encoder, stem, first convolution and position embedding (none, hence None)."""
+    with torch.device("meta"):
+        network = architecture.build()
+    return {name: list(v) if isinstance(v := getattr(network, name), tuple) else v for name in NAMES}
+
+
+def recommended_patch(metadata: Mapping[str, Any]) -> list[int]:
+    """The patch that its authors recommend for training on, where they do; else that of the pre-training."""
+    return list(metadata["options"].get("recommended_downstream_patchsize") or metadata["patch_size"])
+
+
+def adaptation_plan(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The ``nnssl_adaptation_plan`` of a checkpoint of ours.
+
+    What nnssl asks for and no checkpoint of ours holds is what holds of the preprocessed files: axes as they lie there
+    (``transpose_forward`` 0, 1, 2) and the spacing of the configuration as the median.
+    """
+    metadata, architecture = checkpoint.metadata, trusted_architecture(checkpoint)
+    spacing, axes = metadata["spacing"], list(range(len(metadata["patch_size"])))
+    entry = {key: metadata["plans"].get(key) for key in _CARRIED} | {
+        key: metadata[key] for key in ("data_identifier", "normalization_schemes", "spacing", "patch_size")
+    }
+    entry["spacing_style"] = "onemmiso" if spacing and all(s == 1 for s in spacing) else "median"
+    entry["resampling_fn_mask"] = metadata["plans"].get("resampling_fn_seg")
+    entry["resampling_fn_mask_kwargs"] = metadata["plans"].get("resampling_fn_seg_kwargs")
+    return {
+        "architecture_plans": {
+            "arch_class_name": architecture.network_class_name.rsplit(".", 1)[-1],
+            "arch_kwargs": architecture.arch_kwargs,
+            "arch_kwargs_requiring_import": list(architecture._kw_requires_import),
+        },
+        "pretrain_plan": {
+            "dataset_name": metadata["dataset_name"],
+            "plans_name": metadata["plans_name"],
+            "original_median_spacing_after_transp": spacing,
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": axes,
+            "transpose_backward": axes,
+            "configurations": {metadata["configuration"]: entry},
+            "experiment_planner_used": "nnunet_invariance",
+        },
+        "pretrain_num_input_channels": architecture.input_channels,
+        "recommended_downstream_patchsize": recommended_patch(metadata),
+        **names_of(architecture),
+    }
+
+
+def pretrain_info(checkpoint: Checkpoint, nnssl_path: Path) -> dict[str, Any]:
+    """The block of a plans file that nnU-Net's own fine-tuning reads; ``nnssl_path`` is the export it opens."""
+    metadata = checkpoint.metadata
+    architecture = trusted_architecture(checkpoint)
+    return {
+        "checkpoint_path": str(nnssl_path),
+        "checkpoint_name": f"{metadata['method']}_{metadata['sha256'][:8]}",
+        **names_of(architecture),
+        "pt_num_in_channels": architecture.input_channels,
+        "pt_used_patchsize": list(metadata["patch_size"]),
+        "pt_recommended_downstream_patchsize": recommended_patch(metadata),
+        "citations": [str(metadata["citation"])],
+    }

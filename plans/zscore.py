@@ -1,0 +1,50 @@
+"""z-score in place of CT normalisation, without which no training on CT reaches another modality."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_invariance.errors import OptionError
+from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+
+CT, ZSCORE = "CTNormalization", "ZScoreNormalization"
+#: Why a plans copy is needed.
+REASON = (
+    "CTNormalization clips and shifts every image by the Hounsfield units of the training set. An image of another "
+    "modality has none, so most of it is clipped away; z-score takes each image by its own mean and s.d."
+)
+
+
+def ct_remedy(schemes: Sequence[str], dataset_name: str, plans_name: str, configuration: str) -> str | None:
+    """What to say where a plan normalises as CT; None where it does not."""
+    if CT not in schemes:
+        return None
+    command = f"nnunet-invariance style plan {dataset_name} -p {plans_name} -c {configuration}"
+    return f"{plans_name}, {configuration}: {REASON} Write a plans copy with z-score: {command}"
+
+
+def write_zscore_plans(
+    dataset_name: str,
+    base_plans_name: str = "nnUNetPlans",
+    configuration: str = "3d_fullres",
+    new_plans_name: str | None = None,
+) -> Path:
+    """Write a plans copy with z-score for every channel that was normalised as CT, under its own ``data_identifier``.
+
+    Args:
+        new_plans_name: default ``<base>_zscore``.
+
+    Raises:
+        OptionError: no channel is normalised as CT, or the name cannot be used.
+        OutputError, NotPreprocessedError, UnknownConfigurationError, DatasetNotFoundError, EnvironmentNotSetError
+    """
+    dataset = open_planned_dataset(dataset_name, configuration, base_plans_name)
+    schemes = dataset.configuration.normalization_schemes
+    if CT not in schemes:
+        raise OptionError(
+            f"{base_plans_name}, {configuration} of {dataset.name} normalises with {', '.join(schemes)}, not with "
+            f"{CT}. Nothing is to be changed: train with these plans."
+        )
+    changes = {"normalization_schemes": [ZSCORE if scheme == CT else scheme for scheme in schemes]}
+    name = new_plans_name or f"{base_plans_name}_zscore"
+    return write_plans_copy(dataset.name, base_plans_name, name, configuration, changes=changes)
