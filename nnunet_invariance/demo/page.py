@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 import SimpleITK as sitk
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from nnunet_invariance.demo.data import ENDING, LABELS
 from nnunet_invariance.evaluation.scores import read_scores, summarize
 from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.weights.foreign import open_foreign
 
 if TYPE_CHECKING:
     from nnunet_invariance.demo.run import Step
@@ -190,7 +190,7 @@ def draw_training(folders: dict[str, Path]) -> bytes:
         for number, (key, title) in enumerate(curves.items(), 1):
             axis = figure.add_subplot(1, len(curves), number)
             for (arm, folder), style in zip(folders.items(), ("-", "--"), strict=True):
-                log = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=True)["logging"]
+                log = open_foreign(folder / "checkpoint_final.pth")["logging"]
                 axis.plot(range(1, len(log[key]) + 1), log[key], style, marker=".", label=arm)
             axis.set_title(title, loc="left", fontsize=10)
             axis.set_xlabel("epoch")
