@@ -9,8 +9,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 .PHONY: help install test test-fast test-all demo lint format wheel
 
 help:
-	@echo "make test        every test but the slow ones (at most 8 minutes on 2 cores)"
-	@echo "make test-fast   without the stock commands and the trainings (about a minute)"
+	@echo "make test        every test but the slow ones"
+	@echo "make test-fast   without the stock commands"
 	@echo "make test-all    everything"
 	@echo "make demo        one method end to end on data it makes itself; leaves demo/"
 	@echo "make lint | format | wheel"

@@ -34,7 +34,7 @@ def array(x):
     return x[0, 0].double().numpy()
 
 
-def close(ours, reference, tolerance=2e-5):
+def assert_close(ours, reference, tolerance=2e-5):
     np.testing.assert_allclose(array(ours), reference, atol=tolerance * max(1, np.abs(reference).max()))
 
 
@@ -210,7 +210,7 @@ def test_no_texture_at_zero_weight_and_a_smooth_one_else():
     plain = apply_appearance(labels, [draw], 0.0)
     assert torch.equal(plain.unique(), torch.tensor([0.0, 1.0]))
     reference = sum(slow.interpolate(grid[0].numpy(), (32, 32, 32)) for grid in draw.texture)
-    close(apply_appearance(labels, [draw], 0.02), array(plain) * (1 + 0.02 * reference))
+    assert_close(apply_appearance(labels, [draw], 0.02), array(plain) * (1 + 0.02 * reference))
 
 
 def test_rescale_of_a_constant_is_finite():
@@ -232,20 +232,20 @@ def test_interpolation_equals_torchs_and_keeps_constants():
 def test_every_corruption_equals_the_slow_one(volume):
     x, rng = array(volume), np.random.default_rng(0)
     coefficients = rng.uniform(0, 0.075, 20)
-    close(corruptions.bias_field(volume, [torch.tensor(coefficients)]), slow.bias_field(x, coefficients))
-    close(corruptions.gamma(volume, [1.7]), slow.gamma(x, 1.7))
+    assert_close(corruptions.bias_field(volume, [torch.tensor(coefficients)]), slow.bias_field(x, coefficients))
+    assert_close(corruptions.gamma(volume, [1.7]), slow.gamma(x, 1.7))
     sigmas = np.array([0.1, 0.33, 0.9])
-    close(corruptions.smoothing(volume, [torch.tensor(sigmas)]), slow.smoothing(x, sigmas))
-    close(corruptions.ringing(volume, [0.3]), slow.ringing(x, 0.3))
+    assert_close(corruptions.smoothing(volume, [torch.tensor(sigmas)]), slow.smoothing(x, sigmas))
+    assert_close(corruptions.ringing(volume, [0.3]), slow.ringing(x, 0.3))
     drawn = torch.tensor([0.6, 0.8, 1.0, 0.5, 0.7, 0.9, 20.0])
-    close(corruptions.sharpening(volume, [drawn]), slow.sharpening(x, [0.6, 0.8, 1.0], [0.5, 0.7, 0.9], 20.0))
-    close(corruptions.low_resolution(volume, [0.63]), slow.low_resolution(x, 0.63))
+    assert_close(corruptions.sharpening(volume, [drawn]), slow.sharpening(x, [0.6, 0.8, 1.0], [0.5, 0.7, 0.9], 20.0))
+    assert_close(corruptions.low_resolution(volume, [0.63]), slow.low_resolution(x, 0.63))
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0), (0.3, 0.9, 0.2), (0.3, 0.9, 0.8), (0.5, 0.5, 0.5), (0.99, 0, 0.99)])
 def test_spike_equals_a_changed_spectrum(volume, place):
     ours = corruptions.spike(volume, [torch.tensor([[*place, 1.05]])])
-    close(ours, slow.spike(array(volume), place, 1.05))
+    assert_close(ours, slow.spike(array(volume), place, 1.05))
 
 
 def test_zero_strength_is_identity(volume):
@@ -280,7 +280,7 @@ def test_elements_without_a_draw_stay_as_they_are(volume):
     changed = corruptions.on_drawn(batch, [None, 2.0, None], corruptions.gamma)
     assert torch.equal(changed[0], batch[0])
     assert torch.equal(changed[2], batch[2])
-    close(changed[1:2], slow.gamma(array(volume), 2.0))
+    assert_close(changed[1:2], slow.gamma(array(volume), 2.0))
     assert torch.equal(batch, volume.repeat(3, 1, 1, 1, 1))
 
 
