@@ -17,12 +17,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import environment, publish
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -120,20 +119,6 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return result
 
 
-def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    cuda = arguments.device == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": arguments.threads,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "nnunetv2": version("nnunetv2"),
-    }
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -146,6 +131,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
     arguments = parser.parse_args()
+    described = environment(arguments.device, arguments.threads)
     os.environ["nnUNet_n_proc_DA"] = "0"
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as results:
@@ -157,18 +143,11 @@ def main() -> None:
                 memory[variant] = pool.apply(measure_memory, (variant, arguments))
         times = measure_time(arguments)
     result = {
-        "benchmark": "aux_cost",
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": environment(arguments),
         "input": {name: getattr(arguments, name) for name in ("dataset", "configuration", "plans", "rounds", "steps")},
         **times,
         "peak_memory_bytes": memory,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    publish("aux_cost", described, result, arguments.out)
 
 
 if __name__ == "__main__":

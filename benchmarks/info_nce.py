@@ -9,20 +9,18 @@ because other processes disturb it less.
 """
 
 import argparse
-import json
 import multiprocessing
-import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import environment, publish
 from torch import Tensor
 
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
@@ -108,20 +106,6 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    cuda = arguments.device == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": arguments.threads,
-        "load_at_start": os.getloadavg()[0],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -133,16 +117,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    described = environment(arguments)
+    described = environment(arguments.device, arguments.threads)
     context = multiprocessing.get_context("spawn")
     memory = {}
     for form in FORMS:
         with context.Pool(1) as pool:
             memory[form] = pool.apply(measure_memory, (form, arguments))
     result = {
-        "benchmark": "info_nce",
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": described,
         "input": {
             **{name: getattr(arguments, name) for name in ("rows", "features", "rounds")},
             "labels": LABELS,
@@ -151,11 +132,7 @@ def main() -> None:
         "added_memory_mib": memory,
         **measure_time(arguments),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    publish("info_nce", described, result, arguments.out)
 
 
 if __name__ == "__main__":

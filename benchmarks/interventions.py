@@ -4,21 +4,20 @@
 
 The data set must be preprocessed. The interventions and the step take turns within one run; ratios are taken per round,
 and their median and range are published. An intervention counts with its draw and with the return to the patch's own
-mean and s.d. SLAug's fusion adds the pass through the network that gives its gradient; it is not in here. Clock and
-environment are those of aux_cost.py.
+mean and s.d. SLAug's fusion adds the pass through the network that gives its gradient; it is not in here. The clock
+is that of aux_cost.py.
 """
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from aux_cost import STOCK, clock, environment, make_trainer, summary
+from aux_cost import STOCK, clock, make_trainer, summary
+from common import environment, publish
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import trange
 
@@ -68,25 +67,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
     arguments = parser.parse_args()
+    described = environment(arguments.device, arguments.threads)
     os.environ["nnUNet_n_proc_DA"] = "0"
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as results:
         os.environ["nnUNet_results"] = results
         times, shape = measure(arguments)
     result = {
-        "benchmark": "interventions",
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": environment(arguments),
         "input": {name: getattr(arguments, name) for name in ("dataset", "configuration", "plans", "rounds")}
         | {"batch": shape},
         "seconds": times,
         "cuda": "measured above" if arguments.device == "cuda" else "not measured",
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    publish("interventions", described, result, arguments.out)
 
 
 if __name__ == "__main__":

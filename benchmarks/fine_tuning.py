@@ -1,0 +1,121 @@
+"""How a pre-trained encoder should be fine-tuned: AliceTrainer on Hippocampus with one option changed at a time.
+
+Goes on where hippocampus_alice.py ended: the same pre-training, the same five labelled and 60 test cases, the same
+number of iterations; each setting is a plans copy of its own. Finished settings are skipped: run the same command again
+after an interruption.
+
+    python benchmarks/fine_tuning.py --work DIR [--settings NAME ...] [-device cpu]
+"""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hippocampus_alice import (
+    CONFIGURATION,
+    DATASET,
+    EPOCHS,
+    FEW_CORES,
+    N_VAL,
+    PLANS,
+    SHOTS,
+    lay_out_raw,
+    pretraining_folder,
+)
+
+from nnunet_invariance.errors import InvarianceError
+from nnunet_invariance.evaluation.few_shot import few_shot
+from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.scores import read_scores
+from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.weights.atomic import atomic_write
+
+RESULTS = Path(__file__).parent / "results" / "fine-tuning.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A trainer and what its options block says beyond the defaults."""
+
+    trainer: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+SETTINGS = {
+    "factor-1": Setting("AliceTrainer", {"encoder_lr_factor": 1.0}),
+    "factor-1_no-aux": Setting("AliceTrainer", {"encoder_lr_factor": 1.0, "aux": "none"}),
+    "scratch_no-aux": Setting("AliceTrainer_scratch", {"aux": "none"}),
+    "factor-1_no-aux_with-decoder": Setting(
+        "AliceTrainer", {"encoder_lr_factor": 1.0, "aux": "none", "transfer": "encoder+decoder"}
+    ),
+    "factor-1_no-aux_student": Setting("AliceTrainer", {"encoder_lr_factor": 1.0, "aux": "none", "source": "student"}),
+    "factor-0.1_no-aux": Setting("AliceTrainer", {"aux": "none"}),
+    "factor-1_no-aux_no-warmup": Setting("AliceTrainer", {"encoder_lr_factor": 1.0, "aux": "none", "warmup": 0.0}),
+}
+
+
+def main() -> int:
+    """Run the settings that are left; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help=f"{DATASET} in nnU-Net's raw layout; only read")
+    parser.add_argument("--work", type=Path, required=True, help="the --work of hippocampus_alice.py")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu")
+    args = parser.parse_args()
+    work = args.work.resolve()
+    os.environ.update({f"nnUNet_{tree}": str(work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")})
+    for variable, value in FEW_CORES.items():
+        os.environ.setdefault(variable, value)
+    checkpoint = pretraining_folder(work) / "checkpoint_final.safetensors"
+    try:
+        test = lay_out_raw(args.data, work / "nnUNet_raw" / DATASET, args.seed)
+        for name in args.settings:
+            run(name, SETTINGS[name], checkpoint, test, args)
+    except InvarianceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(name: str, setting: Setting, checkpoint: Path, test: list[str], args: argparse.Namespace) -> None:
+    """Train, predict and score one setting in a tree of its own, and write its row."""
+    plans = f"{PLANS}_{name}"
+    write_plans_copy(DATASET, PLANS, plans, CONFIGURATION, {**setting.options, "checkpoint": str(checkpoint)})
+    trainer = f"{setting.trainer}_{EPOCHS}epochs"
+    few_shot(
+        DATASET,
+        CONFIGURATION,
+        plans,
+        [Arm(trainer, trainer)],
+        shots=[SHOTS],
+        test_cases=test,
+        n_val=N_VAL,
+        seed=args.seed,
+        device=args.device,
+        mirroring=False,
+        out=args.work.resolve() / "fine_tuning" / name,
+    )
+    collect(args.work.resolve() / "fine_tuning", args.seed)
+
+
+def collect(folder: Path, seed: int) -> None:
+    """Mean Dice per class of every setting that is finished."""
+    rows = {}
+    for name, setting in SETTINGS.items():
+        if (folder / name / "scores.csv").is_file():
+            scores = read_scores(folder / name / "scores.csv")
+            classes = sorted({score.label for score in scores})
+            dice = {c: float(np.nanmean([score.dice for score in scores if score.label == c])) for c in classes}
+            rows[name] = {**asdict(setting), "epochs": EPOCHS, "seed": seed, "dice": dice}
+            print(name, dice, flush=True)
+    atomic_write(RESULTS, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
