@@ -46,16 +46,23 @@ class Setting:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+FULL_RATE = {"encoder_lr_factor": 1.0}
+WARM_UP = {"warmup": 0.05}
+NO_WARM_UP = {"warmup": 0.0}
+NO_AUX = {"aux": "none"}
+
 SETTINGS = {
-    "factor-1": Setting("AliceTrainer", {"encoder_lr_factor": 1.0}),
-    "factor-1_no-aux": Setting("AliceTrainer", {"encoder_lr_factor": 1.0, "aux": "none"}),
-    "scratch_no-aux": Setting("AliceTrainer_scratch", {"aux": "none"}),
-    "factor-1_no-aux_with-decoder": Setting(
-        "AliceTrainer", {"encoder_lr_factor": 1.0, "aux": "none", "transfer": "encoder+decoder"}
+    "factor-1_no-aux": Setting("AliceTrainer", FULL_RATE | NO_AUX | WARM_UP),
+    "factor-1_no-aux_no-warmup": Setting("AliceTrainer", FULL_RATE | NO_AUX | NO_WARM_UP),
+    "factor-1_no-warmup": Setting("AliceTrainer", FULL_RATE | NO_WARM_UP),
+    "factor-1_no-aux_no-warmup_with-decoder": Setting(
+        "AliceTrainer", FULL_RATE | NO_AUX | NO_WARM_UP | {"transfer": "encoder+decoder"}
     ),
-    "factor-1_no-aux_student": Setting("AliceTrainer", {"encoder_lr_factor": 1.0, "aux": "none", "source": "student"}),
-    "factor-0.1_no-aux": Setting("AliceTrainer", {"aux": "none"}),
-    "factor-1_no-aux_no-warmup": Setting("AliceTrainer", {"encoder_lr_factor": 1.0, "aux": "none", "warmup": 0.0}),
+    "scratch_no-warmup": Setting("AliceTrainer_scratch", NO_WARM_UP),
+    "factor-0.1_no-aux_no-warmup": Setting("AliceTrainer", {"encoder_lr_factor": 0.1} | NO_AUX | NO_WARM_UP),
+    "factor-1_no-aux_no-warmup_student": Setting(
+        "AliceTrainer", FULL_RATE | NO_AUX | NO_WARM_UP | {"source": "student"}
+    ),
 }
 
 
