@@ -90,7 +90,7 @@ def _pretraining(tiny) -> Path:
 
 @pytest.mark.parametrize("second_view", ["intensity", "synthetic"])
 def test_the_auxiliary_loss_is_the_multi_positive_form_over_the_labels(tiny, second_view):
-    trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view=second_view)
+    trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view=second_view, positions=12)
     moved = as_moved(trainer, batch)
     first, second = (trainer.network.encoder(view) for view in moved["views"][:2])
     state = trainer.generator.get_state()
@@ -160,8 +160,14 @@ def test_the_unet_is_trained_from_its_checkpoint(tiny, unet_file):
     assert trainer.transfer_report["coverage"] == 1
     assert trainer.transfer_report["missing"] == []
     assert trainer.network.decoder.deep_supervision
+    norm = trainer.network.encoder.model["1"]
+    statistics = norm.running_mean.clone()
+    with torch.no_grad():
+        trainer.second_pass(batch["data"][:, :1] * 3)
+    assert torch.equal(norm.running_mean, statistics)
     before = values(trainer.network)
     losses = trainer.train_step(batch)
+    assert not torch.equal(norm.running_mean, statistics)
     assert all(np.isfinite(value) for value in losses.values())
     changed = [name for name, value in values(trainer.network).items() if not torch.equal(value, before[name])]
     assert len(changed) > 0.9 * len(before)

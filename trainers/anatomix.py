@@ -1,6 +1,7 @@
 """Fine-tuning of networks that were pre-trained on synthetic volumes (anatomix, arXiv 2411.02372)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,6 +91,11 @@ class AnatomixTrainer(InvarianceTrainer):
         )
         return nn.ModuleDict({"projection": ProjectionHead(channels[self.stage])})
 
+    def _build_views(self, encoder: nn.Module) -> None:
+        """As the base; batch norm's running statistics, which prediction uses, stay those of the first view."""
+        super()._build_views(encoder)
+        self.second_pass = keeping_statistics(encoder, self.second_pass)
+
     def on_train_start(self) -> None:
         """As the base; warns where images are not in [0, 1]."""
         super().on_train_start()
@@ -155,6 +161,23 @@ class AnatomixTrainer(InvarianceTrainer):
             valid = valid & (labels != self.label_manager.ignore_label)
         rows = [self.aux["projection"](gather_positions(feature_map, index)) for feature_map in maps]
         return {"info_nce": self.contrast(torch.cat(rows, 1), labels.repeat(1, 2), valid.repeat(1, 2))}
+
+
+def keeping_statistics(encoder: nn.Module, forward: Callable[[Tensor], list[Tensor]]) -> Callable:
+    """The pass of an encoder in training mode, without a trace in its running statistics."""
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm3d)]
+
+    def passing(x: Tensor) -> list[Tensor]:
+        momenta = [norm.momentum for norm in norms]
+        try:
+            for norm in norms:
+                norm.momentum = 0.0
+            return forward(x)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+    return passing
 
 
 def check_network(configuration: ConfigurationManager) -> None:
