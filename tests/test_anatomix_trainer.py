@@ -16,7 +16,7 @@ from nnunet_invariance.networks.anatomix_unet import NETWORK, arch_kwargs
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.networks.projection import gather_positions, sample_positions
 from nnunet_invariance.weights.checkpoint import save_checkpoint
-from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
+from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL, pretraining_folder
 
 UNET = Architecture(NETWORK, arch_kwargs("anatomix"), (), 1, 1)
 SHORT = {"iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "aux_ramp": 0.0, "warmup": 0.0}
@@ -83,8 +83,6 @@ def test_encoder_and_decoder_of_a_stock_network_are_taken(tiny):
 
 
 def _pretraining(tiny) -> Path:
-    from nnunet_invariance.weights.locate import FINAL, pretraining_folder
-
     return pretraining_folder("anatomix", tiny.name, "nnUNetPlans", CONFIGURATION) / FINAL
 
 
