@@ -211,6 +211,19 @@ def test_channels_are_hidden_in_training_only(tiny):
     assert hidden[1] == 0
 
 
+@pytest.mark.parametrize("make_plans", [unet_plans, frozen_plans])
+def test_prediction_builds_the_saved_network_from_the_plans(tiny, make_plans):
+    trainer = make_trainer(tiny, "AnatomixTrainer_scratch", make_plans(tiny))
+    trainer.initialize()
+    managers = trainer.plans_manager, trainer.configuration_manager
+    rebuilt = type(trainer).build_network_architecture(*managers, 1, 3, enable_deep_supervision=False)
+    rebuilt.load_state_dict(trainer.network.state_dict(), strict=True)
+    trainer.set_deep_supervision_enabled(False)
+    image = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(rebuilt.eval()(image), trainer.network.eval()(image))
+
+
 def test_what_cannot_be_trained_is_named_and_leaves_nothing(tiny, results, unet_file, tmp_path):
     plans = unet_plans(tiny)
     plans["configurations"][CONFIGURATION]["patch_size"] = [24, 32, 32]
