@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("method", choices=["alice", "mae", "anatomix"], help="the method")
     parser.add_argument("dataset", nargs="?", help="name or id of the dataset")
     parser.add_argument("configuration", nargs="?", help="configuration of the plans, for example 3d_fullres")
-    parser.add_argument("--network", metavar="NAME", help="a network that needs no dataset (anatomix), with --out")
+    parser.add_argument("--network", metavar="NAME", help="without a dataset: anatomix, plain4 or plain6")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of a run without a dataset")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
     parser.add_argument(

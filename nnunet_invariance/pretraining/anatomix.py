@@ -154,11 +154,16 @@ class Anatomix(Method):
         return StepOutput(losses)
 
     @torch.no_grad()
+    def held_out_views(self, number: int) -> dict[str, Tensor]:
+        """One pair without online augmentation, the same in every run; ``number`` from :data:`HELD_OUT` on."""
+        return self._views(0, [number], augment=False)
+
+    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """``held_out_loss`` and ``label_retrieval`` (of the finest map) on unseen pairs without online augmentation."""
         rows = []
         for number in range(self.options.held_out):
-            views = self._views(0, [HELD_OUT + number], augment=False)
+            views = self.held_out_views(HELD_OUT + number)
             losses = self.forward(views, 1.0).losses
             loss = sum(self.loss_weights[name] * value.float() for name, value in losses.items())
             rows.append(torch.stack((loss, self._retrieval(views))))
