@@ -441,3 +441,17 @@ def test_patches_and_templates_that_cannot_be_used(tmp_path):
 def test_switches_are_read_as_words():
     assert parse_settings(["compile=true"], LoopOptions)[LoopOptions] == {"compile": True}
     assert parse_settings(["compile=0"], LoopOptions)[LoopOptions] == {"compile": False}
+
+
+def test_a_compiled_forward_pass_gives_the_same_run(tiny, results, monkeypatch):
+    plain = load_checkpoint(pretrain(tiny, "epochs=1", "iterations=1")).section("network")
+    compiled = []
+
+    def compile_eagerly(module, *args, **kwargs):  # no compiler needed; the graph is traced all the same
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    traced = load_checkpoint(pretrain(tiny, "epochs=1", "iterations=1", "compile=1")).section("network")
+    assert [type(module) for module in compiled] == [Anatomix]
+    assert all(torch.allclose(traced[name], plain[name], atol=1e-5) for name in plain)
