@@ -24,7 +24,7 @@ setup(
         "nnunet_invariance.trainers": "trainers",
         "nnunet_invariance.plans": "plans",
     },
-    package_data={"nnunet_invariance": ["_ext_trainers/*.py"]},
+    package_data={"nnunet_invariance": ["_ext_trainers/*.py", "weights/shipped/*"]},
     install_requires=[
         "torch>=2.6,!=2.9.*",
         "nnunetv2>=2.8,<3",

@@ -1,14 +1,16 @@
 """Bringing pre-trained weights into a trainer's network."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from nnunet_invariance.plans.options import TrainerOptions
+from nnunet_invariance.weights import transfer
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import FoundWeights, find_weights
-from nnunet_invariance.weights.transfer import SECTION_OF, check_method, inject
+from nnunet_invariance.weights.transfer import SECTION_OF, check_method
 
 
 def bring_weights(
@@ -26,7 +28,12 @@ def bring_weights(
         WeightsIncompatibleError: another method or architecture, or too little coverage.
         CheckpointCorruptError: the file is not what it should be.
     """
-    return bring_found(network, find_weights(method, *names, options.checkpoint), options, log, method)
+
+    def fits(path: Path) -> bool:
+        checkpoint = load_checkpoint(path, [SECTION_OF[options.source]])
+        return transfer.fits(network, checkpoint, **_rules(options))
+
+    return bring_found(network, find_weights(method, *names, options.checkpoint, fits), options, log, method)
 
 
 def bring_found(
@@ -45,11 +52,13 @@ def bring_found(
     checkpoint = load_checkpoint(found.path, [SECTION_OF[options.source]])
     if method is not None:
         check_method(checkpoint, method)
-    report = inject(
-        network, checkpoint, transfer=options.transfer, source=options.source, min_coverage=options.min_coverage
-    )
+    report = transfer.inject(network, checkpoint, **_rules(options))
     log(report.to_text())
     return {"place": found.place, **report.to_dict()}
+
+
+def _rules(options: TrainerOptions) -> dict[str, Any]:
+    return {"transfer": options.transfer, "source": options.source, "min_coverage": options.min_coverage}
 
 
 def versions(network: nn.Module) -> list[int]:

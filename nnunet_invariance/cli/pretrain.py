@@ -3,20 +3,25 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.errors import OptionError
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb and its flags."""
     parser = subparsers.add_parser(
         "pretrain",
-        help="pre-train a network on a dataset's preprocessed cases and on unlabelled scans",
+        help="pre-train a network on a dataset's preprocessed cases and on unlabelled scans, or on synthetic ones",
         description="Pre-trains the network that nnU-Net planned, without labels. Reads the cases that nnU-Net has "
-        "preprocessed, and any folders given with --images. Leaves its checkpoint in "
-        "nnUNet_results/DATASET/pretraining/, where the trainers find it.",
+        "preprocessed, and any folders given with --images; anatomix makes its own images and needs none. Leaves its "
+        "checkpoint in nnUNet_results/DATASET/pretraining/, where the trainers find it. Without a dataset: "
+        "pretrain anatomix --network anatomix --out DIR.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("method", choices=["alice", "mae"], help="the method")
-    parser.add_argument("dataset", help="name or id of the dataset")
-    parser.add_argument("configuration", help="configuration of the plans, for example 3d_fullres")
+    parser.add_argument("method", choices=["alice", "mae", "anatomix"], help="the method")
+    parser.add_argument("dataset", nargs="?", help="name or id of the dataset")
+    parser.add_argument("configuration", nargs="?", help="configuration of the plans, for example 3d_fullres")
+    parser.add_argument("--network", metavar="NAME", help="without a dataset: anatomix, plain4 or plain6")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of a run without a dataset")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
     parser.add_argument(
         "--images",
@@ -46,15 +51,32 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status (143 after SIGTERM)."""
     from nnunet_invariance.pretraining.loop import Stopped
-    from nnunet_invariance.pretraining.run import run_pretraining
+    from nnunet_invariance.pretraining.run import run_preset, run_pretraining
 
+    _check(args)
     words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
     try:
-        path = run_pretraining(
-            args.method, args.dataset, args.configuration, args.plans, args.images, args.device, args.c, words
-        )
+        if args.network:
+            path = run_preset(args.method, args.network, args.out, args.device, args.c, words)
+        else:
+            path = run_pretraining(
+                args.method, args.dataset, args.configuration, args.plans, args.images, args.device, args.c, words
+            )
     except Stopped as stopped:
         print(stopped)
         return 143
     print(f"finished: {path}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what is neither of the two forms of the command."""
+    if args.network and args.out and not args.dataset and not args.images:
+        return
+    if args.configuration and not args.network and not args.out:
+        return
+    raise OptionError(
+        "pretrain takes either DATASET CONFIGURATION, or --network NAME --out DIR for a network that needs no dataset. "
+        f"Found: DATASET {args.dataset}, CONFIGURATION {args.configuration}, --network {args.network}, --out "
+        f"{args.out}" + (", --images" if args.images else "") + ". Give one form, whole."
+    )

@@ -72,3 +72,16 @@ class ProjectionHead(nn.Sequential):
         super().__init__(
             nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True), nn.Linear(channels, features)
         )
+
+
+class ContrastHead(nn.Sequential):
+    """The head of anatomix (arXiv 2411.02372): three bias-free linear layers with batch norm: (M, C) to (M, 256).
+
+    Batch norm over the M gathered positions of both views, thousands of rows; it is dropped after pre-training.
+    """
+
+    def __init__(self, channels: int, features: int = 256) -> None:
+        layers: list[nn.Module] = []
+        for inputs in (channels, features):
+            layers += [nn.Linear(inputs, features, bias=False), nn.BatchNorm1d(features), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.Linear(features, features, bias=False), nn.BatchNorm1d(features, affine=False))

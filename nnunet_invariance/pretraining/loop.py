@@ -1,12 +1,10 @@
 """The one pre-training loop: device, AMP, DDP, schedule, log, checkpoint, resume. Methods only say views and losses."""
 
 import logging
-import math
 import signal
 import time
 from collections import deque
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +17,8 @@ from tqdm import tqdm
 from nnunet_invariance.errors import NonFiniteLossError
 from nnunet_invariance.pretraining.distributed import Ranks
 from nnunet_invariance.pretraining.history import Row, write_metrics
-from nnunet_invariance.pretraining.method import Method
+from nnunet_invariance.pretraining.method import Method, StepOutput, average
+from nnunet_invariance.pretraining.schedule import LoopOptions, learning_rate, settled
 from nnunet_invariance.pretraining.state import (
     module_tensors,
     optimizer_state,
@@ -34,45 +33,6 @@ logger = logging.getLogger(__name__)
 
 LATEST, FINAL = "checkpoint_latest.safetensors", "checkpoint_final.safetensors"
 PATIENCE = 5  # steps with a non-finite loss in a row that end the run
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """Settings every method shares, given as flags or as ``--set field=value``.
-
-    Attributes:
-        epochs, iterations: length of the run; ``iterations`` steps an epoch.
-        seed: of initialisation, data and augmentation.
-        lr, lr_end: peak and last learning rate of AdamW; a cosine runs between them.
-        warmup: share of the steps over which the rate rises linearly to ``lr``.
-        weight_decay: of matrices and kernels; biases, norms and other vectors have none.
-        clip: largest norm of the whole gradient.
-        workers: processes that read data; 0 reads in the main process.
-    """
-
-    epochs: int = 400
-    iterations: int = 250
-    seed: int = 0
-    lr: float = 1e-4
-    lr_end: float = 1e-6
-    warmup: float = 0.05
-    weight_decay: float = 0.04
-    clip: float = 3.0
-    workers: int = 2
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        return self.epochs * self.iterations
-
-
-def learning_rate(step: int, options: LoopOptions) -> float:
-    """Linear warm-up, then a cosine from ``lr`` to ``lr_end``."""
-    warm = max(1, round(options.warmup * options.steps))
-    if step < warm:
-        return options.lr * (step + 1) / warm
-    share = (step - warm) / max(1, options.steps - warm)
-    return options.lr_end + (options.lr - options.lr_end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def make_optimizer(method: Method, options: LoopOptions) -> torch.optim.Optimizer:
@@ -103,6 +63,8 @@ class Loop:
     ) -> None:
         self.options, self.ranks, self.folder, self.metadata = options, ranks, folder, metadata
         self.method = method.to(ranks.device).train()
+        if options.compile:
+            self.method.compile()
         self.module: torch.nn.Module = self.method
         if ranks.world > 1:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
@@ -160,11 +122,12 @@ class Loop:
             NonFiniteLossError: five steps in a row; the checkpoint from before them stays.
             Stopped: after SIGTERM or SIGINT, once the step is finished and saved.
         """
-        source = self.method.source(self.options.steps, self.options.seed, self.ranks.rank)
+        batches_a_step = self.options.accumulate
+        source = self.method.source(self.options.steps * batches_a_step, self.options.seed, self.ranks.rank)
         loader = DataLoader(
             source,
             batch_size=None,
-            sampler=range(self.step, self.options.steps),
+            sampler=range(self.step * batches_a_step, self.options.steps * batches_a_step),
             num_workers=self.options.workers,
             generator=torch.Generator(),  # or the loader would draw from the global one, once a start
             pin_memory=self.ranks.device.type == "cuda",
@@ -197,9 +160,8 @@ class Loop:
 
     def _run_epochs(self, batches: Any, bar: tqdm) -> None:
         started, first_step = time.perf_counter(), self.step
-        while self.step < self.options.steps:
-            batch = next(batches)
-            self._train_step(batch, bar)
+        while self.step < self.options.steps and not settled(self.history, self.options):
+            self._train_step([next(batches) for _ in range(self.options.accumulate)], bar)
             if self.step % self.options.iterations == 0:
                 self._end_epoch(time.perf_counter() - started, self.step - first_step)
                 started, first_step = time.perf_counter(), self.step
@@ -210,47 +172,64 @@ class Loop:
                 msg = f"stopped at step {self.step} of {self.options.steps}; the state is saved, continue with --c"
                 raise Stopped(msg)
 
-    def _train_step(self, batch: dict[str, Any], bar: tqdm) -> None:
-        options, device = self.options, self.ranks.device
+    def _train_step(self, batches: list[dict[str, Any]], bar: tqdm) -> None:
+        options = self.options
         progress = self.step / options.steps
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, options)
-        keys = batch.pop("keys", [])
-        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-        # every step has seeds of its own, so a continued run draws what the uninterrupted one would, on every rank
-        seed = (options.seed * options.steps + self.step) * self.ranks.world + self.ranks.rank
-        self.generator.manual_seed(seed)
-        torch.manual_seed(seed)  # dropout
-        views = self.method.make_views(batch, self.generator)
-        with torch.autocast("cuda") if device.type == "cuda" else nullcontext():
-            output = self.module(views, progress)
-            loss = sum(self.method.loss_weights[name] * value for name, value in output.losses.items())
-        (bad,) = self.ranks.worst(float(not torch.isfinite(loss)))
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs: list[StepOutput] = []
+        totals: list[torch.Tensor] = []
+        keys = [key for batch in batches for key in batch.pop("keys", [])]
+        for number, batch in enumerate(batches):
+            waits = number + 1 < len(batches) and isinstance(self.module, DistributedDataParallel)
+            with self.module.no_sync() if waits else nullcontext():
+                output, loss = self._forward(batch, self.step * len(batches) + number, progress)
+                (bad,) = self.ranks.worst(float(not torch.isfinite(loss)))
+                if bad:
+                    break
+                loss = loss / len(batches)
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            outputs.append(output)
+            totals.append(loss.detach())
         self.step += 1
-        if bad:
+        bar.update()
+        if len(outputs) < len(batches):
             self._skip(keys)
-            bar.update()
             return
         self.recent_bad.clear()
-        self._backward(loss)
+        self._optimize()
+        output = average(outputs)
         self.method.after_step(output, progress)
-        values = {"loss": loss, **output.losses, **output.diagnostics}
+        values = {"loss": sum(totals), **output.losses, **output.diagnostics}
         # one copy from the device for all values
         numbers = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist(), strict=True))
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.sums["count"] = self.sums.get("count", 0) + 1
         bar.set_postfix({n: f"{numbers[n]:.3f}" for n in ("loss", *output.losses)}, refresh=False)
-        bar.update()
 
-    def _backward(self, loss: torch.Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+    def _forward(self, batch: dict[str, Any], number: int, progress: float) -> tuple[StepOutput, torch.Tensor]:
+        """What the method makes of one batch, and its weighted loss."""
+        options, device = self.options, self.ranks.device
+        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        # every batch has seeds of its own, so a continued run draws what the uninterrupted one would, on every rank
+        seed = (options.seed * options.steps * options.accumulate + number) * self.ranks.world + self.ranks.rank
+        self.generator.manual_seed(seed)
+        torch.manual_seed(seed)  # dropout
+        views = self.method.make_views(batch, self.generator)
+        with self._precision():
+            output = self.module(views, progress)
+            return output, sum(self.method.loss_weights[name] * value for name, value in output.losses.items())
+
+    def _precision(self) -> AbstractContextManager:
+        return torch.autocast("cuda") if self.ranks.device.type == "cuda" else nullcontext()
+
+    def _optimize(self) -> None:
         if self.scaler is None:
-            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.trained, self.options.clip)
             self.optimizer.step()
             return
-        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.trained, self.options.clip)
         self.scaler.step(self.optimizer)
@@ -273,10 +252,14 @@ class Loop:
         count = self.sums.pop("count", 0)
         means = {name: total / count for name, total in self.sums.items()} if count else {}
         self.sums = {}
+        self.method.eval()
+        with torch.no_grad(), self._precision():
+            means |= self.method.evaluate()
+        self.method.train()
         row: Row = {"epoch": self.step // self.options.iterations, "step": self.step, **means}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped}
         row |= {"seconds": round(seconds, 3), "iterations_per_second": steps / seconds}
-        if not means:
+        if not count:
             return
         self.history.append(row)
         for warning in self.method.warnings(means):

@@ -1,7 +1,7 @@
 """What a pre-training method says of itself; everything else is the loop's."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ class Setup:
         patch_size: voxels; spacing: mm, both in nnU-Net's axis order.
         batch_size: planned.
         unit_range: whether images are scaled to [0, 1] (else z-scored).
-        cases: the volumes.
+        cases: the volumes; none for a method that makes its own.
     """
 
     architecture: Architecture
@@ -40,12 +40,24 @@ class StepOutput:
     Attributes:
         losses: name to scalar, with gradient; the loop adds them up with :attr:`Method.loss_weights`.
         diagnostics: name to scalar without gradient, averaged over the epoch and logged.
-        state: tensors that :meth:`Method.after_step` needs.
+        state: tensors that :meth:`Method.after_step` needs; means over samples, averaged where gradients accumulate.
     """
 
     losses: dict[str, Tensor]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
+
+
+def average(outputs: Sequence[StepOutput]) -> StepOutput:
+    """The means of several outputs of one method, without gradient; a single one as it is."""
+    if len(outputs) == 1:
+        return outputs[0]
+
+    def mean(part: str) -> dict[str, Tensor]:
+        parts = [getattr(output, part) for output in outputs]
+        return {name: torch.stack([p[name].detach() for p in parts]).mean(0) for name in parts[0]}
+
+    return StepOutput(mean("losses"), mean("diagnostics"), mean("state"))
 
 
 class Method(nn.Module):
@@ -62,7 +74,9 @@ class Method(nn.Module):
     options_class: ClassVar[type]
     dimensions: ClassVar[tuple[int, ...]] = (3,)
     minimum_volumes: ClassVar[int] = 1
+    loop_defaults: ClassVar[Mapping[str, Any]] = {}  # of LoopOptions, where the method's differ
     pretrained: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    reads_cases: ClassVar[bool] = True  # else it makes its own images, of one channel
 
     network: nn.Module
     teacher: nn.Module | None
@@ -80,6 +94,10 @@ class Method(nn.Module):
         self.stage = token_stage(strides)
         self.cell = cumulative_strides(strides)[self.stage]
 
+    def describe(self) -> str:
+        """What the log says of the method at the start."""
+        return f"tokens of stride {self.cell}"
+
     @abstractmethod
     def source(self, steps: int, seed: int, rank: int) -> Dataset:
         """The batches: item ``step`` is a pure function of seed, rank and step."""
@@ -94,6 +112,13 @@ class Method(nn.Module):
 
     def after_step(self, output: StepOutput, progress: float) -> None:
         """Called after every optimiser step: EMA, centres."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Measurements on held-out data, taken after every epoch on every rank, in evaluation mode; none by default.
+
+        They must not draw from the global generators, or a continued run would differ.
+        """
+        return {}
 
     def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
         """What an epoch's mean diagnostics give reason to warn of."""

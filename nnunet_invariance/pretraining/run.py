@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -16,24 +16,25 @@ import numpy as np
 import torch
 
 from nnunet_invariance.errors import OptionError, OutputError, WeightsIncompatibleError, WeightsNotFoundError
-from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
+from nnunet_invariance.networks.planned import cumulative_strides, token_stage
 from nnunet_invariance.pretraining.alice import Alice
+from nnunet_invariance.pretraining.anatomix import Anatomix
 from nnunet_invariance.pretraining.cases import Manifest, make_manifest
 from nnunet_invariance.pretraining.distributed import Ranks, ranks
 from nnunet_invariance.pretraining.images import find_scans, preprocess_images
 from nnunet_invariance.pretraining.loop import FINAL, LATEST, Loop, LoopOptions
 from nnunet_invariance.pretraining.mae import MAE
-from nnunet_invariance.pretraining.method import Method, Setup
+from nnunet_invariance.pretraining.method import Method
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
+from nnunet_invariance.pretraining.target import Target, planned_target, preset_target
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.locate import pretraining_folder
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, Anatomix)}
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
-UNIT_RANGE = {"RescaleTo01Normalization", "RGBTo01Normalization"}
+SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 
 
 def parse_settings(settings: Sequence[str], *kinds: type) -> dict[type, dict[str, Any]]:
@@ -52,8 +53,9 @@ def parse_settings(settings: Sequence[str], *kinds: type) -> dict[type, dict[str
             raise OptionError(f"--set {word}: expected field=value with a field of {', '.join(sorted(owners))}.{hint}")
         kind, field = owners[name]
         try:
-            result[kind][name] = type(field.default)(text)
-        except ValueError as error:
+            convert = SWITCHES.__getitem__ if isinstance(field.default, bool) else type(field.default)
+            result[kind][name] = convert(text)
+        except (ValueError, KeyError) as error:
             msg = f"--set {word}: {text!r} is not a valid {type(field.default).__name__}."
             raise OptionError(msg) from error
     return result
@@ -78,22 +80,53 @@ def run_pretraining(
         Stopped: the run was asked to stop and is saved.
     """
     kind = METHODS[method]
-    options = parse_settings(settings, LoopOptions, kind.options_class)
-    loop_options, method_options = (dataclass(**options[dataclass]) for dataclass in options)
+    options = _options(kind, settings)
     _check_device(device)
     planned = open_planned_dataset(dataset, configuration, plans_name)
     require_supported(planned, method, kind.dimensions)
+    if images and not kind.reads_cases:
+        raise OptionError(f"--images: {method} makes its own images and reads none. Leave --images away.")
     for scans in images:
         find_scans(scans, planned)
-    folder = pretraining_folder(method, planned.name, plans_name, configuration)
+    target = planned_target(kind, planned, plans_name)
+    return _run(kind, target, options, device, resume, lambda group: _collect(planned, images, group, kind))
+
+
+def run_preset(
+    method: str, network: str, out: Path, device: str = "cuda", resume: bool = False, settings: Sequence[str] = ()
+) -> Path:
+    """Pre-train a network that needs no dataset, in the folder ``out``; otherwise as :func:`run_pretraining`."""
+    kind = METHODS[method]
+    options = _options(kind, settings)
+    _check_device(device)
+    target = preset_target(kind, network, Path(out))
+    return _run(kind, target, options, device, resume, lambda group: Manifest((), ()))
+
+
+def _options(kind: type[Method], settings: Sequence[str]) -> tuple[LoopOptions, Any]:
+    given = parse_settings(settings, LoopOptions, kind.options_class)
+    loop = LoopOptions(**{**kind.loop_defaults, **given[LoopOptions]})
+    return loop, kind.options_class(**given[kind.options_class])
+
+
+def _run(
+    kind: type[Method],
+    target: Target,
+    options: tuple[LoopOptions, Any],
+    device: str,
+    resume: bool,
+    collect: Callable[[Ranks], Manifest],
+) -> Path:
+    """The run itself, once it is known what is pre-trained; ``collect`` finds the cases."""
+    folder = target.folder
     with ranks(device) as group:
         if group.first:
             _prepare_folder(folder, resume)
         group.barrier()
         with _log_file(folder, group):
-            logger.info("pre-training %s on %s, %s, %s", method, planned.name, plans_name, configuration)
-            manifest = _collect(planned, images, group, kind)
-            loop = _make_loop(planned, manifest, loop_options, kind, method_options, group, folder)
+            logger.info("pre-training %s on %s", kind.name, target.title)
+            manifest = collect(group)
+            loop = _make_loop(target, manifest, options, kind, group)
             if resume:
                 if (folder / FINAL).is_file():
                     logger.info("this pre-training is finished: %s", folder / FINAL)
@@ -124,7 +157,7 @@ def _prepare_folder(folder: Path, resume: bool) -> None:
             logger.warning("an earlier pre-training was moved to %s", moved)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        msg = f"The output folder {folder} cannot be made ({error.strerror}). Check nnUNet_results and its permissions."
+        msg = f"The output folder {folder} cannot be made ({error.strerror}). Check the place and its permissions."
         raise OutputError(msg) from error
 
 
@@ -146,6 +179,8 @@ def _log_file(folder: Path, group: Ranks):
 
 def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks, kind: type[Method]) -> Manifest:
     """Preprocess the folders of scans and look at all volumes; the first rank works, the others read what it left."""
+    if not kind.reads_cases:
+        return Manifest((), ())
     strides = planned.configuration.pool_op_kernel_sizes
     cell = cumulative_strides(strides)[token_stage(strides)]
 
@@ -162,49 +197,30 @@ def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks, kind
 
 
 def _make_loop(
-    planned: PlannedDataset,
-    manifest: Manifest,
-    options: LoopOptions,
-    kind: type[Method],
-    method_options: Any,
-    group: Ranks,
-    folder: Path,
+    target: Target, manifest: Manifest, options: tuple[LoopOptions, Any], kind: type[Method], group: Ranks
 ) -> Loop:
+    loop_options, method_options = options
     for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(options.seed)
-    channels = len(planned.channel_names)
-    architecture = Architecture.from_plans(planned.configuration.configuration["architecture"], channels, channels)
-    schemes = planned.configuration.normalization_schemes
-    unit_range = all(s in UNIT_RANGE for s in schemes)
-    batch_size = planned.configuration.batch_size
-    setup = Setup(architecture, planned.patch_size, planned.spacing, batch_size, unit_range, manifest.cases)
-    method = kind(setup, method_options)
+        seed(loop_options.seed)
+    method = kind(dataclasses.replace(target.setup, cases=manifest.cases), method_options)
     if group.first:
-        atomic_write(folder / "manifest.json", lambda f: f.write(json.dumps(manifest.to_dict(), indent=1).encode()))
+        manifest_file = target.folder / "manifest.json"
+        atomic_write(manifest_file, lambda f: f.write(json.dumps(manifest.to_dict(), indent=1).encode()))
         trained = sum(p.numel() for p in method.network.parameters())
-        logger.info("network %s, %.2f M parameters", architecture.network_class_name.rsplit(".", 1)[-1], trained / 1e6)
-        logger.info("tokens of stride %s, %d steps", method.cell, options.steps)
-    metadata = _metadata(planned, manifest, method, options, group.device.type)
-    return Loop(method, options, group, folder, metadata)
+        name = method.setup.architecture.network_class_name.rsplit(".", 1)[-1]
+        logger.info("network %s, %.2f M parameters", name, trained / 1e6)
+        logger.info("%s, %d steps", method.describe(), loop_options.steps)
+    metadata = _metadata(target, manifest, method, loop_options, group.device.type)
+    return Loop(method, loop_options, group, target.folder, metadata)
 
 
-def _metadata(
-    planned: PlannedDataset, manifest: Manifest, method: Method, options: LoopOptions, device: str
-) -> dict[str, Any]:
+def _metadata(target: Target, manifest: Manifest, method: Method, options: LoopOptions, device: str) -> dict[str, Any]:
     return {
         "format": 1,
         "method": method.name,
         "total_steps": options.steps,
         "architecture": method.setup.architecture.to_dict(),
-        "channel_names": planned.channel_names,
-        "normalization_schemes": list(planned.configuration.normalization_schemes),
-        "spacing": list(planned.spacing),
-        "patch_size": list(planned.patch_size),
-        "dataset_name": planned.name,
-        "plans_name": planned.plans.plans_name,
-        "configuration": planned.configuration_name,
-        "data_identifier": planned.configuration.data_identifier,
-        "plans": planned.configuration.configuration,
+        **target.facts,
         "pretrained": list(method.pretrained),
         "options": {**dataclasses.asdict(options), **dataclasses.asdict(method.options)},
         "manifest_sha256": manifest.sha256,

@@ -1,6 +1,7 @@
 """Where a trainer finds its weights: four places, the first hit wins, nothing is guessed."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,12 @@ def results_folder() -> Path:
 
 
 def find_weights(
-    method: str, dataset_name: str, plans_name: str, configuration: str, checkpoint: str | None = None
+    method: str,
+    dataset_name: str,
+    plans_name: str,
+    configuration: str,
+    checkpoint: str | None = None,
+    fits: Callable[[Path], bool] | None = None,
 ) -> FoundWeights:
     """The checkpoint that a trainer of ``method`` starts from.
 
@@ -55,6 +61,9 @@ def find_weights(
     at the finished pre-training of this method, dataset, plans and configuration, then at the package itself. A place
     that names a missing file, or holds an unfinished run, stops the search. For :data:`ANY_METHOD` only the first two
     are looked at.
+
+    Args:
+        fits: whether a file of the package can fill the network that is trained; by default it need not.
 
     Raises:
         WeightsNotFoundError: all four are empty, or one names a file that is not there or a run that is not finished.
@@ -69,19 +78,39 @@ def find_weights(
         return FoundWeights(folder / FINAL, "finished pre-training")
     if (folder / LATEST).is_file():
         raise _unfinished(folder / LATEST, command)
-    for path in sorted(SHIPPED.glob(f"*{SUFFIX}")):
-        if read_metadata(path)["method"] == method:
-            return FoundWeights(path, "shipped with the package")
+    if shipped := find_shipped(method, fits):
+        return shipped
     msg = (
         f"No weights found for {method}, dataset {dataset_name}, plans {plans_name}, configuration {configuration}. "
         "Looked at:\n"
         f"  1. environment variable {ENVIRONMENT_VARIABLE}: not set\n"
         '  2. plans block "nnunet_invariance", field "checkpoint": not given\n'
         f"  3. pre-training {folder / FINAL}: {'no such file' if folder.is_dir() else 'no such folder'}\n"
-        f"  4. shipped with the package: none for {method}\n"
+        f"  4. shipped with the package: {_shipped_for(method)}\n"
         f"Pre-train with `{command}`, or name a checkpoint in place 1 or 2."
     )
     raise WeightsNotFoundError(msg)
+
+
+def find_shipped(method: str, fits: Callable[[Path], bool] | None = None) -> FoundWeights | None:
+    """The fourth place only: weights of this method in the package itself, or None where none fits."""
+    found = (path for path in _shipped_files(method) if fits is None or fits(path))
+    return next((FoundWeights(path, "shipped with the package") for path in found), None)
+
+
+def _shipped_files(method: str) -> list[Path]:
+    return [path for path in sorted(SHIPPED.glob(f"*{SUFFIX}")) if read_metadata(path)["method"] == method]
+
+
+def _shipped_for(method: str) -> str:
+    """What the files of this method are for, in words; they did not fit."""
+    words = []
+    for path in _shipped_files(method):
+        architecture = read_metadata(path)["architecture"]
+        name, arguments = architecture["network_class_name"].rsplit(".", 1)[-1], architecture["arch_kwargs"]
+        features = arguments.get("features_per_stage", "its own number")
+        words.append(f"{path.name} is for a {name} of {features} features a stage, which these plans are not")
+    return "; ".join(words) or f"none for {method}"
 
 
 def named_weights(checkpoint: str | None) -> FoundWeights | None:

@@ -45,15 +45,37 @@ def inject(
         WeightsIncompatibleError: other architecture or dimensions, no such section, or too little coverage.
         CheckpointCorruptError: the section holds values that are not finite.
     """
+    plan, report = _checked(network, checkpoint, transfer, source, min_coverage)
+    _copy(plan.values, unique_tensors(network), checkpoint)
+    return report
+
+
+def fits(
+    network: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    transfer: Literal["encoder", "encoder+decoder"] = "encoder",
+    source: Literal["teacher", "student"] = "teacher",
+    min_coverage: float = 1.0,
+) -> bool:
+    """Whether :func:`inject` would fill this network; nothing is copied."""
+    try:
+        _checked(network, checkpoint, transfer, source, min_coverage)
+    except WeightsIncompatibleError:
+        return False
+    return True
+
+
+def _checked(
+    network: nn.Module, checkpoint: Checkpoint, transfer: str, source: str, min_coverage: float
+) -> tuple["_Plan", TransferReport]:
     section = _section(checkpoint, source)
     _check_architecture(network, checkpoint, section)
-    decoder = transfer == "encoder+decoder"
-    plan = _compare(network, checkpoint, section, decoder)
+    plan = _compare(network, checkpoint, section, transfer == "encoder+decoder")
     report = plan.report(checkpoint, source, transfer)
     if report.coverage < min_coverage:
         raise _too_little(report, min_coverage)
-    _copy(plan.values, unique_tensors(network), checkpoint)
-    return report
+    return plan, report
 
 
 def check_method(checkpoint: Checkpoint, method: str) -> None:
@@ -181,7 +203,8 @@ def _section(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
         names = ", ".join(shortened(bad))
         msg = f"{checkpoint.path} holds NaN or infinite values in {len(bad)} tensors of its {source}: {names}. "
         raise CheckpointCorruptError(msg + "Take an earlier checkpoint or pre-train again.")
-    return section
+    # half precision saves space in a file; sums over channels and taps want more
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in section.items()}
 
 
 def _check_architecture(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, Tensor]) -> None:

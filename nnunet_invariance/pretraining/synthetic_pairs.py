@@ -1,0 +1,104 @@
+"""Two synthetic appearances of random label maps, endless, as pure functions of seed and number."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nnunet_invariance.synthesis.appearance import apply_appearance
+from nnunet_invariance.synthesis.engine import Element, SynthesisEngine, Synthetic
+from nnunet_invariance.synthesis.ensembles import apply_ensemble
+from nnunet_invariance.synthesis.online import (
+    Augmentation,
+    IntensityChange,
+    apply_augmentation,
+    sample_augmentation,
+    scale_to_percentile,
+)
+from nnunet_invariance.synthesis.options import SynthesisOptions
+from nnunet_invariance.synthesis.randomness import element_generator
+
+#: The first number of the pairs that no run trains on.
+HELD_OUT = 2**48
+UNCHANGED = IntensityChange(None, None, None, None, None)
+SMALLEST = 32  # voxels along an axis that the engine makes
+
+
+class PairNumbers(Dataset):
+    """Item ``step`` names the pairs of a step: ``seed`` (), ``number`` (B,) and ``keys``; no number is used twice."""
+
+    def __init__(self, pairs: int, seed: int, steps: int, rank: int = 0) -> None:
+        self.pairs, self.seed, self.steps, self.rank = pairs, seed, steps, rank
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict:
+        first = (self.rank * self.steps + step) * self.pairs
+        numbers = range(first, first + self.pairs)
+        names = [f"synthetic pair {n} of seed {self.seed}" for n in numbers]
+        return {"seed": torch.tensor(self.seed), "number": torch.tensor(numbers), "keys": names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Everything random about one pair: what it is made of, how it is augmented, and where each map is looked at."""
+
+    element: Element
+    augmentation: Augmentation | None
+    positions: list[Tensor]  # (N,) a map
+
+
+class PairMaker:
+    """Makes pairs of a patch's size on the device that is asked for.
+
+    Args:
+        patch_size: voxels; axes below 32 are cut out of the middle of 32.
+        templates: folder of label maps; procedural shapes when None.
+        divisor: every axis of the patch must be a multiple of it.
+
+    Raises:
+        OptionError: the patch is no multiple. TemplateError: the folder holds no label map.
+    """
+
+    def __init__(self, patch_size: Sequence[int], templates: Path | None = None, divisor: int = 1) -> None:
+        self.patch_size = tuple(patch_size)
+        size = tuple(max(SMALLEST, n) for n in patch_size)
+        self.engine = SynthesisEngine(SynthesisOptions(size=size, divisor=divisor), templates)
+
+    def draw(self, seed: int, number: int, sizes: Sequence[int], locations: int, augment: bool) -> Drawn:
+        """Of maps with ``sizes`` positions, ``locations`` different ones are drawn, all where there are fewer."""
+        generator = element_generator(seed, number)
+        element = self.engine.sample(generator)
+        augmentation = sample_augmentation(generator) if augment else None
+        positions = [torch.randperm(n, generator=generator)[:locations] for n in sizes]
+        return Drawn(element, augmentation, positions)
+
+    def make(self, drawn: Sequence[Drawn], device: torch.device) -> Synthetic:
+        """Labels and both appearances (B, 1, *patch), in about [0, 1]."""
+        self.engine.bank.to(device)
+        return self._finish(self.engine.apply([d.element for d in drawn]), [d.augmentation for d in drawn])
+
+    def make_clean(self, drawn: Sequence[Drawn], device: torch.device) -> Synthetic:
+        """The same, in the same geometry, before corruption and changes of intensity."""
+        self.engine.bank.to(device)
+        options = self.engine.options
+        labels = apply_ensemble(self.engine.bank, [d.element.ensemble for d in drawn], options)
+        views = tuple(
+            apply_appearance(labels, [d.element.views[which].appearance for d in drawn], options.texture_weight)
+            for which in (0, 1)
+        )
+        plain = [a and dataclasses.replace(a, changes=(UNCHANGED, UNCHANGED)) for a in (d.augmentation for d in drawn)]
+        return self._finish(Synthetic(labels, views), plain)
+
+    def _finish(self, pair: Synthetic, augmentations: Sequence[Augmentation | None]) -> Synthetic:
+        if augmentations[0] is None:
+            pair = Synthetic(pair.labels, tuple(scale_to_percentile(view) for view in pair.views))
+        else:
+            pair = apply_augmentation(pair, augmentations)
+        starts = [(n - p) // 2 for n, p in zip(pair.labels.shape[2:], self.patch_size, strict=True)]
+        middle = (..., *(slice(a, a + p) for a, p in zip(starts, self.patch_size, strict=True)))
+        return Synthetic(pair.labels[middle], tuple(view[middle] for view in pair.views))

@@ -1,0 +1,457 @@
+"""`pretrain anatomix`: levels, pairs, loss, both forms of the command, continuing, and what can go wrong."""
+
+import csv
+import math
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_checkpoints import architecture
+from test_pretraining import assert_same, tensors
+from torch import nn
+
+from nnunet_invariance.cli.main import main
+from nnunet_invariance.errors import OptionError, TemplateError
+from nnunet_invariance.networks.levels import feature_maps, levels_of
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.pretraining.anatomix import Anatomix, AnatomixOptions
+from nnunet_invariance.pretraining.distributed import Ranks
+from nnunet_invariance.pretraining.loop import Loop, LoopOptions
+from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.retrieval import label_retrieval
+from nnunet_invariance.pretraining.run import parse_settings, run_preset, run_pretraining
+from nnunet_invariance.pretraining.schedule import settled
+from nnunet_invariance.pretraining.synthetic_pairs import HELD_OUT, PairNumbers
+from nnunet_invariance.pretraining.target import PRESETS
+from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
+
+SHORT = ["epochs=2", "iterations=2", "workers=0", "held_out=1", "locations=64"]
+
+
+def make(network="PlainConvUNet", patch=(32, 32, 32), unit_range=True, **options) -> Anatomix:
+    """Over a small planned network of three stages."""
+    torch.manual_seed(0)
+    planned = architecture(network, classes=1)
+    setup = Setup(planned, patch, (1.0, 1.0, 1.0), 2, unit_range, ())
+    return Anatomix(setup, AnatomixOptions(**{"locations": 64, "held_out": 1, **options})).train()
+
+
+def views(method, step=0, seed=0):
+    batch = {k: v for k, v in method.source(10, seed, 0)[step].items() if k != "keys"}
+    return method.make_views(batch, torch.Generator())
+
+
+# ---- the maps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+@pytest.mark.parametrize(
+    ("stages", "names"),
+    [
+        (2, "encoder_0 encoder_1 decoder_0"),
+        (3, "encoder_0 encoder_1 encoder_2 decoder_1 decoder_0"),
+        (4, "encoder_1 encoder_2 encoder_3 decoder_2 decoder_1 decoder_0"),
+        (5, "encoder_3 encoder_4 decoder_3 decoder_2 decoder_1 decoder_0"),
+        (6, "encoder_4 encoder_5 decoder_3 decoder_2 decoder_1 decoder_0"),
+    ],
+)
+def test_levels_say_what_the_maps_are(network, stages, names):
+    features = (4, 6, 8, 10, 12, 14)[:stages]
+    planned = architecture(network, features=features)
+    per_stage = ("n_conv_per_stage", "n_blocks_per_stage")
+    planned.arch_kwargs.update({k: [1] * stages for k in planned.arch_kwargs if k in per_stage})
+    built = planned.build()
+    levels = levels_of(built)
+    assert " ".join(level.name for level in levels) == names
+    maps = feature_maps(built, torch.randn(1, 1, 64, 64, 32))
+    assert [tuple(m.shape[1:]) for m in maps] == [(lv.channels, *lv.size((64, 64, 32))) for lv in levels]
+
+
+def test_the_papers_network_has_the_papers_maps_and_heads():
+    preset = PRESETS["anatomix"]["anatomix"]
+    network = Architecture.from_plans(preset.entry, 1, 1)
+    method = Anatomix(Setup(network, (32, 32, 32), (1.0,) * 3, 2, True, ()), AnatomixOptions())
+    assert [(level.channels, level.stride[0]) for level in method.levels] == [
+        (128, 8), (256, 16), (128, 8), (64, 4), (32, 2), (16, 1),
+    ]  # fmt: skip
+    assert sum(p.numel() for p in method.heads.parameters()) == 952_320
+    assert method.pairs == 1
+    assert sum(p.numel() for p in method.network.parameters() if p.requires_grad) == 5_899_344
+
+
+# ---- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_a_function_of_seed_and_number():
+    method = make(pairs=2)
+    once, again = views(method), views(make(pairs=2))
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[k], again[k]) for k in once)
+    assert not torch.equal(once["image"], views(method, step=1)["image"])
+    assert not torch.equal(once["image"], views(method, seed=1)["image"])
+    assert once["image"].shape == (4, 1, 32, 32, 32)
+    alone = method._views(0, [1], augment=True)  # the second pair of the first step
+    assert torch.equal(alone["image"], once["image"][1::2])
+    assert torch.equal(alone["encoder_1.index"][0], once["encoder_1.index"][1])
+
+
+def test_no_number_is_used_twice_and_none_is_held_out():
+    numbers = [n for rank in range(2) for step in range(5) for n in PairNumbers(3, 0, 5, rank)[step]["number"].tolist()]
+    assert sorted(numbers) == list(range(30))
+    assert max(numbers) < HELD_OUT
+
+
+def test_positions_are_different_and_carry_the_label_of_the_cell_centre():
+    method = make()
+    drawn = method.maker.draw(0, HELD_OUT, [10], 10, augment=False)
+    labels = method.maker.make([drawn], torch.device("cpu")).labels[0, 0]
+    made = method.held_out_views(HELD_OUT)
+    for level in method.levels:
+        index, found = made[f"{level.name}.index"][0], made[f"{level.name}.labels"][0]
+        assert len(index.unique()) == len(index) == 64
+        stride, side = level.stride[0], level.size((32, 32, 32))[0]
+        for place, label in zip(index[:20].tolist(), found[:20].tolist(), strict=True):
+            z, y, x = (c * stride + stride // 2 for c in (place // side**2, place // side % side, place % side))
+            assert labels[z, y, x] == label
+
+
+@pytest.mark.parametrize("unit_range", [True, False])
+def test_images_have_the_range_that_nnunet_gives_them_later(unit_range):
+    image = make(unit_range=unit_range).held_out_views(HELD_OUT)["image"]
+    if unit_range:
+        assert image.amin() == 0
+        assert 0.9 < image.amax() < 1.5
+    else:
+        assert torch.allclose(image.mean((1, 2, 3, 4)), torch.zeros(2), atol=1e-5)
+        assert torch.allclose(image.std((1, 2, 3, 4)), torch.ones(2), atol=1e-5)
+
+
+def test_a_thin_patch_is_cut_out_of_the_middle():
+    method = make(patch=(12, 40, 36))
+    assert views(method)["image"].shape == (2, 1, 12, 40, 36)
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pretext", ["labels", "positions"])
+def test_the_loss_is_the_formula(pretext):
+    method = make(pretext=pretext, pairs=2, locations=8)
+    made = views(method)
+    losses = method(made, 0.0).losses
+    maps = feature_maps(method.network, made["image"])
+    for level, head, feature_map in zip(method.levels, method.heads, maps, strict=True):
+        index, labels = made[f"{level.name}.index"], made[f"{level.name}.labels"]
+        rows = torch.stack([feature_map[b].flatten(1)[:, index[b % 2]].T for b in range(4)])
+        z = F.normalize(head(rows.flatten(0, 1)).view(4, 8, -1), dim=-1)
+        total = 0.0
+        for b in range(2):
+            both = torch.cat((z[b], z[b + 2]))
+            y = labels[b].repeat(2) if pretext == "labels" else torch.arange(8).repeat(2)
+            s = both @ both.T / 0.33
+            for i in range(16):
+                others = [j for j in range(16) if j != i]
+                positives = [j for j in others if y[j] == y[i]]
+                total += torch.logsumexp(s[i, others], 0) - s[i, positives].mean()
+        assert losses[level.name].item() == pytest.approx(total.item() / 32, rel=1e-4)
+
+
+@pytest.mark.parametrize("pretext", ["labels", "positions", "denoising"])
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_gradients_reach_encoder_and_decoder_and_every_trained_parameter(network, pretext):
+    method = make(network, pretext=pretext)
+    losses = method(views(method), 0.0).losses
+    sum(method.loss_weights[name] * value for name, value in losses.items()).backward()
+    assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+    for part in (method.network.encoder, method.network.decoder):
+        assert any(p.grad is not None and p.grad.norm() > 0 for p in part.parameters())
+
+
+def test_denoising_aims_at_the_same_geometry():
+    method = make(pretext="denoising")
+    made = views(method, step=2)
+    for image, clean in zip(made["image"], made["clean"], strict=True):
+        assert image.shape == clean.shape
+        assert not torch.equal(image, clean)
+        correlation = torch.corrcoef(torch.stack((image.flatten(), clean.flatten())))[0, 1]
+        assert correlation > 0.5
+
+
+def test_equal_features_have_the_loss_of_chance_and_are_warned_of():
+    method = make()
+    for head in method.heads:
+        head.register_forward_hook(lambda module, inputs, rows: torch.ones_like(rows))
+    losses = method(views(method), 0.0).losses
+    assert sum(method.loss_weights[n] * v for n, v in losses.items()).item() == pytest.approx(method.chance, rel=1e-5)
+    assert method.chance == pytest.approx(math.log(127))
+    assert "no better than that of equal features" in method.warnings({"held_out_loss": method.chance})[0]
+    assert method.warnings({"held_out_loss": 0.8 * method.chance}) == []
+
+
+def test_the_loss_falls_and_labels_are_found():
+    method = make(unit_range=False)
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 3e-3)
+
+    def measured():
+        method.eval()
+        result = method.evaluate()
+        method.train()
+        return result
+
+    for step in range(40):
+        losses = method(views(method, step % 10), 0.0).losses
+        loss = sum(method.loss_weights[name] * value for name, value in losses.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 0:
+            before = measured()
+    after = measured()
+    assert after["held_out_loss"] < before["held_out_loss"] - 0.1
+    assert after["held_out_loss"] < method.chance
+
+
+def test_label_retrieval_is_the_direct_count():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 40, 5, generator=generator)
+    labels = torch.randint(6, (40,), generator=generator)
+    labels[0] = 17  # only itself has it
+    hits: dict[int, list[bool]] = {}
+    for i in range(40):
+        others = [j for j in range(40) if j != i]
+        if not any(labels[j] == labels[i] for j in others):
+            continue
+        best = max(others, key=lambda j: F.cosine_similarity(a[i], b[j], dim=0).item())
+        hits.setdefault(int(labels[i]), []).append(bool(labels[best] == labels[i]))
+    expected = sum(sum(h) / len(h) for h in hits.values()) / len(hits)
+    assert label_retrieval(a, labels, b, labels, same_position=True).item() == pytest.approx(expected)
+    assert label_retrieval(a, labels, a, labels).item() == 1
+
+
+# ---- the loop ------------------------------------------------------------------------------------------------------
+
+
+class _Line(Method):
+    """Loss (w - x)^2 for the x of its batch."""
+
+    name = "line"
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.network, self.teacher, self.heads = nn.Linear(1, 1, bias=False), None, nn.Identity()
+        self.loss_weights = {"square": 1.0}
+        self.seen = None
+
+    def source(self, steps, seed, rank):
+        return [{"x": torch.tensor(float(step))} for step in range(steps)]
+
+    def make_views(self, batch, generator):
+        return batch
+
+    def forward(self, views, progress):
+        square = (self.network.weight.sum() - views["x"]).square()
+        return StepOutput({"square": square}, {}, {"x": views["x"]})
+
+    def after_step(self, output, progress):
+        self.seen = output.state["x"].item()
+
+
+def test_gradients_accumulate_to_their_mean(tmp_path):
+    method = _Line()
+    loop = Loop(method, LoopOptions(accumulate=3, clip=1e9), Ranks(0, 1, torch.device("cpu")), tmp_path, {})
+    loop.optimizer = torch.optim.SGD(method.parameters(), 0.1)
+    weight = method.network.weight.item()
+    rate = LoopOptions(accumulate=3).lr / round(0.05 * LoopOptions().steps)
+    loop._train_step([{"x": torch.tensor(float(x))} for x in (0, 1, 5)], _Bar())
+    assert method.network.weight.item() == pytest.approx(weight - rate * 2 * (weight - 2), rel=1e-6)
+    assert loop.sums["square"] == pytest.approx(sum((weight - x) ** 2 for x in (0, 1, 5)) / 3, rel=1e-5)
+    assert method.seen == 2
+    assert loop.step == 1
+    loop._train_step([{"x": torch.tensor(x)} for x in (0.0, float("nan"), 1.0)], _Bar())
+    assert (loop.step, loop.skipped) == (2, 1)
+
+
+class _Bar:
+    def update(self):
+        pass
+
+    def set_postfix(self, *args, **kwargs):
+        pass
+
+
+def test_a_run_is_settled_when_its_best_is_old_enough():
+    options = LoopOptions(epochs=30, patience=0.1)
+    losses = [5.0, 4.0, 3.0, 3.5, 3.2]
+    history = [{"held_out_loss": x} for x in losses]
+    assert not settled(history, options)
+    assert settled([*history, {"held_out_loss": 3.1}], options)
+    assert not settled([*history, {"held_out_loss": 2.9}], options)
+    assert not settled([*history, *history], LoopOptions(epochs=30))
+    assert not settled([{"loss": 1.0}] * 9, options)
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    return tmp_path / tiny.name / "pretraining" / "anatomix__nnUNetPlans__3d_fullres"
+
+
+def pretrain(tiny, *settings, resume=False):
+    return run_pretraining(
+        "anatomix", tiny.name, "3d_fullres", device="cpu", resume=resume, settings=[*SHORT, *settings]
+    )
+
+
+def test_a_run_leaves_encoder_and_decoder_and_reads_no_case(tiny, results, monkeypatch):
+    monkeypatch.setattr("nnunet_invariance.pretraining.cases.load_volume", None)
+    path = pretrain(tiny)
+    assert {p.name for p in results.iterdir()} == {
+        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json",
+    }  # fmt: skip
+    metadata = read_metadata(path)
+    assert metadata["method"] == "anatomix"
+    assert metadata["pretrained"] == ["encoder", "decoder"]
+    assert metadata["channel_names"] == ["synthetic"]
+    assert metadata["architecture"]["input_channels"] == 1
+    assert metadata["options"]["lr"] == 2e-4  # the method's default
+    rows = list(csv.DictReader((results / "metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == [2, 4]
+    assert all(float(row["held_out_loss"]) > 0 and 0 <= float(row["label_retrieval"]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("extra", [(), ("accumulate=2",)], ids=["plain", "accumulated"])
+def test_a_run_that_was_stopped_ends_bit_identical(tiny, results, tmp_path, monkeypatch, extra):
+    whole = tensors(pretrain(tiny, *extra))
+    with monkeypatch.context() as patch:
+        saved = Loop.save
+
+        def killed(self, finished=False):
+            path = saved(self, finished)
+            if self.step == 2:
+                raise KeyboardInterrupt
+            return path
+
+        patch.setattr(Loop, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny, *extra)
+    torch.rand(7)  # the global generator is elsewhere now
+    assert_same(tensors(pretrain(tiny, *extra, resume=True)), whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, results):
+    whole = tensors(pretrain(tiny, "epochs=3"))
+    command = [sys.executable, "-m", "nnunet_invariance", "pretrain", "anatomix", tiny.name, "3d_fullres", "-device"]
+    command += ["cpu", "--epochs", "3", "--iterations", "2", "--set", *SHORT[2:]]
+    (results / "checkpoint_final.safetensors").rename(results / "whole")
+    process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    latest, deadline = results / "checkpoint_latest.safetensors", time.time() + 200
+    while not latest.is_file() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert 0 < read_metadata(latest)["step"] < 6
+    assert_same(tensors(pretrain(tiny, "epochs=3", resume=True)), whole)
+
+
+def test_the_form_without_a_dataset(tmp_path, monkeypatch, capsys):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+    out = tmp_path / "run"
+    words = ["--epochs", "1", "--iterations", "1", "-device", "cpu", "--set", "patch=32", *SHORT[2:]]
+    assert main(["pretrain", "anatomix", "--network", "anatomix", "--out", str(out), *words]) == 0
+    final = out / "checkpoint_final.safetensors"
+    assert f"finished: {final}" in capsys.readouterr().out
+    checkpoint = load_checkpoint(final)
+    assert checkpoint.metadata["plans_name"] == "anatomix"
+    assert checkpoint.metadata["plans"]["architecture"]["network_class_name"].endswith("AnatomixUNet")
+    assert "encoder.model.0.weight" in checkpoint.section("network")
+    assert (out / "metrics.csv").is_file()
+    assert (out / "manifest.json").is_file()
+
+
+def test_plain_presets_are_the_stock_networks():
+    for name, megabytes in (("plain4", 11), ("plain6", 62)):
+        network = Architecture.from_plans(PRESETS["anatomix"][name].entry, 1, 1).build()
+        assert sum(p.numel() for p in network.parameters()) * 2 / 1e6 == pytest.approx(megabytes, rel=0.03)
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--network", "anatomix"],
+        ["--out", "somewhere"],
+        ["777"],
+        ["777", "3d_fullres", "--network", "anatomix", "--out", "somewhere"],
+    ],
+)
+def test_half_a_form_is_refused(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", "anatomix", *words]) == 2
+    assert "either DATASET CONFIGURATION, or --network NAME --out DIR" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_networks_and_methods_without_one(tmp_path):
+    with pytest.raises(OptionError, match="--network vit: anatomix pre-trains anatomix, plain4, plain6 without"):
+        run_preset("anatomix", "vit", tmp_path / "run", "cpu")
+    with pytest.raises(OptionError, match="mae pre-trains no network without a dataset"):
+        run_preset("mae", "anatomix", tmp_path / "run", "cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_refused(tiny, results, tmp_path):
+    with pytest.raises(OptionError, match="--images: anatomix makes its own images"):
+        run_pretraining("anatomix", tiny.name, "3d_fullres", images=[tmp_path], device="cpu")
+    assert not results.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("pretext=inpainting", "expected one of labels, positions, denoising"),
+        ("locations=1", "locations=1: expected at least 2"),
+        ("accumulate=0", "accumulate=0: expected at least 1"),
+        ("compile=maybe", "not a valid bool"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, word, message):
+    with pytest.raises(OptionError, match=message):
+        run_preset("anatomix", "anatomix", tmp_path / "run", "cpu", settings=[word])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_patches_and_templates_that_cannot_be_used(tmp_path):
+    with pytest.raises(OptionError, match="multiple of 4"):
+        Anatomix(make().setup, AnatomixOptions(patch=34))
+    with pytest.raises(TemplateError, match="is not a folder"):
+        make(templates=str(tmp_path / "nowhere"))
+
+
+def test_switches_are_read_as_words():
+    assert parse_settings(["compile=true"], LoopOptions)[LoopOptions] == {"compile": True}
+    assert parse_settings(["compile=0"], LoopOptions)[LoopOptions] == {"compile": False}
+
+
+def test_a_compiled_forward_pass_gives_the_same_run(tiny, results, monkeypatch):
+    plain = load_checkpoint(pretrain(tiny, "epochs=1", "iterations=1")).section("network")
+    compiled = []
+
+    def compile_eagerly(module, *args, **kwargs):  # no compiler needed; the graph is traced all the same
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    traced = load_checkpoint(pretrain(tiny, "epochs=1", "iterations=1", "compile=1")).section("network")
+    assert [type(module) for module in compiled] == [Anatomix]
+    assert all(torch.allclose(traced[name], plain[name], atol=1e-5) for name in plain)
