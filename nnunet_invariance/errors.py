@@ -75,3 +75,11 @@ class ComparisonError(InvarianceError):
 
 class ShapeError(InvarianceError):
     """Tensors handed to a loss or a module do not fit each other."""
+
+
+class VolumeError(InvarianceError):
+    """An image or mask handed to ``register`` cannot be used (unreadable, not 3-D, not finite, empty, constant)."""
+
+
+class MissingLibraryError(InvarianceError):
+    """An optional library is not installed."""

@@ -69,9 +69,8 @@ def find_weights(
         return FoundWeights(folder / FINAL, "finished pre-training")
     if (folder / LATEST).is_file():
         raise _unfinished(folder / LATEST, command)
-    for path in sorted(SHIPPED.glob(f"*{SUFFIX}")):
-        if read_metadata(path)["method"] == method:
-            return FoundWeights(path, "shipped with the package")
+    if shipped := find_shipped(method):
+        return shipped
     msg = (
         f"No weights found for {method}, dataset {dataset_name}, plans {plans_name}, configuration {configuration}. "
         "Looked at:\n"
@@ -95,6 +94,12 @@ def named_weights(checkpoint: str | None) -> FoundWeights | None:
         ("plans block, field 'checkpoint'", checkpoint),
     )
     return next((_named(place, value) for place, value in named if value), None)
+
+
+def find_shipped(method: str) -> FoundWeights | None:
+    """The fourth place only: weights of this method in the package itself, or None."""
+    files = (path for path in sorted(SHIPPED.glob(f"*{SUFFIX}")) if read_metadata(path)["method"] == method)
+    return next((FoundWeights(path, "shipped with the package") for path in files), None)
 
 
 def _named(place: str, value: str) -> FoundWeights:
