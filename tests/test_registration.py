@@ -66,9 +66,8 @@ def test_a_shift_along_each_axis_is_found_with_its_sign(axis):
 
 def test_equal_images_stay_where_they_are():
     features = ca.mind_ssc(torch.from_numpy(blobs())[None, None])
-    assert (
-        ca.convex_adam(features, features, ca.ConvexAdamOptions(iterations=20)).abs().max() < 0.2
-    )  # Adam makes whole steps of rounding
+    u = ca.convex_adam(features, features, ca.ConvexAdamOptions())
+    assert u.abs().max() < 0.15  # not 0: Adam's first steps are whole ones, of rounding errors too
 
 
 def test_costs_are_those_of_the_slow_loop():
