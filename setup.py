@@ -39,11 +39,14 @@ setup(
         "matplotlib>=3.7",
         "packaging",
         "scikit-image>=0.19.3",
+        "scipy",
+        "nibabel",
         "setuptools; python_version >= '3.12'",  # nnU-Net's preprocessing imports distutils
     ],
     extras_require={
         "hub": ["huggingface_hub>=0.24"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9"],
+        "registration": ["convexadam>=0.2,<0.3"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "convexadam>=0.2,<0.3"],
     },
     entry_points={
         "console_scripts": ["nnunet-invariance = nnunet_invariance.cli.main:entry_point"],

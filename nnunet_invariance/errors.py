@@ -79,3 +79,7 @@ class ShapeError(InvarianceError):
 
 class MissingPackageError(InvarianceError):
     """A package of an extra is needed for what was asked, and is not installed."""
+
+
+class VolumeError(InvarianceError):
+    """An image or mask handed to ``register`` cannot be used (unreadable, not 3-D, not finite, empty, constant)."""

@@ -1,0 +1,126 @@
+"""Features of a pre-trained U-Net at full resolution, by sliding window."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+from torch import Tensor, nn
+
+from nnunet_invariance.errors import WeightsIncompatibleError, WeightsNotFoundError
+from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.locate import find_shipped, named_weights
+from nnunet_invariance.weights.nnssl_format import trusted_architecture
+from nnunet_invariance.weights.transfer import SECTION_OF, inject
+
+METHOD = "anatomix"
+OVERLAP = 0.5  # of neighbouring windows; the authors take 0.8, at four to ten times the time
+EPSILON = 1e-5
+#: How the image of a checkpoint was normalised, by nnU-Net's names. A checkpoint holds no intensity statistics of its
+#: data set, so CT is scaled by those of the volume, after the window.
+ZSCORE = ("ZScoreNormalization", "CTNormalization")
+ZERO_TO_ONE = ("RescaleTo01Normalization",)
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A network in evaluation mode, the window it sees, and how its image is normalised."""
+
+    network: nn.Module
+    patch: tuple[int, ...]
+    scheme: str
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Features (1, C, z, y, x) of an image (1, 1, z, y, x), see :func:`normalise_features`."""
+        kept: list[Tensor] = []
+        hook = self.network.decoder.stages[-1].register_forward_hook(lambda *call: kept.append(call[-1]))
+        x = normalise_image(x, self.scheme)
+
+        def finest(window: Tensor) -> Tensor:
+            self.network(window)
+            return kept.pop()
+
+        try:
+            return normalise_features(slide(finest, x, self.patch))
+        finally:
+            hook.remove()
+
+
+def find_network_file(weights: Path | None) -> Path:
+    """The file named, else that of the environment variable, else that shipped with the package.
+
+    Raises:
+        WeightsNotFoundError: there is none.
+    """
+    found = None if weights else named_weights(None) or find_shipped(METHOD)
+    if weights is None and found is None:
+        msg = (
+            "No weights of a feature network are named (--weights, NNUNET_INVARIANCE_CHECKPOINT), and none are shipped "
+        )
+        raise WeightsNotFoundError(
+            msg + "with the package. Name a checkpoint, or use --features mind, which needs none."
+        )
+    return weights or found.path
+
+
+def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
+    """Build the network of a checkpoint of ours and fill it; the teacher's weights where the file has them.
+
+    Raises:
+        WeightsNotFoundError, CheckpointCorruptError: no such file, or a broken one.
+        WeightsIncompatibleError: not 3-D, several input channels, a decoder that was not pre-trained, or a
+            normalisation without a rule.
+    """
+    checkpoint = load_checkpoint(path, sections=("network", "teacher"))
+    metadata = checkpoint.metadata
+    architecture, schemes = trusted_architecture(checkpoint), metadata["normalization_schemes"]
+    wrong = None
+    if len(metadata["patch_size"]) != 3:
+        wrong = f"a network in {len(metadata['patch_size'])} dimensions", "3"
+    elif architecture.input_channels != 1:
+        wrong = f"a network for {architecture.input_channels} channels", "one channel"
+    elif "decoder" not in metadata["pretrained"]:
+        wrong = "a decoder that was not pre-trained", "one that was: features are read behind it"
+    elif schemes[0] not in (*ZSCORE, *ZERO_TO_ONE):
+        wrong = f"the normalisation {schemes[0]}", f"one of {', '.join((*ZSCORE, *ZERO_TO_ONE))}"
+    if wrong:
+        msg = f"{path} cannot give features for registration: found {wrong[0]}, expected {wrong[1]}. "
+        raise WeightsIncompatibleError(f"{msg}Take another checkpoint, or --features mind.")
+    source = "teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student"
+    network = architecture.build()
+    inject(network, checkpoint, transfer="encoder+decoder", source=source)
+    patch = tuple(int(n) for n in metadata["patch_size"])
+    return FeatureNetwork(network.to(device).eval(), patch, schemes[0])
+
+
+def normalise_image(x: Tensor, scheme: str) -> Tensor:
+    """The whole volume to mean 0 and deviation 1, or to [0, 1]."""
+    if scheme in ZERO_TO_ONE:
+        return (x - x.min()) / (x.max() - x.min())
+    return (x - x.mean()) / x.std()
+
+
+def normalise_features(features: Tensor) -> Tensor:
+    """Each channel to mean 0 and deviation 1 over the volume, then each voxel to length 1 over its channels."""
+    return F.normalize(F.instance_norm(features, eps=EPSILON), dim=1)
+
+
+def slide(compute: nn.Module, x: Tensor, patch: Sequence[int]) -> Tensor:
+    """``compute`` (1, C, *patch) over windows of ``x`` (1, 1, *spatial), averaged with nnU-Net's Gaussian weights."""
+    spatial = x.shape[2:]
+    rest = [max(0, p - n) for p, n in zip(patch, spatial, strict=True)]
+    x = F.pad(x, [amount for n in reversed(rest) for amount in (0, n)], mode="replicate")
+    steps = compute_steps_for_sliding_window(tuple(x.shape[2:]), tuple(patch), 1 - OVERLAP)
+    weight = compute_gaussian(tuple(patch), dtype=torch.float32, device=x.device)
+    total, weights = None, torch.zeros(x.shape[2:], device=x.device)
+    for corner in itertools.product(*steps):
+        window = (..., *(slice(start, start + n) for start, n in zip(corner, patch, strict=True)))
+        made = compute(x[window]).float()
+        total = made.new_zeros(1, made.shape[1], *x.shape[2:]) if total is None else total
+        total[window] += made * weight
+        weights[window] += weight
+    return (total / weights)[(..., *(slice(n) for n in spatial))]
