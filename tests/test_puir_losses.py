@@ -85,8 +85,8 @@ def test_decomposition_is_the_formula():
         targets = [j for j in range(4) if PRESENT[b, j]]
         front = torch.zeros(2, 3, 2, dtype=torch.bool)
         for j in targets:
-            channel = torch.where(inside[b, 0], image[b, j], image.min())
-            front |= channel > channel.min() + 1e-3 * (channel.max() - channel.min())
+            values = image[b, j][inside[b, 0]]
+            front |= image[b, j] > values.min() + 1e-3 * (values.max() - values.min())
         front = front & inside[b, 0]
         values = []
         for r in range(2):
@@ -100,10 +100,14 @@ def test_decomposition_is_the_formula():
 
 def test_foreground_is_everything_where_the_image_is_flat():
     flat = torch.zeros(1, 2, 3, 3, 3)
-    assert foreground(flat, torch.ones(1, 2, dtype=torch.bool)).all()
+    inside, both = torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)
+    inside[..., 0] = False
+    assert torch.equal(foreground(flat, both, inside), inside)
     flat[0, 1, 1, 1, 1] = 5
-    assert foreground(flat, torch.ones(1, 2, dtype=torch.bool)).sum() == 1
-    assert foreground(flat, torch.tensor([[True, False]])).all()
+    assert foreground(flat, both, inside).sum() == 1
+    flat[..., 0] = -100  # padding
+    assert foreground(flat, both, inside).sum() == 1
+    assert torch.equal(foreground(flat, torch.tensor([[True, False]]), inside), inside)
 
 
 def test_equivariance_losses():
@@ -184,11 +188,11 @@ def test_a_map_of_cells_turns_with_its_image():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "flips", "count"),
-    [([(8, 4, 4)], (0, 1, 2), 16), ([(4, 4, 4), (1, 2, 2)], (1, 2), 8), ([(4, 8, 4)], (), 2), ([(2, 4, 8)], (0,), 2)],
+    ("sizes", "reflections", "count"),
+    [([(8, 4, 4)], True, 16), ([(4, 4, 4), (1, 2, 2)], False, 8), ([(4, 8, 4)], False, 8), ([(2, 4, 8)], True, 8)],
 )  # fmt: skip
-def test_only_what_keeps_the_shape(sizes, flips, count):
-    table = symmetries(sizes, flips)
+def test_only_what_keeps_the_shape(sizes, reflections, count):
+    table = symmetries(sizes, reflections)
     assert len(table) == count
     assert not table[0].any()
     elements = draw(table, 20, torch.Generator().manual_seed(0))

@@ -10,16 +10,16 @@ SWAPS = ((0, 1), (1, 2), (0, 2))  # after one another
 WORDS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1))  # each permutation of three axes once
 
 
-def symmetries(sizes: Sequence[Sequence[int]], flips: Sequence[int] = (0, 1, 2)) -> Tensor:
+def symmetries(sizes: Sequence[Sequence[int]], reflections: bool = True) -> Tensor:
     """The elements that keep a 3-D box and its feature maps: (G, 6) bool, the first one changes nothing.
 
     Columns 0 to 2 exchange two axes (:data:`SWAPS`), 3 to 5 flip an axis. Axes are exchanged only if they are equal in
-    each of ``sizes``, such as patch size and the strides of all stages; ``flips`` are the axes that may be flipped.
+    each of ``sizes``, such as patch size and the strides of all stages. Without ``reflections``: rotations only.
     """
     equal = [all(size[a] == size[b] for size in sizes) for a, b in SWAPS]
     words = [word for word in WORDS if all(allowed or not bit for allowed, bit in zip(equal, word, strict=True))]
-    signs = product(*[(0, 1) if axis in flips else (0,) for axis in range(3)])
-    return torch.tensor([(*word, *sign) for sign in signs for word in words], dtype=torch.bool)
+    elements = [(*word, *sign) for sign in product((0, 1), repeat=3) for word in words]
+    return torch.tensor([e for e in elements if reflections or sum(e) % 2 == 0], dtype=torch.bool)
 
 
 def draw(table: Tensor, count: int, generator: torch.Generator) -> Tensor:

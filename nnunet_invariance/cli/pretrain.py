@@ -14,7 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "nnUNet_results/DATASET/pretraining/, where the trainers find it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("method", choices=["alice", "mae"], help="the method")
+    parser.add_argument("method", choices=["alice", "mae", "puir"], help="the method")
     parser.add_argument("dataset", help="name or id of the dataset")
     parser.add_argument("configuration", help="configuration of the plans, for example 3d_fullres")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")

@@ -6,18 +6,20 @@ from torch import Tensor, nn
 from nnunet_invariance.losses.precision import at_least_float32
 
 
-def foreground(image: Tensor, available: Tensor, margin: float = 1e-3) -> Tensor:
-    """Where any available channel is above its own minimum by ``margin`` of its range; everywhere if that is nowhere.
+def foreground(image: Tensor, available: Tensor, inside: Tensor, margin: float = 1e-3) -> Tensor:
+    """Voxels inside the volume where an available channel is above its own minimum by ``margin`` of its range.
 
-    The release takes z-scores of at least -0.35, which is the whole volume where the foreground is small.
+    All voxels inside, if that is nowhere. The release takes z-scores of at least -0.35, which is the whole volume where
+    the foreground is small.
 
-    Shape: image (B, C, *spatial), available (B, C) bool; returns (B, 1, *spatial) bool.
+    Shape: image (B, C, *spatial), available (B, C) and inside (B, 1, *spatial) bool; returns (B, 1, *spatial) bool.
     """
     axes = tuple(range(2, image.ndim))
-    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
-    above = image > low + margin * (high - low)
-    inside = (above & available.view(*available.shape, *[1] * (image.ndim - 2))).any(1, keepdim=True)
-    return inside | ~inside.flatten(1).any(1).view(-1, *[1] * (image.ndim - 1))
+    low = torch.where(inside, image, torch.inf).amin(axes, keepdim=True)
+    high = torch.where(inside, image, -torch.inf).amax(axes, keepdim=True)
+    above = inside & available.view(*available.shape, *[1] * len(axes)) & (image > low + margin * (high - low))
+    front = above.any(1, keepdim=True)
+    return torch.where(front.flatten(1).any(1).view(-1, *[1] * (image.ndim - 1)), front, inside)
 
 
 class DecompositionLoss(nn.Module):
@@ -46,7 +48,7 @@ class DecompositionLoss(nn.Module):
         """
         squared = (at_least_float32(outputs) - at_least_float32(image)[:, None]).square()
         targets = available.view(*available.shape, *[1] * (image.ndim - 2)) & inside
-        front = targets & foreground(torch.where(inside, image, image.amin()), available)
+        front = targets & foreground(image, available, inside)
         errors = self.weight * _mean(squared, front) + _mean(squared, targets)
         errors = torch.where(sources, errors, 0)
         return (errors.sum(1) / sources.sum(1).clamp(min=1)).mean()

@@ -25,13 +25,14 @@ from nnunet_invariance.pretraining.loop import FINAL, LATEST, Loop, LoopOptions
 from nnunet_invariance.pretraining.mae import MAE
 from nnunet_invariance.pretraining.method import Method, Setup
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
+from nnunet_invariance.pretraining.puir import PUIR
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import pretraining_folder
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, PUIR)}
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
 UNIT_RANGE = {"RescaleTo01Normalization", "RGBTo01Normalization"}
 
@@ -82,7 +83,7 @@ def run_pretraining(
     loop_options, method_options = (dataclass(**options[dataclass]) for dataclass in options)
     _check_device(device)
     planned = open_planned_dataset(dataset, configuration, plans_name)
-    require_supported(planned, method, kind.dimensions)
+    require_supported(planned, method, kind.dimensions, kind.minimum_channels)
     for scans in images:
         find_scans(scans, planned)
     folder = pretraining_folder(method, planned.name, plans_name, configuration)
@@ -153,7 +154,8 @@ def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks, kind
         folders = preprocess_images(images, planned)
         if not folders or planned.folder.is_dir():
             folders = [planned.folder, *folders]
-        return make_manifest(folders, len(planned.channel_names), cell, kind.minimum_volumes)
+        channels = len(planned.channel_names)
+        return make_manifest(folders, channels, cell, kind.minimum_volumes, kind.missing_channels)
 
     if group.first:
         manifest = collect()
@@ -195,7 +197,7 @@ def _metadata(
         "format": 1,
         "method": method.name,
         "total_steps": options.steps,
-        "architecture": method.setup.architecture.to_dict(),
+        "architecture": method.architecture.to_dict(),
         "channel_names": planned.channel_names,
         "normalization_schemes": list(planned.configuration.normalization_schemes),
         "spacing": list(planned.spacing),
