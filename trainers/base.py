@@ -9,9 +9,8 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.utilities.helpers import dummy_context, empty_cache
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from nnunet_invariance.augmentation.views import MultiView, split_views
+from nnunet_invariance.augmentation.views import MultiView
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import cumulative_strides
 from nnunet_invariance.networks.tap import EncoderTap
@@ -24,7 +23,7 @@ from nnunet_invariance.trainers.guard import FiniteGuard, is_finite
 from nnunet_invariance.trainers.pretrained import bring_weights, versions
 from nnunet_invariance.trainers.schedule import WarmupPolySchedule, ramp
 from nnunet_invariance.trainers.seeding import mix
-from nnunet_invariance.trainers.stepping import clipped_step
+from nnunet_invariance.trainers.stepping import average_gradients, clipped_step, copy_from_first_rank, views_on_device
 from nnunet_invariance.weights.atomic import atomic_write
 
 POSITIONS = 2  # the stream of positions, beside those of training and validation batches
@@ -105,24 +104,20 @@ class InvarianceTrainer(BaselineTrainer):
         module = encoder_of(self.plain_network, type(self).__name__)
         if self.options.aux != "none":
             self._build_views(module)
-        undecayed = self.undecayed_parameters()
-        encoder = without(self.encoder_parameters(module), undecayed)
+        encoder, undecayed = self.encoder_parameters(module)
         rest = without(self.plain_network.parameters(), [*encoder, *undecayed])
         factor, frozen = (1.0, 0) if self.scratch else (self.options.encoder_lr_factor, self.options.frozen_epochs)
         slow = (self.initial_lr * factor, frozen)
         # The decoder comes first: nnU-Net's log and progress.png show the rate of the first group.
         groups = [Group(rest, self.initial_lr), Group(encoder, *slow)]
-        groups += [Group(list(self.aux.parameters()), self.initial_lr)] if self.aux else []
-        groups += [Group(undecayed, *slow, decay=0.0)] if undecayed else []
-        return sgd(groups, self.weight_decay, self.num_epochs, self.options.warmup)
+        groups += [Group(list(self.aux.parameters()), self.initial_lr), Group(undecayed, *slow, decay=0.0)]
+        return sgd(
+            [group for group in groups if group.parameters], self.weight_decay, self.num_epochs, self.options.warmup
+        )
 
-    def encoder_parameters(self, encoder: nn.Module) -> list[nn.Parameter]:
-        """Parameters with the rate of the encoder: what pre-training leaves."""
-        return list(encoder.parameters())
-
-    def undecayed_parameters(self) -> list[nn.Parameter]:
-        """Those of them without weight decay; none here."""
-        return []
+    def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters with the rate of the encoder, with weight decay and without."""
+        return list(encoder.parameters()), []
 
     def _build_views(self, encoder: nn.Module) -> None:
         """Tap, second pass and auxiliary modules."""
@@ -136,8 +131,7 @@ class InvarianceTrainer(BaselineTrainer):
         """Auxiliary modules, the same on all ranks."""
         self.aux = self.build_aux(list(encoder.output_channels), cumulative_strides(encoder.strides)).to(self.device)
         if self.is_ddp:
-            for value in self.aux.state_dict().values():
-                dist.broadcast(value, 0)
+            copy_from_first_rank(self.aux)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's own pipeline, for two views and a clean one where an auxiliary loss needs them."""
@@ -235,20 +229,9 @@ class InvarianceTrainer(BaselineTrainer):
         return losses
 
     def _train_on_views(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        data, target = batch["data"], batch["target"]
-        on_device = data.to(self.device, non_blocking=True)
-        maps = [t.to(self.device, non_blocking=True) for t in (target if isinstance(target, list) else [target])]
-        moved = {
-            **batch,
-            "content": split_views(data, self.num_input_channels).content,
-            "views": split_views(on_device, self.num_input_channels),
-            "target": maps if isinstance(target, list) else maps[0],
-        }
-        losses = self._backward_in_memory(moved)
+        losses = self._backward_in_memory(views_on_device(batch, self.num_input_channels, self.device))
         if self.is_ddp:
-            for parameter in self.aux.parameters():
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
+            average_gradients(self.aux)
         clipped_step(self.optimizer, self.grad_scaler)
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu().numpy()
         return {name: np.asarray(value) for name, value in zip(losses, values, strict=True)}
@@ -270,7 +253,7 @@ class InvarianceTrainer(BaselineTrainer):
                     )
                     raise
             self.second_samples //= 2
-            if self.tap is not None:
+            if self.tap:
                 self.tap.clear()
             self.optimizer.zero_grad(set_to_none=True)
             empty_cache(self.device)

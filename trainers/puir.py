@@ -121,15 +121,12 @@ class PUIRTrainer(InvarianceTrainer):
         """One view and the clean one; missing modalities stay empty in both."""
         return KeepMissing(MultiView(transforms, second=False))
 
-    def encoder_parameters(self, encoder: nn.Module) -> list[nn.Parameter]:
-        """All that pre-training leaves."""
-        network = self.plain_network
-        return [*encoder.parameters(), *network.personalization.parameters(), *network.fusions.parameters()]
-
-    def undecayed_parameters(self) -> list[nn.Parameter]:
-        """The prior and the tables of modalities: decay would erase them."""
-        named = self.plain_network.named_parameters()
-        return [parameter for name, parameter in named if name.endswith((".prior", PUIRNet.table))]
+    def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """All that pre-training leaves; decay would erase the prior and the tables of modalities."""
+        named = dict(self.plain_network.named_parameters())
+        shared = {name: p for name, p in named.items() if name.startswith(("encoder.", *PUIRNet.shared))}
+        apart = [name for name in shared if name.endswith((".prior", PUIRNet.table))]
+        return [p for name, p in shared.items() if name not in apart], [shared[name] for name in apart]
 
     def search_weights(self) -> dict[str, Any]:
         """Weights of this method from the four places, modalities matched by their names."""

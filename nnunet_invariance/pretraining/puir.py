@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -26,6 +27,7 @@ from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
 from nnunet_invariance.pretraining.profiles import measure, random_present, warnings_of
 
 EMBEDDING = 128  # length of a contrast row
+CELLS = 8  # of the grid it is pooled to
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,15 @@ class _Heads(nn.Module):
         self.decoder = BottleneckDecoder(encoder, modalities)
         if options.weight_contr:  # several ranks want no idle parameters
             self.projection = nn.Sequential(
-                nn.Linear(width, 4 * EMBEDDING), nn.ReLU(inplace=True), nn.Linear(4 * EMBEDDING, EMBEDDING)
+                nn.Linear(CELLS * width, 4 * EMBEDDING), nn.ReLU(inplace=True), nn.Linear(4 * EMBEDDING, EMBEDDING)
             )
             self.register_buffer("queue", torch.zeros(options.queue, EMBEDDING))
             self.register_buffer("queue_ids", torch.full((options.queue, 2), -1))
+
+
+def _pooled(profiles: Tensor) -> Tensor:
+    """(B, C, F, *spatial) to (BC, 8F): means of eight parts, because after instance norm those of the whole are equal."""
+    return F.adaptive_avg_pool3d(profiles.flatten(0, 1), 2).flatten(1)
 
 
 class PUIR(Method):
@@ -228,9 +235,9 @@ class PUIR(Method):
         ids = torch.stack((views["case"], crop), 1)[:, None].expand(-1, profiles.shape[1], -1)
         here = views["present"][..., None]
         anchor_ids = torch.where(here, ids, -2).flatten(0, 1)
-        anchors = self.heads.projection(profiles.flatten(3).mean(3).flatten(0, 1))
+        anchors = self.heads.projection(_pooled(profiles))
         with torch.no_grad():
-            own = self.heads.projection(second.flatten(3).mean(3).flatten(0, 1)).float()
+            own = self.heads.projection(_pooled(second)).float()
             sizes = rows_per_rank(len(own), own.device)
             keys, key_ids = gather_rows(own, sizes), gather_rows(torch.where(here, ids, -1).flatten(0, 1), sizes)
         loss = self.contrast(
