@@ -20,13 +20,19 @@ from nnunet_invariance.weights.export import export_nnunet
 PATCH = (16, 16, 16)
 
 
-def individuals(count: int, seed: int, channels: int = 3) -> Tensor:
-    """Smooth anatomy of an individual, and three modalities that are the same functions of it for everybody."""
+TABLES = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 3.0, 1.0, 2.0], [0.0, 2.0, 3.0, 1.0]])  # modality by tissue
+
+
+def individuals(count: int, seed: int) -> Tensor:
+    """A body of three tissues in each patch, and three modalities: intensities of tissues that all bodies share."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, 1, 4, 4, 4, generator=generator)
-    anatomy = torch.nn.functional.interpolate(coarse, PATCH, mode="trilinear", align_corners=False)[:, 0]
-    modes = (anatomy, 0.5 - anatomy, torch.sin(1.5 * anatomy))
-    return torch.stack(modes[:channels], 1)
+    coarse = torch.randn(count, 1, 5, 5, 5, generator=generator)
+    field = torch.nn.functional.interpolate(coarse, PATCH, mode="trilinear", align_corners=False)[:, 0]
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in PATCH], indexing="ij")
+    centre = 0.2 * torch.randn(count, 3, generator=generator)
+    body = sum((a - c[:, None, None, None]).square() for a, c in zip(axes, centre.T, strict=True)) < 0.7
+    tissue = body * (1 + (field > -0.3).long() + (field > 0.3))
+    return TABLES[:, tissue].movedim(0, 1) + 0.05 * torch.randn(count, 3, *PATCH, generator=generator)
 
 
 def method(channels: int = 3, **options) -> PUIR:
@@ -105,12 +111,15 @@ def test_collapse_is_seen():
     assert warnings_of(healthy) == []
     assert healthy["modality_share"] == pytest.approx(0, abs=1e-6)
     assert healthy["variation"] == pytest.approx(1, rel=0.05)
+    assert healthy["individual_share"] == pytest.approx(3 / 4, rel=0.05)  # of four, less their mean
+    everybody = {name: v.item() for name, v in measure(profiles[:1].expand(4, 3, 8, 4, 4, 4), present).items()}
+    assert "for everybody" in warnings_of(everybody)[0]
     shrunk = {name: value.item() for name, value in measure(profiles / 100, present).items()}
     assert "shrunk" in warnings_of(shrunk)[0]
     same = {name: v.item() for name, v in measure(profiles[:1, :, :, :1].expand(4, 3, 8, 4, 4, 4), present).items()}
     assert healthy["variation"] > same["variation"]
     constant = torch.randn(8, generator=generator).view(1, 1, 8, 1, 1, 1).expand(4, 3, 8, 4, 4, 4)
-    assert len(warnings_of({name: v.item() for name, v in measure(constant, present).items()})) == 2
+    assert len(warnings_of({name: v.item() for name, v in measure(constant, present).items()})) == 3
     apart = torch.randn(4, 3, 8, 4, 4, 4, generator=generator)
     assert measure(apart, present)["modality_share"].item() == pytest.approx(2 / 3, rel=0.05)
 
@@ -179,7 +188,7 @@ def test_a_run_uses_cases_with_missing_channels(modalities, tmp_path, monkeypatc
     assert checkpoint.metadata["channel_names"] == ["T1", "CT"]
     assert checkpoint.metadata["pretrained"] == ["encoder"]
     row = checkpoint.metadata["progress"]["history"][0]
-    assert {"decom", "inv", "equ", "contr", "amplitude", "variation", "modality_share"} <= set(row)
+    assert {"decom", "inv", "equ", "contr", "amplitude", "variation", "modality_share", "individual_share"} <= set(row)
     assert checkpoint.tensors["network.encoder.stages.0.0.convs.0.conv.weight"].shape[1] == 1
     report = export_nnunet(path, tmp_path / "single.pth", "student", random_decoder=True)
     assert report.coverage == 1

@@ -111,9 +111,7 @@ class InvarianceTrainer(BaselineTrainer):
         # The decoder comes first: nnU-Net's log and progress.png show the rate of the first group.
         groups = [Group(rest, self.initial_lr), Group(encoder, *slow)]
         groups += [Group(list(self.aux.parameters()), self.initial_lr), Group(undecayed, *slow, decay=0.0)]
-        return sgd(
-            [group for group in groups if group.parameters], self.weight_decay, self.num_epochs, self.options.warmup
-        )
+        return sgd(groups, self.weight_decay, self.num_epochs, self.options.warmup)
 
     def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters with the rate of the encoder, with weight decay and without."""

@@ -27,7 +27,8 @@ def without(parameters: Iterable[nn.Parameter], others: Iterable[nn.Parameter]) 
 def sgd(
     groups: Sequence[Group], weight_decay: float, epochs: int, warmup: float
 ) -> tuple[torch.optim.Optimizer, WarmupPolySchedule]:
-    """nnU-Net's SGD over the groups, and the schedule of their rates."""
+    """nnU-Net's SGD over the groups that are not empty, and the schedule of their rates."""
+    groups = [group for group in groups if group.parameters]
     entries: list[dict[str, Any]] = [{"params": list(group.parameters)} for group in groups]
     for entry, group in zip(entries, groups, strict=True):
         entry["weight_decay"] = weight_decay if group.decay is None else group.decay

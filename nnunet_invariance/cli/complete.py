@@ -9,8 +9,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "complete",
         help="fill the slots of missing modalities, so that nnUNetv2_predict takes the cases",
-        description="Copies the images of a folder to OUT and writes a zero image, with the geometry of an image of the "
-        "same case, for each channel whose file is absent. A model of PUIRTrainer takes it for a missing modality.",
+        description="Copies the images of a folder to OUT and writes a zero image, with the geometry of an image of "
+        "the same case, for each channel whose file is absent. A model of PUIRTrainer takes it for a missing modality.",
     )
     parser.add_argument("images", type=Path, metavar="IN", help="folder with CASE_0000, CASE_0001, ...")
     parser.add_argument("out", type=Path, metavar="OUT", help="new folder")

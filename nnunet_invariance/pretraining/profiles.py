@@ -8,7 +8,7 @@ from torch import Tensor
 from nnunet_invariance.losses.modality_invariance import normalised
 from nnunet_invariance.networks.presence import over_maps
 
-LEAST_AMPLITUDE, LEAST_VARIATION = 0.1, 0.02
+LEAST_AMPLITUDE, LEAST_VARIATION, LEAST_INDIVIDUAL = 0.1, 0.02, 0.02
 
 
 def random_present(present: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -25,6 +25,8 @@ def measure(profiles: Tensor, present: Tensor) -> dict[str, Tensor]:
     ``amplitude``: standard deviation over the cells, mean over channels; 0 where X_h has shrunk to nothing.
     ``variation``: variance of LN(X_h) over cells and samples, mean over channels, in [0, 1]; 0 where X_h is the same
     everywhere and for everybody. ``modality_share``: the part of that variance which is due to the modality.
+    ``individual_share``: the part which is left between samples at one place, where there are two or more; 0 where X_h
+    says where it is and nothing of who it is.
     """
     number = present.sum().clamp(min=1)
     deviation = profiles.float().flatten(3).std(3).mean(2)
@@ -38,7 +40,14 @@ def measure(profiles: Tensor, present: Tensor) -> dict[str, Tensor]:
     own = over_maps(present.sum(1, keepdim=True).clamp(min=1), rows)
     individual = torch.where(mask, rows, 0).sum(1, keepdim=True) / own
     between = torch.where(mask, rows - individual, 0).square().sum() / (cells * rows.shape[2])
-    return {"amplitude": amplitude, "variation": variation, "modality_share": between / variation.clamp(min=1e-12)}
+    shares = {"modality_share": between / variation.clamp(min=1e-12)}
+    if len(rows) > 1:
+        whom = present.any(1).view(-1, *[1] * (rows.ndim - 1))
+        people = whom.sum().clamp(min=1)
+        place = torch.where(whom, individual, 0).sum(0, keepdim=True) / people
+        apart = torch.where(whom, individual - place, 0).square().sum() / (people * individual[0].numel())
+        shares["individual_share"] = apart / variation.clamp(min=1e-12)
+    return {"amplitude": amplitude, "variation": variation, **shares}
 
 
 def warnings_of(means: Mapping[str, float]) -> list[str]:
@@ -49,4 +58,7 @@ def warnings_of(means: Mapping[str, float]) -> list[str]:
     if means["variation"] < LEAST_VARIATION:
         share = means["variation"]
         found.append(f"collapse: X_h is nearly the same everywhere and for everybody (variation {share:.3f})")
+    if means.get("individual_share", 1.0) < LEAST_INDIVIDUAL:
+        share = means["individual_share"]
+        found.append(f"collapse: X_h is nearly the same for everybody (individual share {share:.3f}); lower weight_inv")
     return found

@@ -103,7 +103,7 @@ class _Heads(nn.Module):
 
 
 def _pooled(profiles: Tensor) -> Tensor:
-    """(B, C, F, *spatial) to (BC, 8F): means of eight parts, because after instance norm those of the whole are equal."""
+    """(B, C, F, *spatial) to (BC, 8F): of eight parts, because instance norm makes the means of the whole equal."""
     return F.adaptive_avg_pool3d(profiles.flatten(0, 1), 2).flatten(1)
 
 
