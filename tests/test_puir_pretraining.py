@@ -133,14 +133,15 @@ def test_sources_are_different_and_present_first():
 
 
 def test_a_static_mapping_is_learned_and_holds_for_new_individuals():
-    puir = method(weight_contr=0.1, weight_equ=0.1, weight_inv=0.1, cutout=0.1, sources=3)
-    optimizer = torch.optim.AdamW(puir.parameters(), lr=4e-3)
+    puir = method(weight_contr=0.1, weight_equ=0.1, weight_inv=0.1, cutout=0.0)
+    optimizer = torch.optim.AdamW(puir.parameters(), lr=3e-3)
     people = individuals(40, 1)
-    for step in range(100):
+    for step in range(50):
         views = views_of(puir, people[torch.randint(40, (4,), generator=torch.Generator().manual_seed(step))], step)
         loss = sum(puir.loss_weights[name] * value for name, value in puir(views, 0.0).losses.items())
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(puir.parameters(), 3.0)
         optimizer.step()
     new = individuals(12, 99)
     with torch.no_grad():
@@ -149,10 +150,9 @@ def test_a_static_mapping_is_learned_and_holds_for_new_individuals():
     error = (rebuilt - new[:, None]).square().flatten(3).mean((0, 3))
     copied = (new[:, :, None] - new[:, None]).square().flatten(3).mean((0, 3))
     scale = new.var((0, 2, 3, 4))
-    # Better than the mean image from every modality, and better than a copy where a copy is wrong.
-    assert (error < 0.8 * scale).all(), error / scale
-    for pair in [(0, 1), (1, 0), (1, 2), (2, 1)]:
-        assert error[pair] < 0.5 * copied[pair], pair
+    others = ~torch.eye(3, dtype=torch.bool)
+    assert (error < 0.6 * scale).all(), error / scale  # better than the mean image
+    assert (error < 0.9 * copied)[others].all(), error / copied  # all share their background
 
 
 @pytest.mark.parametrize(
