@@ -26,6 +26,7 @@ TRAINERS = {
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
     "MAETrainer": "nnunet_invariance.trainers.mae",
     "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
+    "PUIRTrainer": "nnunet_invariance.trainers.puir",
     "TransferTrainer": "nnunet_invariance.trainers.transfer",
 }
 WITHOUT_TWIN = {"BaselineTrainer"}
@@ -33,7 +34,10 @@ WITHOUT_TWIN = {"BaselineTrainer"}
 # The package that nnU-Net would walk -> class name -> the module that defines it.
 REGISTRY: dict[str, dict[str, str]] = {
     TRAINER_WALK: TRAINERS,
-    "nnunetv2.experiment_planning": {},
+    "nnunetv2.experiment_planning": {
+        "PUIRPlanner": "nnunet_invariance.plans.puir_planner",
+        "PUIRPlannerResEncL": "nnunet_invariance.plans.puir_planner",
+    },
     "nnunetv2.preprocessing.normalization": {"CTWindowTo01Normalization": "nnunet_invariance.plans.ct_window"},
 }
 

@@ -186,8 +186,38 @@ class AnatomixOptions(TrainerOptions):
     feature_dropout: float = _number(0.75, 0.0, 0.99)
 
 
+@dataclass(frozen=True)
+class PUIRTrainerOptions(TrainerOptions):
+    """What PUIRTrainer understands; ``aux_weight`` multiplies the three weights.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    #: ``pretrain puir`` leaves no teacher.
+    source: Literal["student"] = _choice("student")
+    #: The losses are switched off by their weights.
+    aux: Literal["puir"] = _choice("puir")
+    #: Who reads the prior, as in pre-training.
+    tokens: Literal["spatial", "channel"] = _choice("spatial", "channel")
+    #: Entries of a "spatial" prior, as in pre-training.
+    prior: int = _count(64, 1)
+    #: Share of the samples that are segmented from a random subset of their modalities.
+    modality_dropout: float = _number(0.5, 0.0, 1.0)
+    #: Weight of the invariance between modalities; 0 leaves it away.
+    weight_inv: float = _number(1.0, 0.0, 100.0)
+    #: Weight of the equivariance of the segmentation; 0 leaves it away.
+    weight_equ: float = _number(1.0, 0.0, 100.0)
+    #: Weight of the reconstruction of all modalities; 0 leaves it away.
+    weight_dec: float = _number(1.0, 0.0, 100.0)
+    #: Share of the steps with a second, turned pass for the equivariance.
+    equ_probability: float = _number(0.25, 0.0, 1.0, low_excluded=True)
+    #: Recompute the encoder's activations; "auto" does where the estimate is above the GPU's memory.
+    checkpointing: Literal["auto", "on", "off"] = _choice("auto", "on", "off")
+
+
 #: Every options class; a plans copy may hold fields of all of them.
-OPTIONS = (TrainerOptions, ICMSegOptions, AnatomixOptions)
+OPTIONS = (TrainerOptions, ICMSegOptions, AnatomixOptions, PUIRTrainerOptions)
 
 Options = TypeVar("Options", bound=BaselineOptions)
 

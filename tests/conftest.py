@@ -11,12 +11,13 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_modalities
 import torch
 from tiny_dataset import NAME, cut_down, write_raw_dataset
 
@@ -59,19 +60,27 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyDataset]:
         )  # fmt: skip
 
 
-def plan_and_preprocess(preprocessed: Path) -> dict:
+@pytest.fixture(scope="session")
+def modalities(tiny: TinyDataset) -> TinyDataset:
+    """Dataset779_Modalities beside it: two channels, one of them CT, some cases without one of both."""
+    tiny_modalities.write_raw_dataset(tiny.raw / tiny_modalities.NAME)
+    plans = plan_and_preprocess(tiny.preprocessed / tiny_modalities.NAME, 779)
+    return replace(tiny, name=tiny_modalities.NAME, plans=plans)
+
+
+def plan_and_preprocess(preprocessed: Path, identifier: int = 777) -> dict:
     """Fingerprint, cut-down plans and preprocessed 3d_fullres data by nnU-Net's own code in this process; the plans."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
 
     with pytest.MonkeyPatch.context() as patch, threads_for_processes(), redirect_stdout(io.StringIO()):
         patch.setenv("nnUNet_n_proc_DA", "1")  # the planner hands it to torch.set_num_threads
-        extract_fingerprint_dataset(777, num_processes=1, verbose=False, show_progress_bar=False)
-        ExperimentPlanner(777).plan_experiment()
+        extract_fingerprint_dataset(identifier, num_processes=1, verbose=False, show_progress_bar=False)
+        ExperimentPlanner(identifier).plan_experiment()
         file = preprocessed / "nnUNetPlans.json"
         plans = cut_down(json.loads(file.read_text()), "nnUNetPlans")
         file.write_text(json.dumps(plans, indent=2))
-        preprocess_dataset(777, "nnUNetPlans", ("3d_fullres",), (1,), show_progress_bar=False)
+        preprocess_dataset(identifier, "nnUNetPlans", ("3d_fullres",), (1,), show_progress_bar=False)
     return plans
 
 

@@ -9,9 +9,8 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.utilities.helpers import dummy_context, empty_cache
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from nnunet_invariance.augmentation.views import MultiView, split_views
+from nnunet_invariance.augmentation.views import MultiView
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import cumulative_strides
 from nnunet_invariance.networks.tap import EncoderTap
@@ -19,11 +18,12 @@ from nnunet_invariance.plans.options import TrainerOptions
 from nnunet_invariance.trainers.baseline import BaselineTrainer
 from nnunet_invariance.trainers.configuration import check_supported, encoder_of
 from nnunet_invariance.trainers.curves import draw_curves, log_curves
+from nnunet_invariance.trainers.groups import Group, sgd, without
 from nnunet_invariance.trainers.guard import FiniteGuard, is_finite
 from nnunet_invariance.trainers.pretrained import bring_weights, versions
 from nnunet_invariance.trainers.schedule import WarmupPolySchedule, ramp
 from nnunet_invariance.trainers.seeding import mix
-from nnunet_invariance.trainers.stepping import clipped_step
+from nnunet_invariance.trainers.stepping import average_gradients, clipped_step, copy_from_first_rank, views_on_device
 from nnunet_invariance.weights.atomic import atomic_write
 
 POSITIONS = 2  # the stream of positions, beside those of training and validation batches
@@ -49,6 +49,8 @@ class InvarianceTrainer(BaselineTrainer):
     method: ClassVar[str]
     #: Numbers of spatial dimensions that the method supports.
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
+    #: What to do where not even a second view of one sample fits.
+    memory_remedy: ClassVar[str] = '"aux": "none" in the plans block "nnunet_invariance"'
     #: Set by names such as ``AliceTrainer_scratch``: random encoder at the full learning rate, nothing frozen.
     scratch: ClassVar[bool] = False
 
@@ -102,18 +104,18 @@ class InvarianceTrainer(BaselineTrainer):
         module = encoder_of(self.plain_network, type(self).__name__)
         if self.options.aux != "none":
             self._build_views(module)
-        encoder = list(module.parameters())
-        known = {id(parameter) for parameter in encoder}
-        rest = [parameter for parameter in self.plain_network.parameters() if id(parameter) not in known]
+        encoder, undecayed = self.encoder_parameters(module)
+        rest = without(self.plain_network.parameters(), [*encoder, *undecayed])
         factor, frozen = (1.0, 0) if self.scratch else (self.options.encoder_lr_factor, self.options.frozen_epochs)
+        slow = (self.initial_lr * factor, frozen)
         # The decoder comes first: nnU-Net's log and progress.png show the rate of the first group.
-        groups = [(rest, self.initial_lr, 0), (encoder, self.initial_lr * factor, frozen)]
-        if self.aux:
-            groups.append((list(self.aux.parameters()), self.initial_lr, 0))
-        parameters, rates, frozen_epochs = zip(*groups, strict=True)
-        modules = [{"params": group} for group in parameters]
-        optimizer = torch.optim.SGD(modules, self.initial_lr, 0.99, weight_decay=self.weight_decay, nesterov=True)
-        return optimizer, WarmupPolySchedule(optimizer, rates, frozen_epochs, self.num_epochs, self.options.warmup)
+        groups = [Group(rest, self.initial_lr), Group(encoder, *slow)]
+        groups += [Group(list(self.aux.parameters()), self.initial_lr), Group(undecayed, *slow, decay=0.0)]
+        return sgd(groups, self.weight_decay, self.num_epochs, self.options.warmup)
+
+    def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters with the rate of the encoder, with weight decay and without."""
+        return list(encoder.parameters()), []
 
     def _build_views(self, encoder: nn.Module) -> None:
         """Tap, second pass and auxiliary modules."""
@@ -121,15 +123,22 @@ class InvarianceTrainer(BaselineTrainer):
         # `forward` itself: the tap is for passes of the whole network.
         self.second_pass = torch.compile(encoder.forward) if self._do_i_compile() else encoder.forward
         self.second_samples = self.batch_size
+        self._build_aux(encoder)
+
+    def _build_aux(self, encoder: nn.Module) -> None:
+        """Auxiliary modules, the same on all ranks."""
         self.aux = self.build_aux(list(encoder.output_channels), cumulative_strides(encoder.strides)).to(self.device)
         if self.is_ddp:
-            for value in self.aux.state_dict().values():
-                dist.broadcast(value, 0)
+            copy_from_first_rank(self.aux)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's own pipeline, for two views and a clean one where an auxiliary loss needs them."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        return transforms if self.options.aux == "none" else MultiView(transforms)
+        return transforms if self.options.aux == "none" else self.views_of(transforms)
+
+    def views_of(self, transforms: BasicTransform) -> BasicTransform:
+        """What the views of a patch come from."""
+        return MultiView(transforms)
 
     def on_train_start(self) -> None:
         """Bring the pre-trained encoder in, at epoch 0 only, then as nnU-Net.
@@ -211,27 +220,16 @@ class InvarianceTrainer(BaselineTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """One optimiser step; ``loss`` is the segmentation loss, to be compared with nnU-Net's validation loss."""
-        losses = self._train_on_views(batch) if self.aux else super().train_step(batch)
+        losses = super().train_step(batch) if self.options.aux == "none" else self._train_on_views(batch)
         self.step_in_epoch += 1
         if warning := self.guard.check(losses, batch["keys"]):
             self.print_to_log_file(warning)
         return losses
 
     def _train_on_views(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        data, target = batch["data"], batch["target"]
-        on_device = data.to(self.device, non_blocking=True)
-        maps = [t.to(self.device, non_blocking=True) for t in (target if isinstance(target, list) else [target])]
-        moved = {
-            **batch,
-            "content": split_views(data, self.num_input_channels).content,
-            "views": split_views(on_device, self.num_input_channels),
-            "target": maps if isinstance(target, list) else maps[0],
-        }
-        losses = self._backward_in_memory(moved)
+        losses = self._backward_in_memory(views_on_device(batch, self.num_input_channels, self.device))
         if self.is_ddp:
-            for parameter in self.aux.parameters():
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
+            average_gradients(self.aux)
         clipped_step(self.optimizer, self.grad_scaler)
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu().numpy()
         return {name: np.asarray(value) for name, value in zip(losses, values, strict=True)}
@@ -248,12 +246,13 @@ class InvarianceTrainer(BaselineTrainer):
             except torch.OutOfMemoryError:
                 if self.is_ddp or self.second_samples == 1:
                     self.print_to_log_file(
-                        'Out of memory with a second view. Remedy: "aux": "none" in the plans block '
-                        '"nnunet_invariance", or a smaller batch size in a plans copy.'
+                        f"Out of memory with a second view. Remedy: {self.memory_remedy}, or a smaller batch size in "
+                        "a plans copy."
                     )
                     raise
             self.second_samples //= 2
-            self.tap.clear()
+            if self.tap:
+                self.tap.clear()
             self.optimizer.zero_grad(set_to_none=True)
             empty_cache(self.device)
             self.print_to_log_file(

@@ -1,6 +1,6 @@
 """Bringing pre-trained weights into a trainer's network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from nnunet_invariance.plans.options import TrainerOptions
 from nnunet_invariance.weights import transfer
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import FoundWeights, find_weights
+from nnunet_invariance.weights.modalities import in_channel_order
 from nnunet_invariance.weights.transfer import SECTION_OF, check_method
 
 
@@ -42,8 +43,11 @@ def bring_found(
     options: TrainerOptions,
     log: Callable[[str], None],
     method: str | None = None,
+    channels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Inject weights from a place that is known; those of any method where ``method`` is None.
+
+    With ``channels``, the network's tables of modalities are filled by these names.
 
     Raises:
         WeightsIncompatibleError, CheckpointCorruptError: as :func:`bring_weights`.
@@ -52,6 +56,8 @@ def bring_found(
     checkpoint = load_checkpoint(found.path, [SECTION_OF[options.source]])
     if method is not None:
         check_method(checkpoint, method)
+    if channels:
+        checkpoint = in_channel_order(checkpoint, channels, network.table)
     report = transfer.inject(network, checkpoint, **_rules(options))
     log(report.to_text())
     return {"place": found.place, **report.to_dict()}

@@ -51,23 +51,23 @@ class MultiView(BasicTransform):
 
     Args:
         pipeline: what ``nnUNetTrainer.get_training_transforms`` returns, without a cascade.
+        second: False puts the clean view in place of a second draw, where nobody looks at one.
 
     Raises:
         UnsupportedConfigurationError: the pipeline holds a transform that cannot be placed, or another order.
     """
 
-    def __init__(self, pipeline: ComposeTransforms) -> None:
+    def __init__(self, pipeline: ComposeTransforms, second: bool = True) -> None:
         super().__init__()
         self.geometry, self.intensity, self.masking, self.labels = _partition(pipeline)
+        nothing = ComposeTransforms([])
+        self.draws = (self.intensity, self.intensity if second else nothing, nothing)
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Transform one sample: ``image`` (C, *spatial) float, ``segmentation`` (S, *spatial) integer."""
         sample = self.geometry(**data_dict)
         # Several transforms work in place, so each view starts from a copy.
-        views = [
-            self.masking(**part(**{**sample, "image": sample["image"].clone()}))["image"]
-            for part in (self.intensity, self.intensity, ComposeTransforms([]))
-        ]
+        views = [self.masking(**part(**{**sample, "image": sample["image"].clone()}))["image"] for part in self.draws]
         content = (sample["segmentation"][:1] >= 0).to(views[0].dtype)
         return self.labels(**{**sample, "image": torch.cat((*views, content))})
 

@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "pretrain anatomix --network anatomix --out DIR.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("method", choices=["alice", "mae", "anatomix"], help="the method")
+    parser.add_argument("method", choices=["alice", "mae", "anatomix", "puir"], help="the method")
     parser.add_argument("dataset", nargs="?", help="name or id of the dataset")
     parser.add_argument("configuration", nargs="?", help="configuration of the plans, for example 3d_fullres")
     parser.add_argument("--network", metavar="NAME", help="without a dataset: anatomix, plain4 or plain6")

@@ -27,7 +27,8 @@ class Case:
         name: identifier of the case in its folder.
         folder: folder of preprocessed cases.
         shape: spatial size in voxels.
-        body: bounding box of the bright part (above Otsu's threshold of the first channel), ((lo, hi), ...) in voxels.
+        body: bounding box of the bright part (above Otsu's threshold of the first channel that is not constant),
+            ((lo, hi), ...) in voxels.
     """
 
     name: str
@@ -58,7 +59,7 @@ def _body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int]) -> Case | SkippedCase:
+def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missing: bool) -> Case | SkippedCase:
     try:
         image = np.asarray(infer_dataset_class(str(folder))(str(folder), [name]).load_case(name)[0][:])
     except (OSError, RuntimeError, ValueError, EOFError) as error:
@@ -68,21 +69,26 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int]) -> Cas
         return SkippedCase(name, f"has {image.shape[0]} channels, expected {channels}")
     if not np.isfinite(image).all():
         return SkippedCase(name, "holds NaN or infinite voxels")
-    if any(np.ptp(channel) == 0 for channel in image):
-        return SkippedCase(name, "has a constant channel")
+    images = [channel for channel in image if np.ptp(channel) > 0]
+    if not images or (len(images) < channels and not missing):
+        return SkippedCase(name, "has a constant channel" if images else "has no channel that is not constant")
     if any(n < c for n, c in zip(shape, cell, strict=True)):
         return SkippedCase(name, f"is too small: {shape} voxels, expected at least {tuple(cell)}")
-    return Case(name, str(folder), tuple(int(n) for n in shape), _body_box(image[0]))
+    return Case(name, str(folder), tuple(int(n) for n in shape), _body_box(images[0]))
 
 
-def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int]) -> str:
+def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], missing: bool) -> str:
     files = sorted(folder.glob(f"{name}.b2nd")) or sorted(folder.glob(f"{name}.npz"))
     stat = files[0].stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}:{channels}:{'x'.join(map(str, cell))}"
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{channels}:{'x'.join(map(str, cell))}" + ":missing" * missing
 
 
-def scan_cases(folder: Path, channels: int, cell: Sequence[int]) -> tuple[list[Case], list[SkippedCase]]:
+def scan_cases(
+    folder: Path, channels: int, cell: Sequence[int], missing: bool = False
+) -> tuple[list[Case], list[SkippedCase]]:
     """Look at every volume of a preprocessed folder once: readable, finite, not constant, at least one ``cell`` large.
+
+    With ``missing``, channels may be constant as long as one is not.
 
     What was seen is remembered in ``nnunet_invariance_scan.json`` beside the folder, so that a second run starts at
     once.
@@ -99,12 +105,12 @@ def scan_cases(folder: Path, channels: int, cell: Sequence[int]) -> tuple[list[C
     seen: dict[str, Any] = {}
     cases, skipped = [], []
     for name in tqdm(names, desc=f"looking at the volumes of {folder.name}", unit="volume", disable=None):
-        key = _cache_key(folder, name, channels, cell)
+        key = _cache_key(folder, name, channels, cell, missing)
         known = cache.get(name)
         if known and known["key"] == key:
             found = _from_json(known, name, str(folder))
         else:
-            found = _inspect(name, folder, channels, cell)
+            found = _inspect(name, folder, channels, cell, missing)
         seen[name] = {"key": key, **asdict(found)}
         (cases if isinstance(found, Case) else skipped).append(found)
     if seen != cache:
@@ -141,7 +147,9 @@ class Manifest:
         return {"sha256": self.sha256, "cases": rows, "skipped": [asdict(s) for s in self.skipped]}
 
 
-def make_manifest(folders: Sequence[Path], channels: int, cell: Sequence[int], minimum: int) -> Manifest:
+def make_manifest(
+    folders: Sequence[Path], channels: int, cell: Sequence[int], minimum: int, missing: bool = False
+) -> Manifest:
     """Scan all folders. Volumes that cannot be used are named in the log and counted.
 
     Raises:
@@ -150,7 +158,7 @@ def make_manifest(folders: Sequence[Path], channels: int, cell: Sequence[int], m
     cases: list[Case] = []
     skipped: list[SkippedCase] = []
     for folder in folders:
-        good, bad = scan_cases(folder, channels, cell)
+        good, bad = scan_cases(folder, channels, cell, missing)
         cases += good
         skipped += bad
     for case in skipped:

@@ -15,11 +15,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_invariance.errors import ImagesFolderError
+from nnunet_invariance.pretraining.grids import check_same_grid
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 
+READ_BY_SIMPLEITK = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -73,6 +75,8 @@ def preprocess_scan(
     """Preprocess one scan to ``target``.b2nd, ``target``_seg.b2nd and ``target``.pkl (written last, marks it done)."""
     manager = PlansManager(plans)
     chosen = manager.get_configuration(configuration)
+    if len(files) > 1 and plans["image_reader_writer"] in READ_BY_SIMPLEITK:
+        check_same_grid([Path(file) for file in files])  # nnU-Net names neither the file nor the difference
     working = f"{target}.part"
     chosen.preprocessor_class(verbose=False).run_case_save(working, files, None, manager, chosen, dataset_json)
     for ending in (".b2nd", "_seg.b2nd", ".pkl"):

@@ -37,10 +37,11 @@ PATIENCE = 5  # steps with a non-finite loss in a row that end the run
 
 def make_optimizer(method: Method, options: LoopOptions) -> torch.optim.Optimizer:
     """AdamW over all trained parameters in two groups: with and without weight decay."""
-    trained = [p for p in method.parameters() if p.requires_grad]
+    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    decayed = {name for name, p in trained.items() if p.ndim > 1 and not name.endswith(method.without_decay)}
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": options.weight_decay},
+        {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.lr)
 

@@ -75,6 +75,11 @@ class Method(nn.Module):
     dimensions: ClassVar[tuple[int, ...]] = (3,)
     minimum_volumes: ClassVar[int] = 1
     loop_defaults: ClassVar[Mapping[str, Any]] = {}  # of LoopOptions, where the method's differ
+    minimum_channels: ClassVar[int] = 1
+    #: Whether a case may have a constant channel in place of a missing modality.
+    missing_channels: ClassVar[bool] = False
+    #: Ends of the names of parameters that are not decayed although they are matrices.
+    without_decay: ClassVar[tuple[str, ...]] = ()
     pretrained: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     reads_cases: ClassVar[bool] = True  # else it makes its own images, of one channel
 
@@ -87,7 +92,7 @@ class Method(nn.Module):
     def __init__(self, setup: Setup, options: Any) -> None:
         super().__init__()
         self.setup, self.options = setup, options
-        self.network = setup.architecture.build()
+        self.network = self.build_network()
         for layer in self.network.decoder.seg_layers[:-1]:
             layer.requires_grad_(False)  # only the full-resolution output is used; DDP wants no idle parameters
         strides = self.network.encoder.strides
@@ -97,6 +102,15 @@ class Method(nn.Module):
     def describe(self) -> str:
         """What the log says of the method at the start."""
         return f"tokens of stride {self.cell}"
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the header of a checkpoint says of ``network``."""
+        return self.setup.architecture
+
+    def build_network(self) -> nn.Module:
+        """The network that is pre-trained, with an encoder and a decoder as nnU-Net plans them."""
+        return self.setup.architecture.build()
 
     @abstractmethod
     def source(self, steps: int, seed: int, rank: int) -> Dataset:

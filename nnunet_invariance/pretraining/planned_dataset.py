@@ -40,8 +40,7 @@ class PlannedDataset:
     @property
     def channel_names(self) -> list[str]:
         """Names of the channels in order, as in dataset.json."""
-        names = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
-        return [names[k] for k in sorted(names, key=int)]
+        return channel_names_of(self.dataset_json)
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -52,6 +51,12 @@ class PlannedDataset:
     def patch_size(self) -> tuple[int, ...]:
         """Planned patch size in voxels."""
         return tuple(int(p) for p in self.configuration.patch_size)
+
+
+def channel_names_of(dataset_json: dict[str, Any]) -> list[str]:
+    """Names of the channels in order."""
+    names = dataset_json.get("channel_names") or dataset_json["modality"]
+    return [names[k] for k in sorted(names, key=int)]
 
 
 def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nnUNetPlans") -> PlannedDataset:
@@ -89,8 +94,8 @@ def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nn
     return PlannedDataset(name, plans, configuration, manager, load_json(str(base / "dataset.json")), base, folder)
 
 
-def require_supported(dataset: PlannedDataset, method: str, dimensions: tuple[int, ...]) -> None:
-    """Refuse cascades, and numbers of dimensions that a method does not support."""
+def require_supported(dataset: PlannedDataset, method: str, dimensions: tuple[int, ...], channels: int = 1) -> None:
+    """Refuse cascades, numbers of dimensions that a method does not support, and fewer channels than it needs."""
     where = f"Configuration {dataset.configuration_name!r} of {dataset.name}"
     if dataset.configuration.previous_stage_name is not None:
         msg = f"{where} is the second stage of a cascade, which no method supports. Use 3d_fullres or 3d_lowres."
@@ -99,6 +104,13 @@ def require_supported(dataset: PlannedDataset, method: str, dimensions: tuple[in
     if dim not in dimensions:
         wanted = " or ".join(f"{d}-D" for d in dimensions)
         msg = f"{where} is {dim}-D, but {method} needs {wanted} plans. Use 3d_fullres or 3d_lowres."
+        raise UnsupportedConfigurationError(msg)
+    found = dataset.channel_names
+    if len(found) < channels:
+        msg = (
+            f"{where} has {len(found)} channel(s), {', '.join(found)}; {method} learns what the modalities of one "
+            f"individual have in common and needs at least {channels}. Pre-train this dataset with mae or alice."
+        )
         raise UnsupportedConfigurationError(msg)
     architecture = dataset.configuration.network_arch_class_name.rsplit(".", 1)[-1]
     if architecture not in {"PlainConvUNet", "ResidualEncoderUNet"}:

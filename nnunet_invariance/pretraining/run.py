@@ -26,13 +26,14 @@ from nnunet_invariance.pretraining.loop import FINAL, LATEST, Loop, LoopOptions
 from nnunet_invariance.pretraining.mae import MAE
 from nnunet_invariance.pretraining.method import Method
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
+from nnunet_invariance.pretraining.puir import PUIR
 from nnunet_invariance.pretraining.target import Target, planned_target, preset_target
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, Anatomix)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, Anatomix, PUIR)}
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
 SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 
@@ -83,7 +84,7 @@ def run_pretraining(
     options = _options(kind, settings)
     _check_device(device)
     planned = open_planned_dataset(dataset, configuration, plans_name)
-    require_supported(planned, method, kind.dimensions)
+    require_supported(planned, method, kind.dimensions, kind.minimum_channels)
     if images and not kind.reads_cases:
         raise OptionError(f"--images: {method} makes its own images and reads none. Leave --images away.")
     for scans in images:
@@ -188,7 +189,8 @@ def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks, kind
         folders = preprocess_images(images, planned)
         if not folders or planned.folder.is_dir():
             folders = [planned.folder, *folders]
-        return make_manifest(folders, len(planned.channel_names), cell, kind.minimum_volumes)
+        channels = len(planned.channel_names)
+        return make_manifest(folders, channels, cell, kind.minimum_volumes, kind.missing_channels)
 
     if group.first:
         manifest = collect()
@@ -219,7 +221,7 @@ def _metadata(target: Target, manifest: Manifest, method: Method, options: LoopO
         "format": 1,
         "method": method.name,
         "total_steps": options.steps,
-        "architecture": method.setup.architecture.to_dict(),
+        "architecture": method.architecture.to_dict(),
         **target.facts,
         "pretrained": list(method.pretrained),
         "options": {**dataclasses.asdict(options), **dataclasses.asdict(method.options)},

@@ -34,7 +34,8 @@ def inject(
     answers to what is constant along the axis as before; 1 -> k in the centre, the same function exactly. Any other
     shape: skipped in the file and missing in the network. Only in the file: skipped. Only in the network:
     missing. Segmentation layers are never touched. A decoder that was not pre-trained, or that belongs to an encoder
-    of another depth (its stages are counted from the coarsest), is skipped and missing as a whole.
+    of another depth (its stages are counted from the coarsest), is skipped and missing as a whole. What a network
+    says it shares with its pre-training beside the encoder (``network.shared``, beginnings of names) must all match.
 
     Args:
         network: a planned U-Net with ``encoder`` and ``decoder``, not wrapped by DDP or ``torch.compile``.
@@ -75,6 +76,9 @@ def _checked(
     report = plan.report(checkpoint, source, transfer)
     if report.coverage < min_coverage:
         raise _too_little(report, min_coverage)
+    if lacking := [str(entry) for entry in report.missing if entry.name.startswith(_shared(network))]:
+        msg = f"{report.checkpoint} does not fill {len(lacking)} tensors: {', '.join(shortened(lacking))}. "
+        raise WeightsIncompatibleError(msg + "Set the method's options in the plans block as in pre-training.")
     return plan, report
 
 
@@ -111,8 +115,9 @@ class _Plan:
 
 def _compare(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, Tensor], decoder: bool) -> _Plan:
     """Apply the rules of :func:`inject` to every tensor of the file and of the network."""
-    targets = {name: t for name, t in unique_tensors(network).items() if _asked_for(name, decoder)}
-    values = {name: t for name, t in section.items() if _asked_for(name, decoder)}
+    shared = _shared(network)
+    targets = {name: t for name, t in unique_tensors(network).items() if _asked_for(name, decoder, shared)}
+    values = {name: t for name, t in section.items() if _asked_for(name, decoder, shared)}
     barred = _barred_decoder(checkpoint, targets, values) if decoder else None
     projection = _input_projection(network)
     plan = _Plan()
@@ -136,8 +141,13 @@ def _compare(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, T
     return plan
 
 
-def _asked_for(name: str, decoder: bool) -> bool:
-    return name.startswith(ENCODER) or (decoder and name.startswith(DECODER) and not name.startswith(SEGMENTATION))
+def _shared(network: nn.Module) -> tuple[str, ...]:
+    return tuple(getattr(network, "shared", ()))
+
+
+def _asked_for(name: str, decoder: bool, shared: tuple[str, ...]) -> bool:
+    wanted = decoder and name.startswith(DECODER) and not name.startswith(SEGMENTATION)
+    return wanted or name.startswith((ENCODER, *shared))
 
 
 def _barred_decoder(checkpoint: Checkpoint, targets: Iterable[str], values: Iterable[str]) -> str | None:
@@ -209,7 +219,7 @@ def _section(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
 
 def _check_architecture(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, Tensor]) -> None:
     found = checkpoint.metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
-    wanted = type(network).__name__
+    wanted = getattr(network, "planned_class", type(network).__name__)
     dimensions = [_dimensions(tensors) for tensors in (section, unique_tensors(network))]
     variants = [checkpoint.metadata["architecture"]["arch_kwargs"].get("variant"), getattr(network, "variant", None)]
     if found == wanted and dimensions[0] == dimensions[1] and variants[0] == variants[1]:

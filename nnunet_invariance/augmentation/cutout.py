@@ -1,0 +1,45 @@
+"""Boxes of noise in place of the image."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+EDGE = (0.05, 0.25)  # of an axis
+BOXES = 96  # at most; their mean volume is 0.34 %, together about 0.3
+
+
+def sample_boxes(shape: Sequence[int], most: float, generator: torch.Generator) -> Tensor:
+    """Boxes whose volumes add up to a share of each image that is drawn from [0, ``most``]; (N, 1, *spatial) bool.
+
+    Edges are 5 to 25 % of an axis. Boxes may overlap, so that they hide the share or less, give or take one box.
+    ``shape``: (N, 1, *spatial).
+    """
+    count, size = shape[0], tuple(shape[2:])
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=generator.device)
+
+    share = most * uniform(count, 1)
+    lines = []
+    for n in size:
+        edge = uniform(count, BOXES, 1) * (EDGE[1] - EDGE[0]) + EDGE[0]
+        start = uniform(count, BOXES, 1) * (1 - edge)
+        place = (torch.arange(n, device=generator.device) + 0.5) / n
+        lines.append(((place >= start) & (place < start + edge)).float())  # (N, K, n)
+    volume = math.prod(line.mean(2) for line in lines)
+    taken = (volume.cumsum(1) - volume < share).float()
+    first, *rest = lines
+    plane = rest[0]
+    for line in rest[1:]:
+        plane = (plane[..., None] * line[:, :, None]).flatten(2)
+    number = (first * taken[..., None]).transpose(1, 2) @ plane  # boxes over each voxel, no loop over them
+    return (number > 0).view(count, 1, *size)
+
+
+def fill_with_noise(x: Tensor, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal noise with the mean and standard deviation of each image in the boxes; (N, 1, *spatial) both."""
+    noise = torch.randn(x.shape, generator=generator, device=generator.device)
+    axes = tuple(range(1, x.ndim))
+    return torch.where(hidden, noise * x.std(axes, keepdim=True) + x.mean(axes, keepdim=True), x)

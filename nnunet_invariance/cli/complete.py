@@ -1,0 +1,28 @@
+"""``nnunet-invariance complete``: fill the slots of modalities that are missing."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb and its flags."""
+    parser = subparsers.add_parser(
+        "complete",
+        help="fill the slots of missing modalities, so that nnUNetv2_predict takes the cases",
+        description="Copies the images of a folder to OUT and writes a zero image, with the geometry of an image of "
+        "the same case, for each channel whose file is absent. A model of PUIRTrainer takes it for a missing modality.",
+    )
+    parser.add_argument("images", type=Path, metavar="IN", help="folder with CASE_0000, CASE_0001, ...")
+    parser.add_argument("out", type=Path, metavar="OUT", help="new folder")
+    parser.add_argument("-d", dest="dataset", required=True, help="name or id of the dataset")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; returns the exit status."""
+    from nnunet_invariance.evaluation.slots import complete
+
+    done = complete(args.images, args.out, args.dataset)
+    for case, channels in done.filled.items():
+        print(f"{case}: filled {', '.join(channels)}")
+    print(f"finished: {done.cases} cases in {args.out}, {len(done.filled)} of them completed")
+    return 0

@@ -1,0 +1,78 @@
+"""Planners for PUIRTrainer, which encodes each modality alone."""
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+)
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+
+class PUIRPlanner(ExperimentPlanner):
+    """nnU-Net's planner, which counts the encoder once for each modality, so that the planned batch fits.
+
+    Plans ``PUIRPlans``; the preprocessed data of 2d and 3d_fullres are those of ``nnUNetPlans``.
+    """
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = "PUIRPlans",
+        overwrite_target_spacing: list[float] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+
+    @staticmethod
+    def static_estimate_VRAM_usage(
+        patch_size: tuple[int, ...],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict,
+        arch_kwargs_req_import: tuple[str, ...],
+    ) -> np.int64:
+        """Feature voxels of one sample, C encoders and a decoder."""
+        network = get_network_from_plans(
+            arch_class_name, arch_kwargs, arch_kwargs_req_import, 1, output_channels, allow_init=False
+        )
+        encoder = network.encoder.compute_conv_feature_map_size(patch_size)
+        return network.compute_conv_feature_map_size(patch_size) + (input_channels - 1) * encoder
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Spacing and normalisation of these two do not depend on memory, so their data are there already."""
+        name = "nnUNetPlans" if configuration_name in ("2d", "3d_fullres") else self.plans_identifier
+        return f"{name}_{configuration_name}"
+
+
+class PUIRPlannerResEncL(nnUNetPlannerResEncL):
+    """The same with nnU-Net's large residual encoder; plans ``PUIRResEncLPlans``."""
+
+    static_estimate_VRAM_usage = staticmethod(PUIRPlanner.static_estimate_VRAM_usage)
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 24,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = "PUIRResEncLPlans",
+        overwrite_target_spacing: list[float] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
