@@ -39,9 +39,14 @@ setup(
         "matplotlib>=3.7",
         "packaging",
         "scikit-image>=0.19.3",
+        "scipy>=1.11",
         "setuptools; python_version >= '3.12'",  # nnU-Net's preprocessing imports distutils
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9"]},
+    extras_require={
+        "evaluate": ["monai>=1.4"],  # NSD and HD95
+        "slurm": ["submitit>=1.5"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "monai>=1.4"],
+    },
     entry_points={
         "console_scripts": ["nnunet-invariance = nnunet_invariance.cli.main:entry_point"],
         "torch.backends": ["nnunet_invariance = nnunet_invariance._discovery:autoload"],
