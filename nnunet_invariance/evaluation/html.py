@@ -19,8 +19,8 @@ h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
 .notice {{ border-left: 4px solid #b00020; background: #fdf1f2; padding: 0.6rem 1rem; }}
 .scroll {{ overflow-x: auto; }}
 img {{ max-width: 100%; height: auto; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; }}
-td, th {{ padding: 0.25rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left; }}
+table {{ border-collapse: collapse; font-size: 0.85rem; }}
+td, th {{ padding: 0.25rem 0.55rem; border-bottom: 1px solid #ddd; text-align: left; }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 tr.better td {{ background: #eef7ee; }} tr.worse td {{ background: #fdf1f2; }}
 pre {{ background: #f5f5f5; padding: 0.7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem;
