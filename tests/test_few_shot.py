@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import stored_comparison
 from tiny_dataset import cut_down
 from tiny_trainers import write_weights
@@ -20,6 +22,7 @@ from nnunet_invariance.errors import ComparisonError, MissingPackageError
 from nnunet_invariance.evaluation import running
 from nnunet_invariance.evaluation.arms import choose_arms, twin_of, why_not
 from nnunet_invariance.evaluation.effects import Contrast
+from nnunet_invariance.evaluation.few_shot import _test_cases
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.pretrainings import (
     describe_checkpoint,
@@ -201,6 +204,32 @@ def test_a_pretraining_of_the_command_sees_no_test_case(tiny, short, tmp_path, m
     assert json.loads((tmp_path / "pretraining" / "alice.json").read_text())["pretrain"]["seconds"] == 1.0
 
 
+# --- test cases
+
+
+def write_test_folder(tiny, folder: Path) -> Path:
+    raw = tiny.raw / tiny.name
+    for kind, suffix in (("images", "_0000"), ("labels", "")):
+        (folder / f"{kind}Ts").mkdir(parents=True)
+        for case in ("case_000", "case_001"):
+            shutil.copy(
+                raw / f"{kind}Tr" / f"{case}{suffix}.nii.gz", folder / f"{kind}Ts" / f"new_{case}{suffix}.nii.gz"
+            )
+    return folder
+
+
+def test_a_folder_of_test_cases(tiny, stock, tmp_path):
+    folder = write_test_folder(tiny, tmp_path / "external")
+    assert [case.name for case in _test_cases(stock, folder, 0, 0, set())] == ["new_case_000", "new_case_001"]
+    label = folder / "labelsTs" / "new_case_001.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(label) + 5, label)
+    with pytest.raises(ComparisonError, match=r"new_case_001\.nii\.gz holds the label\(s\) 5, 6, 7, but dataset"):
+        _test_cases(stock, folder, 0, 0, set())
+    label.unlink()
+    with pytest.raises(ComparisonError, match=r"1 test case\(s\) have no image with a label: new_case_001"):
+        _test_cases(stock, folder, 0, 0, set())
+
+
 # --- the record
 
 
@@ -227,8 +256,6 @@ def test_a_comparison_grows_and_does_not_change(tmp_path):
 @pytest.fixture
 def jobs(tmp_path):
     """Twelve cells of which none is done."""
-    import shutil
-
     out = stored_comparison.write_comparison(tmp_path / "c")
     shutil.rmtree(out / "arms")
     return stored_jobs(out)

@@ -97,6 +97,14 @@ def test_test_sets_are_conditions(tmp_path):
     assert (out / "report.html").read_text().count("<img ") == 2 + 8
 
 
+def test_seen_test_images_are_said(tmp_path):
+    out = write_comparison(tmp_path)
+    record = json.loads((out / "comparison.json").read_text())
+    record["comparison"]["transductive"] = {"case_0": True}
+    (out / "comparison.json").write_text(json.dumps(record))
+    assert "has seen 1 of the test images (transductive)" in write_report(out).read_text()
+
+
 def test_states_of_cells(out):
     job = next(job for job in stored_jobs(out) if job.name == UNFINISHED)
     assert state(job) == "not run"
