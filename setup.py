@@ -39,14 +39,24 @@ setup(
         "matplotlib>=3.7",
         "packaging",
         "scikit-image>=0.19.3",
-        "scipy",
+        "scipy>=1.11",
         "nibabel",
         "setuptools; python_version >= '3.12'",  # nnU-Net's preprocessing imports distutils
     ],
     extras_require={
         "hub": ["huggingface_hub>=0.24"],
         "registration": ["convexadam>=0.2,<0.3"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", "convexadam>=0.2,<0.3"],
+        "evaluate": ["monai>=1.4"],  # NSD and HD95
+        "slurm": ["submitit>=1.5"],
+        "diffusion": ["diffusers>=0.36", "transformers>=4.56", "accelerate>=1.10"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6",
+            "ruff>=0.9",
+            "convexadam>=0.2,<0.3",
+            "monai>=1.4",
+        ],
     },
     entry_points={
         "console_scripts": ["nnunet-invariance = nnunet_invariance.cli.main:entry_point"],

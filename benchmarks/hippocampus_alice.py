@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from nnunet_invariance.errors import ComparisonError, InvarianceError
+from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.scores import Summary, format_summary, read_scores, summarize, write_csv
@@ -80,17 +81,14 @@ def main() -> int:
         pretrain(work, steps, args.seed, args.device)
         probe(work, args.seed)
         comparison = few_shot(
-            DATASET,
-            CONFIGURATION,
-            PLANS,
-            [Arm(trainer, trainer) for trainer in TRAINERS],
+            open_planned_dataset(DATASET, CONFIGURATION, PLANS),
+            Selection(tuple(Arm(trainer, trainer) for trainer in TRAINERS)),
             shots=[SHOTS],
-            test_cases=test,
+            test=test,
             n_val=N_VAL,
             seed=args.seed,
             device=args.device,
             mirroring=False,
-            baseline=BASELINES[0],
             out=work / "comparison",
         )
     except InvarianceError as error:

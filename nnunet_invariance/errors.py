@@ -73,6 +73,10 @@ class ComparisonError(InvarianceError):
     """A comparison cannot be run or scored as asked (labels missing, too few cases, a stock command failed)."""
 
 
+class MissingPackageError(InvarianceError):
+    """A package of an extra is needed for what was asked, and is not installed."""
+
+
 class ShapeError(InvarianceError):
     """Tensors handed to a loss or a module do not fit each other."""
 

@@ -16,12 +16,12 @@ import pytest
 import SimpleITK as sitk
 from tiny_dataset import cut_down
 
-from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import ComparisonError, OutputError
-from nnunet_invariance.evaluation.cases import LabelledCase, checkpoints_in_use, labelled_cases, seen_cases
-from nnunet_invariance.evaluation.comparison import _locked
+from nnunet_invariance.evaluation.arms import Selection
+from nnunet_invariance.evaluation.cases import LabelledCase, labelled_cases
 from nnunet_invariance.evaluation.few_shot import few_shot
-from nnunet_invariance.evaluation.jobs import Arm, Job, Setting, epochs_done, run_job
+from nnunet_invariance.evaluation.jobs import Arm, CaseSet, Job, Setting, epochs_done, run_job
+from nnunet_invariance.evaluation.locks import locked
 from nnunet_invariance.evaluation.scores import (
     Score,
     Summary,
@@ -33,7 +33,7 @@ from nnunet_invariance.evaluation.scores import (
 )
 from nnunet_invariance.evaluation.splits import Subset, draw_subsets, draw_test_cases, require_disjoint
 from nnunet_invariance.evaluation.stock import command_path, run_command
-from nnunet_invariance.evaluation.tree import build_preprocessed, build_test_images, link
+from nnunet_invariance.evaluation.tree import build_preprocessed, build_tests, link
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 
 POOL = [f"case_{i:03d}" for i in range(20)]
@@ -46,13 +46,20 @@ ARMS = [Arm("AliceTrainer_scratch_1epoch", "AliceTrainer_scratch_1epoch"), Arm("
 def test_smaller_training_sets_are_in_the_larger_ones_and_share_their_validation():
     subsets = draw_subsets(POOL, [5, 1, 3], draws=4, n_val=2, seed=0)
     assert [(s.draw, s.shots, len(s.train), len(s.val)) for s in subsets] == [
-        (draw, k, k, 2) for draw in range(4) for k in (1, 3, 5)
+        (draw, k, k, 2) for k in (5, 1, 3) for draw in range(4)
     ]
     for draw in range(4):
-        one, three, five = (set(s.train) for s in subsets if s.draw == draw)
+        five, one, three = (set(s.train) for s in subsets if s.draw == draw)
         assert one < three < five
         assert len({s.val for s in subsets if s.draw == draw}) == 1
     assert all(not set(s.train) & set(s.val) for s in subsets)
+
+
+def test_all_shots_are_the_cases_that_do_not_validate():
+    (subset, again) = draw_subsets(POOL, ["all", 18, 3], 1, 2, seed=0)
+    assert (subset.shots, subset.condition, again.condition) == (18, "18 shots", "3 shots")
+    assert {*subset.train, *subset.val} == set(POOL)
+    assert Subset(1, 0, ("a",), ("b",)).condition == "1 shot"
 
 
 def test_draws_depend_on_the_seed_and_on_nothing_else():
@@ -87,12 +94,12 @@ def test_counts_below_one_are_refused(shots, draws, n_val):
         draw_subsets(POOL, shots, draws, n_val, 0)
 
 
-@pytest.mark.parametrize(("test", "use"), [("a", "pre-training"), ("b", "training of"), ("c", "validation of")])
+@pytest.mark.parametrize(("test", "use"), [("b", "training of"), ("c", "validation of")])
 def test_a_test_case_used_for_anything_else_is_refused(test, use):
     subset = Subset(1, 0, ("b",), ("c",))
-    require_disjoint(["d"], [subset], ["a"])
+    require_disjoint(["d"], [subset])
     with pytest.raises(ComparisonError, match=rf"1 test case.*{use}.*: {test}\."):
-        require_disjoint([test, "d"], [subset], ["a"])
+        require_disjoint([test, "d"], [subset])
 
 
 # --- what is scored
@@ -129,7 +136,7 @@ def test_dice_is_that_of_a_loop_over_the_voxels(tiny, tmp_path, labels):
     wanted = {name: slow_dice(*arrays, {v} if isinstance(v, int) else set(v)) for name, v in labels.items() if v}
     assert found.keys() == wanted.keys()
     for name, row in wanted.items():
-        assert found[name] == pytest.approx(row)
+        assert [found[name][i] for i in (0, 3, 4)] == pytest.approx(row)
 
 
 def test_an_absent_class_is_nan_in_both_and_zero_in_one(tiny, tmp_path):
@@ -138,9 +145,9 @@ def test_an_absent_class_is_nan_in_both_and_zero_in_one(tiny, tmp_path):
     files = [write_labels(tmp_path / f"{n}.nii.gz", a) for n, a in (("r", reference), ("p", prediction))]
     dataset = {"labels": {"background": 0, "one": 1, "two": 2}, "file_ending": ".nii.gz"}
     found = score_case(*files, tiny.preprocessed / tiny.name / "nnUNetPlans.json", dataset)
-    assert found["one"] == (0, 16, 0)
+    assert (found["one"][0], *found["one"][3:]) == (0, 16, 0)
     assert math.isnan(found["two"][0])
-    assert found["two"][1:] == (0, 0)
+    assert found["two"][3:] == (0, 0)
 
 
 def test_a_prediction_that_is_missing_or_of_another_shape(tiny, tmp_path):
@@ -157,7 +164,7 @@ def test_a_prediction_that_is_missing_or_of_another_shape(tiny, tmp_path):
 def random_scores() -> list[Score]:
     rng = np.random.default_rng(1)
     rows = [
-        Score(k, draw, arm, f"case{c}", label, float(rng.random()), 5, 6)
+        Score(f"{k} shots", draw, arm, f"case{c}", label, float(rng.random()), math.nan, 1.0, 5, 6)
         for k in (1, 5)
         for draw in (0, 1)
         for arm in ("a", "b")
@@ -173,7 +180,7 @@ def test_scores_survive_their_file(tmp_path):
     rows = random_scores()
     write_csv(tmp_path / "scores.csv", rows, Score)
     head = (tmp_path / "scores.csv").read_text().splitlines()[0]
-    assert head == "shots,draw,trainer,case,label,dice,n_ref,n_pred"
+    assert head == "condition,draw,arm,case,label,dice,nsd,hd95,n_ref,n_pred"
     assert list(map(repr, read_scores(tmp_path / "scores.csv"))) == list(map(repr, rows))
 
 
@@ -181,8 +188,8 @@ def test_summary_is_that_of_arrays():
     rows = random_scores()
     for s in summarize(rows, "b"):
         own, other = (
-            {(r.draw, r.case): r.dice for r in rows if (r.shots, r.trainer, r.label) == (s.shots, arm, s.label)}
-            for arm in (s.trainer, "b")
+            {(r.draw, r.case): r.dice for r in rows if (r.condition, r.arm, r.label) == (s.condition, arm, s.label)}
+            for arm in (s.arm, "b")
         )
         values = np.array(list(own.values()))
         differences = np.array([own[pair] - other[pair] for pair in own])
@@ -198,7 +205,7 @@ def test_summary_is_that_of_arrays():
 
 
 def test_one_pair_has_no_spread():
-    (summary,) = summarize([Score(1, 0, "a", "case", "x", 0.5, 1, 1)], "a")
+    (summary,) = summarize([Score("1 shot", 0, "a", "case", "x", 0.5, 0.5, 1.0, 1, 1)], "a")
     assert summary.dice_mean == 0.5
     assert math.isnan(summary.dice_sd)
     assert "0.500" in format_summary([summary])
@@ -229,8 +236,14 @@ def test_the_tree_holds_the_drawn_cases_and_no_other(tiny, plans_name, tmp_path)
     assert {p: p.stat().st_mtime_ns for p in planned.base.rglob("*")} == before
 
     cases = labelled_cases(tiny.raw / tiny.name, planned.dataset_json)
-    build_test_images(tmp_path, [cases["case_000"]])
-    assert [p.name for p in (tmp_path / "test_images").iterdir()] == ["case_000_0000.nii.gz"]
+    build_tests(tmp_path, [CaseSet("", [cases["case_000"]]), CaseSet("dark", [cases["case_001"]])], ".nii.gz")
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("test_*/**/*.gz"))
+    assert found == [
+        "test_images/case_000_0000.nii.gz",
+        "test_images/dark/case_001_0000.nii.gz",
+        "test_labels/case_000.nii.gz",
+        "test_labels/dark/case_001.nii.gz",
+    ]
 
 
 def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
@@ -251,33 +264,13 @@ def test_labelled_cases_are_those_with_a_label_file(tiny, tmp_path):
     raw = tmp_path / "raw"
     for name in ("imagesTr", "imagesTs", "labelsTr", "labelsTs"):
         (raw / name).mkdir(parents=True)
-    for file in ("imagesTs/t1_0000.nii.gz", "imagesTs/t1_0001.nii.gz", "imagesTs/t2_0000.nii.gz", "labelsTs/t1.nii.gz"):
+    for file in ("imagesTs/t1_0000.nii.gz", "imagesTs/t2_0000.nii.gz", "labelsTs/t1.nii.gz"):
         (raw / file).touch()
     (case,) = labelled_cases(raw, planned.dataset_json).values()
-    assert case.name == "t1"
-    assert [p.name for p in case.images] == ["t1_0000.nii.gz", "t1_0001.nii.gz"]
-
-
-def test_checkpoints_are_those_of_these_plans_and_the_named_ones(tiny, plans_name, tmp_path, monkeypatch):
-    planned = open_planned_dataset(tiny.name, tiny.configuration, plans_name)
-    here, other, unfinished = (
-        tmp_path / name
-        for name in (
-            f"alice__{plans_name}__3d_fullres",
-            "alice__OtherPlans__3d_fullres",
-            f"mae__{plans_name}__3d_fullres",
-        )
-    )
-    for number, folder in enumerate((here, other, unfinished)):
-        folder.mkdir()
-        manifest = {"cases": [{"name": f"case_{number}"}]}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        if folder != unfinished:
-            (folder / "checkpoint_final.safetensors").touch()
-    monkeypatch.delenv("NNUNET_INVARIANCE_CHECKPOINT", raising=False)
-    assert seen_cases(checkpoints_in_use(planned, tmp_path, [])) == {"case_0"}
-    named = {"NNUNET_INVARIANCE_CHECKPOINT": str(other / "checkpoint_final.safetensors")}
-    assert seen_cases(checkpoints_in_use(planned, tmp_path, [named])) == {"case_0", "case_1"}
+    assert (case.name, [p.name for p in case.images]) == ("t1", ["t1_0000.nii.gz"])
+    two = planned.dataset_json | {"channel_names": {"0": "T1", "1": "T2"}}
+    with pytest.raises(ComparisonError, match=r"Case t1 .* has 1 image file\(s\), expected 2"):
+        labelled_cases(raw, two)
 
 
 # --- one job
@@ -292,8 +285,9 @@ def job(tiny, plans_name, tmp_path) -> Job:
     build_preprocessed(out, planned, [subset])
     raw = tiny.raw / tiny.name
     case = LabelledCase("case_000", (raw / "imagesTr/case_000_0000.nii.gz",), raw / "labelsTr/case_000.nii.gz")
-    build_test_images(out, [case])
-    setting = Setting(out, tiny.name, planned.dataset_json, plans_name, tiny.configuration, "cpu", False, [case])
+    tests = [CaseSet("", [case])]
+    build_tests(out, tests, ".nii.gz")
+    setting = Setting(out, tiny.name, planned.dataset_json, plans_name, tiny.configuration, "cpu", False, tests, 1.0)
     return Job(ARMS[1], subset, 0, setting)
 
 
@@ -304,15 +298,16 @@ def pretend_trained(job: Job) -> None:
 
 def test_a_job_with_its_predictions_is_only_scored(job):
     pretend_trained(job)
-    link(job.setting.test_cases[0].label, job.prediction("case_000"))
-    run_job(job, lambda *_: pytest.fail("no command is left to run"), lambda: None)
+    link(job.setting.tests[0].cases[0].label, (job.folder / "predictions" / "case_000.nii.gz"))
+    run_job(job)
     rows = read_scores(job.scores)
-    assert [(r.shots, r.draw, r.trainer, r.case, r.label, r.dice) for r in rows] == [
-        (1, 0, "plain", "case_000", "body", 1.0),
-        (1, 0, "plain", "case_000", "core", 1.0),
+    assert [(r.condition, r.draw, r.arm, r.case, r.label, r.dice, r.nsd, r.hd95) for r in rows] == [
+        ("1 shot", 0, "plain", "case_000", "body", 1.0, 1.0, 0.0),
+        ("1 shot", 0, "plain", "case_000", "core", 1.0, 1.0, 0.0),
     ]
+    assert not job.record.exists()  # no command was left to run
     written = job.scores.stat().st_mtime_ns
-    run_job(job, lambda *_: pytest.fail("the job is done"), lambda: None)
+    run_job(job)
     assert job.scores.stat().st_mtime_ns == written
 
 
@@ -327,16 +322,16 @@ def test_a_half_finished_training_is_continued(job):
 @pytest.mark.commands
 def test_a_failed_command_names_the_job_its_log_and_its_last_words(job):
     pretend_trained(job)  # an empty checkpoint, on which nnUNetv2_predict must fail
-    link(job.setting.test_cases[0].label, job.folder / "predictions.partial" / "case_000.nii.gz")
+    link(job.setting.tests[0].cases[0].label, job.folder / "predictions.partial" / "case_000.nii.gz")
     with pytest.raises(ComparisonError) as error:
-        run_job(job, lambda *_: pytest.fail("it failed"), lambda: None)
+        run_job(job)
     message = str(error.value)
     assert message.startswith("plain/shots1_draw0, predict: `nnUNetv2_predict -i test_images ")
     assert str(job.folder / "predict.log") in message
     assert message.splitlines()[-1] == (job.folder / "predict.log").read_text().splitlines()[-1]
     assert not (job.folder / "predictions").exists()
     assert not job.scores.exists()
-    assert not job.prediction("case_000").exists()
+    assert not (job.folder / "predictions" / "case_000.nii.gz").exists()
 
 
 def test_epochs_are_counted_from_the_words_of_the_log(job):
@@ -394,12 +389,12 @@ def test_an_unknown_command_is_named(monkeypatch):
 
 
 def test_a_folder_is_locked_as_long_as_a_command_of_it_lives(tmp_path):
-    with _locked(tmp_path) as lock:
+    with locked(tmp_path) as lock:
         orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
-    with pytest.raises(ComparisonError, match="is in use"), _locked(tmp_path):
+    with pytest.raises(ComparisonError, match="is in use"), locked(tmp_path):
         pass
     orphan.communicate(b"\n")
-    with _locked(tmp_path):
+    with locked(tmp_path):
         pass
 
 
@@ -407,55 +402,28 @@ def test_a_folder_is_locked_as_long_as_a_command_of_it_lives(tmp_path):
 
 
 def compare(tiny, plans_name: str, out: Path, **changes) -> Path:
-    arguments = {"shots": [2], "test_cases": ["case_000", "case_004"], "n_val": 1, "device": "cpu", "mirroring": False}
-    return few_shot(tiny.name, tiny.configuration, plans_name, ARMS, **arguments | changes, out=out)
+    arguments = {"shots": [2], "test": ["case_000", "case_004"], "n_val": 1, "device": "cpu", "mirroring": False}
+    planned = open_planned_dataset(tiny.name, tiny.configuration, plans_name)
+    return few_shot(planned, Selection(tuple(ARMS)), **arguments | changes, out=out)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"test_cases": ["case_000", "test_000", "nobody"]},
-            r"2 test case\(s\) have no image with a label.*nobody, test_000",
+            {"test": ["case_000", "test_000", "nobody"]},
+            r"2 test case\(s\) have no image with a label: nobody, test_000",
         ),
         ({"shots": [4]}, r"4 shots and 1 validation cases need 5 .*found 4"),
-        ({"test_cases": None, "n_test": 7}, r"7 test cases .* 6 of the 6 labelled"),
-        (
-            {"baseline": "AliceTrainer"},
-            r"baseline 'AliceTrainer' is none of the trainers AliceTrainer_scratch_1epoch, plain",
-        ),
+        ({"test": None, "n_test": 7}, r"7 test cases .* 6 of the 6 labelled"),
+        ({"test": Path("nowhere")}, r"nowhere holds no test image: expected imagesTs/CASE_0000\.nii\.gz"),
+        ({"pretraining": [], "slurm": {}}, r"--pretrain runs here, not on Slurm"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_and_leaves_nothing(tiny, plans_name, tmp_path, changes, message):
     with pytest.raises(ComparisonError, match=message):
         compare(tiny, plans_name, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_test_case_that_a_pretraining_has_seen_is_refused(tiny, plans_name, tmp_path, monkeypatch):
-    checkpoint = tmp_path / "checkpoint_final.safetensors"
-    checkpoint.touch()
-    (tmp_path / "manifest.json").write_text(json.dumps({"cases": [{"name": "case_004"}, {"name": "case_005"}]}))
-    monkeypatch.setenv("NNUNET_INVARIANCE_CHECKPOINT", str(checkpoint))
-    with pytest.raises(ComparisonError, match=r"1 test case\(s\) are in the pre-training: case_004\."):
-        compare(tiny, plans_name, tmp_path / "out")
-
-
-def test_the_command_line_names_the_error_and_ends_with_2(tiny, plans_name, tmp_path, capsys):
-    words = [
-        "evaluate",
-        "few-shot",
-        "777",
-        "3d_fullres",
-        "-p",
-        plans_name,
-        "--trainers",
-        "BaselineTrainer",
-        "--shots",
-        "9",
-    ]
-    assert main([*words, "--n-test", "2", "-device", "cpu", "--out", str(tmp_path / "out")]) == 2
-    assert "9 shots and 2 validation cases need 11" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -466,7 +434,7 @@ def test_two_trainers_end_to_end_then_resumed(tiny, plans_name, tmp_path, monkey
     monkeypatch.setenv("nnUNet_nps", "0")
     out = compare(tiny, plans_name, tmp_path / "out")
     scores = read_scores(out / "scores.csv")
-    assert {(s.trainer, s.case, s.label) for s in scores} == {
+    assert {(s.arm, s.case, s.label) for s in scores} == {
         (arm.name, case, label) for arm in ARMS for case in ("case_000", "case_004") for label in ("body", "core")
     }
     assert all(s.n_ref > 0 and 0 <= s.dice <= 1 for s in scores)

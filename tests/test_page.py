@@ -22,7 +22,7 @@ RECORD = {
     "plans": "P",
     "configuration": "3d_fullres",
     "subsets": [{"name": "shots2_draw0"}],
-    "test": ["case_002", "case_003"],
+    "tests": [{"name": "", "cases": ["case_002", "case_003"]}],
 }
 
 
@@ -67,9 +67,11 @@ def demo(tmp_path_factory) -> Path:
         (model / "transfer_report.json").write_text(json.dumps(report))
         predictions = comparison / "arms" / arm / "shots2_draw0" / "predictions"
         predictions.mkdir(parents=True)
-        for case in RECORD["test"]:
+        for case in RECORD["tests"][0]["cases"]:
             (predictions / f"{case}.nii.gz").write_bytes((raw / "labelsTs" / f"{case}.nii.gz").read_bytes())
-            scores += [Score(2, 0, arm, case, label, 1.0 - number / 2, 9, 9) for label in ("organ", "core")]
+            scores += [
+                Score("2 shots", 0, arm, case, label, 1.0 - number / 2, 1.0, 0.0, 9, 9) for label in ("organ", "core")
+            ]
     write_csv(comparison / "scores.csv", scores, Score)
     (comparison / "comparison.json").write_text(json.dumps({"comparison": RECORD}))
     pretraining = out / "nnUNet_results" / RECORD["dataset"] / "pretraining" / "alice__P__3d_fullres"

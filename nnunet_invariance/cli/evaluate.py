@@ -1,36 +1,63 @@
-"""``nnunet-invariance evaluate``: compare trainers on few labelled cases."""
+"""``nnunet-invariance evaluate``: compare trainers under one protocol, and report it."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb, its protocols and their flags."""
-    parser = subparsers.add_parser("evaluate", help="compare trainers under one protocol")
+    parser = subparsers.add_parser("evaluate", help="compare trainers under one protocol, and report it")
     protocols = parser.add_subparsers(dest="protocol", required=True)
     few_shot = protocols.add_parser(
         "few-shot",
         help="train on k labelled cases, test on the same held-out cases",
-        description="Draws k labelled cases by seed, trains every trainer on them with nnUNetv2_train, predicts the "
-        "test cases with nnUNetv2_predict, and writes scores.csv, summary.csv and comparison.json. The same command "
-        "continues a run that was stopped.",
+        description="Draws k labelled cases by seed, trains every trainer, its _scratch twin and the baselines on them "
+        "with nnUNetv2_train, predicts the test cases with nnUNetv2_predict, and writes scores, statistics and a page. "
+        "The same command continues a run that was stopped, or adds trainers, draws and shots to it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = few_shot.add_argument
+    _add_what(few_shot)
+    _add_how(few_shot)
+    report = protocols.add_parser("report", help="rebuild the page and the tables from what is stored")
+    report.add_argument("folder", type=Path, metavar="DIR", help="folder of a comparison")
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    """What is compared."""
+    add = parser.add_argument
     add("dataset", help="name or id of the dataset")
     add("configuration", help="configuration of the plans, for example 3d_fullres")
-    add("--trainers", nargs="+", required=True, metavar="NAME", help="trainers, as for nnUNetv2_train -tr")
+    add("--trainers", nargs="+", required=True, metavar="NAME", help="each is run with its _scratch twin")
+    add("--baselines", nargs="+", default=[], metavar="NAME", help="trainers that every other one is compared with")
     add("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
-    add("--shots", nargs="+", type=int, default=[5], metavar="K", help="numbers of labelled training cases")
+    add("--shots", nargs="+", type=_shots, default=[5], metavar="K", help="numbers of training cases, or all")
     add("--draws", type=int, default=1, metavar="N", help="independent draws of the training cases")
-    test = few_shot.add_mutually_exclusive_group()
+    test = parser.add_mutually_exclusive_group()
     test.add_argument("--n-test", type=int, default=20, metavar="N", help="draw N test cases no pre-training has seen")
-    test.add_argument("--test-cases", nargs="+", metavar="ID", help="the test cases by name")
+    test.add_argument("--test", nargs="+", metavar="CASE", help="test cases, or a folder with imagesTs and labelsTs")
     add("--n-val", type=int, default=2, metavar="N", help="validation cases beside the K training cases")
     add("--seed", type=int, default=0, help="of the draws")
-    add("--baseline", metavar="NAME", help="trainer that differences refer to; the last one when not given")
+    add("--tolerance", type=float, default=1.0, metavar="MM", help="of the normalised surface distance")
+    add(
+        "--pretrain",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="make missing pre-trainings first, without the test cases; settings as for pretrain --set, for one method "
+        "with METHOD: before them (default: none is made)",
+    )
+    add("--transductive", action="store_true", help="allow test cases that a pre-training has seen")
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    """How it is run."""
+    add = parser.add_argument
     add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where to train and predict")
     add("--disable_tta", action="store_true", help="predict without mirroring")
+    add("--jobs", type=int, default=1, metavar="N", help="trainings at a time")
+    add("--devices", nargs="+", default=[], metavar="ID", help="GPUs, dealt out over the trainings")
+    add("--submit", choices=["slurm"], help="hand the trainings to Slurm as an array, --jobs at a time")
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="submitit's parameters, as timeout_min=600")
     add(
         "--out",
         type=Path,
@@ -39,26 +66,53 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
 
 
+def _shots(word: str) -> int | str:
+    return word if word == "all" else int(word)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status."""
-    from nnunet_invariance.evaluation.few_shot import few_shot
-    from nnunet_invariance.evaluation.jobs import Arm
+    from nnunet_invariance.evaluation.report import write_report
 
+    if args.protocol == "report":
+        print(f"written: {write_report(args.folder)}")
+        return 0
+    from nnunet_invariance.evaluation.arms import choose_arms
+    from nnunet_invariance.evaluation.few_shot import few_shot
+    from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+
+    planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
+    selection = choose_arms(args.trainers, args.baselines, planned)
+    for name, reason in selection.left_out.items():
+        print(f"left out: {name} {reason}")
     out = few_shot(
-        args.dataset,
-        args.configuration,
-        args.plans,
-        [Arm(trainer, trainer) for trainer in args.trainers],
+        planned,
+        selection,
         shots=args.shots,
         draws=args.draws,
-        test_cases=args.test_cases,
+        test=_test(args.test),
         n_test=args.n_test,
         n_val=args.n_val,
         seed=args.seed,
         device=args.device,
         mirroring=not args.disable_tta,
-        baseline=args.baseline,
+        tolerance=args.tolerance,
+        pretraining=args.pretrain,
+        transductive=args.transductive,
         out=args.out,
+        parallel=args.jobs,
+        devices=args.devices,
+        slurm=_parameters(args.slurm) if args.submit else None,
     )
-    print(f"finished: {out}")
+    print(f"{'submitted' if args.submit else 'finished'}: {out}")
     return 0
+
+
+def _test(words: Sequence[str] | None) -> Sequence[str] | Path | None:
+    """One word that is a folder is one."""
+    return Path(words[0]) if words and len(words) == 1 and Path(words[0]).is_dir() else words
+
+
+def _parameters(words: Sequence[str]) -> dict[str, int | str]:
+    pairs = (word.partition("=") for word in words)
+    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}

@@ -14,10 +14,12 @@ from typing import Any
 from nnunet_invariance.demo.data import write_dataset
 from nnunet_invariance.demo.page import write_page
 from nnunet_invariance.errors import OutputError
+from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.stock import run_command
 from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +126,10 @@ def compare(demo: Demo, arms: Sequence[str]) -> None:
     """The comparison runner; its record tells which stock commands it ran."""
     test = sorted(p.name.split(".")[0] for p in (demo.out / "nnUNet_raw" / DATASET / "labelsTs").iterdir())
     comparison = few_shot(
-        DATASET,
-        CONFIGURATION,
-        PLANS,
-        [Arm(arm, arm) for arm in arms],
+        open_planned_dataset(DATASET, CONFIGURATION, PLANS),
+        Selection(tuple(Arm(arm, arm) for arm in arms)),
         shots=[N_TRAIN - N_VAL],
-        test_cases=test,
+        test=test,
         n_val=N_VAL,
         seed=SEED,
         device="cpu",

@@ -2,16 +2,12 @@
 
 import json
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
-from nnunet_invariance.plans.options import BLOCK
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
-from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL
 
 logger = logging.getLogger(__name__)
 
@@ -34,34 +30,51 @@ def labelled_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Labelle
     Raises:
         DatasetNotFoundError: the folder is missing.
     """
-    from nnunetv2.utilities.utils import (
-        create_lists_from_splitted_dataset_folder,
-        get_filenames_of_train_images_and_targets,
-    )
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     if not raw.is_dir():
         msg = f"{raw} does not exist; the test images are read from there. Set nnUNet_raw to where the dataset lies."
         raise DatasetNotFoundError(msg)
-    ending = dataset_json["file_ending"]
     found = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
     cases = {name: LabelledCase(name, tuple(map(Path, c["images"])), Path(c["label"])) for name, c in found.items()}
-    if (raw / "imagesTs").is_dir():
-        for files in create_lists_from_splitted_dataset_folder(str(raw / "imagesTs"), ending):
-            images = tuple(map(Path, files))
-            name = images[0].name[: -len(f"_0000{ending}")]
-            cases[name] = LabelledCase(name, images, raw / "labelsTs" / f"{name}{ending}")
+    cases |= test_folder_cases(raw, dataset_json) if (raw / "imagesTs").is_dir() else {}
     return {name: case for name, case in cases.items() if case.label.is_file()}
 
 
-def require_labelled(wanted: Iterable[str], cases: dict[str, LabelledCase]) -> None:
-    """Refuse test cases that have no label.
+def test_folder_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, LabelledCase]:
+    """The cases in ``imagesTs`` of a folder, each with its file in ``labelsTs``, which may be missing.
+
+    Raises:
+        ComparisonError: there is no such image.
+    """
+    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+
+    ending = dataset_json["file_ending"]
+    images = folder / "imagesTs"
+    channels = len(dataset_json["channel_names"])
+    cases = {}
+    for files in create_lists_from_splitted_dataset_folder(str(images), ending) if images.is_dir() else []:
+        paths = tuple(map(Path, files))
+        name = paths[0].name[: -len(f"_0000{ending}")]
+        if len(paths) != channels:
+            msg = f"Case {name} in {images} has {len(paths)} image file(s), expected {channels}, one a channel."
+            raise ComparisonError(f"{msg} Add what is missing or leave the case out.")
+        cases[name] = LabelledCase(name, paths, folder / "labelsTs" / f"{name}{ending}")
+    if not cases:
+        msg = f"{folder} holds no test image: expected imagesTs/CASE_0000{ending} and labelsTs/CASE{ending} in it."
+        raise ComparisonError(f"{msg} Give a folder that does, or names of cases.")
+    return cases
+
+
+def require_labelled(wanted: Iterable[str], cases: Mapping[str, LabelledCase]) -> None:
+    """Refuse test cases that have no image with a label.
 
     Raises:
         ComparisonError: names them.
     """
-    if missing := sorted(set(wanted) - set(cases)):
+    if missing := sorted(set(wanted) - {name for name, case in cases.items() if case.label.is_file()}):
         msg = (
-            f"{len(missing)} test case(s) have no image with a label in nnUNet_raw: {', '.join(missing[:5])}. "
+            f"{len(missing)} test case(s) have no image with a label: {', '.join(missing[:5])}. "
             "A test case needs its file in labelsTr or labelsTs; correct the ids or add the labels."
         )
         raise ComparisonError(msg)
@@ -71,18 +84,6 @@ def preprocessed_cases(folder: Path, ground_truth: Path, ending: str) -> set[str
     """Names of the cases that nnU-Net has preprocessed and whose segmentation stands in ``gt_segmentations``."""
     names = {p.name[: -len(".pkl")] for p in folder.glob("*.pkl")}
     return {name for name in names if (ground_truth / f"{name}{ending}").is_file()}
-
-
-def checkpoints_in_use(
-    planned: PlannedDataset, pretraining: Path, environments: Sequence[Mapping[str, str]]
-) -> list[Path]:
-    """Every checkpoint that a trainer of the comparison could start from: those that the environment, an arm's own
-    environment or the plans block names, and the finished pre-trainings for these plans."""
-    block = planned.configuration.configuration.get(BLOCK, {})
-    named = [e.get(ENVIRONMENT_VARIABLE) for e in (os.environ, *environments)] + [block.get("checkpoint")]
-    folders = pretraining.glob(f"*__{planned.plans.plans_name}__{planned.configuration_name}")
-    paths = [Path(name).expanduser() for name in named if name] + [folder / FINAL for folder in folders]
-    return sorted({path.resolve() for path in paths if path.is_file()})
 
 
 def seen_cases(checkpoints: Iterable[Path]) -> set[str]:

@@ -3,28 +3,25 @@
 A protocol decides what is compared and hands it over as a `Comparison`; it runs no command itself.
 """
 
-import fcntl
-import functools
 import hashlib
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.errors import ComparisonError
-from nnunet_invariance.evaluation.cases import LabelledCase
-from nnunet_invariance.evaluation.jobs import Arm, Job, Setting, run_job
-from nnunet_invariance.evaluation.progress import progress
-from nnunet_invariance.evaluation.record import Record
-from nnunet_invariance.evaluation.scores import Score, Summary, format_summary, read_scores, summarize, write_csv
+from nnunet_invariance.evaluation.effects import Contrast
+from nnunet_invariance.evaluation.jobs import Arm, CaseSet, Job, Setting
+from nnunet_invariance.evaluation.locks import locked
+from nnunet_invariance.evaluation.pretrainings import describe_checkpoint, title
+from nnunet_invariance.evaluation.record import open_record
+from nnunet_invariance.evaluation.report import write_report
+from nnunet_invariance.evaluation.running import run_jobs, submit_slurm
 from nnunet_invariance.evaluation.splits import Subset
-from nnunet_invariance.evaluation.tree import build_preprocessed, build_results, build_test_images
+from nnunet_invariance.evaluation.stored import RECORD, stored_subsets
+from nnunet_invariance.evaluation.tree import build_preprocessed, build_results, build_tests
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
-from nnunet_invariance.weights.atomic import atomic_write
-from nnunet_invariance.weights.checkpoint import read_metadata
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL
 
 logger = logging.getLogger(__name__)
@@ -32,26 +29,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a protocol has decided: every arm trains on every subset and is tested on the same cases.
+    """What a protocol has decided: every arm trains on every subset and is tested on the same test sets.
 
     Attributes:
-        checkpoints: files that an arm may start from; their checksums belong to the comparison.
+        tests: more than one where a network is tested under several conditions; names must differ.
+        checkpoints: the file that an arm starts from, by arm; their checksums belong to the comparison.
         mirroring: test-time augmentation by mirroring, nnU-Net's default.
+        tolerance: of NSD, in mm; None computes Dice alone.
+        contrasts: what is compared with what; empty: every arm with the last one.
+        left_out: trainers that were asked for and do not apply, with the reason.
+        transductive: test images that a pre-training has seen, each with its name.
     """
 
     protocol: str
     planned: PlannedDataset
     arms: Sequence[Arm]
     subsets: Sequence[Subset]
-    test: Sequence[LabelledCase]
-    checkpoints: Sequence[Path]
+    tests: Sequence[CaseSet]
+    checkpoints: Mapping[str, Path]
     seed: int
     device: str
     mirroring: bool
+    tolerance: float | None = None
+    contrasts: Sequence[Contrast] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    transductive: Collection[str] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the result; a continued comparison must agree in all of it."""
+        """Everything that decides the result; a continued comparison must agree in what both have."""
         plans = self.planned.base / f"{self.planned.plans.plans_name}.json"
+        contrasts = self.contrasts or [Contrast(a.name, self.arms[-1].name, self.arms[-1].name) for a in self.arms[:-1]]
         return {
             "protocol": self.protocol,
             "dataset": self.planned.name,
@@ -60,10 +67,18 @@ class Comparison:
             "configuration": self.planned.configuration_name,
             "seed": self.seed,
             "mirroring": self.mirroring,
+            "tolerance": self.tolerance,
             "arms": {arm.name: {"trainer": arm.trainer, "environment": _without_paths(arm)} for arm in self.arms},
-            "pretrainings": {_title(path): read_metadata(path)["sha256"] for path in self.checkpoints},
-            "subsets": [{"name": s.name, "train": list(s.train), "val": list(s.val)} for s in self.subsets],
-            "test": [case.name for case in self.test],
+            "pretrainings": {title(path): describe_checkpoint(path) for path in self.checkpoints.values()},
+            "starts_from": {arm: title(path) for arm, path in self.checkpoints.items()},
+            "contrasts": [{"name": f"{c.arm} - {c.reference}", **asdict(c)} for c in contrasts],
+            "left_out": dict(self.left_out),
+            "transductive": dict.fromkeys(sorted(self.transductive), True),
+            "subsets": [
+                {"name": s.name, "shots": s.shots, "draw": s.draw, "train": list(s.train), "val": list(s.val)}
+                for s in self.subsets
+            ],
+            "tests": [{"name": test.name, "cases": [case.name for case in test.cases]} for test in self.tests],
         }
 
 
@@ -72,23 +87,40 @@ def _without_paths(arm: Arm) -> list[str]:
     return sorted(f"{name}={value}" for name, value in arm.environment.items() if name != ENVIRONMENT_VARIABLE)
 
 
-def _title(checkpoint: Path) -> str:
-    """The folder says what a finished pre-training is, the file's own name what any other checkpoint is."""
-    return checkpoint.parent.name if checkpoint.name == FINAL else checkpoint.name
+def run_comparison(
+    comparison: Comparison,
+    out: Path,
+    *,
+    parallel: int = 1,
+    devices: Sequence[str] = (),
+    slurm: Mapping[str, str | int] | None = None,
+) -> Path:
+    """Do what is left of a comparison in ``out`` and return it; ``slurm`` (parameters) submits it instead.
 
-
-def run_comparison(comparison: Comparison, out: Path, baseline: str | None = None) -> Path:
-    """Do what is left of a comparison in ``out`` and return it; ``baseline`` is the last arm when not given.
-
-    Leaves scores.csv (a row per case and class), summary.csv and summary.txt (means and paired differences to the
-    baseline), comparison.json (cases, commands, times, versions, machine) and a folder of logs, models and predictions
-    for each arm.
+    Leaves what ``write_report`` writes, comparison.json (cases, commands, times, versions, machine) and a folder of
+    logs, models and predictions for each arm. A training that fails does not stop the others.
 
     Raises:
-        ComparisonError: the arms or the baseline make no comparison, ``out`` holds another one or is in use, or a
-            command failed.
+        ComparisonError: the arms make no comparison, ``out`` holds another one or is in use, or a command failed.
     """
-    baseline = _check_arms(comparison.arms, baseline)
+    _check_arms(comparison.arms)
+    with locked(out) as lock:
+        jobs = prepare(comparison, out)
+        if slurm is not None:
+            tasks = submit_slurm(jobs, out / "slurm", parallel, dict(slurm))
+            logger.info("submitted %d trainings to Slurm: %s", len(tasks), ", ".join(tasks))
+            return out
+        try:
+            run_jobs(jobs, [lock], parallel, devices)
+        finally:
+            if any(job.scores.is_file() for job in jobs):
+                write_report(out)
+    logger.info("%s", (out / "summary.txt").read_text())
+    return out
+
+
+def prepare(comparison: Comparison, out: Path) -> list[Job]:
+    """Write the record and the tree of a comparison; the jobs in the order in which to run them."""
     planned = comparison.planned
     setting = Setting(
         out,
@@ -98,67 +130,22 @@ def run_comparison(comparison: Comparison, out: Path, baseline: str | None = Non
         planned.configuration_name,
         comparison.device,
         comparison.mirroring,
-        comparison.test,
+        comparison.tests,
+        comparison.tolerance,
     )
-    described = comparison.describe()
-    with _locked(out) as lock:
-        record = Record(out / "comparison.json", described, comparison.device)
-        build_preprocessed(out, planned, comparison.subsets)
-        build_test_images(out, comparison.test)
-        folds = list(enumerate(comparison.subsets))
-        jobs = [Job(arm, subset, fold, setting) for fold, subset in folds for arm in comparison.arms]
-        for arm in comparison.arms:
-            pretraining = Path(os.environ["nnUNet_results"], planned.name, "pretraining")
-            build_results(out / "arms" / arm.name / "nnUNet_results" / planned.name, pretraining)
-        run_jobs(jobs, record, lock)
-        summary = write_results(out, jobs, baseline)
-    logger.info("%s", format_summary(summary))
-    return out
+    described = open_record(out / RECORD, comparison.describe(), comparison.device)
+    subsets = stored_subsets(described)  # those of earlier calls too, in their order
+    build_preprocessed(out, planned, subsets)
+    build_tests(out, comparison.tests, planned.dataset_json["file_ending"])
+    for arm in comparison.arms:
+        start = comparison.checkpoints.get(arm.name)
+        pretrainings = [start.parent] if start and start.name == FINAL else []
+        build_results(out / "arms" / arm.name / "nnUNet_results" / planned.name, pretrainings)
+    folds = {subset.name: fold for fold, subset in enumerate(subsets)}
+    return [Job(arm, s, folds[s.name], setting) for s in comparison.subsets for arm in comparison.arms]
 
 
-def _check_arms(arms: Sequence[Arm], baseline: str | None) -> str:
+def _check_arms(arms: Sequence[Arm]) -> None:
     names = [arm.name for arm in arms]
     if not names or len(set(names)) < len(names):
         raise ComparisonError(f"Trainers {names}: expected at least one, and each only once.")
-    if baseline is not None and baseline not in names:
-        msg = f"The baseline {baseline!r} is none of the trainers {', '.join(names)}. Name one of them."
-        raise ComparisonError(msg)
-    return baseline or names[-1]
-
-
-def run_jobs(jobs: Sequence[Job], record: Record, lock: int) -> None:
-    """Run what is left of all jobs, one after the other."""
-    with progress(jobs) as bar:
-        for number, job in enumerate(jobs, 1):
-            logger.info("%d/%d %s%s", number, len(jobs), job.name, ": done before" if job.scores.is_file() else "")
-            run_job(job, record.keep, functools.partial(bar.update, job), [lock])
-            bar.update(job)
-
-
-def write_results(out: Path, jobs: Sequence[Job], baseline: str) -> list[Summary]:
-    """Join the scores of all jobs, and summarize them."""
-    scores = [score for job in jobs for score in read_scores(job.scores)]
-    summary = summarize(scores, baseline)
-    write_csv(out / "scores.csv", scores, Score)
-    write_csv(out / "summary.csv", summary, Summary)
-    atomic_write(out / "summary.txt", lambda file: file.write(format_summary(summary).encode()))
-    return summary
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[int]:
-    """Hold the folder's lock and give its file descriptor.
-
-    The commands inherit it: after a kill of this process, a command that still runs keeps the folder locked.
-
-    Raises:
-        ComparisonError: another process holds it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            msg = f"{out} is in use: a comparison, or a command that a killed one left, still runs. Wait or stop it."
-            raise ComparisonError(msg) from error
-        yield file.fileno()

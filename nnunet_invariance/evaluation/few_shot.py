@@ -1,61 +1,148 @@
 """The few-shot protocol: k labelled cases to train on, the same held-out cases to test on."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.cases import (
-    checkpoints_in_use,
+    LabelledCase,
     labelled_cases,
     preprocessed_cases,
     require_labelled,
     seen_cases,
+    test_folder_cases,
 )
 from nnunet_invariance.evaluation.comparison import Comparison, run_comparison
-from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.jobs import CaseSet
+from nnunet_invariance.evaluation.locks import locked
+from nnunet_invariance.evaluation.pretrainings import (
+    find_checkpoints,
+    method_of,
+    named_checkpoint,
+    own_folder,
+    pretrain,
+    require_all,
+    require_unseen,
+)
+from nnunet_invariance.evaluation.scores import require_known_labels
 from nnunet_invariance.evaluation.splits import draw_subsets, draw_test_cases, require_disjoint
-from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+from nnunet_invariance.evaluation.surfaces import require_monai
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
+from nnunet_invariance.weights.locate import ANY_METHOD
 
 
 def few_shot(
-    dataset: str,
-    configuration: str,
-    plans_name: str,
-    arms: Sequence[Arm],
+    planned: PlannedDataset,
+    selection: Selection,
     *,
-    shots: Sequence[int],
+    shots: Sequence[int | Literal["all"]],
     draws: int = 1,
-    test_cases: Sequence[str] | None = None,
+    test: Sequence[str] | Path | None = None,
     n_test: int = 20,
     n_val: int = 2,
     seed: int = 0,
     device: str = "cuda",
     mirroring: bool = True,
-    baseline: str | None = None,
+    tolerance: float | None = None,
+    pretraining: Sequence[str] | None = None,
+    transductive: bool = False,
     out: Path | None = None,
+    parallel: int = 1,
+    devices: Sequence[str] = (),
+    slurm: Mapping[str, str | int] | None = None,
 ) -> Path:
     """Train every arm on every drawn subset, predict the test cases and score them; returns the output folder.
 
-    Test cases are ``test_cases``, or ``n_test`` drawn by seed from the labelled raw cases that no finished pre-training
-    for these plans has seen. Training and validation cases come from the other labelled, preprocessed cases. A second
-    call with the same arguments goes on where the first one ended. ``baseline`` (default: the last arm) is what the
-    paired differences refer to.
+    A second call with the same arguments, or more arms, draws or shots, goes on where the first one ended.
+
+    Args:
+        shots: numbers of training cases, in the order in which to run them; "all": every case that is free.
+        test: names of cases, or a folder with imagesTs and labelsTs; None draws ``n_test`` by seed from the labelled
+            raw cases that no finished pre-training of these arms has seen.
+        tolerance: of NSD, in mm; None computes Dice alone.
+        pretraining: settings for missing pre-trainings, which are then made without the test cases; None makes none.
+        transductive: allow test cases that a pre-training has seen.
+        parallel, devices, slurm: see ``run_comparison``.
 
     Raises:
-        ComparisonError: the cases do not suffice or overlap, the folder holds another comparison, a command failed.
+        ComparisonError: the cases do not suffice or overlap, weights are missing, the folder holds another comparison,
+            a command failed.
+        MissingPackageError: ``tolerance`` is given without monai.
     """
-    planned = open_planned_dataset(dataset, configuration, plans_name)
+    if tolerance is not None:
+        require_monai()
     results = Path(os.environ["nnUNet_results"]) / planned.name
-    out = (out or results / "evaluation" / f"few-shot__{plans_name}__{configuration}").resolve()
-    labelled = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
-    checkpoints = checkpoints_in_use(planned, results / "pretraining", [arm.environment for arm in arms])
-    seen = seen_cases(checkpoints)
-    test = tuple(test_cases) if test_cases else draw_test_cases(labelled, n_test, seed, seen)
-    require_labelled(test, labelled)
+    name = f"few-shot__{planned.plans.plans_name}__{planned.configuration_name}"
+    out = (out or results / "evaluation" / name).resolve()
+    checkpoints = find_checkpoints(selection.arms, planned, [results / "pretraining"])
+    cases = _test_cases(planned, test, n_test, seed, () if transductive else seen_cases(checkpoints.values()))
+    names = [case.name for case in cases]
     ending = planned.dataset_json["file_ending"]
-    pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending) - set(test)
+    pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending) - set(names)
     subsets = draw_subsets(pool, shots, draws, n_val, seed)
-    require_disjoint(test, subsets, seen)
-    cases = [labelled[name] for name in test]
-    comparison = Comparison("few-shot", planned, arms, subsets, cases, checkpoints, seed, device, mirroring)
-    return run_comparison(comparison, out, baseline)
+    require_disjoint(names, subsets)
+    places = [own_folder(out, planned), results / "pretraining"]
+    checkpoints = find_checkpoints(selection.arms, planned, places)
+    if pretraining is not None:
+        if slurm is not None:
+            raise ComparisonError("--pretrain runs here, not on Slurm: run it without --submit first, then submit.")
+        checkpoints = _pretrain_missing(planned, selection, checkpoints, names, out, device, pretraining)
+    require_all(selection.arms, checkpoints, planned)
+    if not transductive:
+        require_unseen(checkpoints, names)
+    seen = seen_cases(checkpoints.values()) & set(names)
+    comparison = Comparison(
+        "few-shot",
+        planned,
+        selection.arms,
+        subsets,
+        [CaseSet("", cases)],
+        checkpoints,
+        seed,
+        device,
+        mirroring,
+        tolerance,
+        selection.contrasts,
+        selection.left_out,
+        seen,
+    )
+    return run_comparison(comparison, out, parallel=parallel, devices=devices, slurm=slurm)
+
+
+def _test_cases(
+    planned: PlannedDataset, test: Sequence[str] | Path | None, n_test: int, seed: int, seen: set[str]
+) -> list[LabelledCase]:
+    """The test cases, each with a label that holds known values only."""
+    if isinstance(test, Path):
+        cases = test_folder_cases(test, planned.dataset_json)
+        names = sorted(cases)
+    else:
+        cases = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
+        names = list(dict.fromkeys(test)) if test else draw_test_cases(cases, n_test, seed, seen)
+    require_labelled(names, cases)
+    reader = planned.plans.image_reader_writer_class()
+    for name in names:
+        require_known_labels(cases[name].label, reader.read_seg(str(cases[name].label))[0], planned.dataset_json)
+    return [cases[name] for name in names]
+
+
+def _pretrain_missing(
+    planned: PlannedDataset,
+    selection: Selection,
+    checkpoints: Mapping[str, Path],
+    test: Sequence[str],
+    out: Path,
+    device: str,
+    words: Sequence[str],
+) -> dict[str, Path]:
+    """Make the pre-trainings that are not there or have seen a test case; the checkpoints after that."""
+    clean = {arm: path for arm, path in checkpoints.items() if not seen_cases([path]) & set(test)}
+    missing = [arm for arm in selection.arms if arm.name not in clean and not named_checkpoint(arm, planned)]
+    with locked(out) as lock:
+        for method in dict.fromkeys(method_of(arm) for arm in missing):
+            if method not in (None, ANY_METHOD):
+                pretrain(method, planned, test, out, device, words, [lock])
+    return {**checkpoints, **find_checkpoints(missing, planned, [own_folder(out, planned)])}

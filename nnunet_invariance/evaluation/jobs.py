@@ -6,9 +6,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from nnunet_invariance.evaluation.cases import LabelledCase
+from nnunet_invariance.evaluation.locks import locked
+from nnunet_invariance.evaluation.record import keep
 from nnunet_invariance.evaluation.scores import Score, score_case, write_csv
 from nnunet_invariance.evaluation.splits import Subset
 from nnunet_invariance.evaluation.stock import run_command
@@ -17,6 +20,8 @@ from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 _LENGTH = re.compile(r"_(\d+)epochs?$")
 _EPOCH = re.compile(r": Epoch (\d+)\s*$", re.MULTILINE)
 TAIL_BYTES = 20000
+#: Folders of a comparison that hold the test cases, linked.
+TEST_IMAGES, TEST_LABELS = "test_images", "test_labels"
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,20 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class CaseSet:
+    """Cases that every trained network predicts, and what is special about them, "" for nothing."""
+
+    name: str
+    cases: Sequence[LabelledCase]
+
+    def within(self, folder: Path) -> Path:
+        """This set's part of a folder."""
+        return folder / self.name if self.name else folder
+
+
+@dataclass(frozen=True)
 class Setting:
-    """What all jobs of a comparison share."""
+    """What all jobs of a comparison share; ``tolerance`` (mm) is that of NSD, None leaves surfaces out."""
 
     out: Path
     dataset: str
@@ -45,7 +62,8 @@ class Setting:
     configuration: str
     device: str
     mirroring: bool
-    test_cases: Sequence[LabelledCase]
+    tests: Sequence[CaseSet]
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,11 @@ class Job:
         """The file whose presence says that the job is done."""
         return self.folder / "scores.csv"
 
+    @property
+    def record(self) -> Path:
+        """Commands and times of this job."""
+        return self.folder / "record.json"
+
     def train_command(self) -> list[str]:
         """nnUNetv2_train; continues when there is a checkpoint to continue from."""
         s = self.setting
@@ -91,65 +114,79 @@ class Job:
         begun = any((self.model / f"checkpoint_{which}.pth").is_file() for which in ("latest", "best"))
         return [*command, "--c"] if begun else command
 
-    def predict_command(self, target: Path) -> list[str]:
-        """nnUNetv2_predict on the test images, with paths relative to the comparison's folder."""
+    def predict_command(self, test: CaseSet, target: Path) -> list[str]:
+        """nnUNetv2_predict on the images of a test set, with paths relative to the comparison's folder."""
         s = self.setting
-        command = ["nnUNetv2_predict", "-i", "test_images", "-o", str(target.relative_to(s.out)), "-d", s.dataset]
+        images = str(test.within(Path(TEST_IMAGES)))
+        command = ["nnUNetv2_predict", "-i", images, "-o", str(target.relative_to(s.out)), "-d", s.dataset]
         command += ["-c", s.configuration, "-p", s.plans_name, "-tr", self.arm.trainer, "-f", str(self.fold)]
         command += ["-device", s.device, "--disable_progress_bar"]
         return command if s.mirroring else [*command, "--disable_tta"]
 
-    def prediction(self, case: str) -> Path:
-        """Where the predicted segmentation of a test case stands."""
-        return self.folder / "predictions" / f"{case}{self.setting.dataset_json['file_ending']}"
+    def predictions(self, test: CaseSet) -> Path:
+        """Where the predicted segmentations of a test set stand."""
+        return test.within(self.folder / "predictions")
+
+    def condition(self, test: CaseSet) -> str:
+        """What this job's rows of a test set are compared under."""
+        return f"{self.subset.condition}, {test.name}" if test.name else self.subset.condition
 
 
-Record = Callable[[Job, str, list[str], float], None]
-
-
-def run_job(job: Job, record: Record, on_poll: Callable[[], None], keep_open: Sequence[int] = ()) -> None:
-    """Do what is left of a job; ``record(job, step, command, seconds)`` is called after each command.
+def run_job(
+    job: Job,
+    on_poll: Callable[[], None] = lambda: None,
+    keep_open: Sequence[int] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Do what is left of a job and record each command; ``environment`` is added to the arm's own.
 
     Raises:
-        ComparisonError: a command failed or a prediction is missing.
+        ComparisonError: another process is at it, a command failed, or a prediction is missing.
     """
+    if job.scores.is_file():
+        return
+    with locked(job.folder) as lock:
+        _run(job, on_poll, [*keep_open, lock], {**job.arm.environment, **environment})
+        write_csv(job.scores, score_job(job), Score)
+
+
+def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], environment: dict[str, str]) -> None:
+    """The commands that are left of a job."""
     setting = job.setting
-    environment = {
-        **job.arm.environment,
-        "nnUNet_preprocessed": str(setting.out / "nnUNet_preprocessed"),
-        "nnUNet_results": str(job.results),
-    }
-    if checkpoint := job.arm.environment.get(ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE)):
+    environment["nnUNet_preprocessed"] = str(setting.out / "nnUNet_preprocessed")
+    environment["nnUNet_results"] = str(job.results)
+    if checkpoint := environment.get(ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE)):
         environment[ENVIRONMENT_VARIABLE] = os.path.abspath(checkpoint)  # the commands run in another folder
 
     def run(step: str, command: list[str]) -> None:
         log = job.folder / f"{step}.log"
         seconds = run_command(f"{job.name}, {step}", command, log, setting.out, environment, on_poll, keep_open)
-        record(job, step, command, seconds)
+        keep(job.record, step, command, seconds)
 
-    if job.scores.is_file():
-        return
     if not (job.model / "checkpoint_final.pth").is_file():
         run("train", job.train_command())
-    if not (job.folder / "predictions").is_dir():
-        # Under another name until all is there: a killed nnUNetv2_predict leaves truncated files.
-        partial = job.folder / "predictions.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        run("predict", job.predict_command(partial))
-        partial.rename(job.folder / "predictions")
-    write_csv(job.scores, score_job(job), Score)
+    for test in setting.tests:
+        target = job.predictions(test)
+        if not target.is_dir():
+            # Under another name until all is there: a killed nnUNetv2_predict leaves truncated files.
+            partial = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            run("predict", job.predict_command(test, partial))
+            partial.rename(target)
 
 
 def score_job(job: Job) -> list[Score]:
     """Score every test case of a job, class by class."""
-    setting, subset = job.setting, job.subset
+    setting = job.setting
     plans = setting.out / "nnUNet_preprocessed" / setting.dataset / f"{setting.plans_name}.json"
+    ending = setting.dataset_json["file_ending"]
     rows = []
-    for case in setting.test_cases:
-        by_label = score_case(case.label, job.prediction(case.name), plans, setting.dataset_json)
-        rows += [
-            Score(subset.shots, subset.draw, job.arm.name, case.name, label, *row) for label, row in by_label.items()
-        ]
+    for test in setting.tests:
+        for case in test.cases:
+            prediction = job.predictions(test) / f"{case.name}{ending}"
+            by_label = score_case(case.label, prediction, plans, setting.dataset_json, setting.tolerance)
+            start = (job.condition(test), job.subset.draw, job.arm.name, case.name)
+            rows += [Score(*start, label, *row) for label, row in by_label.items()]
     return rows
 
 

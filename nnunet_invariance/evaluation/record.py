@@ -8,46 +8,75 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.errors import ComparisonError
-from nnunet_invariance.evaluation.jobs import Job
 from nnunet_invariance.weights.atomic import atomic_write
 
-PACKAGES = ("nnunet_invariance", "nnunetv2", "torch", "dynamic_network_architectures", "batchgeneratorsv2", "numpy")
+PACKAGES = (
+    "nnunet_invariance",
+    "nnunetv2",
+    "torch",
+    "dynamic_network_architectures",
+    "batchgeneratorsv2",
+    "monai",
+    "numpy",
+    "scipy",
+)
 
 
-class Record:
-    """The file ``comparison.json``; a continued comparison adds to the one that is there.
+def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str, Any]:
+    """Write what a comparison is, or add to the record of one that goes on; returns the whole description.
+
+    A comparison may be continued with more arms, subsets, pre-trainings or contrasts, or fewer; what it has had stays.
+    Subsets keep their order, because it numbers nnU-Net's folds.
 
     Raises:
         ComparisonError: the file is of a comparison that is described otherwise; names what differs.
     """
-
-    def __init__(self, path: Path, described: dict[str, Any], device: str) -> None:
-        self.path = path
-        if path.is_file():
-            self.content = json.loads(path.read_text())
-            self._require_same(described)
-            return
-        self.content = {"comparison": described, "versions": versions(), "machine": machine(device), "jobs": {}}
-        self._write()
-
-    def keep(self, job: Job, step: str, command: list[str], seconds: float) -> None:
-        """Add a command that has ended; the seconds of a step are those of all its commands."""
-        entry = self.content["jobs"].setdefault(job.name, {}).setdefault(step, {"commands": [], "seconds": 0.0})
-        entry["commands"].append(" ".join(command))
-        entry["seconds"] = round(entry["seconds"] + seconds, 1)
-        self._write()
-
-    def _write(self) -> None:
-        atomic_write(self.path, lambda file: file.write(json.dumps(self.content, indent=1).encode()))
-
-    def _require_same(self, described: dict[str, Any]) -> None:
-        before = self.content["comparison"]
-        if differing := [key for key, value in described.items() if before.get(key) != value]:
+    if path.is_file():
+        content = json.loads(path.read_text())
+        before = content["comparison"]
+        merged = {key: _merge(before.get(key), value) for key, value in described.items()}
+        if differing := [key for key, value in merged.items() if value is None and described[key] is not None]:
             msg = (
-                f"{self.path} is of another comparison: {', '.join(differing)} differ(s). "
+                f"{path} is of another comparison: {', '.join(differing)} differ(s). "
                 "Give the same arguments to continue it, or another folder with --out."
             )
             raise ComparisonError(msg)
+        content["comparison"] = merged
+    else:
+        content = {"comparison": described, "versions": versions(), "machine": machine(device), "jobs": {}}
+    write_json(path, content)
+    return content["comparison"]
+
+
+def _merge(before: Any, now: Any) -> Any:
+    """Both together, or None where they contradict each other."""
+    if isinstance(now, list) and all(isinstance(item, dict) and "name" in item for item in now):
+        merged = _merge({item["name"]: item for item in before or []}, {item["name"]: item for item in now})
+        return None if merged is None else list(merged.values())
+    if isinstance(now, dict) and isinstance(before, dict):
+        if any(before[key] != now[key] for key in before.keys() & now.keys()):
+            return None
+        return before | now
+    return now if json.loads(json.dumps(now)) == before else None
+
+
+def keep(path: Path, step: str, command: list[str], seconds: float) -> None:
+    """Add a command that has ended to a record; the seconds of a step are those of all its commands."""
+    content = read_json(path)
+    entry = content.setdefault(step, {"commands": [], "seconds": 0.0})
+    entry["commands"].append(" ".join(command))
+    entry["seconds"] = round(entry["seconds"] + seconds, 1)
+    write_json(path, content)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, atomically."""
+    atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 def versions() -> dict[str, str | None]:

@@ -1,15 +1,18 @@
-"""Dice per case and class, its CSV file, and paired differences to a baseline."""
+"""Dice, NSD and HD95 per case and class, their CSV file, and means with paired differences to a baseline."""
 
 import csv
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.surfaces import surface_scores
 from nnunet_invariance.weights.atomic import atomic_write
 
 
@@ -18,16 +21,20 @@ class Score:
     """One class of one predicted case.
 
     Attributes:
+        condition: what the arms are compared under, for example "5 shots" or "5 shots, without T1".
         dice: in [0, 1]; nan when neither reference nor prediction has the class, 0 when only one of them has it.
+        nsd, hd95: see ``surface_scores``; nan where no tolerance was given.
         n_ref, n_pred: voxels of the class in the reference and in the prediction.
     """
 
-    shots: int
+    condition: str
     draw: int
-    trainer: str
+    arm: str
     case: str
     label: str
     dice: float
+    nsd: float
+    hd95: float
     n_ref: int
     n_pred: int
 
@@ -42,8 +49,8 @@ class Summary:
         difference_mean, difference_sd: arm minus baseline; sd is the sample standard deviation.
     """
 
-    shots: int
-    trainer: str
+    condition: str
+    arm: str
     label: str
     n: int
     dice_mean: float
@@ -55,14 +62,20 @@ class Summary:
 
 
 def score_case(
-    reference: Path, prediction: Path, plans_file: Path, dataset_json: dict[str, Any]
-) -> dict[str, tuple[float, int, int]]:
-    """Dice, reference voxels and predicted voxels of every foreground class, by nnU-Net's own metric code.
+    reference: Path, prediction: Path, plans_file: Path, dataset_json: dict[str, Any], tolerance: float | None = None
+) -> dict[str, tuple[float, float, float, int, int]]:
+    """Dice (by nnU-Net's own code), NSD, HD95, reference and predicted voxels of every foreground class.
+
+    All in the geometry of the reference file. Voxels with the ignore label belong to no class in either.
+
+    Args:
+        tolerance: of NSD, in mm; None leaves out NSD and HD95 (nan).
 
     Raises:
-        ComparisonError: the prediction is missing or has another shape than the reference.
+        ComparisonError: the prediction is missing, has another shape than the reference, or one of the two holds
+            labels that dataset.json does not know.
     """
-    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = PlansManager(str(plans_file))
@@ -73,13 +86,39 @@ def score_case(
         raise ComparisonError(
             f"{prediction} does not exist, so {reference.name} cannot be scored. Run the comparison again."
         )
+    reader = plans.image_reader_writer_class()
+    (truth, properties), (guess, _) = (reader.read_seg(str(file)) for file in (reference, prediction))
+    for file, array in ((reference, truth), (prediction, guess)):
+        require_known_labels(file, array, dataset_json)
     try:
-        reader = plans.image_reader_writer_class()
         metrics = compute_metrics(str(reference), str(prediction), reader, classes, labels.ignore_label)["metrics"]
     except ValueError as error:
         msg = f"{prediction} cannot be compared with {reference} ({error}). Both must have the shape of the image."
         raise ComparisonError(msg) from error
-    return {names[c]: (float(m["Dice"]), int(m["n_ref"]), int(m["n_pred"])) for c, m in metrics.items()}
+    valid = truth[0] != labels.ignore_label
+    rows = {}
+    for c, m in metrics.items():
+        surfaces = math.nan, math.nan
+        if tolerance is not None:
+            masks = (region_or_label_to_mask(array[0], c) & valid for array in (truth, guess))
+            surfaces = surface_scores(*masks, properties["spacing"], tolerance)
+        rows[names[c]] = (float(m["Dice"]), *surfaces, int(m["n_ref"]), int(m["n_pred"]))
+    return rows
+
+
+def require_known_labels(file: Path, array: np.ndarray, dataset_json: dict[str, Any]) -> None:
+    """Refuse a segmentation with values that stand for no label.
+
+    Raises:
+        ComparisonError: names file and values.
+    """
+    known = {v for value in dataset_json["labels"].values() for v in (value if isinstance(value, list) else [value])}
+    if unknown := sorted(set(np.unique(array).tolist()) - known):
+        msg = (
+            f"{file} holds the label(s) {', '.join(f'{v:g}' for v in unknown)}, but dataset.json knows "
+            f"{', '.join(f'{v:g}' for v in sorted(known))}. Bring both to the same label set."
+        )
+        raise ComparisonError(msg)
 
 
 def _class_names(labels: dict[str, Any], regions: bool) -> dict[int | tuple[int, ...], str]:
@@ -106,19 +145,19 @@ def read_scores(path: Path) -> list[Score]:
 
 
 def summarize(scores: Sequence[Score], baseline: str) -> list[Summary]:
-    """Mean Dice per shots, arm and class, and the paired difference to ``baseline``; one row per combination."""
-    groups: dict[tuple[int, str, str], dict[tuple[int, str], float]] = {}
+    """Mean Dice per condition, arm and class, and the paired difference to ``baseline``; one row per combination."""
+    groups: dict[tuple[str, str, str], dict[tuple[int, str], float]] = {}
     for s in scores:
-        group = groups.setdefault((s.shots, s.trainer, s.label), {})
+        group = groups.setdefault((s.condition, s.arm, s.label), {})
         if not math.isnan(s.dice):
             group[s.draw, s.case] = s.dice
     result = []
-    for (shots, trainer, label), dice in groups.items():
-        reference = groups.get((shots, baseline, label), {})
+    for (condition, arm, label), dice in groups.items():
+        reference = groups.get((condition, baseline, label), {})
         differences = [value - reference[pair] for pair, value in dice.items() if pair in reference]
         values = list(dice.values())
         numbers = (len(values), *_mean_and_sd(values), baseline, len(differences), *_mean_and_sd(differences))
-        result.append(Summary(shots, trainer, label, *numbers))
+        result.append(Summary(condition, arm, label, *numbers))
     return result
 
 
@@ -129,12 +168,15 @@ def _mean_and_sd(values: list[float]) -> tuple[float, float]:
 
 def format_summary(summary: Sequence[Summary]) -> str:
     """The summary as a text table."""
-    width = max(len(s.trainer) for s in summary)
-    label_width = max(5, *(len(s.label) for s in summary))
-    head = f"{'shots':>5}  {'trainer':{width}}  {'label':{label_width}}  {'n':>4}  {'Dice':>14}  "
-    lines = [f"{head}difference to {summary[0].baseline}"]
+    columns = ("condition", "arm", "label")
+    widths = [max(len(name), *(len(getattr(s, name)) for s in summary)) for name in columns]
+
+    def start(cells: Iterable[str]) -> str:
+        return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
+
+    lines = [f"{start(columns)}  {'n':>4}  {'Dice':>14}  difference to {summary[0].baseline}"]
     for s in summary:
         own = f"{s.dice_mean:.3f} sd {s.dice_sd:.3f}"
-        paired = "-" if s.trainer == s.baseline else f"{s.difference_mean:+.3f} sd {s.difference_sd:.3f} (n={s.pairs})"
-        lines.append(f"{s.shots:>5}  {s.trainer:{width}}  {s.label:{label_width}}  {s.n:>4}  {own:>14}  {paired}")
+        paired = "-" if s.arm == s.baseline else f"{s.difference_mean:+.3f} sd {s.difference_sd:.3f} (n={s.pairs})"
+        lines.append(f"{start(getattr(s, name) for name in columns)}  {s.n:>4}  {own:>14}  {paired}")
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from nnunet_invariance.errors import ComparisonError
 
@@ -15,6 +16,11 @@ class Subset:
     draw: int
     train: tuple[str, ...]
     val: tuple[str, ...]
+
+    @property
+    def condition(self) -> str:
+        """What the arms are compared under, as in tables."""
+        return "1 shot" if self.shots == 1 else f"{self.shots} shots"
 
     @property
     def name(self) -> str:
@@ -39,8 +45,15 @@ def draw_test_cases(labelled: Collection[str], n: int, seed: int, seen: Collecti
     return tuple(sorted(random.Random(f"test {seed}").sample(free, n)))
 
 
-def draw_subsets(pool: Collection[str], shots: Sequence[int], draws: int, n_val: int, seed: int) -> list[Subset]:
-    """Draw the training and validation cases of every draw and number of shots.
+ALL = "all"
+
+
+def draw_subsets(
+    pool: Collection[str], shots: Sequence[int | Literal["all"]], draws: int, n_val: int, seed: int
+) -> list[Subset]:
+    """Draw the training and validation cases of every draw and number of shots, in the order in which to train them.
+
+    The first number of shots comes first, with all its draws. "all" are the cases that do not validate.
 
     A draw is one seeded permutation of the pool: its first ``n_val`` cases validate for all numbers of shots, the next
     ``k`` train. The smaller training sets are therefore contained in the larger ones of the same draw.
@@ -48,40 +61,40 @@ def draw_subsets(pool: Collection[str], shots: Sequence[int], draws: int, n_val:
     Raises:
         ComparisonError: the pool is too small, ``n_val`` or a number of shots is below 1.
     """
+    names = sorted(set(pool))
+    shots = list(dict.fromkeys(len(names) - n_val if k == ALL else k for k in shots))
     if n_val < 1 or draws < 1 or not shots or min(shots) < 1:
-        raise ComparisonError(
-            f"shots {list(shots)}, draws {draws}, validation cases {n_val}: expected at least 1 of each."
-        )
+        raise ComparisonError(f"shots {shots}, draws {draws}, validation cases {n_val}: expected at least 1 of each.")
     largest = max(shots)
-    if largest + n_val > len(set(pool)):
+    if largest + n_val > len(names):
         msg = (
             f"{largest} shots and {n_val} validation cases need {largest + n_val} labelled, preprocessed cases outside "
-            f"the test set, found {len(set(pool))}. Ask for fewer shots or fewer test cases, or preprocess more cases."
+            f"the test set, found {len(names)}. Ask for fewer shots or fewer test cases, or preprocess more cases."
         )
         raise ComparisonError(msg)
-    subsets = []
+    orders = []
     for draw in range(draws):
-        order = sorted(set(pool))
+        order = names.copy()
         random.Random(f"draw {seed} {draw}").shuffle(order)
-        val, rest = order[:n_val], order[n_val:]
-        subsets += [Subset(k, draw, tuple(rest[:k]), tuple(val)) for k in sorted(set(shots))]
-    return subsets
+        orders.append((tuple(order[:n_val]), order[n_val:]))
+    return [Subset(k, draw, tuple(rest[:k]), val) for k in shots for draw, (val, rest) in enumerate(orders)]
 
 
-def require_disjoint(test: Collection[str], subsets: Sequence[Subset], seen: Collection[str]) -> None:
-    """Refuse a comparison in which a test case was used for anything but the test.
+def require_disjoint(test: Collection[str], subsets: Sequence[Subset]) -> None:
+    """Refuse a comparison in which a test case is trained on or validates.
 
     Raises:
         ComparisonError: names the cases.
     """
-    uses = {"pre-training": set(seen)}
     for subset in subsets:
-        uses[f"training of {subset.name}"] = set(subset.train)
-        uses[f"validation of {subset.name}"] = set(subset.val)
-    for use, cases in uses.items():
-        if shared := sorted(cases & set(test)):
-            msg = (
-                f"{len(shared)} test case(s) are in the {use}: {', '.join(shared[:5])}. "
-                "Choose other test cases, or leave these out of it."
-            )
-            raise ComparisonError(msg)
+        for use, cases in (("training", subset.train), ("validation", subset.val)):
+            if shared := sorted(set(cases) & set(test)):
+                raise ComparisonError(shared_cases(shared, f"{use} of {subset.name}"))
+
+
+def shared_cases(shared: Sequence[str], use: str) -> str:
+    """The message about test cases that were used for something else."""
+    return (
+        f"{len(shared)} test case(s) are in the {use}: {', '.join(shared[:5])}. "
+        "Choose other test cases, or leave these out of it."
+    )

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from nnunet_invariance.errors import OutputError
-from nnunet_invariance.evaluation.cases import PREPROCESSED_ENDINGS, LabelledCase
+from nnunet_invariance.evaluation.cases import PREPROCESSED_ENDINGS
+from nnunet_invariance.evaluation.jobs import TEST_IMAGES, TEST_LABELS, CaseSet
 from nnunet_invariance.evaluation.splits import Subset
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.atomic import atomic_write
@@ -38,31 +39,46 @@ def link(source: Path, target: Path) -> None:
 def build_preprocessed(out: Path, dataset: PlannedDataset, subsets: Sequence[Subset]) -> None:
     """Fill ``out/nnUNet_preprocessed`` with the plans and the cases of the subsets; fold ``i`` is ``subsets[i]``."""
     base = out / "nnUNet_preprocessed" / dataset.name
-    base.mkdir(parents=True, exist_ok=True)
-    ending = dataset.dataset_json["file_ending"]
-    for name in (f"{dataset.plans.plans_name}.json", "dataset.json", "dataset_fingerprint.json"):
-        # Copies, not links: an edit of the user's file must not reach a comparison that has begun.
-        atomic_write(base / name, lambda file, name=name: file.write((dataset.base / name).read_bytes()))
-    for case in sorted({c for s in subsets for c in (*s.train, *s.val)}):
-        for suffix in PREPROCESSED_ENDINGS:
-            if (source := dataset.folder / f"{case}{suffix}").is_file():
-                link(source, base / dataset.folder.name / source.name)
-        truth = Path("gt_segmentations", f"{case}{ending}")
-        link(dataset.base / truth, base / truth)
+    copy_plans(base, dataset)
+    link_preprocessed(base, dataset, {c for s in subsets for c in (*s.train, *s.val)})
     splits = [{"train": s["train"], "val": s["val"]} for s in map(asdict, subsets)]
     atomic_write(base / "splits_final.json", lambda file: file.write(json.dumps(splits, indent=1).encode()))
 
 
-def build_test_images(out: Path, cases: Sequence[LabelledCase]) -> None:
-    """Fill ``out/test_images`` with the images of the test cases and nothing else."""
-    for case in cases:
-        for image in case.images:
-            link(image, out / "test_images" / image.name)
+def copy_plans(base: Path, dataset: PlannedDataset) -> None:
+    """Copy plans, dataset.json and fingerprint."""
+    for name in (f"{dataset.plans.plans_name}.json", "dataset.json", "dataset_fingerprint.json"):
+        # Copies, not links: an edit of the user's file must not reach a comparison that has begun.
+        atomic_write(base / name, lambda file, name=name: file.write((dataset.base / name).read_bytes()))
 
 
-def build_results(folder: Path, pretraining: Path) -> None:
-    """Make an arm's results folder and let its trainers find the user's finished pre-trainings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shortcut = folder / "pretraining"
-    if pretraining.is_dir() and not shortcut.is_symlink():
-        shortcut.symlink_to(pretraining.resolve(), target_is_directory=True)
+def link_preprocessed(base: Path, dataset: PlannedDataset, cases: Iterable[str]) -> None:
+    """Link what nnU-Net has preprocessed of these cases, and their segmentations."""
+    ending = dataset.dataset_json["file_ending"]
+    for case in sorted(cases):
+        for suffix in PREPROCESSED_ENDINGS:
+            if (source := dataset.folder / f"{case}{suffix}").is_file():
+                link(source, base / dataset.folder.name / source.name)
+        truth = Path("gt_segmentations", f"{case}{ending}")
+        if (dataset.base / truth).is_file():
+            link(dataset.base / truth, base / truth)
+
+
+def build_tests(out: Path, tests: Sequence[CaseSet], ending: str) -> None:
+    """Fill ``out/test_images`` and ``out/test_labels`` with the test cases and nothing else."""
+    for test in tests:
+        for case in test.cases:
+            for image in case.images:
+                link(image, test.within(out / TEST_IMAGES) / image.name)
+            link(case.label, test.within(out / TEST_LABELS) / f"{case.name}{ending}")
+
+
+def build_results(folder: Path, pretrainings: Iterable[Path]) -> None:
+    """Make an arm's results folder and let its trainer find the pre-trainings that were chosen for it."""
+    shortcuts = folder / "pretraining"
+    if shortcuts.is_symlink():
+        shortcuts.unlink()
+    shortcuts.mkdir(parents=True, exist_ok=True)
+    for pretraining in pretrainings:
+        if not (shortcut := shortcuts / pretraining.name).is_symlink():
+            shortcut.symlink_to(pretraining.resolve(), target_is_directory=True)

@@ -1,0 +1,104 @@
+"""Which arms a comparison has: trainers with their twins, and baselines of the same length."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nnunet_invariance._discovery import find_trainer, nearest_trainers
+from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.effects import Contrast
+from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.plans.options import BLOCK
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
+
+_LENGTH = re.compile(r"_\d+epochs?$")
+STOCK = "nnUNetTrainer"
+STOCK_ITERATIONS = {"iterations_per_epoch": 250, "val_iterations_per_epoch": 50}
+TWINS = "own twin"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The arms, what is compared with what (empty: all with the last), and why trainers were left out."""
+
+    arms: tuple[Arm, ...]
+    contrasts: tuple[Contrast, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def choose_arms(trainers: Sequence[str], baselines: Sequence[str], planned: PlannedDataset) -> Selection:
+    """Every trainer with its ``_scratch`` twin, then the baselines, all for the same number of iterations.
+
+    nnUNetTrainer knows neither another length nor the options of the plans block; where these differ from stock it is
+    replaced by BaselineTrainer. A trainer is compared with its twin and with every baseline.
+
+    Raises:
+        ComparisonError: a name is unknown, lengths differ, or no trainer applies.
+    """
+    length = _common_length([*trainers, *baselines])
+    baselines = [_as_baseline(name, length, planned) for name in baselines]
+    left_out, arms, contrasts = {}, [], []
+    for name in dict.fromkeys([*trainers, *baselines]):
+        if reason := why_not(name, planned):
+            left_out[name] = reason
+            continue
+        twin = twin_of(name) if name in trainers else None
+        arms += [name, twin] if twin else [name]
+        contrasts += [Contrast(name, twin, TWINS)] if twin else []
+        if name in trainers:
+            contrasts += [Contrast(name, b, b) for b in baselines if b != name and not why_not(b, planned)]
+    if not arms:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise ComparisonError(f"No trainer applies to {planned.name}: {reasons}. Name others.")
+    return Selection(tuple(Arm(a, a) for a in dict.fromkeys(arms)), tuple(dict.fromkeys(contrasts)), left_out)
+
+
+def twin_of(trainer: str) -> str | None:
+    """The name of the same trainer without pre-trained weights; None where there is none, or for a twin itself."""
+    length = _LENGTH.search(trainer)
+    base = trainer[: length.start()] if length else trainer
+    twin = f"{base}_scratch{length[0] if length else ''}"
+    return None if base.endswith("_scratch") or find_trainer(twin) is None else twin
+
+
+def _common_length(names: Sequence[str]) -> str:
+    """The suffix that says the length; a baseline without one takes that of the trainers."""
+    lengths = {(match := _LENGTH.search(name)) and match[0] for name in names} - {None}
+    if len(lengths) > 1:
+        msg = f"The trainers' lengths differ ({', '.join(sorted(lengths))}): equal iterations are compared. "
+        raise ComparisonError(f"{msg}Give all names the same one.")
+    return next(iter(lengths), "")
+
+
+def _as_baseline(name: str, length: str, planned: PlannedDataset) -> str:
+    name = name if _LENGTH.search(name) else f"{name}{length}"
+    block = planned.configuration.configuration.get(BLOCK, {})
+    stock = all(block.get(key) in (None, number) for key, number in STOCK_ITERATIONS.items())
+    if name.startswith(STOCK) and (length or not stock):
+        return f"BaselineTrainer{length}"
+    return name
+
+
+def why_not(name: str, planned: PlannedDataset) -> str | None:
+    """Why a trainer cannot be trained on these plans; None where it can.
+
+    Reads the class attributes ``dimensions`` (numbers of spatial dimensions) and ``least_channels``.
+
+    Raises:
+        ComparisonError: no trainer of that name.
+    """
+    trainer = find_trainer(name)
+    if trainer is None:
+        if name.startswith(STOCK):
+            return None
+        near = ", ".join(nearest_trainers(name)) or "none"
+        raise ComparisonError(f"There is no trainer {name!r}; near names: {near}. Correct it.")
+    dimensions, channels = getattr(trainer, "dimensions", ()), len(planned.channel_names)
+    if dimensions and len(planned.patch_size) not in dimensions:
+        needed = " or ".join(f"{d}-D" for d in dimensions)
+        return f"needs a {needed} configuration, {planned.configuration_name} is {len(planned.patch_size)}-D"
+    if dimensions and planned.configuration.previous_stage_name is not None:
+        return f"supports no cascade, which {planned.configuration_name} is part of"
+    if channels < (least := getattr(trainer, "least_channels", 1)):
+        return f"needs at least {least} channels, {planned.name} has {channels}"
+    return None

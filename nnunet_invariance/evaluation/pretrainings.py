@@ -1,0 +1,153 @@
+"""Which pre-trained weights the arms start from, whether they have seen a test case, and making those that miss."""
+
+import csv
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_invariance._discovery import find_trainer
+from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.cases import seen_cases
+from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.record import keep
+from nnunet_invariance.evaluation.splits import shared_cases
+from nnunet_invariance.evaluation.stock import run_command
+from nnunet_invariance.evaluation.tree import copy_plans, link_preprocessed
+from nnunet_invariance.plans.options import BLOCK
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
+from nnunet_invariance.weights.checkpoint import read_metadata
+from nnunet_invariance.weights.locate import ANY_METHOD, ENVIRONMENT_VARIABLE, FINAL, LATEST
+
+logger = logging.getLogger(__name__)
+
+#: Folder of a comparison for the pre-trainings that it makes itself.
+OWN = "pretraining"
+
+
+def method_of(arm: Arm) -> str | None:
+    """The pre-training that an arm needs; "transfer" for a checkpoint of any method; None where it needs none."""
+    from nnunet_invariance.pretraining.run import METHODS
+
+    trainer = find_trainer(arm.trainer)
+    method = None if getattr(trainer, "scratch", True) else trainer.method
+    return method if method in {*METHODS, ANY_METHOD} else None
+
+
+def named_checkpoint(arm: Arm, planned: PlannedDataset) -> Path | None:
+    """The checkpoint that the arm's or this process's environment or the plans block names; it need not exist."""
+    if getattr(find_trainer(arm.trainer), "scratch", True):
+        return None
+    block = planned.configuration.configuration.get(BLOCK, {})
+    places = (arm.environment.get(ENVIRONMENT_VARIABLE), os.environ.get(ENVIRONMENT_VARIABLE), block.get("checkpoint"))
+    return next((Path(place).expanduser().resolve() for place in places if place), None)
+
+
+def find_checkpoints(arms: Sequence[Arm], planned: PlannedDataset, places: Sequence[Path]) -> dict[str, Path]:
+    """The existing checkpoint that each arm would start from; ``places`` are folders of pre-trainings, best first."""
+    found = {}
+    for arm in arms:
+        if named := named_checkpoint(arm, planned):
+            candidates = [named]
+        else:
+            folders = [p / folder_name(method, planned) for p in places] if (method := method_of(arm)) else []
+            candidates = [folder / FINAL for folder in folders]
+        if path := next((c for c in candidates if c.is_file()), None):
+            found[arm.name] = path
+    return found
+
+
+def folder_name(method: str, planned: PlannedDataset) -> str:
+    """Name of the folder of a pre-training for these plans."""
+    return f"{method}__{planned.plans.plans_name}__{planned.configuration_name}"
+
+
+def require_unseen(checkpoints: Mapping[str, Path], test: Collection[str]) -> None:
+    """Refuse test cases that a pre-training has seen.
+
+    Raises:
+        ComparisonError: names pre-training and cases.
+    """
+    for path in dict.fromkeys(checkpoints.values()):
+        if shared := sorted(seen_cases([path]) & set(test)):
+            msg = shared_cases(shared, f"pre-training {title(path)}")
+            raise ComparisonError(f"{msg} With --transductive they are allowed, and the report says so.")
+
+
+def require_all(arms: Sequence[Arm], checkpoints: Mapping[str, Path], planned: PlannedDataset) -> None:
+    """Refuse to begin while an arm lacks its weights.
+
+    Raises:
+        ComparisonError: lists every arm without weights and the command that makes them.
+    """
+    lines = []
+    for arm in arms:
+        named, method = named_checkpoint(arm, planned), method_of(arm)
+        if arm.name in checkpoints or not (named or method):
+            continue
+        words = f"{planned.name} {planned.configuration_name} -p {planned.plans.plans_name}"
+        remedy = f"nnunet-invariance pretrain {method} {words}"
+        remedy = f"name a checkpoint in {ENVIRONMENT_VARIABLE} or the plans" if method == ANY_METHOD else remedy
+        lines.append(f"  {arm.name}: {named} does not exist" if named else f"  {arm.name}: {remedy}")
+    if lines:
+        msg = "Nothing was started, because weights are missing:\n" + "\n".join(lines)
+        raise ComparisonError(
+            f"{msg}\nMake them, or give --pretrain to have them made on images that are not test cases."
+        )
+
+
+def title(checkpoint: Path) -> str:
+    """The folder says what a finished pre-training is, the file's own name what any other checkpoint is."""
+    return checkpoint.parent.name if checkpoint.name == FINAL else checkpoint.name
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """Checksum and cost of a checkpoint; its seconds are null where no ``metrics.csv`` stands beside it."""
+    metadata = read_metadata(path)
+    metrics = path.parent / "metrics.csv"
+    seconds = None
+    if metrics.is_file():
+        with metrics.open(newline="") as file:
+            seconds = round(sum(float(row["seconds"]) for row in csv.DictReader(file)), 1)
+    return {"sha256": metadata["sha256"], "steps": metadata.get("total_steps"), "seconds": seconds}
+
+
+def pretrain(
+    method: str,
+    planned: PlannedDataset,
+    test: Collection[str],
+    out: Path,
+    device: str,
+    words: Sequence[str] = (),
+    keep_open: Sequence[int] = (),
+) -> Path:
+    """Run or continue ``pretrain METHOD`` on the preprocessed cases that are not tested, in a tree of its own.
+
+    ``words`` are settings ``key=value`` for all methods, or ``METHOD:key=value``.
+
+    Raises:
+        ComparisonError: the command failed; names its log.
+    """
+    tree = out / OWN
+    base = tree / "nnUNet_preprocessed" / planned.name
+    copy_plans(base, planned)
+    names = {p.name[: -len(".pkl")] for p in planned.folder.glob("*.pkl")}
+    link_preprocessed(base, planned, names - set(test))
+    folder = own_folder(out, planned) / folder_name(method, planned)
+    command = ["nnunet-invariance", "pretrain", method, planned.name, planned.configuration_name]
+    command += ["-p", planned.plans.plans_name, "-device", device]
+    settings = [word.removeprefix(f"{method}:") for word in words if ":" not in word or word.startswith(f"{method}:")]
+    command += ["--c"] if (folder / LATEST).is_file() else []
+    command += ["--set", *settings] if settings else []
+    environment = {f"nnUNet_{name}": str(tree / f"nnUNet_{name}") for name in ("preprocessed", "results")}
+    logger.info("pre-training %s on %d images, no test case among them", method, len(names - set(test)))
+    log = tree / f"{method}.log"
+    seconds = run_command(f"pretrain {method}", command, log, out, environment, keep_open=keep_open)
+    keep(tree / f"{method}.json", "pretrain", command, seconds)
+    return folder / FINAL
+
+
+def own_folder(out: Path, planned: PlannedDataset) -> Path:
+    """Where the comparison keeps the pre-trainings that it has made."""
+    return out / OWN / "nnUNet_results" / planned.name / "pretraining"

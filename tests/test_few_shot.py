@@ -1,0 +1,362 @@
+"""The few-shot command: its arms, the weights they start from, several trainings at a time, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+import stored_comparison
+from tiny_dataset import cut_down
+from tiny_trainers import write_weights
+
+from nnunet_invariance.cli.main import main
+from nnunet_invariance.errors import ComparisonError, MissingPackageError
+from nnunet_invariance.evaluation import running
+from nnunet_invariance.evaluation.arms import choose_arms, twin_of, why_not
+from nnunet_invariance.evaluation.effects import Contrast
+from nnunet_invariance.evaluation.few_shot import _test_cases
+from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.pretrainings import (
+    describe_checkpoint,
+    find_checkpoints,
+    pretrain,
+    require_all,
+    require_unseen,
+)
+from nnunet_invariance.evaluation.record import open_record
+from nnunet_invariance.evaluation.running import run_jobs, submit_slurm
+from nnunet_invariance.evaluation.scores import Score, write_csv
+from nnunet_invariance.evaluation.stored import stored_jobs
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+
+
+def plan(tiny, name: str, **options):
+    """The tiny data set under plans of their own name, with options."""
+    path = tiny.preprocessed / tiny.name / f"{name}.json"
+    path.write_text(json.dumps(cut_down(tiny.plans, name, **options)))
+    return open_planned_dataset(tiny.name, tiny.configuration, name)
+
+
+@pytest.fixture
+def short(tiny):
+    return plan(tiny, "ShortPlans", iterations_per_epoch=1, val_iterations_per_epoch=1, seed=0)
+
+
+@pytest.fixture
+def stock(tiny):
+    return plan(tiny, "StockPlans")
+
+
+# --- arms
+
+
+def test_every_trainer_has_its_twin_and_meets_every_baseline(stock):
+    chosen = choose_arms(["AliceTrainer"], ["nnUNetTrainer", "MAETrainer"], stock)
+    assert [arm.name for arm in chosen.arms] == ["AliceTrainer", "AliceTrainer_scratch", "nnUNetTrainer", "MAETrainer"]
+    assert chosen.contrasts == (
+        Contrast("AliceTrainer", "AliceTrainer_scratch", "own twin"),
+        Contrast("AliceTrainer", "nnUNetTrainer", "nnUNetTrainer"),
+        Contrast("AliceTrainer", "MAETrainer", "MAETrainer"),
+    )
+
+
+def test_the_stock_trainer_becomes_the_baseline_where_iterations_differ_from_stock(stock, short):
+    def names(*arguments):
+        return [arm.name for arm in choose_arms(*arguments).arms][-1]
+
+    assert names(["AliceTrainer"], ["nnUNetTrainer"], stock) == "nnUNetTrainer"
+    assert names(["AliceTrainer"], ["nnUNetTrainer"], short) == "BaselineTrainer"
+    assert names(["AliceTrainer_5epochs"], ["nnUNetTrainer"], stock) == "BaselineTrainer_5epochs"
+    assert names(["AliceTrainer_5epochs"], ["MAETrainer"], stock) == "MAETrainer_5epochs"
+
+
+def test_twins():
+    assert twin_of("AliceTrainer_5epochs") == "AliceTrainer_scratch_5epochs"
+    assert twin_of("AliceTrainer_scratch") is None
+    assert twin_of("BaselineTrainer") is None
+
+
+def test_lengths_must_be_equal_and_names_known(stock):
+    with pytest.raises(ComparisonError, match=r"lengths differ \(_2epochs, _5epochs\): equal iterations"):
+        choose_arms(["AliceTrainer_5epochs", "MAETrainer_2epochs"], [], stock)
+    with pytest.raises(ComparisonError, match=r"no trainer 'AlcieTrainer'; near names: AliceTrainer"):
+        choose_arms(["AlcieTrainer"], [], stock)
+
+
+def test_a_trainer_that_does_not_apply_is_left_out_with_the_reason(tiny, stock, monkeypatch):
+    from nnunet_invariance.trainers.icmseg import ICMSegTrainer
+
+    monkeypatch.setattr(ICMSegTrainer, "least_channels", 2, raising=False)
+    reason = f"needs at least 2 channels, {tiny.name} has 1"
+    assert why_not("ICMSegTrainer", stock) == reason
+    chosen = choose_arms(["AliceTrainer", "ICMSegTrainer"], [], stock)
+    assert [arm.name for arm in chosen.arms] == ["AliceTrainer", "AliceTrainer_scratch"]
+    assert chosen.left_out == {"ICMSegTrainer": reason}
+    with pytest.raises(ComparisonError, match=r"No trainer applies to .*: ICMSegTrainer: needs at least 2"):
+        choose_arms(["ICMSegTrainer"], [], stock)
+    flat = replace(stock, configuration_name="2d", configuration=stock.plans.get_configuration("2d"))
+    assert why_not("AliceTrainer", flat) == "needs a 3-D configuration, 2d is 2-D"
+
+
+# --- weights
+
+
+@pytest.fixture
+def alice(tiny, short) -> tuple:
+    """A finished Alice pre-training of two cases, and the place it lies in."""
+    place = tiny.results / tiny.name / "pretraining"
+    folder = place / "alice__ShortPlans__3d_fullres"
+    write_weights(tiny, folder / "checkpoint_final.safetensors")
+    (folder / "manifest.json").write_text(json.dumps({"cases": [{"name": "case_004"}, {"name": "case_005"}]}))
+    (folder / "metrics.csv").write_text("epoch,seconds\n1,2.5\n2,3.0\n")
+    yield place, folder
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+ARMS = [Arm(name, name) for name in ("AliceTrainer_1epoch", "AliceTrainer_scratch_1epoch", "ICMSegTrainer_1epoch")]
+
+
+def test_weights_are_found_in_the_first_place_that_has_them(short, alice, tmp_path, monkeypatch):
+    monkeypatch.delenv("NNUNET_INVARIANCE_CHECKPOINT", raising=False)
+    place, folder = alice
+    found = find_checkpoints(ARMS, short, [tmp_path, place])
+    assert found == {"AliceTrainer_1epoch": folder / "checkpoint_final.safetensors"}
+    require_all(ARMS, found, short)
+    described = describe_checkpoint(found["AliceTrainer_1epoch"])
+    assert described["seconds"] == 5.5
+    assert len(described["sha256"]) == 64
+
+
+def test_a_named_checkpoint_is_for_every_trainer_but_the_twins(short, alice, monkeypatch):
+    named = alice[1] / "checkpoint_final.safetensors"
+    monkeypatch.setenv("NNUNET_INVARIANCE_CHECKPOINT", str(named))
+    assert set(find_checkpoints(ARMS, short, [])) == {"AliceTrainer_1epoch", "ICMSegTrainer_1epoch"}
+    monkeypatch.setenv("NNUNET_INVARIANCE_CHECKPOINT", "gone.safetensors")
+    with pytest.raises(ComparisonError, match=r"AliceTrainer_1epoch: .*gone\.safetensors does not exist"):
+        require_all(ARMS, find_checkpoints(ARMS, short, []), short)
+
+
+def test_missing_weights_are_all_listed(tiny, short, monkeypatch):
+    monkeypatch.delenv("NNUNET_INVARIANCE_CHECKPOINT", raising=False)
+    arms = [*ARMS, *(Arm(name, name) for name in ("MAETrainer_1epoch", "TransferTrainer_1epoch"))]
+    with pytest.raises(ComparisonError) as error:
+        require_all(arms, {}, short)
+    words = f"{tiny.name} 3d_fullres -p ShortPlans"
+    assert str(error.value).splitlines()[1:4] == [
+        f"  AliceTrainer_1epoch: nnunet-invariance pretrain alice {words}",
+        f"  MAETrainer_1epoch: nnunet-invariance pretrain mae {words}",
+        "  TransferTrainer_1epoch: name a checkpoint in NNUNET_INVARIANCE_CHECKPOINT or the plans",
+    ]
+    assert "--pretrain" in str(error.value)
+
+
+def few_shot_words(tiny, out: Path, *more: str) -> list[str]:
+    words = ["evaluate", "few-shot", "777", "3d_fullres", "-p", "ShortPlans", "--trainers", "AliceTrainer_1epoch"]
+    return [*words, "--shots", "1", "--n-val", "1", "-device", "cpu", "--disable_tta", "--out", str(out), *more]
+
+
+def test_the_command_names_missing_weights_and_leaves_nothing(tiny, short, tmp_path, capsys):
+    assert main(few_shot_words(tiny, tmp_path / "out", "--test", "case_000", "--baselines", "MAETrainer")) == 2
+    said = capsys.readouterr().err
+    assert "pretrain alice" in said
+    assert "pretrain mae" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_test_case_that_a_pretraining_has_seen_is_refused(tiny, short, alice, tmp_path, capsys):
+    assert main(few_shot_words(tiny, tmp_path / "out", "--test", "case_004")) == 2
+    said = capsys.readouterr().err
+    assert "1 test case(s) are in the pre-training alice__ShortPlans__3d_fullres: case_004." in said
+    assert "--transductive" in said
+    assert not (tmp_path / "out").exists()
+    path = alice[1] / "checkpoint_final.safetensors"
+    require_unseen({"a": path}, ["case_000"])
+
+
+def test_a_pretraining_of_the_command_sees_no_test_case(tiny, short, tmp_path, monkeypatch):
+    ran = []
+
+    def run_command(job, command, log, folder, environment, keep_open=()):
+        ran.append((command, environment))
+        return 1.0
+
+    monkeypatch.setattr("nnunet_invariance.evaluation.pretrainings.run_command", run_command)
+    words = ["epochs=2", "alice:pairs=1", "mae:samples=2"]
+    path = pretrain("alice", short, ["case_000", "case_004"], tmp_path, "cpu", words)
+    ((command, environment),) = ran
+    assert command[1:] == [
+        *("pretrain", "alice", tiny.name, "3d_fullres", "-p", "ShortPlans", "-device", "cpu"),
+        *("--set", "epochs=2", "pairs=1"),
+    ]
+    cases = Path(environment["nnUNet_preprocessed"]) / tiny.name / short.folder.name
+    assert {p.name[:8] for p in cases.iterdir()} == {f"case_{i:03d}" for i in (1, 2, 3, 5)}
+    assert path == Path(environment["nnUNet_results"]) / tiny.name / "pretraining" / path.parent.name / path.name
+    assert json.loads((tmp_path / "pretraining" / "alice.json").read_text())["pretrain"]["seconds"] == 1.0
+
+
+# --- test cases
+
+
+def write_test_folder(tiny, folder: Path) -> Path:
+    raw = tiny.raw / tiny.name
+    for kind, suffix in (("images", "_0000"), ("labels", "")):
+        (folder / f"{kind}Ts").mkdir(parents=True)
+        for case in ("case_000", "case_001"):
+            shutil.copy(
+                raw / f"{kind}Tr" / f"{case}{suffix}.nii.gz", folder / f"{kind}Ts" / f"new_{case}{suffix}.nii.gz"
+            )
+    return folder
+
+
+def test_a_folder_of_test_cases(tiny, stock, tmp_path):
+    folder = write_test_folder(tiny, tmp_path / "external")
+    assert [case.name for case in _test_cases(stock, folder, 0, 0, set())] == ["new_case_000", "new_case_001"]
+    label = folder / "labelsTs" / "new_case_001.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(label) + 5, label)
+    with pytest.raises(ComparisonError, match=r"new_case_001\.nii\.gz holds the label\(s\) 5, 6, 7, but dataset"):
+        _test_cases(stock, folder, 0, 0, set())
+    label.unlink()
+    with pytest.raises(ComparisonError, match=r"1 test case\(s\) have no image with a label: new_case_001"):
+        _test_cases(stock, folder, 0, 0, set())
+
+
+# --- the record
+
+
+def test_a_comparison_grows_and_does_not_change(tmp_path):
+    first = stored_comparison.described([""])
+    path = tmp_path / "comparison.json"
+    more = {**first, "arms": {"NewTrainer": {"trainer": "NewTrainer", "environment": []}}}
+    more["subsets"] = [{**first["subsets"][0], "name": "shots5_draw0"}, *first["subsets"][:1]]
+    open_record(path, first, "cpu")
+    merged = open_record(path, more, "cpu")
+    assert list(merged["arms"]) == [*first["arms"], "NewTrainer"]
+    names = [s["name"] for s in merged["subsets"]]
+    assert names == [*(s["name"] for s in first["subsets"]), "shots5_draw0"]  # folds keep their numbers
+    before = path.read_text()
+    changed = {**first, "seed": 1, "pretrainings": {"alice__P__3d_fullres": {"sha256": "other"}}}
+    with pytest.raises(ComparisonError, match=r"is of another comparison: seed, pretrainings differ"):
+        open_record(path, changed, "cpu")
+    assert path.read_text() == before
+
+
+# --- running
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """Twelve cells of which none is done."""
+    out = stored_comparison.write_comparison(tmp_path / "c")
+    shutil.rmtree(out / "arms")
+    return stored_jobs(out)
+
+
+def test_jobs_run_in_parallel_each_on_its_device_and_a_failure_stops_no_other(jobs, monkeypatch):
+    lock, at_once, most, seen = threading.Lock(), [0], [0], []
+
+    def run_job(job, on_poll, keep_open, environment):
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+            seen.append((job.name, environment["CUDA_VISIBLE_DEVICES"]))
+        time.sleep(0.02)
+        with lock:
+            at_once[0] -= 1
+        if job.name == jobs[1].name:
+            raise ComparisonError("it broke")
+        write_csv(job.scores, [], Score)
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    with pytest.raises(ComparisonError, match=rf"1 of 12 trainings did not finish: {jobs[1].name}\. .*it broke"):
+        run_jobs(jobs, parallel=2, devices=["3", "5"])
+    assert sorted(name for name, _ in seen) == sorted(job.name for job in jobs)
+    assert {device for _, device in seen} == {"3", "5"}
+    assert most[0] == 2
+    seen.clear()
+    with pytest.raises(ComparisonError):
+        run_jobs(jobs, parallel=2, devices=["3"])
+    assert seen == [(jobs[1].name, "3")]  # what is finished is not run again
+
+
+def test_a_stopped_run_stops_every_job(jobs, monkeypatch):
+    ended = []
+
+    def run_job(job, on_poll, keep_open, environment):
+        if job.name == jobs[0].name:
+            os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            for _ in range(1000):
+                on_poll()
+                time.sleep(0.01)
+        finally:
+            ended.append(job.name)
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    with pytest.raises(SystemExit):
+        run_jobs(jobs, parallel=2)
+    assert len(ended) <= 2
+
+
+def test_slurm_without_submitit(jobs, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(MissingPackageError, match=r"needs submitit.*pip install submitit"):
+        submit_slurm(jobs, tmp_path / "slurm", 2, {})
+
+
+def test_slurm_gets_one_array(jobs, monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="submitit (extra slurm) is not installed")
+    for name, said in (("sbatch", "Submitted batch job 77"), ("srun", "")):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\ncp \"$1\" {tmp_path}/script 2>/dev/null\necho '{said}'\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    write_csv(jobs[0].scores, [], Score)
+    tasks = submit_slurm(jobs, tmp_path / "slurm", 3, {"timeout_min": 60, "slurm_partition": "short"})
+    assert tasks == [f"77_{i}" for i in range(11)]
+    script = (tmp_path / "script").read_text()
+    assert "--array=0-10%3" in script
+    assert "--partition=short" in script
+    for job in jobs[1:]:
+        write_csv(job.scores, [], Score)
+    assert submit_slurm(jobs, tmp_path / "slurm", 3, {}) == []
+
+
+@pytest.mark.slow
+@pytest.mark.commands
+def test_the_command_from_pretraining_to_page_then_grown(tiny, short, tmp_path, monkeypatch):
+    monkeypatch.delenv("NNUNET_INVARIANCE_CHECKPOINT", raising=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "nnUNet_npp": "0", "nnUNet_nps": "0"}
+
+    def call(*more: str) -> subprocess.CompletedProcess:
+        words = few_shot_words(tiny, tmp_path / "out", "--test", "case_000", "case_004", *more)
+        command = [sys.executable, "-m", "nnunet_invariance", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+    first = call("--pretrain", "epochs=1", "iterations=1", "workers=0")
+    assert first.returncode == 0, first.stderr
+    out = tmp_path / "out"
+    page = (out / "report.html").read_text()
+    assert "1 shot: AliceTrainer_1epoch against AliceTrainer_scratch_1epoch" in page
+    assert "100% of the encoder" in page
+    manifest = next((out / "pretraining").rglob("manifest.json")).read_text()
+    assert {case["name"] for case in json.loads(manifest)["cases"]} == {f"case_{i:03d}" for i in (1, 2, 3, 5)}
+    assert "case_000" not in manifest
+
+    trained = {p: p.stat().st_mtime_ns for p in out.rglob("checkpoint_final.*")}
+    again = call("--baselines", "nnUNetTrainer")
+    assert again.returncode == 0, again.stderr
+    record = json.loads((out / "comparison.json").read_text())
+    assert list(record["comparison"]["arms"])[-1] == "BaselineTrainer_1epoch"
+    assert {p: p.stat().st_mtime_ns for p in trained} == trained
+    assert "AliceTrainer_1epoch against BaselineTrainer_1epoch" in (out / "report.html").read_text()
