@@ -14,7 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "nnUNet_results/DATASET/pretraining/, where the trainers find it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("method", choices=["alice", "mae"], help="the method")
+    parser.add_argument("method", choices=["alice", "mae", "sam"], help="the method")
     parser.add_argument("dataset", help="name or id of the dataset")
     parser.add_argument("configuration", help="configuration of the plans, for example 3d_fullres")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
@@ -34,6 +34,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, data and augmentation")
     parser.add_argument("--c", action="store_true", help="continue the last run")
     parser.add_argument(
+        "--pairs",
+        choices=["coordinates", "sam", "same-volume", "random"],
+        help="alice: how the two crops of a pair are aligned (not given: coordinates); sam: by `pretrain sam`",
+    )
+    parser.add_argument(
+        "--patients",
+        metavar="PATTERN",
+        help="alice --pairs sam: pattern whose first group is the patient in a case's name",
+    )
+    parser.add_argument("--preview", action="store_true", help="sam: leave preview.png, points and their matches")
+    parser.add_argument(
         "--set",
         nargs="+",
         default=[],
@@ -49,9 +60,19 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_invariance.pretraining.run import run_pretraining
 
     words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
+    flags = {"alignment": args.pairs, "patients": args.patients}
+    words += [f"{field}={value}" for field, value in flags.items() if value is not None]
     try:
         path = run_pretraining(
-            args.method, args.dataset, args.configuration, args.plans, args.images, args.device, args.c, words
+            args.method,
+            args.dataset,
+            args.configuration,
+            args.plans,
+            args.images,
+            args.device,
+            args.c,
+            words,
+            args.preview,
         )
     except Stopped as stopped:
         print(stopped)

@@ -23,15 +23,17 @@ from nnunet_invariance.pretraining.distributed import Ranks, ranks
 from nnunet_invariance.pretraining.images import find_scans, preprocess_images
 from nnunet_invariance.pretraining.loop import FINAL, LATEST, Loop, LoopOptions
 from nnunet_invariance.pretraining.mae import MAE
+from nnunet_invariance.pretraining.match_preview import preview_matches
 from nnunet_invariance.pretraining.method import Method, Setup
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
+from nnunet_invariance.pretraining.sam import SAM
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import pretraining_folder
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, SAM)}
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
 UNIT_RANGE = {"RescaleTo01Normalization", "RGBTo01Normalization"}
 
@@ -68,10 +70,12 @@ def run_pretraining(
     device: str = "cuda",
     resume: bool = False,
     settings: Sequence[str] = (),
+    preview: bool = False,
 ) -> Path:
     """Pre-train ``method`` on a dataset's preprocessed cases and on folders of unlabelled scans.
 
-    Returns the finished checkpoint below ``nnUNet_results/<dataset>/pretraining/``.
+    Returns the finished checkpoint below ``nnUNet_results/<dataset>/pretraining/``; with ``preview`` (of "sam") leaves
+    a picture of matches beside it.
 
     Raises:
         InvarianceError: one of its kinds, for anything that is wrong with the input.
@@ -79,6 +83,8 @@ def run_pretraining(
     """
     kind = METHODS[method]
     options = parse_settings(settings, LoopOptions, kind.options_class)
+    if preview and kind is not SAM:
+        raise OptionError(f"--preview shows matches of the anatomical embedding; {method} makes none. Leave it away.")
     loop_options, method_options = (dataclass(**options[dataclass]) for dataclass in options)
     _check_device(device)
     planned = open_planned_dataset(dataset, configuration, plans_name)
@@ -94,12 +100,16 @@ def run_pretraining(
             logger.info("pre-training %s on %s, %s, %s", method, planned.name, plans_name, configuration)
             manifest = _collect(planned, images, group, kind)
             loop = _make_loop(planned, manifest, loop_options, kind, method_options, group, folder)
-            if resume:
-                if (folder / FINAL).is_file():
-                    logger.info("this pre-training is finished: %s", folder / FINAL)
-                    return folder / FINAL
-                _restore(loop, folder, manifest)
-            return loop.run()
+            if resume and (folder / FINAL).is_file():
+                logger.info("this pre-training is finished: %s", folder / FINAL)
+            else:
+                if resume:
+                    _restore(loop, folder, manifest)
+                loop.method.prepare(manifest, folder, group)
+                loop.run()
+            if preview and group.first:
+                preview_matches(folder, manifest.cases, device)
+            return folder / FINAL
 
 
 def _check_device(device: str) -> None:
