@@ -17,7 +17,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     inspect.add_argument("file", type=Path, metavar="FILE")
 
     take = actions.add_parser("import", help="make another tool's file a checkpoint that our trainers take")
-    take.add_argument("source", choices=["nnssl", "nnunet", "encoder"], help="whose file it is; `inspect` says which")
+    take.add_argument(
+        "source", choices=["nnssl", "nnunet", "sam", "encoder"], help="whose file it is; `inspect` says which"
+    )
     take.add_argument("file", type=Path, metavar="FILE")
     take.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: FILE with the suffix .safetensors")
     take.add_argument("--plans", type=Path, metavar="JSON", help="plans file of a bare encoder")
@@ -82,7 +84,10 @@ def _import(args: argparse.Namespace) -> int:
     plans = read_plans(args.plans) if args.plans else None
     out = import_foreign(args.file, args.out, args.source, plans, args.configuration)
     print(describe_text(out))
-    print(f"written: {out}\nuse it: nnunet-invariance weights plan DATASET {out}")
+    use = f"weights plan DATASET {out}"
+    if args.source == "sam":
+        use = f"pretrain sam DATASET CONFIGURATION --set backbone=resnet start={out}"
+    print(f"written: {out}\nuse it: nnunet-invariance {use}")
     return 0
 
 

@@ -47,9 +47,11 @@ class Embedder:
             msg = f"{path} was pre-trained with {metadata['method']!r}, which embeds no places; expected 'sam'. "
             raise WeightsIncompatibleError(msg + "Run `nnunet-invariance pretrain sam` for these plans.")
         network = Architecture(**metadata["architecture"]).build()
-        head = EmbeddingHead(network.encoder.output_channels, network.encoder.strides)
+        heads = checkpoint.section("heads")
+        features = len(heads["fine.smooth.bias"])
+        head = EmbeddingHead(network.encoder.output_channels, network.encoder.strides, features)
         restore_module(network, checkpoint.section("network"))
-        restore_module(head, checkpoint.section("heads"))
+        restore_module(head, heads)
         window = padded_size(tuple(metadata["patch_size"]), head.deepest_cell)
         return cls(network.encoder, head, window, metadata["spacing"], device)
 

@@ -19,7 +19,7 @@ from nnunet_invariance.augmentation.device_views import (
 from nnunet_invariance.augmentation.masking import valid_cells
 from nnunet_invariance.errors import OptionError, WeightsIncompatibleError
 from nnunet_invariance.losses.hard_negative_info_nce import HardNegativeInfoNCE
-from nnunet_invariance.networks.anatomical_embedding import EmbeddingHead, upsample_unit
+from nnunet_invariance.networks.anatomical_embedding import FEATURES, EmbeddingHead, upsample_unit
 from nnunet_invariance.networks.planned import Architecture, to_tokens
 from nnunet_invariance.pretraining.crops import OverlappingCrops
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
@@ -40,6 +40,7 @@ class SAMOptions:
         backbone: "planned": the encoder of the plans; "resnet": the 3-D ResNet-18 of the paper.
         ignore: negatives of the fine embedding are at least this many of its cells away from the query.
         others: places of other volumes that every query of the coarse embedding meets.
+        features: length of the embeddings; fewer take less memory and time.
         start: checkpoint whose encoder and heads are the first weights, as ``weights import sam`` writes it.
     """
 
@@ -47,6 +48,7 @@ class SAMOptions:
     backbone: str = "planned"
     ignore: float = 5.0
     others: int = 1000
+    features: int = FEATURES
     start: str = ""
 
 
@@ -78,7 +80,7 @@ class SAM(Method):
         if hasattr(self.network, "decoder"):
             self.network.decoder.requires_grad_(False)
         encoder = self.network.encoder.requires_grad_(True)  # nnU-Net's decoder holds the encoder too
-        self.heads = EmbeddingHead(encoder.output_channels, encoder.strides)
+        self.heads = EmbeddingHead(encoder.output_channels, encoder.strides, options.features)
         if options.start:
             load_start(Path(options.start), self)
         self.size = padded_size(setup.patch_size, self.heads.deepest_cell)
