@@ -135,7 +135,7 @@ def test_mining_finds_the_points_of_a_copy_of_the_volume(tmp_path):
     assert len(table.source) == 40
     assert table.good.all()
     assert np.allclose(table.score, 1, atol=1e-4)
-    assert (np.abs(table.match - table.point) <= 1 + 1e-4).all()
+    assert (np.abs(table.match - table.point) <= 2 + 1e-4).all()  # an odd side ends in half a cell
     again = embed(load_volume(cases[0])[:])
     assert again.fine.shape[1:] == tuple(n // 2 if n % 2 == 0 else (n + 1) // 2 - 1 for n in cases[0].shape)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VALUES = 2**25  # of one similarity map; bounds the memory, not the result
+VALUES = 2**24  # of one similarity map; bounds the memory, not the result
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,10 @@ def locate(wanted: Descriptors, embedding: Embedding) -> tuple[Tensor, Tensor]:
     for f, c in zip(wanted.fine.split(chunk), wanted.coarse.split(chunk), strict=True):
         similarity = (c @ coarse).view(-1, 1, *embedding.coarse.shape[1:])
         similarity = F.interpolate(similarity, size=embedding.full_grid, mode="trilinear", align_corners=False)
-        similarity = (similarity[(slice(None), 0, *inside)] * inverse).flatten(1)
-        value, index = torch.addmm(similarity, f, fine, alpha=0.5).max(1)
+        similarity = similarity[(slice(None), 0, *inside)].mul_(inverse).flatten(1)
+        similarity.addmm_(f, fine, alpha=0.5)  # in place: these maps are the whole cost
+        index = similarity.argmax(1)
+        value = similarity.gather(1, index[:, None])[:, 0]
         best.append(index)
         score.append(value)
     cell = torch.tensor(embedding.fine_cell, device=fine.device)
