@@ -81,9 +81,5 @@ class ShapeError(InvarianceError):
     """Tensors handed to a loss or a module do not fit each other."""
 
 
-class MissingPackageError(InvarianceError):
-    """A package of an extra is needed for what was asked, and is not installed."""
-
-
 class VolumeError(InvarianceError):
     """An image or mask handed to ``register`` cannot be used (unreadable, not 3-D, not finite, empty, constant)."""

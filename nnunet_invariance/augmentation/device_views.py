@@ -64,6 +64,20 @@ def apply_affine(x: Tensor, matrix: Tensor, spacing: Sequence[float], mode: str 
     return warped > 0.5 if x.dtype == torch.bool else warped
 
 
+def source_positions(matrix: Tensor, size: Sequence[int], cell: Sequence[int], spacing: Sequence[float]) -> Tensor:
+    """Where the cells of an output of :func:`apply_affine` come from: offsets from the input's centre, mm.
+
+    Shape: matrix (B, 3, 3) for patches of ``size`` voxels; returns (B, M, 3), the centres of all cells of ``cell``
+    voxels in the order of a flattened map.
+    """
+    axes = [
+        (torch.arange(n // c, device=matrix.device) + 0.5) * (c * s) - n * s / 2
+        for n, c, s in zip(size, cell, spacing, strict=True)
+    ]
+    centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    return centres.to(matrix.dtype) @ matrix.mT
+
+
 def turned(image: Tensor, valid: Tensor, spacing: Sequence[float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """One geometry a sample, drawn by :func:`sample_affine`: the image, zero outside, and where it holds content.
 

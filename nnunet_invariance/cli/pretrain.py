@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "pretrain anatomix --network anatomix --out DIR.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("method", choices=["alice", "mae", "anatomix", "puir"], help="the method")
+    parser.add_argument("method", choices=["alice", "mae", "anatomix", "puir", "sam"], help="the method")
     parser.add_argument("dataset", nargs="?", help="name or id of the dataset")
     parser.add_argument("configuration", nargs="?", help="configuration of the plans, for example 3d_fullres")
     parser.add_argument("--network", metavar="NAME", help="without a dataset: anatomix, plain4 or plain6")
@@ -39,6 +39,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, data and augmentation")
     parser.add_argument("--c", action="store_true", help="continue the last run")
     parser.add_argument(
+        "--pairs",
+        choices=["coordinates", "sam", "same-volume", "random"],
+        help="alice: how the two crops of a pair are aligned (not given: coordinates); sam: by `pretrain sam`",
+    )
+    parser.add_argument(
+        "--patients",
+        metavar="PATTERN",
+        help="alice --pairs sam: pattern whose first group is the patient in a case's name",
+    )
+    parser.add_argument("--preview", action="store_true", help="sam: leave preview.png, points and their matches")
+    parser.add_argument(
         "--set",
         nargs="+",
         default=[],
@@ -55,12 +66,22 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
+    flags = {"alignment": args.pairs, "patients": args.patients}
+    words += [f"{field}={value}" for field, value in flags.items() if value is not None]
     try:
         if args.network:
             path = run_preset(args.method, args.network, args.out, args.device, args.c, words)
         else:
             path = run_pretraining(
-                args.method, args.dataset, args.configuration, args.plans, args.images, args.device, args.c, words
+                args.method,
+                args.dataset,
+                args.configuration,
+                args.plans,
+                args.images,
+                args.device,
+                args.c,
+                words,
+                args.preview,
             )
     except Stopped as stopped:
         print(stopped)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nnunet_invariance.errors import OptionError
 
-SOURCES = ("nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "encoder")
+SOURCES = ("nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "encoder")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -94,7 +94,10 @@ def _import(args: argparse.Namespace) -> int:
     beside = None if file == args.file else Path(file.stem + SUFFIX)  # of a hub's file, not in the hub's cache
     out = import_foreign(file, args.out or beside, args.source, plans, args.configuration)
     print(describe_text(out))
-    print(f"written: {out}\nuse it: nnunet-invariance weights plan DATASET {out}")
+    use = f"weights plan DATASET {out}"
+    if args.source == "sam":
+        use = f"pretrain sam DATASET CONFIGURATION --set backbone=resnet start={out}"
+    print(f"written: {out}\nuse it: nnunet-invariance {use}")
     return 0
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +14,22 @@ from torch.utils.data import Dataset
 
 from nnunet_invariance.augmentation.device_views import apply_intensity, sample_intensity, turned
 from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
+from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.losses.self_distillation import SelfDistillationLoss
 from nnunet_invariance.networks.casa import CrossAttentionAlignment
 from nnunet_invariance.networks.distillation_head import DistillationHead
 from nnunet_invariance.networks.planned import cumulative_strides, decode, to_tokens
-from nnunet_invariance.pretraining.alignment import Alignment, BodyCoordinates
+from nnunet_invariance.pretraining.alignment import Alignment, BodyCoordinates, RandomPlaces, SameVolume
+from nnunet_invariance.pretraining.cases import Manifest
 from nnunet_invariance.pretraining.crops import PairedCrops
+from nnunet_invariance.pretraining.distributed import Ranks
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.mining import EVERYONE, MiningOptions, mined_pairs
+from nnunet_invariance.weights.locate import FINAL
+
+#: Beside "sam", the pairs that are mined with an anatomical embedding.
+ALIGNMENTS = {"coordinates": BodyCoordinates, "same-volume": SameVolume, "random": RandomPlaces}
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,9 @@ class AliceOptions:
         teacher_temperature: the teacher's, after its warm-up.
         teacher_temperature_start: the teacher's in step 0; rises linearly over the first 3 % of the run.
         ema_start: the teacher's momentum in step 0; goes to 1 along a cosine.
+        alignment: what aligns the crops of a pair: "coordinates", "sam" (pairs mined by ``pretrain sam``),
+            "same-volume" or "random"; the flag ``--pairs``.
+        patients: pattern whose first group is the patient in a case's name, for mining; the flag ``--patients``.
         hidden: width of the projection head's MLP; 0 means eight times the token stage's channels, at most 2048.
     """
 
@@ -50,6 +62,8 @@ class AliceOptions:
     teacher_temperature: float = 0.01
     teacher_temperature_start: float = 0.008
     ema_start: float = 0.996
+    alignment: str = "coordinates"
+    patients: str = EVERYONE
     hidden: int = 0
     codes: int = 512
 
@@ -93,7 +107,10 @@ class Alice(Method):
 
     def __init__(self, setup: Setup, options: AliceOptions, alignment: Alignment | None = None) -> None:
         super().__init__(setup, options)
-        self.alignment = alignment or BodyCoordinates()
+        if options.alignment not in (*ALIGNMENTS, "sam"):
+            known = ", ".join((*ALIGNMENTS, "sam"))
+            raise OptionError(f"--pairs {options.alignment}: expected one of {known}.")
+        self.alignment = alignment or ALIGNMENTS.get(options.alignment, BodyCoordinates)()
         self.pairs = options.pairs or max(1, setup.batch_size // 2)
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
         encoder = self.network.encoder
@@ -114,6 +131,19 @@ class Alice(Method):
         self.teacher.eval()
         self.heads.teacher.eval()
         return self
+
+    def prepare(self, manifest: Manifest, folder: Path, group: Ranks) -> None:
+        """Read the mined pairs of ``pretrain sam`` where they are asked for; the first rank mines what is not there."""
+        if self.options.alignment != "sam":
+            return
+        embedding = folder.with_name(folder.name.replace(self.name, "sam", 1))
+        options = MiningOptions(patients=self.options.patients)
+        found = (embedding, embedding / FINAL, manifest, options, group.device.type)
+        if group.first:
+            self.alignment = mined_pairs(*found)
+        group.barrier()
+        if not group.first:
+            self.alignment = mined_pairs(*found)
 
     def source(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""

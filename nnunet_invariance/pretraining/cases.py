@@ -50,7 +50,8 @@ def load_volume(case: Case) -> Any:
     return infer_dataset_class(case.folder)(case.folder, [case.name]).load_case(case.name)[0]
 
 
-def _body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
+def body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Bounding box of the bright part (above Otsu's threshold) of one channel, ((lo, hi), ...) in voxels."""
     step = tuple(slice(None, None, max(1, n // 64)) for n in image.shape)
     bright = np.argwhere(image[step] > threshold_otsu(image[step]))
     low, high = bright.min(0), bright.max(0) + 1
@@ -74,7 +75,7 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missin
         return SkippedCase(name, "has a constant channel" if images else "has no channel that is not constant")
     if any(n < c for n, c in zip(shape, cell, strict=True)):
         return SkippedCase(name, f"is too small: {shape} voxels, expected at least {tuple(cell)}")
-    return Case(name, str(folder), tuple(int(n) for n in shape), _body_box(images[0]))
+    return Case(name, str(folder), tuple(int(n) for n in shape), body_box(images[0]))
 
 
 def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], missing: bool) -> str:

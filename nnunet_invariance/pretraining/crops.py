@@ -7,8 +7,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from nnunet_invariance.pretraining.alignment import Alignment
+from nnunet_invariance.pretraining.alignment import Alignment, point_in_body
 from nnunet_invariance.pretraining.cases import Case, load_volume
+
+
+def crop_origin(shape: Sequence[int], center: np.ndarray, size: Sequence[int]) -> list[int]:
+    """First voxel of a crop of ``size`` around ``center``, shifted to stay inside where the volume is large enough."""
+    return [
+        int(np.clip(round(c) - s // 2, 0, n - s)) if n >= s else -((s - n) // 2)
+        for c, s, n in zip(center, size, shape, strict=True)
+    ]
 
 
 def crop(volume, center: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -17,10 +25,7 @@ def crop(volume, center: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, n
     Returns the crop (C, *size) with zeros outside, and a mask (1, *size) that is True inside the volume.
     """
     shape = volume.shape[1:]
-    low = [
-        int(np.clip(round(c) - s // 2, 0, n - s)) if n >= s else -((s - n) // 2)
-        for c, s, n in zip(center, size, shape, strict=True)
-    ]
+    low = crop_origin(shape, center, size)
     inside = tuple(slice(max(0, a), min(n, a + s)) for a, s, n in zip(low, size, shape, strict=True))
     place = tuple(slice(i.start - a, i.stop - a) for i, a in zip(inside, low, strict=True))
     image = np.zeros((volume.shape[0], *size), np.float32)
@@ -65,15 +70,10 @@ class RandomCrops(Dataset):
         """``image`` (B, C, *size), ``valid`` (B, 1, *size) boolean and ``keys`` (B names)."""
         rng = self._generator(step)
         drawn = [self.cases[i] for i in rng.integers(len(self.cases), size=self.samples)]
-        return self._batch([(case, self._point(case, rng)) for case in drawn])
+        return self._batch([(case, point_in_body(case, rng)) for case in drawn])
 
     def _generator(self, step: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, self.rank, step))
-
-    @staticmethod
-    def _point(case: Case, rng: np.random.Generator) -> np.ndarray:
-        body = np.asarray(case.body, dtype=float)
-        return rng.uniform(body[:, 0], body[:, 1])
 
     def _batch(self, places: Sequence[tuple[Case, np.ndarray]]) -> dict:
         images, valid = zip(*(crop(self._open(case), point, self.size) for case, point in places), strict=True)
@@ -111,10 +111,51 @@ class PairedCrops(RandomCrops):
         rng = self._generator(step)
         first, second, scores = [], [], []
         for _ in range(self.samples):
-            a, b = (self.cases[i] for i in rng.choice(len(self.cases), 2, replace=False))
-            point = self._point(a, rng)
-            partner, score = self.alignment.match(a, b, point[None])
-            first.append((a, point))
-            second.append((b, partner[0]))
-            scores.append(score[0])
+            pair = self.alignment.draw(self.cases, rng)
+            first.append((pair.source, pair.point))
+            second.append((pair.target, pair.match))
+            scores.append(pair.score)
         return {**self._batch(first + second), "score": torch.tensor(scores)}
+
+
+class OverlappingCrops(RandomCrops):
+    """Two views of each of P volumes, ordered V1..VP, W1..WP; both see one random place in most of them.
+
+    A view shows a box of 0.6 to 1 of the crop, or of the volume where that is smaller: what lies outside is zero and
+    not valid, so that the border of the image tells no place from another.
+
+    Args:
+        cases: P or more.
+        samples: P, the volumes a step; none is drawn twice.
+    """
+
+    TOGETHER = 0.8  # share of the volumes whose views have a place in common for sure
+    SHOWN = (0.6, 1.0)
+
+    def __getitem__(self, step: int) -> dict:
+        """As :class:`RandomCrops` with B = 2P, and ``origin`` (B, 3), each crop's first voxel in its volume."""
+        rng = self._generator(step)
+        views: list[list[tuple[Case, np.ndarray]]] = [[], []]
+        for i in rng.choice(len(self.cases), self.samples, replace=False):
+            case = self.cases[i]
+            point = point_in_body(case, rng)
+            other = point if rng.random() < self.TOGETHER else point_in_body(case, rng)
+            for view, place in zip(views, (point, other), strict=True):
+                view.append((case, self._box(case, place, rng)))
+        boxes = views[0] + views[1]
+        centres = [box.mean(1) for _, box in boxes]
+        batch = self._batch([(case, centre) for (case, _), centre in zip(boxes, centres, strict=True)])
+        origins = [crop_origin(case.shape, c, self.size) for (case, _), c in zip(boxes, centres, strict=True)]
+        for valid, (_, box), origin in zip(batch["valid"], boxes, origins, strict=True):
+            low, high = (box.round().astype(int) - np.asarray(origin)[:, None]).clip(0).T
+            shown = torch.zeros_like(valid)
+            shown[(slice(None), *map(slice, low, high))] = True
+            valid &= shown
+        batch["image"] = batch["image"] * batch["valid"]
+        return {**batch, "origin": torch.tensor(origins, dtype=torch.float32)}
+
+    def _box(self, case: Case, point: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A box (3, 2) in voxels that holds the point and lies in the volume."""
+        extent = np.minimum(self.size, case.shape) * rng.uniform(*self.SHOWN, 3)
+        low = np.clip(point - extent * rng.uniform(0.1, 0.9, 3), 0, np.asarray(case.shape) - extent)
+        return np.stack((low, low + extent), 1)

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
-from nnunet_invariance.pretraining.cases import Case
+from nnunet_invariance.pretraining.cases import Case, Manifest
+from nnunet_invariance.pretraining.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ class Method(nn.Module):
         super().__init__()
         self.setup, self.options = setup, options
         self.network = self.build_network()
-        for layer in self.network.decoder.seg_layers[:-1]:
-            layer.requires_grad_(False)  # only the full-resolution output is used; DDP wants no idle parameters
+        if hasattr(self.network, "decoder"):
+            # only the full-resolution output is used; DDP wants no idle parameters
+            self.network.decoder.seg_layers[:-1].requires_grad_(False)
         strides = self.network.encoder.strides
         self.stage = token_stage(strides)
         self.cell = cumulative_strides(strides)[self.stage]
@@ -111,6 +114,9 @@ class Method(nn.Module):
     def build_network(self) -> nn.Module:
         """The network that is pre-trained, with an encoder and a decoder as nnU-Net plans them."""
         return self.setup.architecture.build()
+
+    def prepare(self, manifest: Manifest, folder: Path, group: Ranks) -> None:
+        """Called on every rank before the first step: read, or make on the first rank, what lies beside ``folder``."""
 
     @abstractmethod
     def source(self, steps: int, seed: int, rank: int) -> Dataset:

@@ -24,16 +24,18 @@ from nnunet_invariance.pretraining.distributed import Ranks, ranks
 from nnunet_invariance.pretraining.images import find_scans, preprocess_images
 from nnunet_invariance.pretraining.loop import FINAL, LATEST, Loop, LoopOptions
 from nnunet_invariance.pretraining.mae import MAE
+from nnunet_invariance.pretraining.match_preview import preview_matches
 from nnunet_invariance.pretraining.method import Method
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
 from nnunet_invariance.pretraining.puir import PUIR
+from nnunet_invariance.pretraining.sam import SAM
 from nnunet_invariance.pretraining.target import Target, planned_target, preset_target
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, Anatomix, PUIR)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, Anatomix, PUIR, SAM)}
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
 SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 
@@ -71,10 +73,12 @@ def run_pretraining(
     device: str = "cuda",
     resume: bool = False,
     settings: Sequence[str] = (),
+    preview: bool = False,
 ) -> Path:
     """Pre-train ``method`` on a dataset's preprocessed cases and on folders of unlabelled scans.
 
-    Returns the finished checkpoint below ``nnUNet_results/<dataset>/pretraining/``.
+    Returns the finished checkpoint below ``nnUNet_results/<dataset>/pretraining/``; with ``preview`` (of "sam") leaves
+    a picture of matches beside it.
 
     Raises:
         InvarianceError: one of its kinds, for anything that is wrong with the input.
@@ -82,6 +86,8 @@ def run_pretraining(
     """
     kind = METHODS[method]
     options = _options(kind, settings)
+    if preview and kind is not SAM:
+        raise OptionError(f"--preview shows matches of the anatomical embedding; {method} makes none. Leave it away.")
     _check_device(device)
     planned = open_planned_dataset(dataset, configuration, plans_name)
     require_supported(planned, method, kind.dimensions, kind.minimum_channels)
@@ -90,7 +96,7 @@ def run_pretraining(
     for scans in images:
         find_scans(scans, planned)
     target = planned_target(kind, planned, plans_name)
-    return _run(kind, target, options, device, resume, lambda group: _collect(planned, images, group, kind))
+    return _run(kind, target, options, device, resume, lambda group: _collect(planned, images, group, kind), preview)
 
 
 def run_preset(
@@ -117,6 +123,7 @@ def _run(
     device: str,
     resume: bool,
     collect: Callable[[Ranks], Manifest],
+    preview: bool = False,
 ) -> Path:
     """The run itself, once it is known what is pre-trained; ``collect`` finds the cases."""
     folder = target.folder
@@ -128,12 +135,16 @@ def _run(
             logger.info("pre-training %s on %s", kind.name, target.title)
             manifest = collect(group)
             loop = _make_loop(target, manifest, options, kind, group)
-            if resume:
-                if (folder / FINAL).is_file():
-                    logger.info("this pre-training is finished: %s", folder / FINAL)
-                    return folder / FINAL
-                _restore(loop, folder, manifest)
-            return loop.run()
+            if resume and (folder / FINAL).is_file():
+                logger.info("this pre-training is finished: %s", folder / FINAL)
+            else:
+                if resume:
+                    _restore(loop, folder, manifest)
+                loop.method.prepare(manifest, folder, group)
+                loop.run()
+            if preview and group.first:
+                preview_matches(folder, manifest.cases, device)
+            return folder / FINAL
 
 
 def _check_device(device: str) -> None:

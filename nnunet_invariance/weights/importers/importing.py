@@ -12,9 +12,9 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatible
 from nnunet_invariance.weights.checkpoint import SUFFIX, save_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.foreign import open_foreign
-from nnunet_invariance.weights.importers import anatomix_vit, encoder, nnssl, nnunet
+from nnunet_invariance.weights.importers import anatomix_vit, encoder, nnssl, nnunet, sam
 from nnunet_invariance.weights.importers.anatomix import ReleasedUNet
-from nnunet_invariance.weights.importers.network import ForeignNetwork, own_tensors
+from nnunet_invariance.weights.importers.network import ForeignNetwork, own_heads, own_tensors
 
 
 class Source(Protocol):
@@ -39,6 +39,7 @@ SOURCES: dict[str, Source] = {
     "anatomix": ReleasedUNet("anatomix"),
     "anatomix-dev": ReleasedUNet("anatomix-dev"),
     "anatomix-dev-vit": anatomix_vit,
+    "sam": sam,
     "encoder": encoder,
 }
 PACKAGES = ("nnunet_invariance", "nnunetv2", "torch")
@@ -130,7 +131,9 @@ def import_foreign(
         "citation": network.citation,
         "parent_sha256": file_sha256(path),
     }
-    save_checkpoint(out, {f"network.{key}": tensor for key, tensor in tensors.items()}, metadata)
+    heads = own_heads(path, network)
+    sections = (("network", tensors), ("heads", heads))
+    save_checkpoint(out, {f"{section}.{key}": t for section, named in sections for key, t in named.items()}, metadata)
     return out
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
+from nnunet_invariance.networks.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.anatomix_unet import DESIGNS, arch_kwargs
 from nnunet_invariance.networks.anatomix_unet import NETWORK as ANATOMIX
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
@@ -40,6 +41,7 @@ class ForeignNetwork:
         citation: what its authors ask to be cited.
         method: whose trainer takes the weights; None where it is none's in particular, and the source is named instead.
         notes: what else should be kept, for the options of the imported file.
+        heads: what stands beside the encoder of an anatomical embedding, by our names.
     """
 
     state: dict[str, Tensor]
@@ -49,6 +51,7 @@ class ForeignNetwork:
     citation: str = "none given in the file"
     method: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, Tensor] = field(default_factory=dict)
 
 
 def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes: int) -> Architecture:
@@ -167,10 +170,29 @@ def own_tensors(path: Path, network: ForeignNetwork) -> tuple[dict[str, Tensor],
     encoder, decoder = (_fitting(wanted, found, part) for part in (ENCODER, DECODER))
     if encoder is None:
         raise _incomplete(path, wanted, found)
-    if decoder is None:
+    if not decoder:
         left_out += [name for name in found if name.startswith(DECODER)]
         return encoder, ["encoder"], left_out
     return {**encoder, **decoder}, ["encoder", "decoder"], left_out
+
+
+def own_heads(path: Path, network: ForeignNetwork) -> dict[str, Tensor]:
+    """The heads of an anatomical embedding, all of them and in their shapes; empty where a network has none to have.
+
+    Raises:
+        WeightsIncompatibleError: one is missing or of another shape. CheckpointCorruptError: values not finite.
+    """
+    if not network.heads:
+        return {}
+    encoder = _skeleton(path, network.architecture).encoder
+    with torch.device("meta"):
+        wanted = unique_tensors(EmbeddingHead(encoder.output_channels, encoder.strides))
+    found = {name: _checked(path, name, tensor) for name, tensor in network.heads.items()}
+    differ = [n for n in {**wanted, **found} if n not in wanted or n not in found or wanted[n].shape != found[n].shape]
+    if differ:
+        msg = f"{path} does not hold the heads of an anatomical embedding as published; these differ:\n"
+        raise WeightsIncompatibleError(msg + "\n".join(shortened([f"  {name}" for name in differ])))
+    return found
 
 
 def _skeleton(path: Path, architecture: Architecture) -> nn.Module:

@@ -1,0 +1,198 @@
+"""Mined pairs: who is paired with whom, the table and its file, drawing, and what mining is good for."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from known_anatomy import true_matches, write_volumes
+from test_networks import architecture
+
+from nnunet_invariance.cli.main import main
+from nnunet_invariance.errors import (
+    CheckpointCorruptError,
+    OptionError,
+    TooFewVolumesError,
+    WeightsIncompatibleError,
+    WeightsNotFoundError,
+)
+from nnunet_invariance.pretraining.alignment import BodyCoordinates, RandomPlaces, SameVolume
+from nnunet_invariance.pretraining.cases import Case, load_volume
+from nnunet_invariance.pretraining.embedder import Embedder
+from nnunet_invariance.pretraining.method import Setup
+from nnunet_invariance.pretraining.mining import (
+    MinedPairs,
+    MiningOptions,
+    PairTable,
+    choose_partners,
+    load_pairs,
+    mine_pairs,
+    patients_of,
+    save_pairs,
+)
+from nnunet_invariance.pretraining.run import run_pretraining
+from nnunet_invariance.pretraining.sam import SAM, SAMOptions
+
+CASES = [Case(f"p{i // 2}_{i}", "", (20, 20, 20), ((0, 20),) * 3) for i in range(6)]
+
+
+def make_sam(cases, features, volumes=2):
+    torch.manual_seed(0)
+    planned = architecture(strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)))
+    planned.arch_kwargs["features_per_stage"] = [8, 16, 32, 64]
+    setup = Setup(planned, (24, 24, 24), (1.0, 1.0, 1.0), 4, False, tuple(cases))
+    return SAM(setup, SAMOptions(volumes=volumes, features=features)).train()
+
+
+def embedder(sam):
+    return Embedder(sam.network.encoder, sam.heads, sam.size, sam.setup.spacing, "cpu")
+
+
+def small_table():
+    rng = np.random.default_rng(0)
+    source = np.repeat(np.arange(6, dtype=np.int32), 2)
+    points = rng.uniform(0, 20, (2, 12, 3)).astype(np.float32)
+    score = np.linspace(0.5, 0.95, 12).astype(np.float32)
+    good = score > 0.7
+    return PairTable(source, (source + 2) % 6, *points, score, np.zeros(12, np.float32), good)
+
+
+def test_patients_are_kept_apart():
+    patients = patients_of(CASES, r"(p\d)_.*")
+    assert patients == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    partners = choose_partners(patients, 3, np.random.default_rng(0))
+    assert all(len(set(chosen)) == 3 for chosen in partners)
+    assert all(patients[i] != patients[j] for i, chosen in enumerate(partners) for j in chosen)
+    assert all(len(chosen) == 4 for chosen in choose_partners(patients, 8, np.random.default_rng(0)))
+    with pytest.raises(TooFewVolumesError, match="two patients or more"):
+        choose_partners(["a", "a"], 8, np.random.default_rng(0))
+    with pytest.raises(TooFewVolumesError, match=r"1 volume"):
+        choose_partners(["a"], 8, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error"),
+    [("(p", "not a regular expression"), ("p.*", "has no group"), ("(x)", "does not fit the case 'p0_0'")],
+)
+def test_patterns_that_name_no_patient_are_refused(pattern, error):
+    with pytest.raises(OptionError, match=error):
+        patients_of(CASES, pattern)
+
+
+def test_a_table_is_read_as_written_and_only_for_its_own_data(tmp_path):
+    table, sheet = small_table(), {"manifest_sha256": "abc", "points": 256}
+    save_pairs(tmp_path, table, sheet)
+    read = load_pairs(tmp_path, sheet)
+    assert all(np.array_equal(value, getattr(table, name)) for name, value in vars(read).items())
+    assert {p.name for p in tmp_path.iterdir()} == {"pairs.safetensors", "pairs.json"}
+    with pytest.raises(WeightsIncompatibleError, match=r"manifest_sha256 is 'abc', expected 'xyz'.*mined anew"):
+        load_pairs(tmp_path, {"manifest_sha256": "xyz"})
+    data = bytearray((tmp_path / "pairs.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "pairs.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointCorruptError, match="does not match the checksum"):
+        load_pairs(tmp_path, sheet)
+
+
+def test_pairs_are_drawn_from_the_good_rows_and_matches_follow_the_nearest():
+    table = small_table()
+    pairs, rng = MinedPairs(CASES, table), np.random.default_rng(0)
+    drawn = [pairs.draw(CASES, rng) for _ in range(200)]
+    assert {p.source.name for p in drawn} == {c.name for c in CASES}
+    scores = {p.source.name: min(q.score for q in drawn if q.source == p.source) for p in drawn}
+    without_good = {CASES[i].name for i in range(6) if not table.good[table.source == i].any()}
+    assert all((score > 0.7) != (name in without_good) for name, score in scores.items())
+    row = 11
+    source, target = CASES[table.source[row]], CASES[table.target[row]]
+    moved, score = pairs.match(source, target, table.point[row][None] + 0.25)
+    assert np.allclose(moved, table.match[row] + 0.25, atol=1e-5)
+    assert score[0] == table.score[row]
+    with pytest.raises(WeightsIncompatibleError, match="has none of"):
+        pairs.match(target, source, table.point[:1])
+
+
+def test_the_other_alignments():
+    rng = np.random.default_rng(0)
+    same = SameVolume().draw(CASES, rng)
+    assert same.source is same.target
+    assert np.array_equal(same.point, same.match)
+    points = rng.uniform(0, 20, (50, 3))
+    once, score = RandomPlaces().match(CASES[0], CASES[1], points)
+    assert np.array_equal(once, RandomPlaces().match(CASES[0], CASES[1], points)[0])
+    assert np.ptp(once, axis=0).min() > 10
+    assert (score == 1).all()
+
+
+def test_mining_finds_the_points_of_a_copy_of_the_volume(tmp_path):
+    """Partners that hold the same image match at the same place, with similarity 1 and a cycle error below a cell."""
+    cases, _ = write_volumes(tmp_path / "a", 1)
+    embed = embedder(make_sam(cases, features=8))
+    twin = [cases[0], Case(cases[0].name, cases[0].folder, cases[0].shape, cases[0].body)]
+    options = MiningOptions(points=20, patients="(.*)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunet_invariance.pretraining.mining.patients_of", lambda cases, pattern: ["a", "b"])
+        table = mine_pairs(embed, twin, options)
+    assert len(table.source) == 40
+    assert table.good.all()
+    assert np.allclose(table.score, 1, atol=1e-4)
+    assert (np.abs(table.match - table.point) <= 2 + 1e-4).all()  # an odd side ends in half a cell
+    again = embed(load_volume(cases[0])[:])
+    assert again.fine.shape[1:] == tuple(n // 2 if n % 2 == 0 else (n + 1) // 2 - 1 for n in cases[0].shape)
+
+
+@pytest.fixture
+def results(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    return tmp_path / tiny.name / "pretraining"
+
+
+def test_alice_draws_from_pairs_that_are_mined_once(tiny, results):
+    words = ["epochs=1", "iterations=1", "workers=0"]
+    alice = ["-device", "cpu", "--epochs", "1", "--iterations", "1", "--set", "workers=0", "hidden=8", "codes=8"]
+    command = ["pretrain", "alice", tiny.name, "3d_fullres", *alice]
+    with pytest.raises(WeightsNotFoundError, match="--pairs sam needs a finished anatomical embedding"):
+        run_pretraining("alice", tiny.name, "3d_fullres", device="cpu", settings=[*words, "alignment=sam"])
+    run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*words, "volumes=2", "features=4"])
+    folder = results / "sam__nnUNetPlans__3d_fullres"
+    assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)"]) == 0
+    sheet = json.loads((folder / "pairs.json").read_text())
+    assert sheet["pairs"] == 6 * 5 * 256  # six volumes, so five partners each
+    assert len(sheet["cases"]) == 6
+    stamp = (folder / "pairs.safetensors").stat().st_mtime_ns
+    assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)"]) == 0
+    assert (folder / "pairs.safetensors").stat().st_mtime_ns == stamp
+    sheet["manifest_sha256"] = "of other data"
+    (folder / "pairs.json").write_text(json.dumps(sheet))
+    assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)"]) == 2
+    assert main([*command, "--pairs", "random"]) == 0
+    assert main([*command, "--pairs", "same-volume"]) == 0
+
+
+@pytest.mark.slow
+def test_mined_pairs_beat_coordinates_and_random_places_on_known_deformations(tmp_path):
+    """Fields of view of 0.7 to 1 of the body on each axis, waves of up to 1.5 voxels, scales of 0.95 to 1.05."""
+    cases, deformations = write_volumes(tmp_path / "volumes", 8)
+    sam = make_sam(cases, features=32)
+    optimizer = torch.optim.AdamW([p for p in sam.parameters() if p.requires_grad], 1e-3)
+    source, generator = sam.source(150, 0, 0), torch.Generator()
+    for step in range(150):
+        generator.manual_seed(step)
+        batch = {k: v for k, v in source[step].items() if k != "keys"}
+        losses = sam(sam.make_views(batch, generator), step / 150).losses
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    mined = MinedPairs(cases, mine_pairs(embedder(sam), cases, MiningOptions(points=64)))
+    rng = np.random.default_rng(0)
+    pairs = [mined.draw(cases, rng) for _ in range(1000)]
+
+    def error(matches):
+        true = [true_matches(p.source, p.target, p.point, deformations) for p in pairs]
+        return np.nanmean(np.linalg.norm(np.stack(matches) - np.stack(true), axis=1))
+
+    def of(alignment):
+        return error([alignment.match(p.source, p.target, p.point[None])[0][0] for p in pairs])
+
+    errors = error([p.match for p in pairs]), of(BodyCoordinates()), of(RandomPlaces())
+    print("mean displacement in voxels: mined {:.2f}, coordinates {:.2f}, random {:.2f}".format(*errors))
+    assert errors[0] < 0.85 * errors[1] < errors[2]
