@@ -33,7 +33,7 @@ WITHOUT_TWIN = {"BaselineTrainer"}
 REGISTRY: dict[str, dict[str, str]] = {
     TRAINER_WALK: TRAINERS,
     "nnunetv2.experiment_planning": {},
-    "nnunetv2.preprocessing.normalization": {},
+    "nnunetv2.preprocessing.normalization": {"SoftTissueWindowNormalization": "nnunet_invariance.plans.normalization"},
 }
 
 _LENGTH = re.compile(r"_([1-9][0-9]*)epochs?$")

@@ -117,4 +117,4 @@ class PairedCrops(RandomCrops):
             first.append((a, point))
             second.append((b, partner[0]))
             scores.append(score[0])
-        return {**self._batch(first + second), "score": torch.tensor(scores)}
+        return {**self._batch(first + second), "score": torch.tensor(scores, dtype=torch.float32)}

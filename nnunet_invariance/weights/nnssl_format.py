@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.checkpoint import Checkpoint
-from nnunet_invariance.weights.importers.network import architecture_of
+from nnunet_invariance.weights.importers.network import CLASSES, NNFORMER, architecture_of
 
 NAMES = ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
 _CARRIED = (
@@ -37,7 +38,14 @@ def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) ->
 
 
 def names_of(architecture: Architecture) -> dict[str, Any]:
-    """Where the network keeps encoder, stem, first convolution and position embedding (none, hence None)."""
+    """Where the network keeps encoder, stem, first convolution and position embedding (none, hence None).
+
+    Raises:
+        WeightsIncompatibleError: a network that nnssl does not have.
+    """
+    if architecture.network_class_name == CLASSES[NNFORMER]:
+        msg = f"nnssl, and nnU-Net's fine-tuning of its checkpoints, know no {NNFORMER}. "
+        raise WeightsIncompatibleError(msg + "Export it with --format nnunet.")
     with torch.device("meta"):
         network = architecture.build()
     return {name: list(v) if isinstance(v := getattr(network, name), tuple) else v for name in NAMES}

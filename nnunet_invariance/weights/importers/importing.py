@@ -13,11 +13,11 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatible
 from nnunet_invariance.weights.checkpoint import SUFFIX, save_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.foreign import open_foreign
-from nnunet_invariance.weights.importers import encoder, nnssl, nnunet
+from nnunet_invariance.weights.importers import alice, encoder, nnssl, nnunet
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_tensors
 
 #: In the order in which they are tried: nnssl's files have the keys of nnU-Net's too.
-SOURCES: dict[str, ModuleType] = {"nnssl": nnssl, "nnunet": nnunet, "encoder": encoder}
+SOURCES: dict[str, ModuleType] = {"alice": alice, "nnssl": nnssl, "nnunet": nnunet, "encoder": encoder}
 PACKAGES = ("nnunet_invariance", "nnunetv2", "torch")
 SHOWN = 6
 #: What reading a dictionary raises that is not made as its source makes it.
