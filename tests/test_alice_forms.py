@@ -112,6 +112,18 @@ def test_token_and_class_terms_equal_the_slow_loop_under_every_guard(guard, dtyp
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+def test_reconstruction_of_masked_voxels_equals_the_slow_loop(dtype, tolerance):
+    x, y = random(2, 3, 2, 4, 2, dtype=dtype), random(2, 3, 2, 4, 2, dtype=dtype, seed=1)
+    hidden = random(2, 1, 2, 4, 2, seed=2) > 0
+    rows = []
+    for b in range(2):
+        places = hidden[b, 0].nonzero().tolist()
+        errors = [sum((x[b, c, i, j, k] - y[b, c, i, j, k]).item() ** 2 for c in range(3)) / 3 for i, j, k in places]
+        rows.append(sum(errors) / len(errors))
+    assert MaskedReconstructionLoss()(x, y, hidden).item() == pytest.approx(sum(rows) / 2, rel=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 def test_reconstruction_of_all_voxels_is_the_plain_squared_error(dtype, tolerance):
     x, y = random(2, 1, 3, 4, 2, dtype=dtype), random(2, 1, 3, 4, 2, dtype=dtype, seed=1)
     everywhere = torch.ones(2, 1, 3, 4, 2, dtype=torch.bool)

@@ -20,7 +20,8 @@ from nnunet_invariance.weights.importers.nnssl import IMPORTED, RESENC_L
 from nnunet_invariance.weights.inspect import describe
 from nnunet_invariance.weights.transfer import inject
 
-CELLS = [(source, network) for source in SOURCES for network in NETWORKS]
+# the release of Alice has one network, in test_nnformer.py
+CELLS = [(source, network) for source in SOURCES if source != "alice" for network in NETWORKS]
 
 
 def take(source: str, path: Path, **changes) -> Path:

@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import threads_for_processes
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from small_checkpoints import build
 from tiny_trainers import make_trainer, values
 
@@ -22,6 +25,7 @@ from nnunet_invariance.networks.window_attention import (
 from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 from nnunet_invariance.plans.nnformer import NETWORK, nnformer_patch, read_axes, write_nnformer_plans
 from nnunet_invariance.plans.normalization import SoftTissueWindowNormalization
+from nnunet_invariance.pretraining.cases import load_volume, scan_cases
 from nnunet_invariance.pretraining.run import run_pretraining
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.importers.importing import import_foreign
@@ -207,6 +211,14 @@ def plans(tiny, tmp_path, monkeypatch):
         file.unlink()
 
 
+def test_a_patch_that_does_not_fit_stops_the_pretraining_before_it_writes(tiny, plans, tmp_path):
+    plans["configurations"]["3d_fullres"]["patch_size"] = [64, 72, 64]
+    (tiny.preprocessed / tiny.name / "nnUNetPlans_small.json").write_text(json.dumps(plans))
+    with pytest.raises(UnsupportedConfigurationError, match=r"\(64, 72, 64\) voxels"):
+        run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
 def test_alice_pretrains_it_with_the_released_settings_and_the_trainer_takes_it(tiny, plans):
     words = ["preset=a-code", "epochs=1", "iterations=1", "workers=0", "hidden=16", "codes=16"]
     path = run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
@@ -326,6 +338,14 @@ def test_weights_plan_writes_the_plan_of_an_imported_file(tiny, plans, tmp_path,
     assert configuration["data_identifier"] == "nnUNetPlans_small_alice_3d_fullres"
     assert configuration["nnunet_invariance"]["source"] == "student"
     assert "encoder: 100.00% from the file" in fitted.decisions
+    with threads_for_processes():
+        preprocess_dataset(777, "nnUNetPlans_small_alice", ("3d_fullres",), (1,), show_progress_bar=False)
+    folder = fitted.path.parent / configuration["data_identifier"]
+    cases, _ = scan_cases(folder, 1, (16, 16, 16))
+    ranges = [(float(volume.min()), float(volume.max())) for volume in (load_volume(case)[:] for case in cases)]
+    assert len(ranges) == 6
+    assert all(0 <= low < high <= 1 for low, high in ranges)
+    shutil.rmtree(folder)
     own = fit_plans_to_checkpoint(tiny.name, file, "nnUNetPlans_small", new_plans_name="nnUNetPlans_small_kept")
     trainer = make_trainer(tiny, "AliceTrainer_1epoch", json.loads(own.path.read_text()))
     trainer.on_train_start()
@@ -334,3 +354,16 @@ def test_weights_plan_writes_the_plan_of_an_imported_file(tiny, plans, tmp_path,
     assert torch.equal(index, released_index(4))
     assert main(["weights", "plan", tiny.name]) == 2
     assert "either FILE or --preset" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.commands
+def test_stock_commands_train_and_predict_under_a_plan_that_names_it(tiny, plans, tmp_path):
+    from test_stock_commands import check_predictions, stock
+
+    words = ("-p", "nnUNetPlans_small", "-tr", "AliceTrainer_scratch_1epoch", "-device", "cpu")
+    stock("nnUNetv2_train", "777", "3d_fullres", "0", *words, nnUNet_results=str(tmp_path))
+    images, out = tiny.raw / tiny.name / "imagesTs", tmp_path / "predicted"
+    where = ("-i", images, "-o", out, "-d", "777", "-c", "3d_fullres", "-f", "0", "--disable_tta")
+    stock("nnUNetv2_predict", *where, *words, nnUNet_results=str(tmp_path))
+    check_predictions(out)
