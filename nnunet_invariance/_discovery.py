@@ -38,7 +38,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "PUIRPlanner": "nnunet_invariance.plans.puir_planner",
         "PUIRPlannerResEncL": "nnunet_invariance.plans.puir_planner",
     },
-    "nnunetv2.preprocessing.normalization": {"CTWindowTo01Normalization": "nnunet_invariance.plans.ct_window"},
+    "nnunetv2.preprocessing.normalization": {
+        "CTWindowTo01Normalization": "nnunet_invariance.plans.ct_window",
+        "SoftTissueWindowNormalization": "nnunet_invariance.plans.normalization",
+    },
 }
 
 _LENGTH = re.compile(r"_([1-9][0-9]*)epochs?$")

@@ -9,9 +9,11 @@ from nnunet_invariance.errors import OptionError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides
 from nnunet_invariance.plans.anatomix import fit_anatomix, holds_anatomix
 from nnunet_invariance.plans.copies import FittedPlans, write_plans_copy
+from nnunet_invariance.plans.nnformer import read_axes
 from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
+from nnunet_invariance.weights.importers.network import NNFORMER
 from nnunet_invariance.weights.nnssl_format import pretrain_info, recommended_patch, trusted_architecture
 from nnunet_invariance.weights.transfer import inject
 
@@ -80,25 +82,28 @@ def fit_plans_to_checkpoint(
     block = {"checkpoint": str(checkpoint.path.resolve()), "source": source}
     block |= {"min_coverage": min_coverage} if min_coverage < 1 else {}
     nnssl = checkpoint.path.resolve().with_suffix(".nnssl.pth")
-    info = pretrain_info(checkpoint, nnssl)
+    info = None if _network_name(planned) == NNFORMER else pretrain_info(checkpoint, nnssl)
     path = write_plans_copy(dataset.name, base_plans_name, name, configuration, block, changes, info)
     options = ", ".join(f"{key}: {value}" for key, value in block.items())
-    export = f"nnunet-invariance weights export {checkpoint.path} {nnssl} --format nnssl --source {source}"
-    decisions += [
-        _progress(checkpoint),
-        f'block "{BLOCK}": {options}',
-        f'block "pretrain_info" for nnU-Net\'s own fine-tuning, once it is exported: {export}',
-        f"plans copy: {path}",
-    ]
+    decisions += [_progress(checkpoint), f'block "{BLOCK}": {options}']
+    if info:
+        export = f"nnunet-invariance weights export {checkpoint.path} {nnssl} --format nnssl --source {source}"
+        decisions.append(f'block "pretrain_info" for nnU-Net\'s own fine-tuning, once it is exported: {export}')
+    decisions.append(f"plans copy: {path}")
     trainer = "AnatomixTrainer" if method == "anatomix" else "TransferTrainer"
     return FittedPlans(path, tuple(decisions), trainer)
+
+
+def _network_name(architecture: Mapping[str, Any]) -> str:
+    """Name of the network class that plans, or a checkpoint's header, give."""
+    return architecture["network_class_name"].rsplit(".", 1)[-1]
 
 
 def _keep_plans(checkpoint: Checkpoint, dataset: PlannedDataset, strict: bool) -> list[str]:
     """The plans' own, and what of the file differs from them."""
     found = checkpoint.metadata["architecture"]
     wanted = dataset.configuration.configuration["architecture"]
-    classes = [a["network_class_name"].rsplit(".", 1)[-1] for a in (found, wanted)]
+    classes = [_network_name(a) for a in (found, wanted)]
     if classes[0] != classes[1]:
         raise _misfit(checkpoint, dataset, [f"architecture: {classes[0]} in the file, {classes[1]} in the plans"])
     differences = _argument_differences(found["arch_kwargs"], wanted["arch_kwargs"])
@@ -117,6 +122,8 @@ def _keep_checkpoint(checkpoint: Checkpoint, dataset: PlannedDataset) -> dict[st
     architecture = trusted_architecture(checkpoint).to_dict()
     keys = ("network_class_name", "arch_kwargs", "_kw_requires_import")
     changes: dict[str, Any] = {"architecture": {key: architecture[key] for key in keys}}
+    if _network_name(architecture) == NNFORMER:
+        architecture["arch_kwargs"]["axes"] = read_axes(dataset.plans.transpose_forward)
     patch = recommended_patch(metadata)
     if len(patch) != len(dataset.patch_size):
         line = f"dimensions: {len(patch)}-D in the file, {len(dataset.patch_size)}-D in the plans"

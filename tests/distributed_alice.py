@@ -8,11 +8,11 @@ from nnunet_invariance.pretraining.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.method import Setup
 
 
-def build() -> Alice:
+def build(**changes: object) -> Alice:
     """Alice without dropout, so that ranks differ by their data alone."""
     torch.manual_seed(0)
     planned: Architecture = architecture()
-    options = AliceOptions(hidden=16, codes=16)
+    options = AliceOptions(hidden=16, codes=16, **changes)
     alice = Alice(Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), 4, False, ()), options).train()
     for module in alice.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -28,4 +28,6 @@ def views() -> dict[str, torch.Tensor]:
     valid[0, :, :5] = False
     valid[3, :, :, 9:] = False
     with torch.no_grad():
-        return build().make_views({"image": image * valid, "valid": valid}, generator)
+        return build().make_views(
+            {"image": image * valid, "valid": valid, "score": torch.tensor([1.0, 0.1])}, generator
+        )

@@ -1,5 +1,6 @@
 """Two processes (gloo) do what one process does on the joined batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,14 +12,14 @@ import torch
 from nnunet_invariance.weights.checkpoint import read_metadata
 
 SCRIPT = """
-import sys, torch
+import json, sys, torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from distributed_alice import build, views
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
 rank = dist.get_rank()
-alice = build()
+alice = build(**json.loads(sys.argv[2]))
 mine = {k: v[[rank, rank + 2]] for k, v in views().items()}  # pair ``rank`` of Q1 Q2 K1 K2
 parallel = DistributedDataParallel(alice, broadcast_buffers=False)
 output = parallel(mine, 0.5)
@@ -28,7 +29,8 @@ losses = torch.stack([v.detach() for v in output.losses.values()])
 dist.all_reduce(losses)
 if rank == 0:
     gradients = {n: p.grad for n, p in alice.named_parameters() if p.grad is not None}
-    torch.save({"losses": losses / 2, "gradients": gradients, "center": alice.heads.inter.center}, sys.argv[1])
+    centers = [alice.heads.inter.center, alice.heads.intra.center]
+    torch.save({"losses": losses / 2, "gradients": gradients, "centers": centers}, sys.argv[1])
 dist.destroy_process_group()
 """
 
@@ -42,14 +44,15 @@ def torchrun(*arguments, **environment):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path):
+@pytest.mark.parametrize("form", [{}, {"collapse_guard": "sinkhorn", "encoding": "sparse", "target_kv": "encoder"}])
+def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path, form):
     from distributed_alice import build, views
 
     script = tmp_path / "two_ranks.py"
     script.write_text(SCRIPT)
-    torchrun(str(script), str(tmp_path / "two.pt"))
+    torchrun(str(script), str(tmp_path / "two.pt"), json.dumps(form))
     two = torch.load(tmp_path / "two.pt", weights_only=True)
-    alice = build()
+    alice = build(**form)
     output = alice(views(), 0.5)
     sum(output.losses.values()).backward()
     alice.after_step(output, 0.5)
@@ -60,7 +63,9 @@ def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_
     for name, gradient in one.items():
         # a bias before an instance norm has no effect; what is left of its gradient is rounding
         assert torch.allclose(two["gradients"][name], gradient, rtol=1e-3, atol=1e-5), name
-    assert torch.allclose(two["center"], alice.heads.inter.center, atol=1e-7)
+    for center, head in zip(two["centers"], (alice.heads.inter, alice.heads.intra), strict=True):
+        assert torch.allclose(center, head.center, atol=1e-6)
+        assert head.center.any() == (not form)
 
 
 @pytest.mark.slow

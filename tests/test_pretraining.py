@@ -251,7 +251,8 @@ def test_planned_networks_of_any_shape_are_trained(kind, strides, channels):
     alice = Alice(Setup(planned, (8, 16, 16), (5.0, 1.0, 1.0), 2, True, ()), options).train()
     image = torch.rand(2, channels, 8, 16, 16)
     valid = torch.ones(2, 1, 8, 16, 16, dtype=torch.bool)
-    views = alice.make_views({"image": image, "valid": valid}, torch.Generator().manual_seed(0))
+    batch = {"image": image, "valid": valid, "score": torch.ones(1)}
+    views = alice.make_views(batch, torch.Generator().manual_seed(0))
     assert views["encoder_valid"].shape[1] == 8 * 16 * 16 // np.prod(alice.cell)
     output = alice(views, 0.0)
     assert alice.loss_weights["mim"] == 10  # images in [0, 1]

@@ -1,4 +1,4 @@
-"""Random 3-D block masks."""
+"""Random masks of cells: single blocks, and tubes."""
 
 from collections.abc import Sequence
 
@@ -31,6 +31,17 @@ def sample_block_mask(cells: Tensor, ratio: float, generator: torch.Generator) -
     hidden = (count * ratio).round().clamp(min=1)
     hidden = torch.minimum(hidden, (count - 1).clamp(min=1))
     return ((rank < hidden) & flat).view_as(cells)
+
+
+def sample_tube_mask(cells: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
+    """Hide ``ratio`` of the columns of valid cells along the first spatial axis, whole columns.
+
+    Else as :func:`sample_block_mask`. The mask of Alice's release (arXiv 2302.05615), whose pattern is drawn in 2-D.
+    """
+    return sample_block_mask(cells.any(2, keepdim=True), ratio, generator) & cells
+
+
+MASKS = {"block3d": sample_block_mask, "tube": sample_tube_mask}
 
 
 def upsample_cells(cells: Tensor, cell: Sequence[int]) -> Tensor:

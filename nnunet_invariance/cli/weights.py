@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nnunet_invariance.errors import OptionError
 
-SOURCES = ("nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "encoder")
+SOURCES = ("alice", "nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "encoder")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -36,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
     plan = actions.add_parser("plan", help="write a plans copy whose trainers start from a checkpoint")
     plan.add_argument("dataset", metavar="DATASET", help="name or id")
-    plan.add_argument("file", type=Path, metavar="FILE")
+    plan.add_argument("file", type=Path, nargs="?", metavar="FILE")
+    plan.add_argument("--preset", choices=["nnformer"], help="in place of FILE: a network to pre-train from the start")
     plan.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     plan.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
     plan.add_argument(
@@ -120,10 +121,28 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plan_preset(args: argparse.Namespace) -> int:
+    from nnunet_invariance.plans.copies import preprocessing_command
+    from nnunet_invariance.plans.nnformer import write_nnformer_plans
+
+    path = write_nnformer_plans(args.dataset, args.plans, args.configuration, args.name)
+    print(f"plans copy: {path}")
+    command = preprocessing_command(args.dataset, path.stem, args.configuration)
+    if command:
+        print(f"preprocess first: {command}")
+    words = f"{args.dataset} {args.configuration} -p {path.stem} --set preset=a-code"
+    print(f"pre-train: nnunet-invariance pretrain alice {words}")
+    return 0
+
+
 def _plan(args: argparse.Namespace) -> int:
     from nnunet_invariance.plans.copies import preprocessing_command
     from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 
+    if (args.file is None) == (args.preset is None):
+        raise OptionError("weights plan needs either FILE or --preset. Give one of them.")
+    if args.preset:
+        return _plan_preset(args)
     fitted = fit_plans_to_checkpoint(
         args.dataset,
         args.file,

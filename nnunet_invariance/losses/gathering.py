@@ -26,6 +26,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def max_over_ranks(value: Tensor) -> Tensor:
+    """The largest value over all ranks, element by element, in place."""
+    if world() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
 def rows_per_rank(count: int, device: torch.device) -> list[int]:
     """How many rows each rank has."""
     if world() == 1:

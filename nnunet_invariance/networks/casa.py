@@ -1,5 +1,7 @@
 """Cross-attention semantic alignment (CASA)."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,22 +12,33 @@ class CrossAttentionAlignment(nn.Module):
     .. math:: h = \mathrm{LN}(q + W_o\,\mathrm{softmax}(W_q q (W_k x)^\top / \sqrt{d_h}) W_v x), \quad
               y = \mathrm{LN}(h + W_2\,\mathrm{ReLU}(W_1 h))
 
-    (CASA of Alice, arXiv 2302.05615, in the residual form of the release.) Projections of the attention have no bias.
+    (CASA of Alice, arXiv 2302.05615, in the residual form of the release.) The plain form is what the paper's figure
+    draws: :math:`y = W_o\,\mathrm{softmax}(\cdot) W_v x`. Projections of the attention have no bias.
 
     Args:
         dim: channels of queries, keys and values.
         heads: attention heads; ``dim`` must be a multiple.
-        dropout: of the attention weights and of both residual branches.
+        dropout: of the attention weights and, in the residual form, of both branches.
+        form: ``residual`` or ``plain``.
     """
 
-    def __init__(self, dim: int = 512, heads: int = 8, hidden: int = 2048, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        dim: int = 512,
+        heads: int = 8,
+        hidden: int = 2048,
+        dropout: float = 0.1,
+        form: Literal["residual", "plain"] = "residual",
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.form = form
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-        self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.feed_forward = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        self.output_norm = nn.LayerNorm(dim, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
+        if form == "residual":
+            self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
+            self.feed_forward = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+            self.output_norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, query: Tensor, target: Tensor, target_valid: Tensor | None = None) -> Tensor:
         """Shape: query (B, N, dim), target (B, M, dim), target_valid (B, M) boolean; returns (B, N, dim).
@@ -40,5 +53,8 @@ class CrossAttentionAlignment(nn.Module):
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0
         )
-        h = self.attention_norm(query + self.dropout(self.out(attended.transpose(1, 2).flatten(2))))
+        aligned = self.out(attended.transpose(1, 2).flatten(2))
+        if self.form == "plain":
+            return aligned
+        h = self.attention_norm(query + self.dropout(aligned))
         return self.output_norm(h + self.dropout(self.feed_forward(h)))

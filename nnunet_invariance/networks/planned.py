@@ -78,8 +78,11 @@ def token_stage(strides: Sequence[Sequence[int]], wanted: int = 16) -> int:
 def decode(decoder: nn.Module, skips: Sequence[Tensor]) -> list[Tensor]:
     """Feature maps of every decoder stage, coarsest first; the last one is at full resolution.
 
-    Reads nnU-Net's ``UNetDecoder`` (``transpconvs``, ``stages``), whose own ``forward`` returns logits only.
+    Reads nnU-Net's ``UNetDecoder`` (``transpconvs``, ``stages``), whose own ``forward`` returns logits only. A decoder
+    that works on the skips first (``refine``) may do so.
     """
+    if hasattr(decoder, "refine"):
+        skips = decoder.refine(skips)
     x = skips[-1]
     features = []
     for upsample, stage, skip in zip(decoder.transpconvs, decoder.stages, reversed(skips[:-1]), strict=True):

@@ -1,9 +1,8 @@
-"""Alice on nnU-Net's planned encoder (arXiv 2302.05615): self-distillation, CASA and masked reconstruction."""
+"""Alice on any encoder that yields skips (arXiv 2302.05615): self-distillation, CASA and masked reconstruction."""
 
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +12,25 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from nnunet_invariance.augmentation.device_views import apply_intensity, sample_intensity, turned
-from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
+from nnunet_invariance.augmentation.masking import MASKS, upsample_cells, valid_cells
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.losses.self_distillation import SelfDistillationLoss
 from nnunet_invariance.networks.casa import CrossAttentionAlignment
 from nnunet_invariance.networks.distillation_head import DistillationHead
 from nnunet_invariance.networks.planned import cumulative_strides, decode, to_tokens
+from nnunet_invariance.networks.sparse import MaskTokens, SparseEncoding
+from nnunet_invariance.pretraining.alice_options import AliceOptions
 from nnunet_invariance.pretraining.alignment import Alignment, BodyCoordinates, RandomPlaces, SameVolume
 from nnunet_invariance.pretraining.cases import Manifest
 from nnunet_invariance.pretraining.crops import PairedCrops
 from nnunet_invariance.pretraining.distributed import Ranks
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
-from nnunet_invariance.pretraining.mining import EVERYONE, MiningOptions, mined_pairs
+from nnunet_invariance.pretraining.mining import MiningOptions, mined_pairs
 from nnunet_invariance.weights.locate import FINAL
 
 #: Beside "sam", the pairs that are mined with an anatomical embedding.
 ALIGNMENTS = {"coordinates": BodyCoordinates, "same-volume": SameVolume, "random": RandomPlaces}
-
-
-@dataclass(frozen=True)
-class AliceOptions:
-    """Settings of ``pretrain alice``, given as ``--set field=value``.
-
-    Attributes:
-        pairs: pairs of crops a step and rank; 0 means half the planned batch size, at least 1.
-        mask_ratio: share of the cells that is hidden from the student.
-        weight_inter: weight of the class-token term between the two volumes of a pair.
-        weight_intra: weight of the token term within one volume.
-        weight_mim: weight of masked reconstruction; -1 chooses it: 10 on images scaled to
-            [0, 1], 1 on z-scored ones.
-        student_temperature: softmax temperature of the student.
-        teacher_temperature: the teacher's, after its warm-up.
-        teacher_temperature_start: the teacher's in step 0; rises linearly over the first 3 % of the run.
-        ema_start: the teacher's momentum in step 0; goes to 1 along a cosine.
-        alignment: what aligns the crops of a pair: "coordinates", "sam" (pairs mined by ``pretrain sam``),
-            "same-volume" or "random"; the flag ``--pairs``.
-        patients: pattern whose first group is the patient in a case's name, for mining; the flag ``--patients``.
-        hidden: width of the projection head's MLP; 0 means eight times the token stage's channels, at most 2048.
-    """
-
-    pairs: int = 0
-    mask_ratio: float = 0.75
-    weight_inter: float = 1.0
-    weight_intra: float = 1.0
-    weight_mim: float = -1.0
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.01
-    teacher_temperature_start: float = 0.008
-    ema_start: float = 0.996
-    alignment: str = "coordinates"
-    patients: str = EVERYONE
-    hidden: int = 0
-    codes: int = 512
 
 
 def entropy_share(p: Tensor) -> Tensor:
@@ -76,11 +41,15 @@ def entropy_share(p: Tensor) -> Tensor:
 class _Heads(nn.Module):
     """Student and teacher sides of what stands beside the network."""
 
-    def __init__(self, encoder_channels: int, decoder_channels: int, hidden: int, codes: int) -> None:
+    def __init__(self, encoder_channels: int, decoder_channels: int, hidden: int, options: AliceOptions) -> None:
         super().__init__()
+        codes, temperature = options.codes, options.student_temperature
         head = DistillationHead(encoder_channels, decoder_channels, hidden, codes=codes)
-        self.student = nn.ModuleDict({"head": head, "casa": CrossAttentionAlignment(codes, hidden=4 * codes)})
+        casa = CrossAttentionAlignment(codes, hidden=4 * codes, form=options.casa)
+        self.student = nn.ModuleDict({"head": head, "casa": casa})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.inter = SelfDistillationLoss(codes, temperature, guard=options.collapse_guard)
+        self.intra = SelfDistillationLoss(codes, temperature, guard=options.collapse_guard)
 
 
 class Alice(Method):
@@ -91,7 +60,8 @@ class Alice(Method):
     * masked reconstruction: the student's decoder restores hidden voxels.
 
     Tokens are the encoder stage nearest stride 16 (:func:`token_stage`) and the decoder stage one finer; mask cells
-    have the size of a token. Padded voxels count in no term.
+    have the size of a token. Padded voxels count in no term. With a sparse encoding the student has no token where it
+    sees nothing: class token, queries and the token term are those of the visible cells.
 
     Args:
         alignment: where the partner of a crop is centred.
@@ -118,9 +88,11 @@ class Alice(Method):
         self.decoder_stage = len(encoder.strides) - 1 - self.stage
         channels = encoder.output_channels
         hidden = options.hidden or min(2048, 8 * channels[self.stage])
-        self.heads = _Heads(channels[self.stage], channels[self.stage - 1], hidden, options.codes)
-        self.heads.inter = SelfDistillationLoss(options.codes, options.student_temperature)
-        self.heads.intra = SelfDistillationLoss(options.codes, options.student_temperature)
+        self.heads = _Heads(channels[self.stage], channels[self.stage - 1], hidden, options)
+        self.sparse: SparseEncoding | None = None
+        if options.encoding == "sparse":
+            self.sparse = SparseEncoding(encoder)
+            self.heads.mask_tokens = MaskTokens(channels)
         self.reconstruction_loss = MaskedReconstructionLoss()
         mim = options.weight_mim if options.weight_mim >= 0 else (10.0 if setup.unit_range else 1.0)
         self.loss_weights = {"inter": options.weight_inter, "intra": options.weight_intra, "mim": mim}
@@ -151,24 +123,30 @@ class Alice(Method):
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
-        """One geometry a crop, independent intensities for student and teacher, and the student's block mask."""
+        """One geometry a crop, independent intensities for student and teacher, and the student's mask."""
         image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
         cells = valid_cells(inside, self.cell)
-        hidden = upsample_cells(sample_block_mask(cells, self.options.mask_ratio, generator), self.cell)
+        hidden_cells = MASKS[self.options.mask_mode](cells, self.options.mask_ratio, generator)
+        hidden = upsample_cells(hidden_cells, self.cell)
         student, teacher = (apply_intensity(image, sample_intensity(image.shape, generator)) * inside for _ in range(2))
         return {
             "student": student * ~hidden,
             "teacher": teacher,
             "image": image,
             "hidden": hidden & inside,
+            "inside": inside,
+            "visible": cells & ~hidden_cells,
+            "sure": (batch["score"] >= self.options.score_threshold).repeat(2),
             "encoder_valid": cells.flatten(1),
             "decoder_valid": valid_cells(inside, self.decoder_cell).flatten(1),
         }
 
-    def _tokens(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        skips = network.encoder(image)
-        features = decode(network.decoder, skips)
-        return to_tokens(skips[self.stage]), to_tokens(features[self.decoder_stage]), features[-1]
+    def _student_skips(self, views: dict[str, Tensor]) -> list[Tensor]:
+        if self.sparse is None:
+            return self.network.encoder(views["student"])
+        with self.sparse.restricted_to(views["visible"]):
+            skips = self.network.encoder(views["student"])
+        return self.heads.mask_tokens(skips, views["visible"])
 
     @staticmethod
     def _pool(tokens: Tensor, valid: Tensor) -> Tensor:
@@ -178,28 +156,44 @@ class Alice(Method):
     def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
         """See the class; :class:`Method` has the contract."""
         encoder_valid, decoder_valid = views["encoder_valid"], views["decoder_valid"]
-        student, teacher = self.heads.student, self.heads.teacher
-        tokens, decoded, last = self._tokens(self.network, views["student"])
-        reconstruction = self.network.decoder.seg_layers[-1](last)
-        student_class = student["head"].class_token(self._pool(tokens, encoder_valid))
-        query = student["head"].encoder_tokens(tokens)
-        s = student["casa"](query, student["head"].decoder_tokens(decoded), decoder_valid)
-        with torch.no_grad():
-            tokens_t, decoded_t, _ = self._tokens(self.teacher, views["teacher"])
-            teacher_class = teacher["head"].class_token(self._pool(tokens_t, encoder_valid))
-            t = teacher["casa"](query.detach(), teacher["head"].decoder_tokens(decoded_t), decoder_valid)
+        asked = encoder_valid if self.sparse is None else views["visible"].flatten(1)
+        head, casa = self.heads.student["head"], self.heads.student["casa"]
+        skips = self._student_skips(views)
+        features = decode(self.network.decoder, skips)
+        reconstruction = self.network.decoder.seg_layers[-1](features[-1])
+        tokens = to_tokens(skips[self.stage])
+        student_class = head.class_token(self._pool(tokens, asked))
+        query = head.encoder_tokens(tokens)
+        s = casa(query, head.decoder_tokens(to_tokens(features[self.decoder_stage])), decoder_valid)
+        teacher_class, t = self._targets(views["teacher"], query.detach(), encoder_valid, decoder_valid)
         temperature = self._teacher_temperature(progress)
         partner = teacher_class.roll(len(teacher_class) // 2, 0)
+        counted = views["hidden"] if self.options.mim_voxels == "masked" else views["inside"]
         losses = {
-            "inter": self.heads.inter(student_class, partner, temperature),
-            "intra": self.heads.intra(s, t, temperature, encoder_valid),
-            "mim": self.reconstruction_loss(reconstruction, views["image"], views["hidden"]),
+            "inter": self.heads.inter(student_class, partner, temperature, views["sure"]),
+            "intra": self.heads.intra(s, t, temperature, asked),
+            "mim": self.reconstruction_loss(reconstruction, views["image"], counted),
         }
-        valid_targets = t[encoder_valid]
-        state = {"class_mean": teacher_class.mean(0), "token_mean": valid_targets.mean(0)}
-        diagnostics = self._diagnostics(valid_targets, temperature)
+        # a mean over samples of means within a sample, so that the mean over ranks is that of the joined batch
+        state = {"class_mean": teacher_class.mean(0), "token_mean": self._pool(t, asked).mean(0)}
+        diagnostics = self._diagnostics(t[asked], temperature)
         diagnostics["class_target_entropy"] = entropy_share(self.heads.inter.target(teacher_class, temperature)).mean()
+        diagnostics["sure_pairs"] = views["sure"].float().mean()
         return StepOutput(losses, diagnostics, state)
+
+    @torch.no_grad()
+    def _targets(
+        self, image: Tensor, query: Tensor, encoder_valid: Tensor, decoder_valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The teacher's class token (B, K), and its tokens at the places of the query (B, N, K)."""
+        head, casa = self.heads.teacher["head"], self.heads.teacher["casa"]
+        skips = self.teacher.encoder(image)
+        tokens = to_tokens(skips[self.stage])
+        class_token = head.class_token(self._pool(tokens, encoder_valid))
+        if self.options.target_kv == "encoder":
+            return class_token, casa(query, head.encoder_tokens(tokens), encoder_valid)
+        decoded = to_tokens(decode(self.teacher.decoder, skips)[self.decoder_stage])
+        return class_token, casa(query, head.decoder_tokens(decoded), decoder_valid)
 
     def _teacher_temperature(self, progress: float) -> float:
         start, end = self.options.teacher_temperature_start, self.options.teacher_temperature
@@ -225,13 +219,18 @@ class Alice(Method):
 
     @torch.no_grad()
     def after_step(self, output: StepOutput, progress: float) -> None:
-        """Centres, then the teacher: m times itself plus (1 - m) times the student, m to 1 along a cosine."""
+        """Centres, then the teacher: m times itself plus (1 - m) times the student, m to 1 along a cosine.
+
+        A shared CASA is the student's at once; its copy differs in that it has no dropout.
+        """
         self.heads.inter.update_center(output.state["class_mean"])
         self.heads.intra.update_center(output.state["token_mean"])
         momentum = 1 - (1 - self.options.ema_start) * (math.cos(math.pi * progress) + 1) / 2
         update = get_ema_multi_avg_fn(momentum)
         for old, new in ((self.teacher, self.network), (self.heads.teacher, self.heads.student)):
             update(list(old.parameters()), list(new.parameters()), None)
+        if self.options.casa_target == "shared":
+            self.heads.teacher["casa"].load_state_dict(self.heads.student["casa"].state_dict())
 
     def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
         """Signs of collapse in an epoch's means."""

@@ -115,7 +115,7 @@ class PairedCrops(RandomCrops):
             first.append((pair.source, pair.point))
             second.append((pair.target, pair.match))
             scores.append(pair.score)
-        return {**self._batch(first + second), "score": torch.tensor(scores)}
+        return {**self._batch(first + second), "score": torch.tensor(scores, dtype=torch.float32)}
 
 
 class OverlappingCrops(RandomCrops):

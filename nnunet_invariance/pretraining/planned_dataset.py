@@ -16,6 +16,7 @@ from nnunet_invariance.errors import (
     UnknownConfigurationError,
     UnsupportedConfigurationError,
 )
+from nnunet_invariance.networks.nnformer import check_patch
 
 ENVIRONMENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -113,9 +114,11 @@ def require_supported(dataset: PlannedDataset, method: str, dimensions: tuple[in
         )
         raise UnsupportedConfigurationError(msg)
     architecture = dataset.configuration.network_arch_class_name.rsplit(".", 1)[-1]
-    if architecture not in {"PlainConvUNet", "ResidualEncoderUNet"}:
+    if architecture == "NNFormerUNet":
+        check_patch(dataset.patch_size)
+    elif architecture not in {"PlainConvUNet", "ResidualEncoderUNet"}:
         msg = (
-            f"{where} names the network {architecture}, but {method} pre-trains PlainConvUNet and ResidualEncoderUNet. "
-            "Plan with nnU-Net's default or a ResEnc planner, and give those plans with -p."
+            f"{where} names the network {architecture}, but {method} pre-trains PlainConvUNet, ResidualEncoderUNet "
+            "and NNFormerUNet. Plan with nnU-Net's default or a ResEnc planner, and give those plans with -p."
         )
         raise UnsupportedConfigurationError(msg)

@@ -43,13 +43,20 @@ SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 def parse_settings(settings: Sequence[str], *kinds: type) -> dict[type, dict[str, Any]]:
     """Sort ``field=value`` words over the fields of several dataclasses and convert them to the field's type.
 
+    ``preset=name`` sets the fields of one of a dataclass's ``presets`` that no other word sets.
+
     Raises:
         OptionError: names the word, what is wrong with it, and the nearest field.
     """
     owners = {f.name: (kind, f) for kind in kinds for f in dataclasses.fields(kind)}
     result: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
+    presets = {name: (kind, values) for kind in kinds for name, values in getattr(kind, "presets", {}).items()}
+    chosen: list[str] = []
     for word in settings:
         name, equals, text = word.partition("=")
+        if name == "preset" and presets:
+            chosen.append(text)
+            continue
         if not equals or name not in owners:
             near = difflib.get_close_matches(name, owners, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -61,6 +68,11 @@ def parse_settings(settings: Sequence[str], *kinds: type) -> dict[type, dict[str
         except (ValueError, KeyError) as error:
             msg = f"--set {word}: {text!r} is not a valid {type(field.default).__name__}."
             raise OptionError(msg) from error
+    for text in chosen:
+        if text not in presets:
+            raise OptionError(f"--set preset={text}: expected one of {', '.join(presets)}. Correct the word.")
+        kind, values = presets[text]
+        result[kind] = {**values, **result[kind]}
     return result
 
 

@@ -12,7 +12,12 @@ from nnunet_invariance.pretraining.method import Method, Setup
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.locate import pretraining_folder
 
-UNIT_RANGE = {"RescaleTo01Normalization", "RGBTo01Normalization"}
+UNIT_RANGE = {
+    "RescaleTo01Normalization",
+    "RGBTo01Normalization",
+    "CTWindowTo01Normalization",
+    "SoftTissueWindowNormalization",
+}
 SYNTHETIC = "synthetic"
 
 

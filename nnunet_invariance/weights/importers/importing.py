@@ -12,7 +12,7 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatible
 from nnunet_invariance.weights.checkpoint import SUFFIX, save_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.foreign import open_foreign
-from nnunet_invariance.weights.importers import anatomix_vit, encoder, nnssl, nnunet, sam
+from nnunet_invariance.weights.importers import alice, anatomix_vit, encoder, nnssl, nnunet, sam
 from nnunet_invariance.weights.importers.anatomix import ReleasedUNet
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_heads, own_tensors
 
@@ -34,6 +34,7 @@ class Source(Protocol):
 
 #: In the order in which they are tried: nnssl's files have the keys of nnU-Net's too.
 SOURCES: dict[str, Source] = {
+    "alice": alice,
     "nnssl": nnssl,
     "nnunet": nnunet,
     "anatomix": ReleasedUNet("anatomix"),

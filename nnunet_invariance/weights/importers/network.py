@@ -22,6 +22,8 @@ CLASSES = {
     name: f"dynamic_network_architectures.architectures.unet.{name}"
     for name in ("PlainConvUNet", "ResidualEncoderUNet")
 }
+NNFORMER = "NNFormerUNet"
+CLASSES[NNFORMER] = f"nnunet_invariance.networks.nnformer.{NNFORMER}"
 _LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z]\w*")
 _WRAPPERS = ("module.", "_orig_mod.")
 MOST_STAGES, LARGEST = 12, 4096
@@ -57,8 +59,8 @@ class ForeignNetwork:
 def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes: int) -> Architecture:
     """An architecture that a foreign file describes, where it is one that our trainers can use.
 
-    The file decides which classes are imported and called, so only nnU-Net's two U-Nets and layers of ``torch.nn`` in
-    sizes within reason are accepted.
+    The file decides which classes are imported and called, so only nnU-Net's two U-Nets, our nnFormer and layers of
+    ``torch.nn`` in sizes within reason are accepted.
 
     Args:
         entry: ``network_class_name`` (a bare name will do), ``arch_kwargs``, ``_kw_requires_import``.
@@ -81,7 +83,8 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
     stages = arguments.get("n_stages")
     if not isinstance(stages, int) or not 2 <= stages <= MOST_STAGES:
         raise _strange(path, f"its network has {stages!r} stages", f"2 to {MOST_STAGES}")
-    if not all(stride >= 1 for key in ("strides", "kernel_sizes") for stride in _numbers(arguments.get(key, [0]))):
+    keys = ("strides",) if name == NNFORMER else ("strides", "kernel_sizes")
+    if not all(stride >= 1 for key in keys for stride in _numbers(arguments.get(key, [0]))):
         raise _strange(path, "its strides or kernels are not lists of whole numbers", "at least 1 on each axis")
     largest = max(_numbers([arguments, channels, classes]))
     if not largest <= LARGEST:
@@ -208,8 +211,10 @@ def _skeleton(path: Path, architecture: Architecture) -> nn.Module:
 def _checked(path: Path, name: str, tensor: Any, wanted: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise _strange(path, f"{name} is a {type(tensor).__name__}", "a tensor")
-    if wanted.is_floating_point() and not tensor.is_floating_point():  # batch norm counts its batches
+    if wanted.is_floating_point() and not tensor.is_floating_point():
         raise _strange(path, f"{name} holds {tensor.dtype}", "floating-point numbers")
+    if tensor.is_floating_point() and not wanted.is_floating_point():  # indices, and batch norm's count of batches
+        raise _strange(path, f"{name} holds {tensor.dtype}", "whole numbers")
     if not tensor.isfinite().all():
         raise _strange(path, f"{name} holds NaN or infinite values", "finite numbers")
     return tensor

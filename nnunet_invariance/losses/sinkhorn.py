@@ -1,0 +1,33 @@
+"""Sinkhorn-Knopp: targets that use all codes equally."""
+
+import torch
+from torch import Tensor
+
+from nnunet_invariance.losses.gathering import max_over_ranks, sum_over_ranks
+from nnunet_invariance.losses.precision import at_least_float32
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, counts: Tensor | None = None, iterations: int = 3) -> Tensor:
+    r"""Assignments of N tokens to K codes that give every code the same total, to be used in place of a softmax.
+
+    .. math:: Q \leftarrow Q / \textstyle\sum_n Q_{nk}, \quad Q \leftarrow Q / \textstyle\sum_k Q_{nk}, \qquad Q_0 = e^x
+
+    repeated (SwAV, arXiv 2006.09882), in logarithms because logits over a small temperature overflow. Sums over tokens
+    run over all ranks, which must call it equally often.
+
+    Args:
+        logits: x, (N, K), already divided by the temperature.
+        counts: (N,) boolean, False for tokens that take no share of a code.
+
+    Returns:
+        (N, K), at least float32; each row sums to 1.
+    """
+    q = at_least_float32(logits)
+    for _ in range(iterations):
+        shares = q if counts is None else q.masked_fill(~counts[:, None], -torch.inf)
+        highest = max_over_ranks(shares.amax(0) if len(shares) else q.new_full(q.shape[1:], -torch.inf))
+        highest = highest.nan_to_num(neginf=0.0)
+        total = sum_over_ranks((shares - highest).exp().sum(0)).log() + highest
+        q = (q - total.nan_to_num(neginf=0.0)).log_softmax(1)
+    return q.exp()

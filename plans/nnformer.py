@@ -1,0 +1,62 @@
+"""Plans for the original backbone of Alice."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_invariance.networks.nnformer import SMALLEST, STRIDE, check_patch
+from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.plans.zscore import CT
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset, require_supported
+
+NORMALIZATION = "SoftTissueWindowNormalization"
+NETWORK = "nnunet_invariance.networks.nnformer.NNFormerUNet"
+WIDTHS = (48, 48, 96, 192, 384)
+
+
+def read_axes(transpose_forward: Sequence[int]) -> list[int]:
+    """Order in which the encoder reads preprocessed axes so that it sees x, y, z, whatever nnU-Net made the first."""
+    return [list(transpose_forward).index(axis) for axis in (2, 1, 0)]
+
+
+def nnformer_patch(planned: Sequence[int]) -> list[int]:
+    """The planned patch, each side cut to a multiple of 16 and no less than 64 voxels."""
+    return [max(SMALLEST, size // STRIDE * STRIDE) for size in planned]
+
+
+def write_nnformer_plans(
+    dataset_name: str,
+    base_plans_name: str = "nnUNetPlans",
+    configuration: str = "3d_fullres",
+    new_plans_name: str | None = None,
+) -> Path:
+    """Write a plans copy with the nnFormer encoder, a patch that fits it, and the soft-tissue window for CT channels.
+
+    Other normalisations, spacing and batch size stay the plans' own.
+
+    Args:
+        new_plans_name: default ``<base>_nnformer``.
+
+    Raises:
+        UnsupportedConfigurationError: 2-D plans or a cascade.
+        OptionError, OutputError, NotPreprocessedError, UnknownConfigurationError, DatasetNotFoundError,
+        EnvironmentNotSetError
+    """
+    dataset = open_planned_dataset(dataset_name, configuration, base_plans_name)
+    require_supported(dataset, "nnformer", (3,))
+    patch = nnformer_patch(dataset.patch_size)
+    check_patch(patch)
+    arguments = {
+        "n_stages": len(WIDTHS),
+        "features_per_stage": list(WIDTHS),
+        "strides": [[1] * 3, *[[2] * 3] * 4],
+        "axes": read_axes(dataset.plans.transpose_forward),
+    }
+    schemes = dataset.configuration.normalization_schemes
+    changes: dict[str, Any] = {
+        "architecture": {"network_class_name": NETWORK, "arch_kwargs": arguments, "_kw_requires_import": []},
+        "patch_size": patch,
+        "normalization_schemes": [NORMALIZATION if scheme == CT else scheme for scheme in schemes],
+    }
+    name = new_plans_name or f"{base_plans_name}_nnformer"
+    return write_plans_copy(dataset.name, base_plans_name, name, configuration, changes=changes)
