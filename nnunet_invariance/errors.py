@@ -75,3 +75,19 @@ class ComparisonError(InvarianceError):
 
 class ShapeError(InvarianceError):
     """Tensors handed to a loss or a module do not fit each other."""
+
+
+class MissingPackageError(InvarianceError):
+    """A package that only an extra of ours installs is missing, or cannot be imported."""
+
+
+class BaseModelError(InvarianceError):
+    """The folder of a diffusion model is incomplete, unsafe to open, or of another kind."""
+
+
+class StyleFolderError(InvarianceError):
+    """Slices, models or views of ``style`` are missing, incomplete, or of other data or another preprocessing."""
+
+
+class DeviceMemoryError(InvarianceError):
+    """The device's memory is too small for the resolution or batch that was asked for."""

@@ -129,7 +129,7 @@ class InvarianceTrainer(BaselineTrainer):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's own pipeline, for two views and a clean one where an auxiliary loss needs them."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        return transforms if self.options.aux == "none" else MultiView(transforms)
+        return transforms if self.options.aux == "none" else MultiView(transforms, self.num_input_channels)
 
     def on_train_start(self) -> None:
         """Bring the pre-trained encoder in, at epoch 0 only, then as nnU-Net.

@@ -51,22 +51,26 @@ class MultiView(BasicTransform):
 
     Args:
         pipeline: what ``nnUNetTrainer.get_training_transforms`` returns, without a cascade.
+        channels: C, where an image may be (2C, ...): the second half then makes the second view. All by default.
 
     Raises:
         UnsupportedConfigurationError: the pipeline holds a transform that cannot be placed, or another order.
     """
 
-    def __init__(self, pipeline: ComposeTransforms) -> None:
+    def __init__(self, pipeline: ComposeTransforms, channels: int | None = None) -> None:
         super().__init__()
+        self.channels = channels
         self.geometry, self.intensity, self.masking, self.labels = _partition(pipeline)
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Transform one sample: ``image`` (C, *spatial) float, ``segmentation`` (S, *spatial) integer."""
         sample = self.geometry(**data_dict)
+        count = self.channels or len(sample["image"])
+        own, other = sample["image"][:count], sample["image"][-count:]
         # Several transforms work in place, so each view starts from a copy.
         views = [
-            self.masking(**part(**{**sample, "image": sample["image"].clone()}))["image"]
-            for part in (self.intensity, self.intensity, ComposeTransforms([]))
+            self.masking(**part(**{**sample, "image": image.clone()}))["image"]
+            for part, image in ((self.intensity, own), (self.intensity, other), (ComposeTransforms([]), own))
         ]
         content = (sample["segmentation"][:1] >= 0).to(views[0].dtype)
         return self.labels(**{**sample, "image": torch.cat((*views, content))})
