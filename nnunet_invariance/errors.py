@@ -83,3 +83,15 @@ class ShapeError(InvarianceError):
 
 class VolumeError(InvarianceError):
     """An image or mask handed to ``register`` cannot be used (unreadable, not 3-D, not finite, empty, constant)."""
+
+
+class BaseModelError(InvarianceError):
+    """The folder of a diffusion model is incomplete, unsafe to open, or of another kind."""
+
+
+class StyleFolderError(InvarianceError):
+    """Slices, models or views of ``style`` are missing, incomplete, or of other data or another preprocessing."""
+
+
+class DeviceMemoryError(InvarianceError):
+    """The device's memory is too small for the resolution or batch that was asked for."""

@@ -137,6 +137,14 @@ class ICMSegOptions(TrainerOptions):
     style: Literal["mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"] = _choice(
         "mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"
     )
+    #: What InfoNCE contrasts a position with; ``same_position`` of other samples is ICMSeg's own, for large batches.
+    contrast: Literal["all_positions", "within_image", "same_position"] = _choice(
+        "all_positions", "within_image", "same_position"
+    )
+    #: What becomes of positions of the anchor's own label: negatives, nothing, or positives.
+    label_mask: Literal["none", "exclude_same_class", "supcon"] = _choice("none", "exclude_same_class", "supcon")
+    #: Chance that the second view of a patch is a stored one, made by ``style preprocess``.
+    views_probability: float = _number(0.0, 0.0, 1.0)
     #: Weight of the divergence between what both views are segmented as.
     consistency_weight: float = _number(0.0, 0.0, 100.0)
     #: Mirroring in training and prediction as nnU-Net plans it; false where left and right organs differ.

@@ -138,7 +138,7 @@ class InvarianceTrainer(BaselineTrainer):
 
     def views_of(self, transforms: BasicTransform) -> BasicTransform:
         """What the views of a patch come from."""
-        return MultiView(transforms)
+        return MultiView(transforms, self.num_input_channels)
 
     def on_train_start(self) -> None:
         """Bring the pre-trained encoder in, at epoch 0 only, then as nnU-Net.

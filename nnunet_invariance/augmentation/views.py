@@ -51,14 +51,16 @@ class MultiView(BasicTransform):
 
     Args:
         pipeline: what ``nnUNetTrainer.get_training_transforms`` returns, without a cascade.
+        channels: C, where an image may be (2C, ...): the second half then makes the second view. All by default.
         second: False puts the clean view in place of a second draw, where nobody looks at one.
 
     Raises:
         UnsupportedConfigurationError: the pipeline holds a transform that cannot be placed, or another order.
     """
 
-    def __init__(self, pipeline: ComposeTransforms, second: bool = True) -> None:
+    def __init__(self, pipeline: ComposeTransforms, channels: int | None = None, second: bool = True) -> None:
         super().__init__()
+        self.channels = channels
         self.geometry, self.intensity, self.masking, self.labels = _partition(pipeline)
         nothing = ComposeTransforms([])
         self.draws = (self.intensity, self.intensity if second else nothing, nothing)
@@ -66,8 +68,14 @@ class MultiView(BasicTransform):
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Transform one sample: ``image`` (C, *spatial) float, ``segmentation`` (S, *spatial) integer."""
         sample = self.geometry(**data_dict)
+        count = self.channels or len(sample["image"])
+        own, other = sample["image"][:count], sample["image"][-count:]
         # Several transforms work in place, so each view starts from a copy.
-        views = [self.masking(**part(**{**sample, "image": sample["image"].clone()}))["image"] for part in self.draws]
+        images = (own, other, own)
+        views = [
+            self.masking(**part(**{**sample, "image": image.clone()}))["image"]
+            for part, image in zip(self.draws, images, strict=True)
+        ]
         content = (sample["segmentation"][:1] >= 0).to(views[0].dtype)
         return self.labels(**{**sample, "image": torch.cat((*views, content))})
 

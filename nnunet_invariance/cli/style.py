@@ -1,21 +1,116 @@
 """``nnunet-invariance style``: what training for an unseen modality needs."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb, its action and their flags."""
+    """Add the verb, its actions and their flags."""
     parser = subparsers.add_parser("style", help="prepare the training of ICMSegTrainer for an unseen modality")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     plan = actions.add_parser("plan", help="write a plans copy with z-score instead of CT normalisation")
     plan.add_argument("dataset", metavar="DATASET", help="name or id")
-    plan.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
-    plan.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
+    _add_plans(plan)
     plan.add_argument("--name", metavar="NEW", help="name of the plans copy; default: PLANS_zscore")
+    _add_slices(actions)
+    _add_training(actions, "dreambooth", "train the U-Net on the slices", steps=30_000, rate=2e-6, accumulate=2)
+    _add_training(actions, "controlnet", "train a ControlNet on the labels", steps=20_000, rate=1e-5, accumulate=8)
+    _add_generate(actions)
+    preprocess = _folder_parser(actions, "preprocess", "put the views beside nnU-Net's preprocessed cases")
+    _add_plans(preprocess)
+    preview = _folder_parser(actions, "preview", "picture of slices, labels and views")
+    preview.add_argument("-n", type=int, default=4, help="volumes")
+
+
+def _add_plans(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
+    parser.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
+
+
+def _folder_parser(actions: argparse._SubParsersAction, name: str, words: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of slices, networks and views")
+    return parser
+
+
+def _add_slices(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser("slices", help="cut the training cases into square slices")
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="name or id")
+    add("folder", type=Path, metavar="FOLDER", help="folder to be filled; the other actions work in it")
+    add("--size", type=int, default=512, help="pixels, a multiple of 64 for Stable Diffusion; default: 512")
+    add("--plane", choices=["axial", "coronal", "sagittal"], help="default: normal to the coarsest axis")
+    add(
+        "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="default: 1st and 99th percentile of each volume"
+    )
+    add("--project", choices=["mean", "attenuation"], help="project along the plane's normal (default: coronal) first")
+    add("--as-dataset", type=int, metavar="ID", help="with --project: id of the data set of projections")
+
+
+def _add_training(
+    actions: argparse._SubParsersAction, name: str, words: str, steps: int, rate: float, accumulate: int
+) -> None:
+    parser = _folder_parser(actions, name, words)
+    add = parser.add_argument
+    add("--base", type=Path, required=True, metavar="MODEL", help="folder of a model such as Stable Diffusion")
+    if name == "dreambooth":
+        add("--prompt", required=True, help="plane and anatomy without the modality, as 'axial abdomen'")
+    else:
+        add("--conditions", nargs="*", default=[], metavar="EXTRA", help="beside the labels: body clusters edges")
+    add("--steps", type=int, default=steps, help="of the optimiser")
+    add("--learning-rate", type=float, default=rate, help="of AdamW")
+    add("--batch-size", type=int, default=1, help="slices in one pass")
+    add("--accumulate", type=int, default=accumulate, help="passes a step")
+    dropped = 0.0 if name == "dreambooth" else 0.1
+    add("--drop-prompt", type=float, default=dropped, help="share of slices that see an empty prompt")
+    add("--save-every", type=int, default=500, help="steps between two states to continue from")
+    add("--c", dest="resume", action="store_true", help="continue from the last state")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--amp", choices=["no", "fp16", "bf16"], default="no", help="mixed precision")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="where to compute")
+
+
+def _add_generate(actions: argparse._SubParsersAction) -> None:
+    parser = _folder_parser(actions, "generate", "make views of all volumes in other styles")
+    add = parser.add_argument
+    add("--base", type=Path, required=True, metavar="MODEL", help="the model that was trained from")
+    add("--styles", nargs="+", required=True, metavar="STYLE", help="words after the prompt, as T1MRI T2MRI X-ray")
+    add("--prompts", nargs="+", default=[], metavar="PROMPT", help="that of the training where none is given")
+    add("--no-swap", dest="swap", action="store_false", help="keep the tuned U-Net (ablation)")
+    add("--strength", type=float, default=0.7, help="share of the steps run on the noised source; 1: from noise alone")
+    add("--noise", default="shared", help="along the slices: shared, autoregressive or independent")
+    add("--correlation", type=float, default=0.9, help="of autoregressive noise")
+    add("--scheduler", default="ddim", help="ddim or unipc")
+    add("--steps", type=int, default=20, help="of the scheduler")
+    add("--guidance", type=float, default=7.5, help="classifier-free; 1: none")
+    add("--control-scale", type=float, default=1.0, help="weight of the ControlNet")
+    add("--match", action="store_true", help="smooth mean and s.d. along the slices")
+    add("--batch-size", type=int, default=4, help="slices at once")
+    _add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the action; returns the exit status."""
+    actions: dict[str, Callable[[Any], None]] = {
+        "plan": _plan,
+        "slices": _slices,
+        "dreambooth": _dreambooth,
+        "controlnet": _controlnet,
+        "generate": _generate,
+        "preprocess": _preprocess,
+        "preview": _preview,
+    }
+    actions[args.action](args)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> None:
     from nnunet_invariance.plans.copies import preprocessing_command
     from nnunet_invariance.plans.zscore import REASON, write_zscore_plans
 
@@ -24,4 +119,68 @@ def run(args: argparse.Namespace) -> int:
     if command := preprocessing_command(args.dataset, path.stem, args.configuration):
         print(f"preprocess first: {command}")
     print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {path.stem} -tr ICMSegTrainer")
-    return 0
+
+
+def _slices(args: argparse.Namespace) -> None:
+    from nnunet_invariance.diffusion.projection import project_dataset
+    from nnunet_invariance.diffusion.slices import make_slices
+    from nnunet_invariance.errors import OptionError
+
+    if (args.project is None) != (args.as_dataset is None):
+        raise OptionError("--project and --as-dataset ID belong together: projections are a data set of their own.")
+    dataset, plane = args.dataset, args.plane
+    if args.project is not None:
+        dataset, plane = project_dataset(args.dataset, args.as_dataset, args.project, args.plane), None
+        print(
+            f"projections: {dataset}; plan and preprocess it for 2d: nnUNetv2_plan_and_preprocess -d {args.as_dataset}"
+        )
+    made = make_slices(dataset, args.folder, args.size, plane, args.window)
+    print(f"finished: slices of {len(made.names)} volumes in {args.folder}")
+
+
+def _training_options(args: argparse.Namespace) -> Any:
+    from nnunet_invariance.diffusion.training import TrainingOptions
+
+    names = TrainingOptions.__dataclass_fields__
+    return TrainingOptions(**{name: getattr(args, name) for name in names})
+
+
+def _dreambooth(args: argparse.Namespace) -> None:
+    from nnunet_invariance.diffusion.dreambooth import train_dreambooth
+
+    path = train_dreambooth(args.folder, args.base, args.prompt, _training_options(args), args.device, args.resume)
+    print(f"finished: {path}")
+
+
+def _controlnet(args: argparse.Namespace) -> None:
+    from nnunet_invariance.diffusion.controlnet import train_controlnet
+
+    path = train_controlnet(args.folder, args.base, _training_options(args), args.conditions, args.device, args.resume)
+    print(f"finished: {path}")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from nnunet_invariance.diffusion.generate import generate_views
+    from nnunet_invariance.diffusion.sampling import SamplingOptions
+
+    options = SamplingOptions(**{name: getattr(args, name) for name in SamplingOptions.__dataclass_fields__})
+    counts = generate_views(
+        args.folder, args.base, args.styles, options, args.prompts, args.swap, args.match, args.amp, args.batch_size,
+        args.seed, args.device,
+    )  # fmt: skip
+    for view, count in counts.items():
+        print(f"{view}: {count['volumes']} volumes, {count['rejected']} of {count['slices']} slices rejected", end="")
+        print(f", {count['left_out']} volumes left out")
+
+
+def _preprocess(args: argparse.Namespace) -> None:
+    from nnunet_invariance.diffusion.preprocess import preprocess_views
+
+    path = preprocess_views(args.folder, args.plans, args.configuration)
+    print(f'finished: {path}\ntrain with "views_probability": 0.5 in the plans block "nnunet_invariance"')
+
+
+def _preview(args: argparse.Namespace) -> None:
+    from nnunet_invariance.diffusion.preview import write_preview
+
+    print(f"finished: {write_preview(args.folder, args.n)}")

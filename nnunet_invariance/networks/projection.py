@@ -37,7 +37,11 @@ class Positions(NamedTuple):
 
 
 def sample_positions(
-    content: Tensor, map_size: Sequence[int], count: int, generator: torch.Generator | None = None
+    content: Tensor,
+    map_size: Sequence[int],
+    count: int,
+    generator: torch.Generator | None = None,
+    shared: bool = False,
 ) -> Positions:
     """Draw positions uniformly and without replacement among those that see image content.
 
@@ -48,11 +52,13 @@ def sample_positions(
         map_size: spatial size of the feature map.
         count: N; fewer are drawn where the map has fewer.
         generator: of the CPU.
+        shared: one draw for all samples, among the positions that any of them sees.
     """
     inside = F.interpolate(content, size=tuple(map_size), mode="area").flatten(1) >= 0.5
-    order = torch.rand(inside.shape, generator=generator).masked_fill(~inside, -1)
-    rank, index = order.topk(min(count, order.shape[1]), dim=1)
-    return Positions(index, rank >= 0)
+    drawn = inside.any(0, keepdim=True) if shared else inside
+    order = torch.rand(drawn.shape, generator=generator).masked_fill(~drawn, -1)
+    index = order.topk(min(count, order.shape[1]), dim=1).indices.expand(len(inside), -1)
+    return Positions(index, inside.gather(1, index))
 
 
 def gather_positions(feature_map: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Style views of labelled images by a latent diffusion model (arXiv 2411.05223); the extra ``diffusion``."""

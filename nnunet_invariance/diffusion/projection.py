@@ -1,0 +1,83 @@
+"""Volumes projected along an axis: a labelled data set of pictures such as radiographs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from nnunet_invariance.diffusion.volumes import open_raw_dataset, read_case, slice_axis
+from nnunet_invariance.errors import OptionError
+from nnunet_invariance.synthesis.writing import dataset_layout, replace_file
+
+PROJECTIONS = ("mean", "attenuation")
+WATER = 0.02  # attenuation of water at about 70 keV, 1/mm
+FLAT = 999.0  # spacing that nnU-Net's own readers give to the missing axis of a picture, mm
+
+
+def project_image(volume: np.ndarray, axis: int, kind: str, spacing: float) -> np.ndarray:
+    r"""Mean along an axis, or the share of X-rays that is absorbed.
+
+    Attenuation of a CT in Hounsfield units h, with steps of dx mm and water's :math:`\mu_w`:
+
+    .. math:: 1 - \exp\big(-\sum \mu_w \max(0, 1 + h / 1000)\, dx\big)
+
+    Shape: (z, y, x) to the two axes that are left.
+    """
+    if kind == "mean":
+        return volume.mean(axis)
+    path = (WATER * np.clip(1 + volume / 1000, 0, None)).sum(axis) * spacing
+    return 1 - np.exp(-path)
+
+
+def project_labels(labels: np.ndarray, axis: int, classes: int) -> np.ndarray:
+    """The label that a ray meets most, background aside; the smallest of equals. uint8."""
+    thickness = np.stack([(labels == label).sum(axis) for label in range(1, classes)])
+    return np.where(thickness.any(0), thickness.argmax(0) + 1, 0).astype(np.uint8)
+
+
+def project_dataset(dataset: str, new_id: int, kind: str, plane: str | None = None) -> str:
+    """Write the projections of all training cases as a data set of volumes of one slice; its name.
+
+    Args:
+        dataset: name or id of the volumes.
+        new_id: 1 to 999.
+        kind: "mean" or "attenuation", the latter for CT.
+        plane: of the picture; "coronal", as a radiograph from the front, by default.
+
+    Raises:
+        OptionError: the id is taken, or the data set is no CT.
+        OutputError: a file cannot be written.
+        StyleFolderError, EnvironmentNotSetError, DatasetNotFoundError: see ``open_raw_dataset``.
+    """
+    raw = open_raw_dataset(dataset)
+    channel = next(iter((raw.json.get("channel_names") or raw.json["modality"]).values()))
+    if kind == "attenuation" and channel.lower() != "ct":
+        msg = f"--project attenuation needs Hounsfield units, but the channel of {raw.name} is {channel!r}. "
+        raise OptionError(f"{msg}Take --project mean.")
+    root = dataset_layout(f"{raw.name.split('_', 1)[1]}_{kind}", new_id).root
+    for name, files in tqdm(raw.cases.items(), desc="projections", unit="case", disable=None):
+        targets = (root / f"imagesTr/{name}_0000{raw.ending}", root / f"labelsTr/{name}{raw.ending}")
+        if all(target.is_file() for target in targets):
+            continue
+        image, array, labels = read_case(*files, raw.classes)
+        axis = slice_axis(image, plane or "coronal")
+        spacing = image.GetSpacing()[::-1]
+        pictures = (
+            project_image(array, axis, kind, spacing[axis]).astype(np.float32),
+            project_labels(labels, axis, raw.classes),
+        )
+        for target, picture in zip(targets, pictures, strict=True):
+            _write_picture(target, picture, np.delete(spacing, axis))
+    known = ("labels", "file_ending", "regions_class_order")
+    content = {key: raw.json[key] for key in known if key in raw.json}
+    content.update(channel_names={"0": f"{kind} projection"}, numTraining=len(raw.cases))
+    replace_file(root / "dataset.json", lambda temporary: temporary.write_text(json.dumps(content, indent=1)))
+    return root.name
+
+
+def _write_picture(path: Path, picture: np.ndarray, spacing: np.ndarray) -> None:
+    made = sitk.GetImageFromArray(picture[None])
+    made.SetSpacing((float(spacing[1]), float(spacing[0]), FLAT))
+    replace_file(path, lambda temporary: sitk.WriteImage(made, str(temporary), useCompression=True))

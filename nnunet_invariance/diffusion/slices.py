@@ -1,0 +1,161 @@
+"""Square 8-bit slices of labelled volumes, with all that is needed to put slices back."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunet_invariance.diffusion.geometry import Geometry
+from nnunet_invariance.diffusion.volumes import (
+    RawDataset,
+    open_raw_dataset,
+    read_case,
+    slice_axis,
+    to_unit,
+    window_of,
+)
+from nnunet_invariance.errors import OptionError, OutputError, StyleFolderError
+from nnunet_invariance.weights.atomic import atomic_write
+
+RECORD = "slices.json"
+FOLDER = "slices"
+
+
+@dataclass(frozen=True)
+class SlicedCase:
+    """Slices of one volume.
+
+    Attributes:
+        axis: array axis (z, y, x) that the slices are normal to.
+        window: intensities that became 0 and 255.
+        image, labels: (D, R, R) uint8, on disk; only what is indexed is read.
+    """
+
+    name: str
+    axis: int
+    window: tuple[float, float]
+    geometry: Geometry
+    image: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class SliceFolder:
+    """What :func:`make_slices` has left in a folder."""
+
+    root: Path
+    dataset: str
+    size: int
+    classes: int
+    names: tuple[str, ...]
+
+    def case(self, name: str) -> SlicedCase:
+        """The slices of one volume."""
+        base = self.root / FOLDER / name
+        record = json.loads(Path(f"{base}.json").read_text())
+        geometry = Geometry(*(tuple(record[key]) for key in ("shape", "scaled")), self.size)
+        arrays = (np.load(f"{base}_{part}.npy", mmap_mode="r") for part in ("image", "labels"))
+        return SlicedCase(name, record["axis"], tuple(record["window"]), geometry, *arrays)
+
+
+def open_slices(root: Path) -> SliceFolder:
+    """Open a folder that ``style slices`` has filled.
+
+    Raises:
+        StyleFolderError: there are no slices, or those of some cases are missing.
+    """
+    record = root / RECORD
+    if not record.is_file():
+        msg = f"{root} holds no {RECORD}. "
+        raise StyleFolderError(f"{msg}Make the slices first: nnunet-invariance style slices DATASET {root}")
+    content = json.loads(record.read_text())
+    parts = ("{}_image.npy", "{}_labels.npy", "{}.json")
+    missing = [
+        part.format(name)
+        for name in content["cases"]
+        for part in parts
+        if not (root / FOLDER / part.format(name)).is_file()
+    ]
+    if missing:
+        msg = f"{root / FOLDER} lacks {len(missing)} files: {', '.join(missing[:4])}. "
+        raise StyleFolderError(f"{msg}Run again: nnunet-invariance style slices {content['dataset']} {root}")
+    return SliceFolder(root, content["dataset"], content["size"], content["classes"], tuple(content["cases"]))
+
+
+def make_slices(
+    dataset: str, root: Path, size: int = 512, plane: str | None = None, window: Sequence[float] | None = None
+) -> SliceFolder:
+    """Cut all training cases of a raw data set into squares; those that are there are not cut again.
+
+    Args:
+        dataset: name or id.
+        size: R, pixels; a multiple of 64 for models of the size of Stable Diffusion.
+        plane: "axial", "coronal" or "sagittal"; by default slices are normal to the coarsest axis.
+        window: low and high intensity, as (-125, 275) for an abdominal CT; by default the 1st and 99th percentile of
+            each volume.
+
+    Raises:
+        OptionError: size or window are out of range.
+        StyleFolderError: labels are missing or do not fit.
+        OutputError: the folder holds slices of other settings, or cannot be written.
+        EnvironmentNotSetError, DatasetNotFoundError
+    """
+    if size < 8 or size % 8:
+        raise OptionError(f"--size is {size}; expected a multiple of 8, for Stable Diffusion of 64. Take 512.")
+    if window is not None and not window[0] < window[1]:
+        raise OptionError(f"--window is {window[0]:g} {window[1]:g}; expected LOW HIGH with LOW below HIGH.")
+    raw = open_raw_dataset(dataset)
+    settings = {"size": size, "plane": plane, "window": None if window is None else [float(v) for v in window]}
+    _claim(root, raw, settings)
+    for name in tqdm(raw.cases, desc="slices", unit="case", disable=None):
+        if not (root / FOLDER / f"{name}.json").is_file():
+            _cut(root / FOLDER / name, raw, name, settings)
+    return open_slices(root)
+
+
+def _claim(root: Path, raw: RawDataset, settings: dict[str, Any]) -> None:
+    """Record what the folder is filled with, or check that it is the same."""
+    record = {"format": 1, "dataset": raw.name, "classes": raw.classes, "cases": list(raw.cases), **settings}
+    path = root / RECORD
+    if not path.is_file():
+        atomic_write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+        return
+    found = json.loads(path.read_text())
+    changed = [key for key in record if record[key] != found.get(key)]
+    if changed:
+        was = ", ".join(f"{key} {found.get(key)}" for key in changed if key != "cases")
+        raise OutputError(f"{path}: made with other settings or cases ({was or 'cases'}). Choose another folder.")
+
+
+def _cut(base: Path, raw: RawDataset, name: str, settings: dict[str, Any]) -> None:
+    image, array, labels = read_case(*raw.cases[name], raw.classes)
+    axis = slice_axis(image, settings["plane"])
+    spacing = np.delete(image.GetSpacing()[::-1], axis)
+    window = window_of(array, settings["window"])
+    geometry = Geometry.fit(np.delete(array.shape, axis).tolist(), spacing.tolist(), settings["size"])
+    stack = torch.from_numpy(np.moveaxis(to_unit(array, window), axis, 0).copy())
+    masks = torch.from_numpy(np.moveaxis(labels, axis, 0).copy())
+    made = {
+        "image": (geometry.to_square(stack) * 255).round().to(torch.uint8),
+        "labels": geometry.to_square(masks, labels=True),
+    }
+    for part, squares in made.items():
+        atomic_write(f"{base}_{part}.npy", lambda file, squares=squares: np.save(file, squares.numpy()))
+    record = {"axis": axis, "window": window, "shape": geometry.shape, "scaled": geometry.scaled}
+    atomic_write(f"{base}.json", lambda file: file.write(json.dumps(record).encode()))  # last: the case is whole
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of ``range(count)``, ``size`` at a time."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def unit_images(squares: np.ndarray) -> Tensor:
+    """uint8 (B, R, R) to float32 in [0, 1]."""
+    return torch.from_numpy(np.array(squares)).float() / 255

@@ -1,0 +1,67 @@
+"""Views on disk: their names, how slices become a volume again, and counts of rejected slices."""
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
+from torch import Tensor
+
+from nnunet_invariance.diffusion.slices import SlicedCase
+from nnunet_invariance.errors import OptionError
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "views"
+RECORD = "view.json"
+
+
+def view_names(prompts: Sequence[str], styles: Sequence[str]) -> dict[str, str]:
+    """Every prompt with every style: name of the view, as a folder, to its text.
+
+    Raises:
+        OptionError: there is no style, or two have one name.
+    """
+    pairs = [(prompt, style) for prompt in prompts for style in styles]
+    names = [
+        re.sub(r"[^A-Za-z0-9]+", "-", style if len(prompts) == 1 else f"{p}-{style}").strip("-") for p, style in pairs
+    ]
+    double = [name for name in names if names.count(name) > 1 or not name]
+    if not pairs or double:
+        what = f"two or more views would be named {double[0]!r}" if double else "no style is given"
+        raise OptionError(f"--styles: {what}. Give different words, for example --styles T1MRI T2MRI X-ray")
+    return dict(zip(names, (f"{prompt} {style}" for prompt, style in pairs), strict=True))
+
+
+def count_file(root: Path, view: str, name: str) -> Path:
+    """Counts of one volume; it is there when the volume is done."""
+    return root / FOLDER / view / f"{name}.json"
+
+
+def put_back(squares: Tensor, case: SlicedCase, source: np.ndarray) -> np.ndarray:
+    """Squares (D, R, R) in [0, 1] as a volume (z, y, x) in the source's grid and intensities, 0 where that is empty."""
+    stack = case.geometry.from_square(squares).numpy()
+    low, high = case.window
+    volume = np.moveaxis(stack * (high - low) + low, 0, case.axis)
+    return np.where(create_nonzero_mask(source[None]), volume, 0).astype(np.float32)
+
+
+def count_slices(root: Path, view: str, names: Sequence[str]) -> dict[str, int]:
+    """Slices, rejected ones and volumes that were left out, of a view; logged."""
+    files = [file for name in names if (file := count_file(root, view, name)).is_file()]
+    counts = [json.loads(file.read_text()) for file in files]
+    total = {
+        "slices": sum(count["slices"] for count in counts),
+        "rejected": sum(count["rejected"] for count in counts),
+        "volumes": sum(count["written"] for count in counts),
+        "left_out": sum(not count["written"] for count in counts),
+    }
+    logger.info(
+        "%s: %d of %d slices rejected, %d volumes, %d left out",
+        view,
+        *(total[key] for key in ("rejected", "slices", "volumes", "left_out")),
+    )
+    return total
