@@ -41,7 +41,10 @@ setup(
         "scikit-image>=0.19.3",
         "setuptools; python_version >= '3.12'",  # nnU-Net's preprocessing imports distutils
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9"]},
+    extras_require={
+        "hub": ["huggingface_hub>=0.24"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9"],
+    },
     entry_points={
         "console_scripts": ["nnunet-invariance = nnunet_invariance.cli.main:entry_point"],
         "torch.backends": ["nnunet_invariance = nnunet_invariance._discovery:autoload"],

@@ -22,6 +22,7 @@ TRAINER_WALK = "nnunetv2.training.nnUNetTrainer"
 
 TRAINERS = {
     "AliceTrainer": "nnunet_invariance.trainers.alice",
+    "AnatomixTrainer": "nnunet_invariance.trainers.anatomix",
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
     "MAETrainer": "nnunet_invariance.trainers.mae",
     "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
@@ -33,7 +34,7 @@ WITHOUT_TWIN = {"BaselineTrainer"}
 REGISTRY: dict[str, dict[str, str]] = {
     TRAINER_WALK: TRAINERS,
     "nnunetv2.experiment_planning": {},
-    "nnunetv2.preprocessing.normalization": {},
+    "nnunetv2.preprocessing.normalization": {"CTWindowTo01Normalization": "nnunet_invariance.plans.ct_window"},
 }
 
 _LENGTH = re.compile(r"_([1-9][0-9]*)epochs?$")

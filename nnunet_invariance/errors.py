@@ -75,3 +75,7 @@ class ComparisonError(InvarianceError):
 
 class ShapeError(InvarianceError):
     """Tensors handed to a loss or a module do not fit each other."""
+
+
+class MissingPackageError(InvarianceError):
+    """A package of an extra is needed for what was asked, and is not installed."""

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ PREPROCESSING = (
     "resampling_fn_seg",
     "resampling_fn_seg_kwargs",
 )
+
+
+@dataclass(frozen=True)
+class FittedPlans:
+    """A plans copy that names a checkpoint, one line for each decision, and the trainer it is for."""
+
+    path: Path
+    decisions: tuple[str, ...]
+    trainer: str = "TransferTrainer"
 
 
 def write_plans_copy(

@@ -3,13 +3,12 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.errors import OptionError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides
-from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.plans.anatomix import fit_anatomix, holds_anatomix
+from nnunet_invariance.plans.copies import FittedPlans, write_plans_copy
 from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
@@ -21,14 +20,6 @@ PER_STAGE = ("features_per_stage", "n_conv_per_stage", "n_blocks_per_stage")
 WHOLE = ("conv_op", "conv_bias", "norm_op", "norm_op_kwargs")
 
 
-@dataclass(frozen=True)
-class FittedPlans:
-    """The plans copy, and one line for each decision."""
-
-    path: Path
-    decisions: tuple[str, ...]
-
-
 def fit_plans_to_checkpoint(
     dataset_name: str,
     checkpoint_path: str | os.PathLike,
@@ -37,10 +28,12 @@ def fit_plans_to_checkpoint(
     new_plans_name: str | None = None,
     keep: Literal["plans", "checkpoint"] = "plans",
     min_coverage: float = 1.0,
+    frozen_features: bool = False,
 ) -> FittedPlans:
     """Write a copy of a dataset's plans whose options block names a checkpoint.
 
-    Batch size, and all that is not named below, stays the plans' own.
+    For the anatomix U-Nets, see :func:`~nnunet_invariance.plans.anatomix.fit_anatomix`; ``keep`` and ``min_coverage``
+    are for the others. Batch size, and all that is not named below, stays the plans' own.
 
     Args:
         new_plans_name: default ``<base>_<method>``.
@@ -50,13 +43,21 @@ def fit_plans_to_checkpoint(
             preprocessing, the copy has its own ``data_identifier``.
         min_coverage: least share of the encoder that must come from the file; goes into the block where it is below 1,
             and then stages of another width or length are left to it.
+        frozen_features: of an anatomix U-Net, in front of the planned network.
 
     Raises:
+        OptionError: frozen features of a network that is no anatomix U-Net.
         WeightsIncompatibleError: the encoder in the file is not the planned one (says which stage differs), too little
             of it fits, or the dataset cannot take the file's patch or normalisation.
     """
     checkpoint = load_checkpoint(checkpoint_path)
     dataset = open_planned_dataset(dataset_name, configuration, base_plans_name)
+    if holds_anatomix(checkpoint):
+        return fit_anatomix(dataset, checkpoint, new_plans_name, frozen_features)
+    if frozen_features:
+        kind = checkpoint.metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
+        msg = f"{checkpoint.path} holds a {kind}; frozen features are those of an anatomix U-Net. "
+        raise OptionError(msg + "Leave --frozen-features away, or give such a checkpoint.")
     decisions = _channel_decision(checkpoint, dataset)
     if keep == "plans":
         decisions += _keep_plans(checkpoint, dataset, strict=min_coverage == 1)
@@ -89,7 +90,8 @@ def fit_plans_to_checkpoint(
         f'block "pretrain_info" for nnU-Net\'s own fine-tuning, once it is exported: {export}',
         f"plans copy: {path}",
     ]
-    return FittedPlans(path, tuple(decisions))
+    trainer = "AnatomixTrainer" if method == "anatomix" else "TransferTrainer"
+    return FittedPlans(path, tuple(decisions), trainer)
 
 
 def _keep_plans(checkpoint: Checkpoint, dataset: PlannedDataset, strict: bool) -> list[str]:

@@ -161,8 +161,33 @@ class TransferOptions(TrainerOptions):
     aux: Literal["none", "info_nce"] = _choice("none", "info_nce")
 
 
+@dataclass(frozen=True)
+class AnatomixOptions(TrainerOptions):
+    """What AnatomixTrainer understands; ``aux`` "info_nce" is its multi-positive form over the segmentation's labels.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    #: Encoder and decoder were both pre-trained.
+    transfer: Literal["encoder+decoder", "encoder"] = _choice("encoder+decoder", "encoder")
+    #: ``pretrain anatomix`` leaves no teacher.
+    source: Literal["student"] = _choice("student")
+    #: All of the network learns at one rate.
+    encoder_lr_factor: float = _number(1.0, 0.0, 10.0)
+    #: Temperature and positions of the pre-training.
+    temperature: float = _number(0.33, 0.0, 10.0, low_excluded=True)
+    positions: int = _count(512, 2)
+    #: The second view: nnU-Net's intensity transforms, or a random appearance painted over the labels.
+    second_view: Literal["intensity", "synthetic"] = _choice("intensity", "synthetic")
+    #: Frozen features of this U-Net beside the image, in front of the planned network.
+    frozen_features: Literal["none", "anatomix", "anatomix-dev"] = _choice("none", "anatomix", "anatomix-dev")
+    #: Probability that training hides a channel, of the features or of the image, from the planned network.
+    feature_dropout: float = _number(0.75, 0.0, 0.99)
+
+
 #: Every options class; a plans copy may hold fields of all of them.
-OPTIONS = (TrainerOptions, ICMSegOptions)
+OPTIONS = (TrainerOptions, ICMSegOptions, AnatomixOptions)
 
 Options = TypeVar("Options", bound=BaselineOptions)
 

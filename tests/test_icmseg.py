@@ -25,7 +25,7 @@ from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.projection import gather_positions, sample_positions
 from nnunet_invariance.plans.options import BaselineOptions, ICMSegOptions, TrainerOptions, read_options
 from nnunet_invariance.plans.zscore import write_zscore_plans
-from nnunet_invariance.trainers.icmseg import tissue_labels
+from nnunet_invariance.trainers.targets import tissue_labels
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_checkpoints import adaptation_plan, encoder_file, nnssl_file, nnunet_file, plans_of, write_foreign
+from foreign_checkpoints import FILES, adaptation_plan, encoder_file, nnssl_file, nnunet_file, plans_of, write_foreign
 from safetensors.torch import save_file
 from small_checkpoints import NETWORKS, architecture, build
 
@@ -14,13 +14,13 @@ from nnunet_invariance.errors import CheckpointCorruptError, InvarianceError, Ou
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import REQUIRED, load_checkpoint
 from nnunet_invariance.weights.export import export_nnunet
-from nnunet_invariance.weights.importers.importing import SOURCES, file_sha256, import_foreign, recognise
+from nnunet_invariance.weights.importers.importing import file_sha256, import_foreign, recognise
 from nnunet_invariance.weights.importers.network import architecture_of
 from nnunet_invariance.weights.importers.nnssl import IMPORTED, RESENC_L
 from nnunet_invariance.weights.inspect import describe
 from nnunet_invariance.weights.transfer import inject
 
-CELLS = [(source, network) for source in SOURCES for network in NETWORKS]
+CELLS = [(source, network) for source in FILES for network in NETWORKS]
 
 
 def take(source: str, path: Path, **changes) -> Path:

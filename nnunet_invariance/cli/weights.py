@@ -5,6 +5,8 @@ from pathlib import Path
 
 from nnunet_invariance.errors import OptionError
 
+SOURCES = ("nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "encoder")
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb, its five actions and their flags."""
@@ -14,11 +16,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     actions.add_parser("list", help="the pre-trainings below nnUNet_results")
 
     inspect = actions.add_parser("inspect", help="what a checkpoint is, ours or another tool's; verifies its checksum")
-    inspect.add_argument("file", type=Path, metavar="FILE")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
 
     take = actions.add_parser("import", help="make another tool's file a checkpoint that our trainers take")
-    take.add_argument("source", choices=["nnssl", "nnunet", "encoder"], help="whose file it is; `inspect` says which")
-    take.add_argument("file", type=Path, metavar="FILE")
+    take.add_argument("source", choices=SOURCES, help="whose file it is; `inspect` says which")
+    take.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
     take.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: FILE with the suffix .safetensors")
     take.add_argument("--plans", type=Path, metavar="JSON", help="plans file of a bare encoder")
     take.add_argument("-c", dest="configuration", default="3d_fullres", help="of --plans; default: 3d_fullres")
@@ -46,6 +48,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--min-coverage", type=float, default=1.0, metavar="X", help="least share of the encoder from FILE; default: 1"
     )
+    plan.add_argument(
+        "--frozen-features",
+        action="store_true",
+        help="of an anatomix U-Net: its frozen features beside the image in front of the planned network",
+    )
     plan.add_argument("--name", metavar="NEW", help="name of the plans copy; default: PLANS_METHOD")
 
 
@@ -69,18 +76,23 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from nnunet_invariance.weights.hub import local_file
     from nnunet_invariance.weights.inspect import describe_text
 
-    print(describe_text(args.file))
+    print(describe_text(local_file(args.file)))
     return 0
 
 
 def _import(args: argparse.Namespace) -> int:
+    from nnunet_invariance.weights.checkpoint import SUFFIX
+    from nnunet_invariance.weights.hub import local_file
     from nnunet_invariance.weights.importers.importing import import_foreign, read_plans
     from nnunet_invariance.weights.inspect import describe_text
 
     plans = read_plans(args.plans) if args.plans else None
-    out = import_foreign(args.file, args.out, args.source, plans, args.configuration)
+    file = local_file(args.file)
+    beside = None if file == args.file else Path(file.stem + SUFFIX)  # of a hub's file, not in the hub's cache
+    out = import_foreign(file, args.out or beside, args.source, plans, args.configuration)
     print(describe_text(out))
     print(f"written: {out}\nuse it: nnunet-invariance weights plan DATASET {out}")
     return 0
@@ -110,11 +122,18 @@ def _plan(args: argparse.Namespace) -> int:
     from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 
     fitted = fit_plans_to_checkpoint(
-        args.dataset, args.file, args.plans, args.configuration, args.name, args.keep, args.min_coverage
+        args.dataset,
+        args.file,
+        args.plans,
+        args.configuration,
+        args.name,
+        args.keep,
+        args.min_coverage,
+        args.frozen_features,
     )
     print("\n".join(fitted.decisions))
     command = preprocessing_command(args.dataset, fitted.path.stem, args.configuration)
     if command:
         print(f"preprocess first: {command}")
-    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {fitted.path.stem} -tr TransferTrainer")
+    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {fitted.path.stem} -tr {fitted.trainer}")
     return 0

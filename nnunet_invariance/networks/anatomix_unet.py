@@ -43,6 +43,11 @@ class Design:
         return [[1, 1, 1], *[[2, 2, 2]] * self.levels]
 
     @property
+    def first_of_decoder(self) -> int:
+        """Index of the first upsampling layer."""
+        return 9 + 7 * self.levels
+
+    @property
     def divisor(self) -> int:
         """Every axis of a patch is a multiple of it, and at least twice as large: a reflected border needs 2 voxels."""
         return 2**self.levels
@@ -235,9 +240,10 @@ class AnatomixUNet(nn.Module):
             raise OptionError(f"'channels' of the U-Net is {channels!r}; expected 'averaged' or 'separate'.")
         images = input_channels if channels == "separate" else 1
         layers = design.layers(1 if channels == "separate" else input_channels)
-        split = next(index for index, layer in enumerate(layers) if isinstance(layer, nn.Upsample))
+        split = design.first_of_decoder
         named = [(str(index), layer) for index, layer in enumerate(layers)]
-        self.design = design
+        self.variant = variant
+        self.features_per_image = design.features
         self.encoder = AnatomixEncoder(dict(named[:split]), design, images)
         self.decoder = AnatomixDecoder(dict(named[split:]), design, images, num_classes, deep_supervision)
 
@@ -272,8 +278,8 @@ class AnatomixUNet(nn.Module):
 
 def own_name(released: str, variant: str) -> str:
     """Our name of a tensor of a released file: ``model.41.weight`` is ``decoder.model.41.weight``."""
-    first_of_decoder = 9 + 7 * design_of(variant).levels
-    return f"{'encoder' if int(released.split('.')[1]) < first_of_decoder else 'decoder'}.{released}"
+    in_encoder = int(released.split(".")[1]) < design_of(variant).first_of_decoder
+    return f"{'encoder' if in_encoder else 'decoder'}.{released}"
 
 
 def arch_kwargs(variant: str, channels: Literal["averaged", "separate"] = "averaged") -> dict[str, object]:

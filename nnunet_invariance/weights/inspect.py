@@ -66,8 +66,11 @@ def _describe_foreign(path: Path) -> dict[str, Any]:
     content = open_foreign(path)
     source = recognise(path, content)
     fields = {"file": str(path), "source": f"{source}: {SOURCES[source].DESCRIPTION}"}
-    if source == "encoder":
-        return {**fields, "tensors": sum(isinstance(value, Tensor) for value in content.values())}
+    unusable = getattr(SOURCES[source], "UNUSABLE", None)
+    if source == "encoder" or unusable:
+        tensors = [value for value in content.values() if isinstance(value, Tensor)]
+        fields |= {"tensors": len(tensors), "values": sum(tensor.numel() for tensor in tensors)}
+        return {**fields, "cannot be used": unusable} if unusable else fields
     _, network = read_network(path, content, source)
     _, pretrained, left_out = own_tensors(path, network)
     facts, arguments = network.facts, network.architecture.arch_kwargs

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.checkpoint import Checkpoint
 from nnunet_invariance.weights.importers.network import architecture_of
@@ -37,9 +38,16 @@ def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) ->
 
 
 def names_of(architecture: Architecture) -> dict[str, Any]:
-    """Where the network keeps encoder, stem, first convolution and position embedding (none, hence None)."""
+    """Where the network keeps encoder, stem, first convolution and position embedding (none, hence None).
+
+    Raises:
+        WeightsIncompatibleError: a network that nnssl does not know.
+    """
     with torch.device("meta"):
         network = architecture.build()
+    if not hasattr(network, NAMES[0]):
+        msg = f"nnssl's format has no place for a {type(network).__name__}. "
+        raise WeightsIncompatibleError(msg + "Export it for nnU-Net instead (--format nnunet).")
     return {name: list(v) if isinstance(v := getattr(network, name), tuple) else v for name in NAMES}
 
 

@@ -211,8 +211,11 @@ def _check_architecture(network: nn.Module, checkpoint: Checkpoint, section: Map
     found = checkpoint.metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
     wanted = type(network).__name__
     dimensions = [_dimensions(tensors) for tensors in (section, unique_tensors(network))]
-    if found == wanted and dimensions[0] == dimensions[1]:
+    variants = [checkpoint.metadata["architecture"]["arch_kwargs"].get("variant"), getattr(network, "variant", None)]
+    if found == wanted and dimensions[0] == dimensions[1] and variants[0] == variants[1]:
         return
+    if variants[0] != variants[1]:
+        found, wanted = (f"{name} {v!r}" if v else name for name, v in zip((found, wanted), variants, strict=True))
     msg = (
         f"{checkpoint.path} holds a {dimensions[0]}-D {found}, but the plans ask for a {dimensions[1]}-D {wanted}. "
         "Train with plans of that architecture (-p, -c), or pre-train under these plans."

@@ -6,18 +6,41 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.weights.checkpoint import SUFFIX, save_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.foreign import open_foreign
-from nnunet_invariance.weights.importers import encoder, nnssl, nnunet
+from nnunet_invariance.weights.importers import anatomix_vit, encoder, nnssl, nnunet
+from nnunet_invariance.weights.importers.anatomix import ReleasedUNet
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_tensors
 
+
+class Source(Protocol):
+    """What a module of this room, or an object in its place, says of the files of a source."""
+
+    DESCRIPTION: str
+    KEYS: tuple[str, ...]
+
+    def recognises(self, content: Mapping[str, Any]) -> bool:
+        """Whether a file has the keys of this source."""
+
+    def read(
+        self, path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str
+    ) -> ForeignNetwork:
+        """The network of the file."""
+
+
 #: In the order in which they are tried: nnssl's files have the keys of nnU-Net's too.
-SOURCES: dict[str, ModuleType] = {"nnssl": nnssl, "nnunet": nnunet, "encoder": encoder}
+SOURCES: dict[str, Source] = {
+    "nnssl": nnssl,
+    "nnunet": nnunet,
+    "anatomix": ReleasedUNet("anatomix"),
+    "anatomix-dev": ReleasedUNet("anatomix-dev"),
+    "anatomix-dev-vit": anatomix_vit,
+    "encoder": encoder,
+}
 PACKAGES = ("nnunet_invariance", "nnunetv2", "torch")
 SHOWN = 6
 #: What reading a dictionary raises that is not made as its source makes it.
@@ -95,7 +118,7 @@ def import_foreign(
     tensors, pretrained, left_out = own_tensors(path, network)
     metadata = {
         **network.facts,
-        "method": name,
+        "method": network.method or name,
         "finished": True,
         "step": network.epochs or 0,
         "total_steps": network.epochs or 0,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
+from nnunet_invariance.networks.anatomix_unet import DESIGNS, arch_kwargs
+from nnunet_invariance.networks.anatomix_unet import NETWORK as ANATOMIX
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import tensor_bytes
 from nnunet_invariance.weights.report import DECODER, ENCODER, shortened
@@ -36,6 +38,7 @@ class ForeignNetwork:
             ``channel_names``, ``normalization_schemes`` and ``plans`` (the configuration), in JSON's types.
         epochs: how long it was trained; None where the file does not say.
         citation: what its authors ask to be cited.
+        method: whose trainer takes the weights; None where it is none's in particular, and the source is named instead.
         notes: what else should be kept, for the options of the imported file.
     """
 
@@ -44,6 +47,7 @@ class ForeignNetwork:
     facts: dict[str, Any]
     epochs: int | None = None
     citation: str = "none given in the file"
+    method: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,6 +64,8 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
         WeightsIncompatibleError: another network. CheckpointCorruptError: arguments that no plans would hold.
     """
     name = str(entry["network_class_name"]).rsplit(".", 1)[-1]
+    if entry["network_class_name"] == ANATOMIX:
+        return _anatomix(path, entry, channels, classes)
     if name not in CLASSES:
         reason = "a transformer without stages, " if name.startswith("Primus") else ""
         msg = f"{path} holds a {name}, {reason}which none of our trainers can use: they need an encoder of stages, "
@@ -78,6 +84,16 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
     if not largest <= LARGEST:
         raise _strange(path, f"its network has an argument of {largest}", f"at most {LARGEST}")
     return Architecture(CLASSES[name], arguments, required, channels, classes)
+
+
+def _anatomix(path: Path, entry: Mapping[str, Any], channels: int, classes: int) -> Architecture:
+    """Our network class of the anatomix U-Nets, whose arguments are names of a fixed list."""
+    arguments = plain(path, entry["arch_kwargs"])
+    variant, rule = arguments.get("variant"), arguments.get("channels")
+    if variant not in DESIGNS or rule not in ("averaged", "separate") or not 1 <= max(channels, classes) <= LARGEST:
+        found = f"its network is an anatomix U-Net {variant!r} with channels {rule!r}"
+        raise _strange(path, found, f"one of {', '.join(DESIGNS)}, channels 'averaged' or 'separate'")
+    return Architecture(ANATOMIX, arch_kwargs(variant, rule), (), channels, classes)
 
 
 def plain(path: Path, value: Any) -> Any:
@@ -142,7 +158,7 @@ def own_tensors(path: Path, network: ForeignNetwork) -> tuple[dict[str, Tensor],
         if alias not in aliases:
             continue
         own = aliases[alias]
-        tensor = _checked(path, alias, tensor)
+        tensor = _checked(path, alias, tensor, wanted[own])
         if own not in found:
             found[own] = tensor
         elif found[own].shape != tensor.shape or tensor_bytes(found[own]) != tensor_bytes(tensor):
@@ -167,10 +183,10 @@ def _skeleton(path: Path, architecture: Architecture) -> nn.Module:
         raise _strange(path, what, "arguments that its class takes") from error
 
 
-def _checked(path: Path, name: str, tensor: Any) -> Tensor:
+def _checked(path: Path, name: str, tensor: Any, wanted: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise _strange(path, f"{name} is a {type(tensor).__name__}", "a tensor")
-    if not tensor.is_floating_point():
+    if wanted.is_floating_point() and not tensor.is_floating_point():  # batch norm counts its batches
         raise _strange(path, f"{name} holds {tensor.dtype}", "floating-point numbers")
     if not tensor.isfinite().all():
         raise _strange(path, f"{name} holds NaN or infinite values", "finite numbers")
