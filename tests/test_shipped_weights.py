@@ -9,9 +9,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 from small_checkpoints import architecture, build, metadata, tensors
+from tiny_trainers import make_trainer
 
 from nnunet_invariance.errors import WeightsNotFoundError
-from nnunet_invariance.networks.planned import unique_tensors
+from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.plans.options import MAETrainerOptions
 from nnunet_invariance.pretraining import target
 from nnunet_invariance.trainers.pretrained import bring_weights
@@ -147,3 +148,20 @@ def test_weights_that_do_not_beat_random_ones_do_not_ship(script, tmp_path, monk
     record = json.loads((tmp_path / "work" / "record.json").read_text())
     assert record["retrieval"]["synthetic"]["beats"] is False
     assert not record["stopped_by_the_rule"]
+
+
+def test_anatomix_trainer_starts_from_the_package(tiny, tmp_path, monkeypatch):
+    monkeypatch.delenv(locate.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setattr(locate, "SHIPPED", tmp_path)
+    entry = tiny.plans["configurations"]["3d_fullres"]["architecture"]
+    planned = Architecture.from_plans(entry, 1, 1)
+    path = tmp_path / "anatomix_tiny.safetensors"
+    halves = {f"network.{n}": t.detach().half() for n, t in unique_tensors(build(planned, 3)).items()}
+    save_checkpoint(path, halves, metadata(planned, method="anatomix"))
+    trainer = make_trainer(tiny, "AnatomixTrainer_1epoch", seed=1)
+    trainer.on_train_start()
+    assert trainer.transfer_report["place"] == "shipped with the package"
+    network = unique_tensors(trainer.plain_network)
+    taken = [name for name in network if "seg_layers" not in name]
+    assert all(torch.equal(network[name], halves[f"network.{name}"].float()) for name in taken)
