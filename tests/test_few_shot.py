@@ -173,6 +173,13 @@ def test_the_command_names_missing_weights_and_leaves_nothing(tiny, short, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_made_is_said_before_any_pretraining(tiny, short, tmp_path, capsys):
+    more = ("--test", "case_000", "--baselines", "TransferTrainer", "--pretrain")
+    assert main(few_shot_words(tiny, tmp_path / "out", *more)) == 2
+    assert "TransferTrainer_1epoch: name a checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_test_case_that_a_pretraining_has_seen_is_refused(tiny, short, alice, tmp_path, capsys):
     assert main(few_shot_words(tiny, tmp_path / "out", "--test", "case_004")) == 2
     said = capsys.readouterr().err
@@ -324,6 +331,8 @@ def test_slurm_gets_one_array(jobs, monkeypatch, tmp_path):
     write_csv(jobs[0].scores, [], Score)
     tasks = submit_slurm(jobs, tmp_path / "slurm", 3, {"timeout_min": 60, "slurm_partition": "short"})
     assert tasks == [f"77_{i}" for i in range(11)]
+    with pytest.raises(ComparisonError, match=r"(?s)Slurm took no job .*colour.*Correct --slurm"):
+        submit_slurm(jobs, tmp_path / "slurm", 3, {"colour": "blue"})
     script = (tmp_path / "script").read_text()
     assert "--array=0-10%3" in script
     assert "--partition=short" in script

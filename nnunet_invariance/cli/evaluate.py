@@ -54,7 +54,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where to train and predict")
     add("--disable_tta", action="store_true", help="predict without mirroring")
-    add("--jobs", type=int, default=1, metavar="N", help="trainings at a time")
+    add("--jobs", type=_positive, default=1, metavar="N", help="trainings at a time")
     add("--devices", nargs="+", default=[], metavar="ID", help="GPUs, dealt out over the trainings")
     add("--submit", choices=["slurm"], help="hand the trainings to Slurm as an array, --jobs at a time")
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="submitit's parameters, as timeout_min=600")
@@ -68,6 +68,12 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 
 def _shots(word: str) -> int | str:
     return word if word == "all" else int(word)
+
+
+def _positive(word: str) -> int:
+    if int(word) < 1:
+        raise ValueError
+    return int(word)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -138,11 +138,16 @@ def _pretrain_missing(
     device: str,
     words: Sequence[str],
 ) -> dict[str, Path]:
-    """Make the pre-trainings that are not there or have seen a test case; the checkpoints after that."""
+    """Make the pre-trainings that are not there or have seen a test case; the checkpoints after that.
+
+    Raises:
+        ComparisonError: an arm lacks weights that cannot be made here, or a command failed.
+    """
     clean = {arm: path for arm, path in checkpoints.items() if not seen_cases([path]) & set(test)}
     missing = [arm for arm in selection.arms if arm.name not in clean and not named_checkpoint(arm, planned)]
+    made = [arm for arm in missing if method_of(arm) not in (None, ANY_METHOD)]
+    require_all([arm for arm in selection.arms if arm not in made], checkpoints, planned)
     with locked(out) as lock:
-        for method in dict.fromkeys(method_of(arm) for arm in missing):
-            if method not in (None, ANY_METHOD):
-                pretrain(method, planned, test, out, device, words, [lock])
-    return {**checkpoints, **find_checkpoints(missing, planned, [own_folder(out, planned)])}
+        for method in dict.fromkeys(map(method_of, made)):
+            pretrain(method, planned, test, out, device, words, [lock])
+    return {**checkpoints, **find_checkpoints(made, planned, [own_folder(out, planned)])}

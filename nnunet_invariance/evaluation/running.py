@@ -117,8 +117,8 @@ def submit_slurm(jobs: Sequence[Job], folder: Path, parallel: int, parameters: d
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
         executor.update_parameters(slurm_array_parallelism=parallel, name="few-shot", **parameters)
         submitted = executor.map_array(_task, todo)
-    except (RuntimeError, OSError) as error:
-        msg = f"Slurm took no job ({error}). Run this on a machine with sbatch, or without --submit."
+    except (RuntimeError, OSError, NameError, TypeError) as error:  # what submitit says of parameters and of sbatch
+        msg = f"Slurm took no job ({error}). Correct --slurm, run this where sbatch is, or leave out --submit."
         raise ComparisonError(msg) from error
     return [job.job_id for job in submitted]
 
