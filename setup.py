@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "nnunet_invariance/__init__.py").read_text())[1]
 beside = find_packages(include=["trainers", "trainers.*", "plans", "plans.*"])
+diffusion = ["diffusers>=0.36", "transformers>=4.56", "accelerate>=1.10"]
 
 setup(
     name="nnunet_invariance",
@@ -42,8 +43,8 @@ setup(
         "setuptools; python_version >= '3.12'",  # nnU-Net's preprocessing imports distutils
     ],
     extras_require={
-        "diffusion": ["diffusers>=0.36", "transformers>=4.56", "accelerate>=1.10"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9"],
+        "diffusion": diffusion,
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.9", *diffusion],
     },
     entry_points={
         "console_scripts": ["nnunet-invariance = nnunet_invariance.cli.main:entry_point"],
