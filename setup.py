@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "nnunet_invariance/__init__.py").read_text())[1]
 beside = find_packages(include=["trainers", "trainers.*", "plans", "plans.*"])
+diffusion = ["diffusers>=0.36", "transformers>=4.56", "accelerate>=1.10"]
 
 setup(
     name="nnunet_invariance",

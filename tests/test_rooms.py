@@ -12,7 +12,7 @@ def rooms() -> list[str]:
     """Names of the rooms below ``nnunet_invariance``, in the order of the table."""
     page = (ROOT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| `(?:nnunet_invariance/)?(\w+?)(?:\.py|/)` ", page, re.M)
-    assert {"errors", "losses", "weights", "pretraining", "plans", "trainers", "cli"} <= set(rows)
+    assert {"errors", "losses", "weights", "pretraining", "plans", "diffusion", "trainers", "cli"} <= set(rows)
     return rows
 
 
@@ -39,6 +39,13 @@ def test_rooms_import_downwards_only():
             above = {r for r in imported_rooms(file) if r in order and r not in allowed}
             found += [f"{file.relative_to(ROOT)} imports {r}" for r in sorted(above)]
     assert found == []
+
+
+def test_only_one_file_imports_the_packages_of_the_diffusion_extra():
+    for file in [*ROOT.glob("nnunet_invariance/**/*.py"), *ROOT.glob("trainers/*.py"), *ROOT.glob("plans/*.py")]:
+        found = re.findall(r"^\s*(?:from|import) (?:diffusers|transformers|accelerate)\b", file.read_text(), re.M)
+        assert not found or file == ROOT / "nnunet_invariance/diffusion/packages.py", file
+        assert "diffusion.packages" not in file.read_text() or file.parent.name == "diffusion", file
 
 
 def test_losses_know_nothing_of_nnunet():

@@ -160,14 +160,12 @@ def _controlnet(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from nnunet_invariance.diffusion.generate import generate_views
+    from nnunet_invariance.diffusion.generate import ViewOptions, generate_views
     from nnunet_invariance.diffusion.sampling import SamplingOptions
 
-    options = SamplingOptions(**{name: getattr(args, name) for name in SamplingOptions.__dataclass_fields__})
-    counts = generate_views(
-        args.folder, args.base, args.styles, options, args.prompts, args.swap, args.match, args.amp, args.batch_size,
-        args.seed, args.device,
-    )  # fmt: skip
+    sampling = SamplingOptions(**{name: getattr(args, name) for name in SamplingOptions.__dataclass_fields__})
+    options = ViewOptions(sampling, args.swap, args.match, args.seed, args.amp, args.batch_size)
+    counts = generate_views(args.folder, args.base, args.styles, options, args.prompts, args.device)
     for view, count in counts.items():
         print(f"{view}: {count['volumes']} volumes, {count['rejected']} of {count['slices']} slices rejected", end="")
         print(f", {count['left_out']} volumes left out")

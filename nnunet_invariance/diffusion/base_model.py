@@ -116,11 +116,20 @@ def open_part(kind: type[nn.Module], folder: Path, command: str) -> nn.Module:
     Raises:
         BaseModelError: the command was not run, or a file is broken.
     """
-    if not (folder / "config.json").is_file():
-        raise BaseModelError(f"{folder} holds no config.json. Run first: nnunet-invariance style {command}")
+    check_part(folder, command)
     with _reading(folder):
         part = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     return part.float().eval().requires_grad_(False)
+
+
+def check_part(folder: Path, command: str) -> None:
+    """Say which command of ours leaves a network in ``folder``, where it has not run.
+
+    Raises:
+        BaseModelError
+    """
+    if not (folder / "config.json").is_file():
+        raise BaseModelError(f"{folder} holds no config.json. Run first: nnunet-invariance style {command}")
 
 
 def check_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,47 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_invariance.diffusion import controlnet, dreambooth
-from nnunet_invariance.diffusion.base_model import BaseModel, open_base, open_part
+from nnunet_invariance.diffusion.base_model import BaseModel, check_part, open_base, open_part
 from nnunet_invariance.diffusion.conditions import make_condition
 from nnunet_invariance.diffusion.noise import named_generator, noise_along
 from nnunet_invariance.diffusion.packages import ControlNetModel, PartialState, UNet2DConditionModel
 from nnunet_invariance.diffusion.quality import match_slices, rejected_slices, replace_rejected
 from nnunet_invariance.diffusion.sampling import SamplingOptions, sample_slices
 from nnunet_invariance.diffusion.slices import SlicedCase, SliceFolder, batches, open_slices, unit_images
-from nnunet_invariance.diffusion.training import place, read_record
+from nnunet_invariance.diffusion.training import DTYPES, place, read_record
 from nnunet_invariance.diffusion.views import FOLDER, RECORD, count_file, count_slices, put_back, view_names
 from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset, read_case, write_like
 from nnunet_invariance.errors import DeviceMemoryError, OptionError, OutputError
 from nnunet_invariance.weights.atomic import atomic_write
 
 MOST_REJECTED = 0.5  # share of slices beyond which a volume is not written
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How views are made.
+
+    Attributes:
+        swap: take the base model's U-Net; False keeps the tuned one, which knows one style only.
+        match: smooth mean and s.d. of the slices along the volume.
+        amp: "no", "fp16" or "bf16". batch_size: slices at once.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+
+    sampling: SamplingOptions
+    swap: bool = True
+    match: bool = False
+    seed: int = 0
+    amp: str = "no"
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise OptionError(f"--batch-size is {self.batch_size}; expected at least 1.")
+        if self.amp not in DTYPES:
+            raise OptionError(f"--amp is {self.amp!r}; expected one of {', '.join(DTYPES)}.")
 
 
 @dataclass(frozen=True)
@@ -38,9 +65,7 @@ class Generator:
     control: ControlNetModel
     states: dict[str, Tensor]
     extras: tuple[str, ...]
-    options: SamplingOptions
-    seed: int
-    batch_size: int
+    options: ViewOptions
 
     def slices(self, case: SlicedCase, view: str, classes: int) -> Tensor:
         """All slices of a volume in one style, (D, R, R) in [0, 1].
@@ -48,20 +73,21 @@ class Generator:
         Raises:
             DeviceMemoryError: a batch does not fit.
         """
+        sampling, size = self.options.sampling, self.options.batch_size
         side = len(case.image[0]) // self.base.latent_factor
         shape = (self.base.unet.config.in_channels, side, side)
-        draws = named_generator(self.seed, case.name, view)
-        noise = noise_along(len(case.image), shape, self.options.noise, draws, self.options.correlation)
+        draws = named_generator(self.options.seed, case.name, view)
+        noise = noise_along(len(case.image), shape, sampling.noise, draws, sampling.correlation)
         made = []
-        for rows in batches(len(case.image), self.batch_size):
+        for rows in batches(len(case.image), size):
             images, labels = unit_images(case.image[rows]), torch.from_numpy(case.labels[rows].copy())
             condition = make_condition(labels, images, classes, self.extras)
             try:
-                source = self.base.encode(images) if self.options.strength < 1 else None
+                source = self.base.encode(images) if sampling.strength < 1 else None
                 parts = (self.base, self.unet, self.control, condition, self.states[view], noise[rows])
-                made.append(self.base.decode(sample_slices(*parts, self.options, source)))
+                made.append(self.base.decode(sample_slices(*parts, sampling, source)))
             except torch.OutOfMemoryError as error:
-                msg = f"{self.batch_size} slices of {len(case.image[0])} pixels do not fit into the device's memory. "
+                msg = f"{size} slices of {len(case.image[0])} pixels do not fit into the device's memory. "
                 raise DeviceMemoryError(
                     f"{msg}Take a smaller --batch-size, --amp, or slices of a smaller --size."
                 ) from error
@@ -72,13 +98,8 @@ def generate_views(
     root: Path,
     base_folder: Path,
     styles: Sequence[str],
-    options: SamplingOptions,
+    options: ViewOptions,
     prompts: Sequence[str] = (),
-    swap: bool = True,
-    match: bool = False,
-    amp: str = "no",
-    batch_size: int = 4,
-    seed: int = 0,
     device: str = "cuda",
 ) -> dict[str, dict[str, int]]:
     """Write ``root/views/<style>/<case>``; volumes that are there are not made again. Counts of slices by view.
@@ -87,68 +108,66 @@ def generate_views(
 
     Args:
         prompts: texts that styles are appended to; by default that of the training.
-        swap: take the base model's U-Net; False keeps the tuned one, which knows one style only.
-        match: smooth mean and s.d. of the slices along the volume.
 
     Raises:
         OutputError: a view of that name was made with other settings.
         OptionError, BaseModelError, StyleFolderError, DeviceMemoryError
     """
-    if batch_size < 1:
-        raise OptionError(f"--batch-size is {batch_size}; expected at least 1.")
     if device == "cuda" and not torch.cuda.is_available():
         raise OptionError("-device cuda: not available on this machine. Take -device cpu, for tiny models.")
     slices = open_slices(root)
     raw = open_raw_dataset(slices.dataset)
     state = PartialState(cpu=device == "cpu")
-    record, generator, texts = _prepare(
-        root, base_folder, slices, styles, prompts, swap, amp, batch_size, seed, options, state
-    )
+    trained = read_controlnet_record(root, base_folder)
+    texts = view_names(prompts or [trained["prompt"]], styles)
+    generator = open_generator(root, base_folder, slices.size, trained["conditions"], texts, options, state.device)
+    settings = {key: value for key, value in dataclasses.asdict(options).items() if key != "batch_size"}
+    record = {"base": base_folder.name, "controlnet": trained, **settings}
     with state.main_process_first():  # it writes, the others compare
         for view, text in texts.items():
-            _claim(root / FOLDER / view / RECORD, {**record, "text": text, "match": match})
+            _claim(root / FOLDER / view / RECORD, {**record, "text": text})
     jobs = [(view, name) for view in texts for name in slices.names]
     todo = [job for job in jobs if not count_file(root, *job).is_file()]
     for view, name in tqdm(todo[state.process_index :: state.num_processes], desc="views", unit="volume", disable=None):
-        _write_view(root, raw, slices, name, view, generator, match)
+        _write_view(root, raw, slices, name, view, generator)
     state.wait_for_everyone()
     return {view: count_slices(root, view, slices.names) for view in texts}
 
 
-def _prepare(
+def read_controlnet_record(root: Path, base_folder: Path) -> dict[str, Any]:
+    """What the ControlNet was trained with.
+
+    Raises:
+        BaseModelError: it was not trained.
+    """
+    check_part(root / controlnet.FOLDER, f"controlnet {root} --base {base_folder}")
+    return read_record(root / controlnet.FOLDER)
+
+
+def open_generator(
     root: Path,
     base_folder: Path,
-    slices: SliceFolder,
-    styles: Sequence[str],
-    prompts: Sequence[str],
-    swap: bool,
-    amp: str,
-    batch_size: int,
-    seed: int,
-    options: SamplingOptions,
-    state: PartialState,
-) -> tuple[dict[str, Any], Generator, dict[str, str]]:
-    """Open all networks; what the views depend on, what makes them, and their texts by name."""
+    size: int,
+    extras: Sequence[str],
+    texts: Mapping[str, str],
+    options: ViewOptions,
+    device: torch.device,
+) -> Generator:
+    """Open all networks, and embed the text of each view.
+
+    Raises:
+        BaseModelError: a network is missing or broken, or ``size`` does not fit.
+    """
     base = open_base(base_folder)
-    base.check_size(slices.size)
+    base.check_size(size)
     control = open_part(ControlNetModel, root / controlnet.FOLDER, f"controlnet {root} --base {base_folder}")
-    trained = read_record(root / controlnet.FOLDER)
-    texts = view_names(prompts or [trained["prompt"]], styles)
     tuned = root / dreambooth.FOLDER
-    unet = base.unet if swap else open_part(UNet2DConditionModel, tuned, f"dreambooth {root} --base {base_folder}")
+    command = f"dreambooth {root} --base {base_folder}"
+    unet = base.unet if options.swap else open_part(UNet2DConditionModel, tuned, command)
     states = {view: base.embed([text, ""]) for view, text in texts.items()}
     for network in (base.vae, unet, control):
-        place(network, state.device, amp)
-    extras = tuple(trained["conditions"])
-    generator = Generator(base, unet, control, states, extras, options, seed, batch_size)
-    record = {
-        "base": base_folder.name,
-        "swap": swap,
-        "seed": seed,
-        "sampling": dataclasses.asdict(options),
-        "controlnet": trained,
-    }
-    return record, generator, texts
+        place(network, device, options.amp)
+    return Generator(base, unet, control, states, tuple(extras), options)
 
 
 def _claim(path: Path, record: dict[str, Any]) -> None:
@@ -160,9 +179,7 @@ def _claim(path: Path, record: dict[str, Any]) -> None:
         raise OutputError(msg)
 
 
-def _write_view(
-    root: Path, raw: RawDataset, slices: SliceFolder, name: str, view: str, generator: Generator, match: bool
-) -> None:
+def _write_view(root: Path, raw: RawDataset, slices: SliceFolder, name: str, view: str, generator: Generator) -> None:
     case = slices.case(name)
     made = generator.slices(case, view, slices.classes)
     rejected = rejected_slices(made, torch.from_numpy(np.array(case.labels)))
@@ -170,7 +187,7 @@ def _write_view(
     if written:
         made = replace_rejected(made, unit_images(case.image), rejected)
         image, source, _ = read_case(*raw.cases[name], raw.classes)
-        volume = put_back(match_slices(made) if match else made, case, source)
+        volume = put_back(match_slices(made) if generator.options.match else made, case, source)
         write_like(root / FOLDER / view / f"{name}{raw.ending}", volume, image)
     counts = {"slices": len(made), "rejected": int(rejected.sum()), "written": written}
     atomic_write(count_file(root, view, name), lambda file: file.write(json.dumps(counts).encode()))  # last: done

@@ -1,6 +1,7 @@
 """Volumes projected along an axis: a labelled data set of pictures such as radiographs."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def project_dataset(dataset: str, new_id: int, kind: str, plane: str | None = No
     if kind == "attenuation" and channel.lower() != "ct":
         msg = f"--project attenuation needs Hounsfield units, but the channel of {raw.name} is {channel!r}. "
         raise OptionError(f"{msg}Take --project mean.")
-    root = dataset_layout(f"{raw.name.split('_', 1)[1]}_{kind}", new_id).root
+    plain = re.sub(r"\W", "_", raw.name.split("_", 1)[1])
+    root = dataset_layout(f"{plain}_{kind}", new_id).root
     for name, files in tqdm(raw.cases.items(), desc="projections", unit="case", disable=None):
         targets = (root / f"imagesTr/{name}_0000{raw.ending}", root / f"labelsTr/{name}{raw.ending}")
         if all(target.is_file() for target in targets):
