@@ -49,7 +49,7 @@ setup(
         "registration": ["convexadam>=0.2,<0.3"],
         "evaluate": ["monai>=1.4"],  # NSD and HD95
         "slurm": ["submitit>=1.5"],
-        "diffusion": ["diffusers>=0.36", "transformers>=4.56", "accelerate>=1.10"],
+        "diffusion": diffusion,
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
@@ -57,6 +57,7 @@ setup(
             "ruff>=0.9",
             "convexadam>=0.2,<0.3",
             "monai>=1.4",
+            *diffusion,
         ],
     },
     entry_points={

@@ -48,6 +48,7 @@ class PUIRTrainer(InvarianceTrainer):
     options: PUIRTrainerOptions
     method = "puir"
     dimensions = (3,)
+    least_channels = 2
     memory_remedy = '"weight_equ": 0 or "checkpointing": "on" in the plans block "nnunet_invariance"'
 
     def __init__(
