@@ -29,10 +29,12 @@ from hippocampus_alice import (
 )
 
 from nnunet_invariance.errors import InvarianceError
+from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.scores import read_scores
 from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 from nnunet_invariance.weights.atomic import atomic_write
 
 RESULTS = Path(__file__).parent / "results" / "fine-tuning.json"
@@ -55,6 +57,7 @@ SETTINGS = {
     "factor-1_no-aux": Setting("AliceTrainer", FULL_RATE | NO_AUX | WARM_UP),
     "factor-1_no-aux_no-warmup": Setting("AliceTrainer", FULL_RATE | NO_AUX | NO_WARM_UP),
     "factor-1_no-warmup": Setting("AliceTrainer", FULL_RATE | NO_WARM_UP),
+    "factor-1_no-aux_encoder-warmup": Setting("AliceTrainer", FULL_RATE | NO_AUX | WARM_UP),
     "factor-1_no-aux_no-warmup_with-decoder": Setting(
         "AliceTrainer", FULL_RATE | NO_AUX | NO_WARM_UP | {"transfer": "encoder+decoder"}
     ),
@@ -96,12 +99,10 @@ def run(name: str, setting: Setting, checkpoint: Path, test: list[str], args: ar
     write_plans_copy(DATASET, PLANS, plans, CONFIGURATION, {**setting.options, "checkpoint": str(checkpoint)})
     trainer = f"{setting.trainer}_{EPOCHS}epochs"
     few_shot(
-        DATASET,
-        CONFIGURATION,
-        plans,
-        [Arm(trainer, trainer)],
+        open_planned_dataset(DATASET, CONFIGURATION, plans),
+        Selection((Arm(trainer, trainer),)),
         shots=[SHOTS],
-        test_cases=test,
+        test=test,
         n_val=N_VAL,
         seed=args.seed,
         device=args.device,

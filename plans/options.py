@@ -100,7 +100,8 @@ class TrainerOptions(BaselineOptions):
     positions: int = _count(256, 2)
     #: Learning rate of the encoder as a share of the rest's; 0 would never train it, use ``frozen_epochs`` to wait.
     encoder_lr_factor: float = _number(0.1, 0.0, 10.0)
-    #: Share of the epochs over which the learning rate of the whole network rises linearly.
+    #: Share of the epochs over which the learning rate of the encoder rises linearly; decoder and ``_scratch`` wait for
+    #: nothing.
     warmup: float = _number(0.05, 0.0, 1.0)
     #: Epochs at the start in which the encoder is not trained.
     frozen_epochs: int = _count(0, 0)

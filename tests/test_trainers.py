@@ -259,7 +259,7 @@ def test_unknown_configuration_or_option_stops_before_anything_is_written(tiny, 
 def test_schedule_is_polynomial_with_linear_warmup_and_frozen_epochs():
     layers = [torch.nn.Linear(1, 1) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": layer.parameters()} for layer in layers], 1.0)
-    schedule = WarmupPolySchedule(optimizer, base_rates=(1.0, 0.1), frozen_epochs=(0, 3), epochs=10, warmup=0.4)
+    schedule = WarmupPolySchedule(optimizer, base_rates=(1.0, 0.1), frozen_epochs=(0, 3), warmup=(0.4, 0.0), epochs=10)
     rates = []
     for epoch in range(10):
         schedule.step(epoch)
@@ -267,7 +267,7 @@ def test_schedule_is_polynomial_with_linear_warmup_and_frozen_epochs():
     poly = [(1 - e / 10) ** 0.9 for e in range(10)]
     expected = [poly[0] / 4, poly[1] / 2, poly[2] * 3 / 4, *poly[3:]]
     assert [r[0] for r in rates] == pytest.approx(expected)
-    assert [r[1] for r in rates] == pytest.approx([0, 0, 0, *(0.1 * e for e in expected[3:])])
+    assert [r[1] for r in rates] == pytest.approx([0, 0, 0, *(0.1 * p for p in poly[3:])])
 
 
 def test_schedule_without_warmup_is_nnunets():
@@ -275,7 +275,7 @@ def test_schedule_without_warmup_is_nnunets():
 
     optimizers = [torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), 0.01) for _ in range(2)]
     stock = PolyLRScheduler(optimizers[0], 0.01, 7)
-    ours = WarmupPolySchedule(optimizers[1], (0.01,), (0,), 7)
+    ours = WarmupPolySchedule(optimizers[1], (0.01,), (0,), (0.0,), 7)
     for epoch in range(7):
         stock.step(epoch)
         ours.step(epoch)
@@ -372,7 +372,7 @@ def test_padded_voxels_are_never_drawn(tiny):
 
 
 def test_without_an_auxiliary_loss_scratch_is_the_baseline_bit_by_bit(tiny):
-    options = {"seed": 3, "aux": "none", "warmup": 0.0}
+    options = {"seed": 3, "aux": "none", "warmup": 0.5}
     twins = [
         make_trainer(tiny, name, **options) for name in ("AliceTrainer_scratch_2epochs", "BaselineTrainer_2epochs")
     ]

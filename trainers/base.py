@@ -106,12 +106,13 @@ class InvarianceTrainer(BaselineTrainer):
             self._build_views(module)
         encoder, undecayed = self.encoder_parameters(module)
         rest = without(self.plain_network.parameters(), [*encoder, *undecayed])
-        factor, frozen = (1.0, 0) if self.scratch else (self.options.encoder_lr_factor, self.options.frozen_epochs)
-        slow = (self.initial_lr * factor, frozen)
+        o = self.options
+        factor, *waiting = (1.0, 0, 0.0) if self.scratch else (o.encoder_lr_factor, o.frozen_epochs, o.warmup)
+        slow = (self.initial_lr * factor, *waiting)
         # The decoder comes first: nnU-Net's log and progress.png show the rate of the first group.
         groups = [Group(rest, self.initial_lr), Group(encoder, *slow)]
         groups += [Group(list(self.aux.parameters()), self.initial_lr), Group(undecayed, *slow, decay=0.0)]
-        return sgd(groups, self.weight_decay, self.num_epochs, self.options.warmup)
+        return sgd(groups, self.weight_decay, self.num_epochs)
 
     def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters with the rate of the encoder, with weight decay and without."""

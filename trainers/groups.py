@@ -10,11 +10,13 @@ from nnunet_invariance.trainers.schedule import WarmupPolySchedule
 
 
 class Group(NamedTuple):
-    """Parameters, their base rate, the epochs in which they wait, and their weight decay (None: everybody's)."""
+    """Parameters, their base rate, the epochs in which they wait, the share of the run over which their rate rises
+    linearly, and their weight decay (None: everybody's)."""
 
     parameters: Sequence[nn.Parameter]
     rate: float
     frozen_epochs: int = 0
+    warmup: float = 0.0
     decay: float | None = None
 
 
@@ -24,14 +26,12 @@ def without(parameters: Iterable[nn.Parameter], others: Iterable[nn.Parameter]) 
     return [parameter for parameter in parameters if id(parameter) not in known]
 
 
-def sgd(
-    groups: Sequence[Group], weight_decay: float, epochs: int, warmup: float
-) -> tuple[torch.optim.Optimizer, WarmupPolySchedule]:
+def sgd(groups: Sequence[Group], weight_decay: float, epochs: int) -> tuple[torch.optim.Optimizer, WarmupPolySchedule]:
     """nnU-Net's SGD over the groups that are not empty, and the schedule of their rates."""
     groups = [group for group in groups if group.parameters]
     entries: list[dict[str, Any]] = [{"params": list(group.parameters)} for group in groups]
     for entry, group in zip(entries, groups, strict=True):
         entry["weight_decay"] = weight_decay if group.decay is None else group.decay
     optimizer = torch.optim.SGD(entries, groups[0].rate, 0.99, nesterov=True)
-    rates, frozen = ([getattr(group, name) for group in groups] for name in ("rate", "frozen_epochs"))
-    return optimizer, WarmupPolySchedule(optimizer, rates, frozen, epochs, warmup)
+    rates, frozen, warmup = ([getattr(g, name) for g in groups] for name in ("rate", "frozen_epochs", "warmup"))
+    return optimizer, WarmupPolySchedule(optimizer, rates, frozen, warmup, epochs)

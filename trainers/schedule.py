@@ -8,15 +8,15 @@ from torch.optim import Optimizer
 class WarmupPolySchedule:
     r"""nnU-Net's polynomial decay with a linear warm-up, on each parameter group's own base rate.
 
-    .. math:: \eta_g(e) = \eta_g \, (1 - e / E)^{0.9} \, \min(1, (e + 1) / W), \quad 0 \text{ while } e < F_g
+    .. math:: \eta_g(e) = \eta_g \, (1 - e / E)^{0.9} \, \min(1, (e + 1) / W_g), \quad 0 \text{ while } e < F_g
 
-    nnU-Net's schedules write one rate into all groups. E is the number of epochs, W that of the warm-up.
+    nnU-Net's schedules write one rate into all groups. E is the number of epochs, W_g that of a group's warm-up.
 
     Args:
         base_rates: :math:`\eta_g` of each group of the optimiser.
         frozen_epochs: :math:`F_g` of each group.
+        warmup: :math:`W_g / E` of each group, in [0, 1].
         epochs: E, at least 1.
-        warmup: W / E, in [0, 1].
     """
 
     def __init__(
@@ -24,8 +24,8 @@ class WarmupPolySchedule:
         optimizer: Optimizer,
         base_rates: Sequence[float],
         frozen_epochs: Sequence[int],
+        warmup: Sequence[float],
         epochs: int,
-        warmup: float = 0.0,
     ) -> None:
         self.optimizer = optimizer
         self.base_rates = base_rates
@@ -35,13 +35,11 @@ class WarmupPolySchedule:
 
     def step(self, epoch: int) -> None:
         """Set the rates of an epoch, counted from 0."""
-        scale = (1 - epoch / self.epochs) ** 0.9
-        warmup_epochs = self.warmup * self.epochs
-        if epoch + 1 < warmup_epochs:
-            scale *= (epoch + 1) / warmup_epochs
-        groups = zip(self.optimizer.param_groups, self.base_rates, self.frozen_epochs, strict=True)
-        for group, base_rate, frozen in groups:
-            group["lr"] = 0.0 if epoch < frozen else base_rate * scale
+        decay = (1 - epoch / self.epochs) ** 0.9
+        groups = zip(self.optimizer.param_groups, self.base_rates, self.frozen_epochs, self.warmup, strict=True)
+        for group, base_rate, frozen, warmup in groups:
+            rise = ramp((epoch + 1) / self.epochs, warmup)
+            group["lr"] = 0.0 if epoch < frozen else base_rate * decay * rise
 
 
 def ramp(progress: float, share: float) -> float:
