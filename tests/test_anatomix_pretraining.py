@@ -443,8 +443,10 @@ def test_switches_are_read_as_words():
     assert parse_settings(["compile=0"], LoopOptions)[LoopOptions] == {"compile": False}
 
 
-def test_a_compiled_forward_pass_gives_the_same_run(tiny, results, monkeypatch):
-    plain = load_checkpoint(pretrain(tiny, "epochs=1", "iterations=1")).section("network")
+@pytest.mark.slow
+def test_a_compiled_forward_pass_has_the_same_losses(tiny, results, monkeypatch):
+    settings = ("epochs=1", "iterations=1", "held_out=0")
+    plain = read_metadata(pretrain(tiny, *settings))["progress"]["history"][0]
     compiled = []
 
     def compile_eagerly(module, *args, **kwargs):  # no compiler needed; the graph is traced all the same
@@ -452,6 +454,7 @@ def test_a_compiled_forward_pass_gives_the_same_run(tiny, results, monkeypatch):
         module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
 
     monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
-    traced = load_checkpoint(pretrain(tiny, "epochs=1", "iterations=1", "compile=1")).section("network")
+    traced = read_metadata(pretrain(tiny, *settings, "compile=1"))["progress"]["history"][0]
     assert [type(module) for module in compiled] == [Anatomix]
-    assert all(torch.allclose(traced[name], plain[name], atol=1e-5) for name in plain)
+    for name in ("loss", "encoder_0", "decoder_0"):
+        assert traced[name] == pytest.approx(plain[name], rel=1e-4)
