@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -24,7 +23,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from test_distributed import torchrun
 from tiny_diffusion import write_model
 
 from nnunet_invariance.cli.main import main
@@ -533,21 +531,3 @@ def test_preprocessed_views_have_the_shape_and_place_of_their_cases(tiny, views,
     before = {f: f.stat().st_mtime_ns for f in target.iterdir()}
     assert main(["style", "preprocess", str(views)]) == 0  # nothing changed: nothing is made again
     assert {f: f.stat().st_mtime_ns for f in target.iterdir()} == before
-
-
-@pytest.mark.slow
-def test_two_processes_train_together_and_share_the_volumes(tiny, styled, model, tmp_path):
-    for part in ("slices", "slices.json"):
-        (tmp_path / part).symlink_to(styled / part)
-    torchrun(str(Path(__file__).with_name("distributed_diffusion.py")), str(tmp_path), str(model))
-    assert len(list((tmp_path / "views/T1").glob("case_*.json"))) == 6
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    for part in ("slices", "slices.json", "unet", "controlnet"):
-        (alone / part).symlink_to(tmp_path / part)
-    generate_views(alone, model, ["T1"], VIEWS, device="cpu")
-    files = sorted((alone / "views/T1").glob("*.nii.gz"))
-    assert [f.name for f in files] == [f.name for f in sorted((tmp_path / "views/T1").glob("*.nii.gz"))]
-    for file in files:
-        pair = [sitk.GetArrayFromImage(sitk.ReadImage(folder / "views/T1" / file.name)) for folder in (alone, tmp_path)]
-        assert np.allclose(*pair, atol=1e-2)
