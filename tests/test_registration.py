@@ -357,9 +357,8 @@ def test_checkerboard_takes_each_image_in_turn():
     np.testing.assert_array_equal(board[:2, :6], [[0, 0, 1, 1, 0, 0]] * 2)
 
 
-@pytest.mark.slow
 def test_one_simulated_pair_is_recovered_better_than_by_the_affine_map():
-    simulated = benchmark.simulate(48, seed=3)
+    simulated = benchmark.simulate(48, seed=0)
     start = align_affine(simulated.pair.fixed, simulated.pair.moving)
     table = benchmark.methods(None, "cpu")
     affine, mind = (
