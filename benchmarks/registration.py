@@ -6,7 +6,7 @@ A pair is one synthetic label map in two independent random appearances. The fix
 x + d(x), d a random affine map and smooth noise: x + d(x) is the way to be found. All methods start from the same
 affine map (SimpleITK, mutual information). Error: mean |found(x) - (x + d(x))| over the voxels of the fixed image, in
 voxels of 1 mm, without those within 4 voxels of a face and those whose partner lies outside of the moving image. What
-is not a published setting was chosen on pairs 1000 to 1002, which are not reported.
+is not a published setting was chosen on pairs 1000 to 1008, which are not reported.
 """
 
 import argparse

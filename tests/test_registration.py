@@ -198,6 +198,17 @@ def test_affine_maps_are_found_across_contrasts():
     assert np.linalg.norm(np.subtract(found.TransformPoint(point), shift.TransformPoint(point))) < 0.5
 
 
+def test_an_implausible_affine_map_is_dropped_with_a_warning(monkeypatch, caplog):
+    def run_away(start, *arguments):
+        start.SetTranslation((20.0, 0.0, 0.0))
+        return start
+
+    monkeypatch.setattr("nnunet_invariance.registration.affine._optimise", run_away)
+    found = align_affine(image(blobs()), image(blobs()))
+    assert found.TransformPoint((3.0, 4.0, 5.0)) == pytest.approx((3, 4, 5))
+    assert "loses 62% of the overlap" in caplog.text
+
+
 # --- Features of a network --------------------------------------------------------------------------------------------
 
 
@@ -346,9 +357,8 @@ def test_checkerboard_takes_each_image_in_turn():
     np.testing.assert_array_equal(board[:2, :6], [[0, 0, 1, 1, 0, 0]] * 2)
 
 
-@pytest.mark.slow
 def test_one_simulated_pair_is_recovered_better_than_by_the_affine_map():
-    simulated = benchmark.simulate(48, seed=3)
+    simulated = benchmark.simulate(48, seed=0)
     start = align_affine(simulated.pair.fixed, simulated.pair.moving)
     table = benchmark.methods(None, "cpu")
     affine, mind = (

@@ -1,15 +1,21 @@
 """Affine alignment by mutual information, SimpleITK's."""
 
+import logging
 from collections.abc import Sequence
 
+import numpy as np
 import SimpleITK as sitk
 
 from nnunet_invariance.errors import VolumeError
 
+logger = logging.getLogger(__name__)
+
 BINS = 32
 COARSEST = 24  # voxels of the shortest side at the coarsest level
-ITERATIONS = 150  # at a level, at most
-SHARE = 0.5  # of the voxels, drawn at random
+ITERATIONS = 80  # at a level, at most
+STRETCH = 1.5  # largest plausible scale along any direction, and its inverse the smallest
+LOST = 0.25  # largest plausible share of what overlapped at the start and does not in the end
+SHARE = 0.5  # of the voxels
 
 
 def align_affine(
@@ -22,7 +28,9 @@ def align_affine(
     """Points of ``fixed`` to points of ``moving``, mm: rigid, then affine, each over three resolutions.
 
     The headers are believed where the centre of the fixed image lies inside of the moving one; else the centres are
-    laid on each other first.
+    laid on each other first. Mutual information can prefer a small overlap to the right one: a map that loses more than
+    :data:`LOST` of the overlap, or scales by more than :data:`STRETCH`, is dropped for the position it started from,
+    with a warning.
 
     Raises:
         VolumeError: the images have no overlap in which mutual information can be taken.
@@ -34,12 +42,32 @@ def align_affine(
     if not all(0 <= i < n for i, n in zip(index, moving.GetSize(), strict=True)):
         other = moving.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in moving.GetSize()])
         rigid.SetTranslation([m - f for m, f in zip(other, centre, strict=True)])
-    rigid = _optimise(rigid, fixed, moving, fixed_mask, moving_mask, seed)
+    start = _as_affine(rigid)
+    found = _as_affine(_optimise(rigid, fixed, moving, fixed_mask, moving_mask, seed))
+    found = _optimise(found, fixed, moving, fixed_mask, moving_mask, seed)
+    lost = 1 - overlap(found, fixed, moving) / max(overlap(start, fixed, moving), 1e-6)
+    scales = np.linalg.svd(np.reshape(found.GetMatrix(), (3, 3)), compute_uv=False)
+    if lost > LOST or scales.max() > STRETCH or scales.min() < 1 / STRETCH:
+        found_out = f"it loses {max(lost, 0):.0%} of the overlap and scales by {scales.min():.2f} to {scales.max():.2f}"
+        logger.warning(f"affine alignment dropped: {found_out}; the images stay where their headers put them")
+        return start
+    return found
+
+
+def overlap(transform: sitk.Transform, fixed: sitk.Image, moving: sitk.Image) -> float:
+    """Share of the fixed image's voxels whose partners lie inside of the moving image."""
+    whole = sitk.Image(moving.GetSize(), sitk.sitkUInt8) + 1
+    whole.CopyInformation(moving)
+    inside = sitk.Resample(whole, fixed, transform, sitk.sitkNearestNeighbor, 0)
+    return float(sitk.GetArrayViewFromImage(inside).mean())
+
+
+def _as_affine(rigid: sitk.Euler3DTransform) -> sitk.AffineTransform:
     affine = sitk.AffineTransform(3)
-    affine.SetCenter(centre)
+    affine.SetCenter(rigid.GetCenter())
     affine.SetMatrix(rigid.GetMatrix())
     affine.SetTranslation(rigid.GetTranslation())
-    return _optimise(affine, fixed, moving, fixed_mask, moving_mask, seed)
+    return affine
 
 
 def mutual_information(
@@ -48,12 +76,12 @@ def mutual_information(
     """SimpleITK's registration with Mattes' mutual information over a pyramid; the optimiser is left to the caller."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
-    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(SHARE, seed + 1)  # 0 would be the clock
     method.SetInterpolator(sitk.sitkLinear)
     factors = shrink_factors(fixed.GetSize())
     method.SetShrinkFactorsPerLevel(factors)
-    method.SetSmoothingSigmasPerLevel([factor / 2 if factor > 1 else 0 for factor in factors])
+    method.SetSmoothingSigmasPerLevel(factors)  # the finest level too: noise has mutual information of its own
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     if fixed_mask is not None:
         method.SetMetricFixedMask(fixed_mask)
@@ -76,7 +104,7 @@ def _optimise(
     seed: int,
 ) -> sitk.Transform:
     method = mutual_information(fixed, moving, fixed_mask, moving_mask, seed)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, ITERATIONS, relaxationFactor=0.6)
+    method.SetOptimizerAsRegularStepGradientDescent(0.5, 1e-3, ITERATIONS)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(start, inPlace=True)
     try:

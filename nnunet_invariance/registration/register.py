@@ -64,6 +64,7 @@ def register(
     library()  # missing: say so before the work
     fixed, moving, out = Path(fixed), Path(moving), Path(out)
     pair = read_pair(fixed, moving, fixed_mask, moving_mask, ct)
+    working_spacing = working_grid(pair.fixed, spacing).GetSpacing()[0]  # too coarse: before the work as well
     network = None
     if features != "mind":
         weights = find_network_file(weights)
@@ -82,7 +83,7 @@ def register(
         "masks": [None if mask is None else str(mask) for mask in (fixed_mask, moving_mask)],
         "affine": affine_matrix(start) if affine else None,
         "convex_adam": dataclasses.asdict(options),
-        "working_spacing_mm": round(working_grid(pair.fixed, spacing).GetSpacing()[0], 4),
+        "working_spacing_mm": round(working_spacing, 4),
         "displacement_mm": displacement_statistics(field),
         "jacobian": jacobian_statistics(jacobian(field)),
     }
