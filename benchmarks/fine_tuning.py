@@ -10,6 +10,7 @@ after an interruption.
 import argparse
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ NO_WARM_UP = {"warmup": 0.0}
 NO_AUX = {"aux": "none"}
 
 SETTINGS = {
+    # Run while the warm-up was one of the whole network; today's plans cannot ask for that.
     "factor-1_no-aux": Setting("AliceTrainer", FULL_RATE | NO_AUX | WARM_UP),
     "factor-1_no-aux_no-warmup": Setting("AliceTrainer", FULL_RATE | NO_AUX | NO_WARM_UP),
     "factor-1_no-warmup": Setting("AliceTrainer", FULL_RATE | NO_WARM_UP),
@@ -113,16 +115,26 @@ def run(name: str, setting: Setting, checkpoint: Path, test: list[str], args: ar
 
 
 def collect(folder: Path, seed: int) -> None:
-    """Mean Dice per class of every setting that is finished."""
+    """Mean Dice per class of every setting that is finished, and the training losses of every one that was begun."""
     rows = {}
     for name, setting in SETTINGS.items():
+        losses = training_losses(folder / name)
+        if not losses:
+            continue
+        rows[name] = {**asdict(setting), "epochs": EPOCHS, "seed": seed, "train_loss": losses, "dice": None}
         if (folder / name / "scores.csv").is_file():
             scores = read_scores(folder / name / "scores.csv")
             classes = sorted({score.label for score in scores})
             dice = {c: float(np.nanmean([score.dice for score in scores if score.label == c])) for c in classes}
-            rows[name] = {**asdict(setting), "epochs": EPOCHS, "seed": seed, "dice": dice}
+            rows[name]["dice"] = dice
             print(name, dice, flush=True)
     atomic_write(RESULTS, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+
+
+def training_losses(comparison: Path) -> list[float]:
+    """Of each epoch, as nnU-Net logged it."""
+    logs = sorted(comparison.glob("arms/*/nnUNet_results/*/*/fold_*/training_log_*.txt"))
+    return [float(value) for log in logs for value in re.findall(r"train_loss (\S+)", log.read_text())]
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class TrainerOptions(BaselineOptions):
     encoder_lr_factor: float = _number(0.1, 0.0, 10.0)
     #: Share of the epochs over which the learning rate of the encoder rises linearly; decoder and ``_scratch`` wait for
     #: nothing.
-    warmup: float = _number(0.05, 0.0, 1.0)
+    warmup: float = _number(0.0, 0.0, 1.0)
     #: Epochs at the start in which the encoder is not trained.
     frozen_epochs: int = _count(0, 0)
 
@@ -168,6 +168,8 @@ class TransferOptions(TrainerOptions):
 
     source: Literal["student", "teacher"] = _choice("student", "teacher")
     aux: Literal["none", "info_nce"] = _choice("none", "info_nce")
+    #: As upstream fine-tunes imported files; it costs a short run dearly (docs/results/fine-tuning.md).
+    warmup: float = _number(0.05, 0.0, 1.0)
 
 
 @dataclass(frozen=True)

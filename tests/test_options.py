@@ -25,7 +25,7 @@ def test_no_block_gives_the_stated_defaults() -> None:
         "temperature": 0.2,
         "positions": 256,
         "encoder_lr_factor": 0.1,
-        "warmup": 0.05,
+        "warmup": 0.0,
         "frozen_epochs": 0,
         "iterations_per_epoch": None,
         "val_iterations_per_epoch": None,
