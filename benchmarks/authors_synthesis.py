@@ -10,9 +10,7 @@ procedural templates. Appearances are compared on the same label maps. Processor
 
 import argparse
 import importlib
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import environment, publish
 from tqdm import tqdm
 
 from nnunet_invariance.synthesis import corruptions, ensembles
@@ -221,14 +220,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    described = environment("cpu", arguments.threads)
     commit = subprocess.run(["git", "-C", arguments.authors, "rev-parse", "HEAD"], capture_output=True, text=True)
     result = {
         "authors_commit": commit.stdout.strip(),
-        "threads": arguments.threads,
-        "cores": os.cpu_count(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "versions": {"torch": torch.__version__, "monai": importlib.import_module("monai").__version__},
+        "monai": importlib.import_module("monai").__version__,
         "cuda": "not measured",
     }
     if arguments.pairs:
@@ -238,11 +234,7 @@ def main() -> None:
         size = (arguments.side,) * 3
         authors = Authors(arguments.authors, SynthesisEngine(SynthesisOptions(size=size)))
         result["distributions"] = distributions(authors, arguments.side, arguments.maps)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    publish("authors_synthesis", described, result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ CPU time of all threads, repeats and medians; on a busy machine the second says 
 """
 
 import argparse
-import json
-import os
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from common import environment, publish
 
 from nnunet_invariance.networks.matching import Embedding, make_embedding, match_points
-from nnunet_invariance.weights.atomic import atomic_write
 
 FEATURES, POINTS, REPEATS = 128, 256, 7
 FINE_CELL, COARSE_CELL = (2, 2, 2), (16, 16, 16)
@@ -29,6 +27,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128, help="voxels per axis, a multiple of 16")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    described = environment("cpu", args.threads)
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(0)
     source, target = (random_embedding(args.side, generator) for _ in range(2))
@@ -41,13 +40,15 @@ def main() -> None:
         seconds.append(round(time.perf_counter() - started, 4))
         cpu.append(round(time.process_time() - worked, 4))
     record = {
-        "points": POINTS, "side": args.side, "features": FEATURES, "threads": args.threads, "seconds": seconds,
-        "cpu_seconds": cpu, "median_cpu_seconds": statistics.median(cpu),
-        "median_seconds": statistics.median(seconds), "least_seconds": min(seconds), "cores": os.cpu_count(),
-        "load_average": [round(load, 1) for load in os.getloadavg()], "torch": torch.__version__,
-    }  # fmt: skip
-    atomic_write(args.out, lambda file: file.write(json.dumps(record, indent=1).encode()))
-    print(json.dumps(record))
+        "points": POINTS,
+        "side": args.side,
+        "features": FEATURES,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "median_cpu_seconds": statistics.median(cpu),
+        "median_seconds": statistics.median(seconds),
+    }
+    publish("matching", described, record, args.out)
 
 
 def random_embedding(side: int, generator: torch.Generator) -> Embedding:

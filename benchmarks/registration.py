@@ -10,9 +10,6 @@ is not a published setting was chosen on pairs 1000 to 1008, which are not repor
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from common import environment, publish
 from scipy import stats
 from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -170,6 +168,7 @@ def main() -> None:
     parser.add_argument("-device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
     arguments = parser.parse_args()
+    described = environment(arguments.device, arguments.threads)
     torch.set_num_threads(arguments.threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(arguments.threads)
     network = arguments.weights and load_feature_network(arguments.weights, torch.device(arguments.device))
@@ -188,10 +187,7 @@ def main() -> None:
     result = {
         "pairs": arguments.pairs,
         "size": arguments.size,
-        "threads": arguments.threads,
-        "load_at_end": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "versions": {"torch": torch.__version__, "SimpleITK": sitk.Version_VersionString()},
+        "SimpleITK": sitk.Version_VersionString(),
         "anatomix": "measured" if network else "not measured: no weights were given",
         "mean_and_95_percent_interval": {
             name: {key: interval(values) for key, values in table.items()} for name, table in columns.items()
@@ -204,11 +200,7 @@ def main() -> None:
         },
         "each_pair_error": {name: table["error"].round(4).tolist() for name, table in columns.items()},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    publish("registration", described, result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ cores and are what counts where other work shares the machine.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import slow_synthesis as slow
 import torch
+from common import environment, publish
 from tqdm import tqdm
 
 from nnunet_invariance.synthesis import corruptions, ensembles
@@ -133,14 +131,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     options = SynthesisOptions(size=(arguments.size,) * 3)
     engine = SynthesisEngine(options)
-    load = os.getloadavg()[0]
+    described = environment("cpu", arguments.threads)
     result = {
         "size": arguments.size,
-        "threads": arguments.threads,
-        "cores": os.cpu_count(),
-        "load_at_start": round(load, 2),
-        "system": platform.platform(),
-        "torch": torch.__version__,
         "cpu": our_pairs(engine, arguments.pairs, 1),
         "cpu_seconds_of_each_step": our_steps(engine, arguments.repeats),
         "slow_implementation_seconds_per_pair": slow_pair(engine),
@@ -151,11 +144,7 @@ def main() -> None:
         on_gpu = SynthesisEngine(options, device="cuda")
         result["cuda"] = {"device": torch.cuda.get_device_name(), **our_pairs(on_gpu, 64, 8)}
         result["cuda_seconds_of_each_step"] = our_steps(on_gpu, arguments.repeats)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    publish("synthesis", described, result, arguments.out)
 
 
 if __name__ == "__main__":
