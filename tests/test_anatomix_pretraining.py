@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from nnunet_invariance.pretraining.synthetic_pairs import HELD_OUT, PairNumbers
 from nnunet_invariance.pretraining.target import PRESETS
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 
-SHORT = ["epochs=2", "iterations=2", "workers=0", "held_out=1", "locations=64"]
+SHORT = ["epochs=2", "iterations=2", "workers=0", "held_out=1", "locations=64", "volume=32"]
 
 
 def make(network="PlainConvUNet", patch=(32, 32, 32), unit_range=True, **options) -> Anatomix:
@@ -37,7 +38,7 @@ def make(network="PlainConvUNet", patch=(32, 32, 32), unit_range=True, **options
     torch.manual_seed(0)
     planned = architecture(network, classes=1)
     setup = Setup(planned, patch, (1.0, 1.0, 1.0), 2, unit_range, ())
-    return Anatomix(setup, AnatomixOptions(**{"locations": 64, "held_out": 1, **options})).train()
+    return Anatomix(setup, AnatomixOptions(**{"locations": 64, "held_out": 1, "volume": 32, **options})).train()
 
 
 def views(method, step=0, seed=0):
@@ -130,9 +131,16 @@ def test_images_have_the_range_that_nnunet_gives_them_later(unit_range):
         assert torch.allclose(image.std((1, 2, 3, 4)), torch.ones(2), atol=1e-5)
 
 
-def test_a_thin_patch_is_cut_out_of_the_middle():
-    method = make(patch=(12, 40, 36))
+def test_a_small_patch_is_cut_out_of_a_larger_volume_at_the_same_place_in_both_views():
+    method = make(patch=(12, 40, 36), volume=48)
     assert views(method)["image"].shape == (2, 1, 12, 40, 36)
+    drawn = method.maker.draw(0, 3, [8], 4, augment=True)
+    patch = method.maker.make([drawn], torch.device("cpu"))
+    method.maker.patch_size = (48, 48, 48)
+    whole = method.maker.make([replace(drawn, start=(0, 0, 0))], torch.device("cpu"))
+    box = (..., *(slice(a, a + n) for a, n in zip(drawn.start, (12, 40, 36), strict=True)))
+    assert torch.equal(patch.labels, whole.labels[box])
+    assert all(torch.equal(a, b[box]) for a, b in zip(patch.views, whole.views, strict=True))
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------
@@ -432,7 +440,7 @@ def test_bad_settings_are_named(tmp_path, word, message):
 
 
 def test_patches_and_templates_that_cannot_be_used(tmp_path):
-    with pytest.raises(OptionError, match="multiple of 4"):
+    with pytest.raises(OptionError, match="multiples of 4"):
         Anatomix(make().setup, AnatomixOptions(patch=34))
     with pytest.raises(TemplateError, match="is not a folder"):
         make(templates=str(tmp_path / "nowhere"))

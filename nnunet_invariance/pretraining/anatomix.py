@@ -29,7 +29,8 @@ class AnatomixOptions:
 
     Attributes:
         pairs: label maps a step and rank; 0 means half the planned batch size, at least 1. Each is two images.
-        patch: side of the cube that is made, voxels; 0 means the planned patch.
+        patch: side of the cube that the network sees, voxels; 0 means the planned patch.
+        volume: least side of what is made, voxels; smaller patches are cut out of it at a random place.
         templates: folder of label maps whose shapes are painted; procedural shapes when empty.
         locations: positions drawn in each map and pair; all where a map has fewer.
         temperature: of InfoNCE.
@@ -43,6 +44,7 @@ class AnatomixOptions:
 
     pairs: int = 0
     patch: int = 0
+    volume: int = 96
     templates: str = ""
     locations: int = 512
     temperature: float = 0.33
@@ -50,7 +52,7 @@ class AnatomixOptions:
     held_out: int = 16
 
     def __post_init__(self) -> None:
-        for name, low in (("pairs", 0), ("patch", 0), ("locations", 2), ("held_out", 0)):
+        for name, low in (("pairs", 0), ("patch", 0), ("volume", 32), ("locations", 2), ("held_out", 0)):
             if not getattr(self, name) >= low:
                 raise OptionError(f"{name}={getattr(self, name)}: expected at least {low}. Correct it.")
         if self.pretext not in PRETEXTS:
@@ -80,7 +82,8 @@ class Anatomix(Method):
         self.teacher = None
         self.patch_size = (options.patch,) * 3 if options.patch else setup.patch_size
         divisor = max(cumulative_strides(self.network.encoder.strides)[-1]) if options.patch else 1
-        self.maker = PairMaker(self.patch_size, Path(options.templates) if options.templates else None, divisor)
+        templates = Path(options.templates) if options.templates else None
+        self.maker = PairMaker(self.patch_size, options.volume, templates, divisor)
         self.pairs = options.pairs or max(1, setup.batch_size // 2)
         self.levels = levels_of(self.network)
         if options.pretext == "denoising":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nnunet_invariance.errors import OptionError
 from nnunet_invariance.synthesis.appearance import apply_appearance
 from nnunet_invariance.synthesis.engine import Element, SynthesisEngine, Synthetic
 from nnunet_invariance.synthesis.ensembles import apply_ensemble
@@ -24,7 +25,6 @@ from nnunet_invariance.synthesis.randomness import element_generator
 #: The first number of the pairs that no run trains on.
 HELD_OUT = 2**48
 UNCHANGED = IntensityChange(None, None, None, None, None)
-SMALLEST = 32  # voxels along an axis that the engine makes
 
 
 class PairNumbers(Dataset):
@@ -49,6 +49,7 @@ class Drawn:
 
     element: Element
     augmentation: Augmentation | None
+    start: tuple[int, ...]  # first voxel of the patch in what is made
     positions: list[Tensor]  # (N,) a map
 
 
@@ -56,7 +57,9 @@ class PairMaker:
     """Makes pairs of a patch's size on the device that is asked for.
 
     Args:
-        patch_size: voxels; axes below 32 are cut out of the middle of 32.
+        patch_size: voxels.
+        volume: least side of what is made, voxels. Shapes scale with it (128 in the paper), so that a small patch is
+            better cut out of a larger volume than filled with shapes of a few voxels.
         templates: folder of label maps; procedural shapes when None.
         divisor: every axis of the patch must be a multiple of it.
 
@@ -64,23 +67,32 @@ class PairMaker:
         OptionError: the patch is no multiple. TemplateError: the folder holds no label map.
     """
 
-    def __init__(self, patch_size: Sequence[int], templates: Path | None = None, divisor: int = 1) -> None:
+    def __init__(self, patch_size: Sequence[int], volume: int, templates: Path | None = None, divisor: int = 1) -> None:
         self.patch_size = tuple(patch_size)
-        size = tuple(max(SMALLEST, n) for n in patch_size)
-        self.engine = SynthesisEngine(SynthesisOptions(size=size, divisor=divisor), templates)
+        if any(n % divisor for n in self.patch_size):
+            next_one = tuple(-(-n // divisor) * divisor for n in self.patch_size)
+            msg = (
+                f"patch {self.patch_size}: expected multiples of {divisor}. The next that fits: {next_one}."
+            )
+            raise OptionError(msg)
+        size = tuple(max(volume, n) for n in patch_size)
+        self.engine = SynthesisEngine(SynthesisOptions(size=size), templates)
 
     def draw(self, seed: int, number: int, sizes: Sequence[int], locations: int, augment: bool) -> Drawn:
         """Of maps with ``sizes`` positions, ``locations`` different ones are drawn, all where there are fewer."""
         generator = element_generator(seed, number)
         element = self.engine.sample(generator)
         augmentation = sample_augmentation(generator) if augment else None
+        room = (n - p + 1 for n, p in zip(self.engine.options.size, self.patch_size, strict=True))
+        start = tuple(int(torch.randint(n, (), generator=generator)) for n in room)
         positions = [torch.randperm(n, generator=generator)[:locations] for n in sizes]
-        return Drawn(element, augmentation, positions)
+        return Drawn(element, augmentation, start, positions)
 
     def make(self, drawn: Sequence[Drawn], device: torch.device) -> Synthetic:
         """Labels and both appearances (B, 1, *patch), in about [0, 1]."""
         self.engine.bank.to(device)
-        return self._finish(self.engine.apply([d.element for d in drawn]), [d.augmentation for d in drawn])
+        pair = self.engine.apply([d.element for d in drawn])
+        return self._finish(pair, [d.augmentation for d in drawn], [d.start for d in drawn])
 
     def make_clean(self, drawn: Sequence[Drawn], device: torch.device) -> Synthetic:
         """The same, in the same geometry, before corruption and changes of intensity."""
@@ -92,13 +104,20 @@ class PairMaker:
             for which in (0, 1)
         )
         plain = [a and dataclasses.replace(a, changes=(UNCHANGED, UNCHANGED)) for a in (d.augmentation for d in drawn)]
-        return self._finish(Synthetic(labels, views), plain)
+        return self._finish(Synthetic(labels, views), plain, [d.start for d in drawn])
 
-    def _finish(self, pair: Synthetic, augmentations: Sequence[Augmentation | None]) -> Synthetic:
+    def _finish(
+        self, pair: Synthetic, augmentations: Sequence[Augmentation | None], starts: Sequence[Sequence[int]]
+    ) -> Synthetic:
         if augmentations[0] is None:
             pair = Synthetic(pair.labels, tuple(scale_to_percentile(view) for view in pair.views))
         else:
             pair = apply_augmentation(pair, augmentations)
-        starts = [(n - p) // 2 for n, p in zip(pair.labels.shape[2:], self.patch_size, strict=True)]
-        middle = (..., *(slice(a, a + p) for a, p in zip(starts, self.patch_size, strict=True)))
-        return Synthetic(pair.labels[middle], tuple(view[middle] for view in pair.views))
+        boxes = [
+            (slice(None), *(slice(a, a + n) for a, n in zip(start, self.patch_size, strict=True))) for start in starts
+        ]
+
+        def cut(volumes: Tensor) -> Tensor:
+            return torch.stack([volume[box] for volume, box in zip(volumes, boxes, strict=True)])
+
+        return Synthetic(cut(pair.labels), tuple(cut(view) for view in pair.views))
