@@ -183,6 +183,7 @@ def test_activations_are_counted_as_in_a_real_pass(base):
     assert activation_bytes(base.unet, lambda unet: unet(*(tensor.to("meta") for tensor in inputs)), 4) == total
 
 
+@pytest.mark.slow
 def test_memory_says_what_fits(base):
     control = new_controlnet(base.unet, base, 5)
 
@@ -348,6 +349,7 @@ def test_dreambooth_trains_the_unet_and_leaves_the_base_alone(styled, model, bas
     assert sorted(file.name for file in tmp_path.iterdir()) == ["slices", "slices.json", "unet"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_continues_bit_by_bit(styled, model, tmp_path, monkeypatch):
     paths = {}
     for name in ("whole", "killed"):
@@ -472,6 +474,7 @@ def small_copy(views, target, case="case_005"):
     return target
 
 
+@pytest.mark.slow
 def test_a_seed_and_a_style_decide_a_view(views, model, tmp_path, monkeypatch):
     monkeypatch.setattr("nnunet_invariance.diffusion.generate.MOST_REJECTED", 1.0)
     monkeypatch.setattr("nnunet_invariance.diffusion.quality.SPREAD", -1.0)

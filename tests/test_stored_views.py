@@ -135,6 +135,7 @@ def test_a_view_lies_where_its_case_lies(tiny, stored):
     assert properties["class_locations"]
 
 
+@pytest.mark.slow
 def test_an_epoch_with_views_and_validation_without(tiny, stored):
     trainer = make_trainer(tiny, "ICMSegTrainer_1epoch", seed=1, views_probability=0.5)
     trainer.run_training()
