@@ -114,8 +114,8 @@ def pretraining_folder(demo: Demo, method: str) -> Path:
     return demo.out / "nnUNet_results" / DATASET / "pretraining" / f"{method}__{PLANS}__{CONFIGURATION}"
 
 
-def compare(demo: Demo, arms: Sequence[str], n_train: int) -> None:
-    """The few-shot comparison of the arms on the cases of labelsTs."""
+def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> None:
+    """The few-shot comparison of the arms on the cases of labelsTs; ``protocol``: more arguments of ``few_shot``."""
     test = sorted(p.name.split(".")[0] for p in (demo.raw / "labelsTs").iterdir())
     with demo.step(f"training {' and '.join(arms)}, predicting and scoring {len(test)} test cases"):
         few_shot(
@@ -128,6 +128,7 @@ def compare(demo: Demo, arms: Sequence[str], n_train: int) -> None:
             device="cpu",
             mirroring=False,
             out=demo.comparison,
+            **protocol,
         )
         remember_commands(demo)
 
