@@ -121,6 +121,18 @@ class MAETrainerOptions(TrainerOptions):
     aux: Literal["none"] = _choice("none")
 
 
+@dataclass(frozen=True)
+class ChannelDropoutOptions(BaselineOptions):
+    """What ChannelDropoutTrainer understands.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    #: Share of the samples that are segmented from a random subset of their channels.
+    modality_dropout: float = _number(0.5, 0.0, 1.0)
+
+
 def _is_stages(value: Any) -> bool:
     whole = isinstance(value, list) and all(_is_int(stage) and stage >= 0 for stage in value)
     return whole and len(value) > 0 and len(set(value)) == len(value)

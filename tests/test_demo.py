@@ -1,5 +1,6 @@
 """The demo: data from which two classes can be learnt, a folder that is only its own, and the whole of it."""
 
+import importlib
 import json
 import os
 
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_invariance.demo.data import LABELS, make_case, write_dataset
-from nnunet_invariance.demo.run import OWN_FOLDERS, _empty, _environment
+from nnunet_invariance.demo.data import LABELS, MODALITIES, make_case, make_modalities, write_dataset, write_modalities
+from nnunet_invariance.demo.folder import OWN_FOLDERS, empty, environment
+from nnunet_invariance.demo.run import DEMOS, run_demo
 from nnunet_invariance.errors import OutputError
+
+PRETRAINING = {"PRETRAINING_EPOCHS": 1, "PRETRAINING_ITERATIONS": 2}
+TRAINING = {"EPOCHS": 1, "ITERATIONS": 2}
 
 
 def test_cases_are_the_same_for_a_seed_and_hold_both_classes():
@@ -61,16 +66,31 @@ def test_the_data_set_is_in_the_layout_of_nnunet(tmp_path):
     assert [p.name for p in (tmp_path / "unlabelled").iterdir()] == ["case_005_0000.nii.gz"]
 
 
+def test_modalities_follow_from_the_same_tissues_and_some_are_missing(tmp_path):
+    images, labels = make_modalities(np.random.default_rng(0))
+    for image, table in zip(images, MODALITIES.values(), strict=True):
+        for label, intensity in ((1, table[3]), (2, table[4])):
+            assert np.median(image[labels == label]) == pytest.approx(intensity, rel=0.12)
+    write_modalities(tmp_path, 6, 1, seed=0)
+    empty_slots = [
+        path.name
+        for path in sorted((tmp_path / "imagesTr").iterdir())
+        if not np.any(sitk.GetArrayFromImage(sitk.ReadImage(path)))
+    ]
+    assert empty_slots == ["case_002_0000.nii.gz", "case_005_0001.nii.gz"]
+    assert [p.name for p in sorted((tmp_path / "imagesTs").iterdir())] == [f"case_006_{c:04d}.nii.gz" for c in range(3)]
+
+
 def test_an_earlier_demo_is_replaced_and_anything_else_is_left_alone(tmp_path):
     for name in OWN_FOLDERS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").touch()
-    _empty(tmp_path)
+    empty(tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "nnUNet_raw").mkdir()
     (tmp_path / "thesis.docx").touch()
     with pytest.raises(OutputError, match=r"holds thesis\.docx, which no demo has made.*--out"):
-        _empty(tmp_path)
+        empty(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nnUNet_raw", "thesis.docx"]
 
 
@@ -78,20 +98,35 @@ def test_the_environment_comes_back(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", "mine")
     monkeypatch.delenv("nnUNet_nps", raising=False)
     before = dict(os.environ)
-    with _environment(tmp_path):
+    with environment(tmp_path):
         assert os.environ["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
         assert os.environ["nnUNet_nps"] == "0"
     assert dict(os.environ) == before
 
 
+def test_every_demo_says_how_many_steps_it_has_and_what_it_draws():
+    for name in DEMOS.values():
+        demo = importlib.import_module(name)
+        assert demo.STEPS > 1
+        assert callable(demo.run)
+        assert callable(demo.draw)
+
+
 @pytest.mark.slow
 @pytest.mark.commands
-def test_the_demo_from_end_to_end(tmp_path, monkeypatch, caplog):
-    from nnunet_invariance.demo import run
-
-    for name, value in {"PRETRAINING_EPOCHS": 1, "PRETRAINING_ITERATIONS": 2, "EPOCHS": 1, "ITERATIONS": 2}.items():
-        monkeypatch.setattr(run, name, value)
+@pytest.mark.parametrize(
+    ("method", "short", "pictures"),
+    [
+        ("alice", {**PRETRAINING, **TRAINING}, 4),
+        ("puir", {**PRETRAINING, **TRAINING, "TRANSFER_EPOCHS": 1, "TRANSFER_ITERATIONS": 2, "SUBSETS": ["T1"]}, 5),
+    ],
+)
+def test_a_demo_from_end_to_end(tmp_path, monkeypatch, caplog, method, short, pictures):
+    module = importlib.import_module(DEMOS[method])
+    for name, value in short.items():
+        monkeypatch.setattr(module, name, value)
     caplog.set_level("INFO", logger="nnunet_invariance")
-    page = run.run_demo("alice", tmp_path / "demo")
-    assert page.read_text().count("<img ") == 4
-    assert [r.message for r in caplog.records if r.message.startswith("[5/5]")]
+    page = run_demo(method, tmp_path / "demo")
+    assert page.read_text().count("<img ") == pictures
+    last = module.STEPS + 1
+    assert [r.message for r in caplog.records if r.message.startswith(f"[{last}/{last}]")]

@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -11,17 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_invariance.demo.alice import draw
 from nnunet_invariance.demo.data import write_dataset
-from nnunet_invariance.demo.page import inline, score_table, table, transfer_table, write_page
-from nnunet_invariance.demo.run import Step
+from nnunet_invariance.demo.page import Page, Section, inline, score_table, table, transfer_table, write_page
+from nnunet_invariance.demo.steps import CONFIGURATION, DATASET, PLANS, Demo, Step, pretraining_folder
 from nnunet_invariance.evaluation.scores import Score, write_csv
 
 ARMS = ["AliceTrainer_2epochs", "AliceTrainer_scratch_2epochs"]
 RECORD = {
-    "dataset": "Dataset990_Demo",
-    "plans": "P",
-    "configuration": "3d_fullres",
-    "subsets": [{"name": "shots2_draw0"}],
+    "dataset": DATASET,
+    "plans": PLANS,
+    "configuration": CONFIGURATION,
+    "mirroring": False,
+    "tolerance": None,
+    "arms": {name: {"trainer": name} for name in ARMS},
+    "subsets": [{"name": "shots2_draw0", "shots": 2, "draw": 0, "train": [], "val": []}],
     "tests": [{"name": "", "cases": ["case_002", "case_003"]}],
 }
 
@@ -57,7 +62,15 @@ def demo(tmp_path_factory) -> Path:
     comparison = out / "comparison"
     scores = []
     for number, arm in enumerate(ARMS):
-        model = comparison / "arms" / arm / "nnUNet_results" / RECORD["dataset"] / f"{arm}__P__3d_fullres" / "fold_0"
+        model = (
+            comparison
+            / "arms"
+            / arm
+            / "nnUNet_results"
+            / RECORD["dataset"]
+            / f"{arm}__{PLANS}__{CONFIGURATION}"
+            / "fold_0"
+        )
         model.mkdir(parents=True)
         log = {"train_losses": [1.0, 0.5], "mean_fg_dice": [0.1, 0.4]}
         torch.save({"logging": log}, model / "checkpoint_final.pth")
@@ -74,7 +87,11 @@ def demo(tmp_path_factory) -> Path:
             ]
     write_csv(comparison / "scores.csv", scores, Score)
     (comparison / "comparison.json").write_text(json.dumps({"comparison": RECORD}))
-    pretraining = out / "nnUNet_results" / RECORD["dataset"] / "pretraining" / "alice__P__3d_fullres"
+    (comparison / "nnUNet_preprocessed" / DATASET).mkdir(parents=True)
+    (comparison / "nnUNet_preprocessed" / DATASET / "dataset.json").write_bytes((raw / "dataset.json").read_bytes())
+    for kind in ("images", "labels"):
+        shutil.copytree(raw / f"{kind}Ts", comparison / f"test_{kind}")
+    pretraining = pretraining_folder(Demo(out, 1), "alice")
     pretraining.mkdir(parents=True)
     matplotlib.image.imsave(pretraining / "progress.png", np.zeros((8, 9, 3)))
     return out
@@ -83,7 +100,7 @@ def demo(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def page(demo) -> Reader:
     steps = [Step("planning", ["nnUNetv2_plan <&> 1"], 12.3), Step("drawing", [], 0.4)]
-    path = write_page(demo, "alice", ARMS, steps)
+    path = write_page(demo, draw(Demo(demo, 1)), steps)
     assert path == demo / "index.html"
     return Reader(path.read_text())
 
@@ -110,7 +127,7 @@ def test_every_picture_decodes_and_says_what_it_shows(page):
 
 def test_the_page_says_that_it_is_no_evidence(page):
     assert "shows the pipeline and is no evidence" in page.text
-    assert "2 test cases with one seed" in page.text
+    assert "a few test cases with one seed" in page.text
 
 
 def test_commands_and_times_stand_there_as_they_were(page):
@@ -135,6 +152,8 @@ def test_the_transfer_table_adds_up(demo):
     assert lines[2:] == ["matched23,000", "adapted00", "skipped00", "missing11,500"]
 
 
-def test_text_cannot_become_markup():
+def test_text_cannot_become_markup(tmp_path):
+    path = write_page(tmp_path, Page("<i>", [Section("<u>", "<p>kept</p>")]), [])
+    assert not {"i", "u"} & {tag for tag, _ in Reader(path.read_text()).tags}
     assert Reader(table(("a",), [("<b>&",)], numbers=0)).text.strip() == "a\n<b>&"
     assert Reader(inline(b"png", '"><script>')).tags[0][1]["alt"] == '"><script>'

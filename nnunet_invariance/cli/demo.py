@@ -3,17 +3,18 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.demo.run import DEMOS, run_demo
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb and its flags."""
     parser = subparsers.add_parser(
         "demo",
         help="one method end to end on data it makes itself; leaves one HTML page",
-        description="Makes a small data set, plans, pre-trains, trains with and without the pre-training, predicts and "
-        "scores, in about five minutes on two CPU cores, and leaves index.html. It shows the pipeline and is no "
-        "evidence.",
+        description="Makes a small data set, plans, trains with the method and without, predicts and scores, in about "
+        "five minutes on two CPU cores, and leaves index.html. It shows the pipeline and is no evidence.",
     )
-    parser.add_argument("method", nargs="?", choices=["alice"], default="alice", help="the method (default: alice)")
+    parser.add_argument("method", nargs="?", choices=list(DEMOS), default="alice", help="the method (default: alice)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -26,7 +27,5 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status."""
     print("loading nnU-Net ...", flush=True)
-    from nnunet_invariance.demo.run import run_demo
-
     run_demo(args.method, args.out)
     return 0

@@ -3,6 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -19,19 +23,37 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     _add_what(few_shot)
     _add_how(few_shot)
+    missing = protocols.add_parser(
+        "missing-modality",
+        help="as few-shot, tested on every subset of the modalities",
+        description="Trains as few-shot does and predicts the test cases once for each subset of the modalities, with "
+        "images of zeros in the slots of the others. A case that lacks a modality itself is left out of the subsets "
+        "that hold it. Writes Dice per class and subset, statistics, and a page with a heat map.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_what(missing, ["PUIRTrainer"], ["BaselineTrainer", "ChannelDropoutTrainer"], ["all"])
+    _add_how(missing)
+    missing.add_argument("--subsets", nargs="+", metavar="A+B", help="subsets of the channels by name; not given: all")
     report = protocols.add_parser("report", help="rebuild the page and the tables from what is stored")
     report.add_argument("folder", type=Path, metavar="DIR", help="folder of a comparison")
 
 
-def _add_what(parser: argparse.ArgumentParser) -> None:
-    """What is compared."""
+def _add_what(
+    parser: argparse.ArgumentParser,
+    trainers: Sequence[str] | None = None,
+    baselines: Sequence[str] = (),
+    shots: Sequence[int | str] = (5,),
+) -> None:
+    """What is compared, with the defaults of a protocol."""
     add = parser.add_argument
     add("dataset", help="name or id of the dataset")
     add("configuration", help="configuration of the plans, for example 3d_fullres")
-    add("--trainers", nargs="+", required=True, metavar="NAME", help="each is run with its _scratch twin")
-    add("--baselines", nargs="+", default=[], metavar="NAME", help="trainers that every other one is compared with")
+    twin = "each is run with its _scratch twin"
+    add("--trainers", nargs="+", required=trainers is None, default=trainers, metavar="NAME", help=twin)
+    against = "trainers that every other one is compared with"
+    add("--baselines", nargs="*", default=list(baselines), metavar="NAME", help=against)
     add("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
-    add("--shots", nargs="+", type=_shots, default=[5], metavar="K", help="numbers of training cases, or all")
+    add("--shots", nargs="+", type=_shots, default=list(shots), metavar="K", help="numbers of training cases, or all")
     add("--draws", type=int, default=1, metavar="N", help="independent draws of the training cases")
     test = parser.add_mutually_exclusive_group()
     test.add_argument("--n-test", type=int, default=20, metavar="N", help="draw N test cases no pre-training has seen")
@@ -62,7 +84,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="default: nnUNet_results/DATASET/evaluation/few-shot__PLANS__CONFIGURATION",
+        help="default: nnUNet_results/DATASET/evaluation/PROTOCOL__PLANS__CONFIGURATION",
     )
 
 
@@ -89,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
     planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
     selection = choose_arms(args.trainers, args.baselines, planned)
+    protocol = _protocol(args, planned)
     for name, reason in selection.left_out.items():
         print(f"left out: {name} {reason}")
     out = few_shot(
@@ -109,9 +132,24 @@ def run(args: argparse.Namespace) -> int:
         parallel=args.jobs,
         devices=args.devices,
         slurm=_parameters(args.slurm) if args.submit else None,
+        **protocol,
     )
     print(f"{'submitted' if args.submit else 'finished'}: {out}")
     return 0
+
+
+def _protocol(args: argparse.Namespace, planned: "PlannedDataset") -> dict[str, Any]:
+    """What a protocol says beside the few-shot one."""
+    if args.protocol == "few-shot":
+        return {}
+    from nnunet_invariance.evaluation.missing_modality import PROTOCOL, choose_subsets, missing_modalities
+
+    channels = planned.channel_names
+    subsets = choose_subsets(channels, args.subsets)
+    return {
+        "protocol": PROTOCOL,
+        "conditions": missing_modalities(channels, subsets, planned.dataset_json["file_ending"]),
+    }
 
 
 def _test(words: Sequence[str] | None) -> Sequence[str] | Path | None:

@@ -8,6 +8,13 @@ import SimpleITK as sitk
 
 LABELS = {"background": 0, "organ": 1, "core": 2}
 ENDING = ".nii.gz"
+LABEL_OF_TISSUE = np.array([0, 0, 0, 1, 2], dtype=np.uint8)
+#: Intensities of air, body, another organ, organ and core in each modality.
+MODALITIES = {
+    "T1": (10.0, 90.0, 130.0, 150.0, 140.0),
+    "T2": (10.0, 120.0, 60.0, 110.0, 190.0),
+    "FLAIR": (10.0, 80.0, 100.0, 110.0, 140.0),
+}
 
 
 def write_dataset(raw: Path, unlabelled: Path, n_train: int, n_test: int, n_unlabelled: int, seed: int) -> None:
@@ -32,6 +39,41 @@ def make_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     The shapes are about the same in every case. The intensities of air, body, organs and core are drawn anew and may
     come in any order, so that a network has to learn the shapes.
     """
+    tissue, grid = _draw_tissues(rng)
+    intensities = 40 + 160 * (rng.permutation(5) + rng.uniform(0.2, 0.8, 5)) / 5
+    bias = 1 + 0.1 * np.sin(2 * grid @ rng.uniform(-1, 1, 3) + rng.uniform(0, 2 * np.pi))
+    image = intensities[tissue] * bias + rng.normal(0, 6, tissue.shape)
+    return image.astype(np.float32), LABEL_OF_TISSUE[tissue]
+
+
+def write_modalities(raw: Path, n_train: int, n_test: int, seed: int) -> None:
+    """Write labelled cases with three modalities; every third training case has zeros in place of one of them."""
+    for number in range(n_train + n_test):
+        kind, name = ("Tr" if number < n_train else "Ts"), f"case_{number:03d}"
+        images, labels = make_modalities(np.random.default_rng([seed, number]))
+        for channel, image in enumerate(images):
+            missing = kind == "Tr" and number % 3 == 2 and number // 3 % len(MODALITIES) == channel
+            _write(np.zeros_like(image) if missing else image, raw / f"images{kind}" / f"{name}_{channel:04d}{ENDING}")
+        _write(labels, raw / f"labels{kind}" / f"{name}{ENDING}")
+    channels = {str(channel): name for channel, name in enumerate(MODALITIES)}
+    dataset = {"channel_names": channels, "labels": LABELS, "numTraining": n_train, "file_ending": ENDING}
+    (raw / "dataset.json").write_text(json.dumps(dataset, indent=1))
+
+
+def make_modalities(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The organs of :func:`make_case` in three modalities (3, *spatial), float32, and their labels.
+
+    Intensities of tissues are the same for everybody. The organ stands out in the first modality, the core in the
+    second, both a little in the third.
+    """
+    tissue, grid = _draw_tissues(rng)
+    bias = 1 + 0.1 * np.sin(2 * grid @ rng.uniform(-1, 1, 3) + rng.uniform(0, 2 * np.pi))
+    images = [np.array(table)[tissue] * bias + rng.normal(0, 6, tissue.shape) for table in MODALITIES.values()]
+    return np.stack(images).astype(np.float32), LABEL_OF_TISSUE[tissue]
+
+
+def _draw_tissues(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Air 0, body 1, another organ 2, organ 3 and core 4 of one individual, and the grid they are drawn on."""
     size = rng.integers(38, 45, 3)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij"), axis=-1)
     grid = grid + 0.04 * np.sin(4 * grid[..., [1, 2, 0]] + rng.uniform(0, 2 * np.pi, 3))  # no two are quite alike
@@ -42,11 +84,7 @@ def make_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     tissue[_inside(grid, shift + np.array([0.1, 0.4, -0.25]), np.array([0.3, 0.2, 0.3]) * radii[1])] = 2
     tissue[_inside(grid, shift + np.array([0.0, -0.2, 0.2]), np.array([0.5, 0.38, 0.4]) * radii[2])] = 3
     tissue[_inside(grid, shift + np.array([-0.03, -0.23, 0.23]), np.array([0.3, 0.24, 0.26]) * radii[3])] = 4
-    intensities = 40 + 160 * (rng.permutation(5) + rng.uniform(0.2, 0.8, 5)) / 5
-    bias = 1 + 0.1 * np.sin(2 * grid @ rng.uniform(-1, 1, 3) + rng.uniform(0, 2 * np.pi))
-    image = intensities[tissue] * bias + rng.normal(0, 6, size)
-    labels = np.array([0, 0, 0, 1, 2], dtype=np.uint8)[tissue]
-    return image.astype(np.float32), labels
+    return tissue, grid
 
 
 def _inside(grid: np.ndarray, centre: np.ndarray, radii: np.ndarray) -> np.ndarray:

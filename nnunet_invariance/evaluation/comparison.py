@@ -78,6 +78,8 @@ class Comparison:
                 {"name": s.name, "shots": s.shots, "draw": s.draw, "train": list(s.train), "val": list(s.val)}
                 for s in self.subsets
             ],
+            # Cells that are scored are not looked at again, so a comparison cannot get further conditions.
+            "conditions": [test.name for test in self.tests] if len(self.tests) > 1 else None,
             "tests": [{"name": test.name, "cases": [case.name for case in test.cases]} for test in self.tests],
         }
 

@@ -1,7 +1,7 @@
 """The few-shot protocol: k labelled cases to train on, the same held-out cases to test on."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,11 @@ from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.locate import ANY_METHOD
 
 
+def as_they_are(cases: Sequence[LabelledCase], out: Path) -> list[CaseSet]:
+    """The test cases under one condition, which has no name."""
+    return [CaseSet("", cases)]
+
+
 def few_shot(
     planned: PlannedDataset,
     selection: Selection,
@@ -53,6 +58,8 @@ def few_shot(
     parallel: int = 1,
     devices: Sequence[str] = (),
     slurm: Mapping[str, str | int] | None = None,
+    protocol: str = "few-shot",
+    conditions: Callable[[Sequence[LabelledCase], Path], Sequence[CaseSet]] = as_they_are,
 ) -> Path:
     """Train every arm on every drawn subset, predict the test cases and score them; returns the output folder.
 
@@ -66,6 +73,8 @@ def few_shot(
         pretraining: settings for missing pre-trainings, which are then made without the test cases; None makes none.
         transductive: allow test cases that a pre-training has seen.
         parallel, devices, slurm: see ``run_comparison``.
+        protocol: name of the comparison and its folder.
+        conditions: test sets of the test cases; may write images below the folder that it is given.
 
     Raises:
         ComparisonError: the cases do not suffice or overlap, weights are missing, the folder holds another comparison,
@@ -75,7 +84,7 @@ def few_shot(
     if tolerance is not None:
         require_monai()
     results = Path(os.environ["nnUNet_results"]) / planned.name
-    name = f"few-shot__{planned.plans.plans_name}__{planned.configuration_name}"
+    name = f"{protocol}__{planned.plans.plans_name}__{planned.configuration_name}"
     out = (out or results / "evaluation" / name).resolve()
     checkpoints = find_checkpoints(selection.arms, planned, [results / "pretraining"])
     cases = _test_cases(planned, test, n_test, seed, () if transductive else seen_cases(checkpoints.values()))
@@ -95,11 +104,11 @@ def few_shot(
         require_unseen(checkpoints, names)
     seen = seen_cases(checkpoints.values()) & set(names)
     comparison = Comparison(
-        "few-shot",
+        protocol,
         planned,
         selection.arms,
         subsets,
-        [CaseSet("", cases)],
+        conditions(cases, out),
         checkpoints,
         seed,
         device,

@@ -14,6 +14,7 @@ from nnunet_invariance.evaluation.effects import Effect, Level
 #: Told apart by every kind of colour vision.
 COLOURS = ("#ffb000", "#00c8ff", "#dc267f", "#785ef0", "#fe6100", "#009e73", "#333333")
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.frameon": False}
+SIDE_BY_SIDE = 4  # names of conditions that have room beside each other
 VERDICT_COLOURS = {"better": "#1b7837", "worse": "#b00020", "not decided": "#555555"}
 
 
@@ -59,7 +60,8 @@ def draw_levels(levels: Sequence[Level], conditions: Sequence[str], title: str) 
             style = {"color": colour, "linestyle": "--" if twin else "-", "mfc": "white" if twin else colour}
             errors = np.nan_to_num([mean - low, high - mean])
             axis.errorbar(x, mean, yerr=np.maximum(errors, 0), marker="o", markersize=5, capsize=3, label=arm, **style)
-        axis.set_xticks(range(len(conditions)), conditions)
+        slanted = {"rotation": 30, "ha": "right"} if len(conditions) > SIDE_BY_SIDE else {}
+        axis.set_xticks(range(len(conditions)), conditions, **slanted)
         axis.set_xlim(-0.5, len(conditions) - 0.5)
         axis.set_ylabel(title)
         axis.grid(axis="y", alpha=0.25)
@@ -84,6 +86,29 @@ def draw_effects(effects: Sequence[Effect], title: str) -> bytes:
         axis.set_ylim(len(effects) - 0.5, -0.5)
         axis.set_xlabel(title)
         axis.grid(axis="x", alpha=0.25)
+    return png(figure)
+
+
+def draw_heat_map(levels: Sequence[Level]) -> bytes:
+    """Means of one metric in [0, 1]: a panel for each arm, a row for each condition, a column for each class."""
+    arms, conditions, labels = (
+        list(dict.fromkeys(getattr(v, name) for v in levels)) for name in ("arm", "condition", "label")
+    )
+    means = {(v.arm, v.condition, v.label): v.mean for v in levels}
+    size = (2.0 + len(arms) * (0.6 + 0.62 * len(labels)), 1.4 + 0.28 * len(conditions))
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(arms), squeeze=False, sharey=True)[0]
+    for axis, arm in zip(axes, arms, strict=True):
+        values = np.array([[means.get((arm, c, label), np.nan) for label in labels] for c in conditions])
+        axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
+            value = values[row, column]
+            colour = "black" if value > 0.6 else "white"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        axis.set_title(arm, fontsize=7)
+        axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=7)
+        axis.set_yticks(range(len(conditions)), conditions, fontsize=7)
     return png(figure)
 
 

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from nnunet_invariance.evaluation.effects import OVERALL, SMALLER_IS_BETTER, Contrast, Effect, Level, compare, levels
 from nnunet_invariance.evaluation.html import bullets, folded, inline, page, table, transfer_table
 from nnunet_invariance.evaluation.jobs import Job
-from nnunet_invariance.evaluation.pictures import draw_case, draw_effects, draw_levels
+from nnunet_invariance.evaluation.pictures import draw_case, draw_effects, draw_heat_map, draw_levels
 from nnunet_invariance.evaluation.pretrainings import OWN
 from nnunet_invariance.evaluation.record import read_json
 from nnunet_invariance.evaluation.scores import Score, write_csv
@@ -25,6 +25,8 @@ PAGE = "report.html"
 NAMES = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95 (mm)"}
 #: Worst and best test cases that are shown, and the most arms beside each other.
 SHOWN_CASES, SHOWN_ARMS = 2, 6
+#: The most test sets of which cases are shown.
+SHOWN_TESTS = 4
 METHODS = """<p>Differences are paired: the same draw of training cases, the same test case. Their 95 % interval is for
 other draws and other test cases (crossed bootstrap, widened for few draws); with one draw it is for other test cases
 only, and other draws may say otherwise. <em>Coverage</em> is how often such an interval held the truth in simulated
@@ -55,6 +57,7 @@ def write_report(out: Path) -> Path:
     sections = [
         _head(record, jobs, effects),
         *_results(means, effects),
+        _heat_map(means, described["tests"]),
         _cases(jobs, scores),
         _cost(jobs, record),
         _transfer(jobs),
@@ -118,6 +121,17 @@ def _results(means: Sequence[Level], effects: Sequence[Effect]) -> Iterable[str]
     yield table(("condition", "arm", "class", "metric", "mean", "95 % interval", "draws x cases"), map(_mean, means), 3)
 
 
+def _heat_map(means: Sequence[Level], tests: Sequence[Mapping[str, Any]]) -> str:
+    """Mean Dice of every class under every condition, where there are several test sets."""
+    dice = [level for level in means if level.metric == "dice"]
+    if len(tests) < 2 or not dice:
+        return ""
+    picture = inline(
+        draw_heat_map(dice), "Mean Dice of every arm, a row for each condition and a column for each class"
+    )
+    return f"<h2>Dice of every class under every condition</h2>{picture}"
+
+
 def _row(e: Effect) -> tuple[str, ...]:
     interval = f"{e.low:+.3f} to {e.high:+.3f}"
     coverage = f"{e.coverage_low:.2f}-{e.coverage_high:.2f}"
@@ -138,7 +152,7 @@ def _cases(jobs: Sequence[Job], scores: Sequence[Score]) -> str:
     if not done:
         return ""
     parts = [f"<h2>Worst and best test cases ({html.escape(done[0].subset.name)})</h2>"]
-    for test in done[0].setting.tests:
+    for test in done[0].setting.tests[:SHOWN_TESTS]:
         dice = _mean_dice(scores, done[0].condition(test), done[0].subset.draw)
         ranked = sorted((case for case in test.cases if case.name in dice), key=lambda case: dice[case.name])
         chosen = ranked[:SHOWN_CASES] + ranked[SHOWN_CASES:][-SHOWN_CASES:]
@@ -147,7 +161,9 @@ def _cases(jobs: Sequence[Job], scores: Sequence[Score]) -> str:
             for job in done:
                 segmentations[job.arm.name] = _volume(job.predictions(test) / case.label.name)
             title = f"{case.name} {test.name}, Dice {dice[case.name]:.3f}"
-            image = draw_case(_volume(case.images[0]), segmentations, title)
+            volumes = [_volume(path) for path in case.images]
+            shown = next((v for v in volumes if np.ptp(v) > 0), volumes[0])  # a modality that is missing is constant
+            image = draw_case(shown, segmentations, title)
             parts.append(inline(image, f"{title}: image, reference and predictions with contours"))
     return "\n".join(parts)
 

@@ -42,7 +42,7 @@ def complete(images: Path, out: Path, dataset: str) -> Completed:
     """
     description = _read_dataset_json(dataset)
     names, ending = channel_names_of(description), description["file_ending"]
-    cases = _find_cases(images, ending, names)
+    cases = find_cases(images, ending, names)
     for files in cases.values():
         check_same_grid(list(files.values()))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -55,7 +55,7 @@ def complete(images: Path, out: Path, dataset: str) -> Completed:
                 if channel in files:
                     shutil.copyfile(files[channel], target)
                 else:
-                    sitk.WriteImage(_zeros_like(next(iter(files.values()))), str(target))
+                    sitk.WriteImage(zeros_like(next(iter(files.values()))), str(target))
     except OSError as error:
         msg = f"{out} could not be written ({error.strerror}). Free space, or give a place that is writable."
         raise OutputError(msg) from error
@@ -63,7 +63,7 @@ def complete(images: Path, out: Path, dataset: str) -> Completed:
     return Completed(len(cases), {case: missing for case, missing in lacking.items() if missing})
 
 
-def _find_cases(images: Path, ending: str, names: list[str]) -> dict[str, dict[int, Path]]:
+def find_cases(images: Path, ending: str, names: list[str]) -> dict[str, dict[int, Path]]:
     """Files of each case by channel, in order."""
     if not images.is_dir():
         raise ImagesFolderError(f"The images folder {images} does not exist. Give an existing folder.")
@@ -83,7 +83,8 @@ def _find_cases(images: Path, ending: str, names: list[str]) -> dict[str, dict[i
     return cases
 
 
-def _zeros_like(file: Path) -> sitk.Image:
+def zeros_like(file: Path) -> sitk.Image:
+    """An image of zeros with the geometry and pixel type of a file."""
     reference = sitk.ReadImage(str(file))
     zeros = sitk.Image(reference.GetSize(), reference.GetPixelID())
     zeros.CopyInformation(reference)

@@ -25,6 +25,7 @@ class Setup:
         batch_size: planned.
         unit_range: whether images are scaled to [0, 1] (else z-scored).
         cases: the volumes; none for a method that makes its own.
+        channel_names: as in dataset.json.
     """
 
     architecture: Architecture
@@ -33,6 +34,7 @@ class Setup:
     batch_size: int
     unit_range: bool
     cases: tuple[Case, ...]
+    channel_names: tuple[str, ...] = ()
 
 
 @dataclass

@@ -28,6 +28,7 @@ from nnunet_invariance.pretraining.match_preview import preview_matches
 from nnunet_invariance.pretraining.method import Method
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
 from nnunet_invariance.pretraining.puir import PUIR
+from nnunet_invariance.pretraining.puir_transfer import PUIRTransfer
 from nnunet_invariance.pretraining.sam import SAM
 from nnunet_invariance.pretraining.target import Target, planned_target, preset_target
 from nnunet_invariance.weights.atomic import atomic_write
@@ -35,7 +36,7 @@ from nnunet_invariance.weights.checkpoint import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, Anatomix, PUIR, SAM)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, Anatomix, PUIR, PUIRTransfer, SAM)}
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
 SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 

@@ -103,7 +103,8 @@ def planned_target(kind: type[Method], planned: PlannedDataset, plans_name: str)
         channels, names = 1, [SYNTHETIC]
         schemes = ["RescaleTo01Normalization" if unit_range else "ZScoreNormalization"]
     architecture = Architecture.from_plans(manager.configuration["architecture"], channels, channels)
-    setup = Setup(architecture, planned.patch_size, planned.spacing, manager.batch_size, unit_range, ())
+    sizes = (planned.patch_size, planned.spacing, manager.batch_size)
+    setup = Setup(architecture, *sizes, unit_range, (), tuple(names))
     facts = {
         "channel_names": names,
         "normalization_schemes": schemes,

@@ -7,12 +7,12 @@ from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.weights.checkpoint import Checkpoint
 
 
-def in_channel_order(checkpoint: Checkpoint, names: Sequence[str], table: str) -> Checkpoint:
+def in_channel_order(checkpoint: Checkpoint, names: Sequence[str], table: str | tuple[str, ...]) -> Checkpoint:
     """The checkpoint with the rows of its tables in the order of ``names``; rows of other modalities are left out.
 
     Args:
         names: channels of the data set, as in dataset.json.
-        table: how the names of the tables end.
+        table: how the names of the tables end, or several such ends.
 
     Raises:
         WeightsIncompatibleError: a channel was not there in pre-training, or two have one name.

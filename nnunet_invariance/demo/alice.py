@@ -1,0 +1,48 @@
+"""Alice: pre-training on images without labels, then its trainer and the twin that starts at random."""
+
+from nnunet_invariance.demo.data import write_dataset
+from nnunet_invariance.demo.page import (
+    Page,
+    data_section,
+    prediction_section,
+    pretraining_section,
+    score_section,
+    training_section,
+    transfer_section,
+)
+from nnunet_invariance.demo.steps import SEED, Demo, compare, plan, pretrain, pretraining_folder
+
+STEPS = 4
+N_TRAIN, N_TEST, N_UNLABELLED = 10, 3, 8
+PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 5, 30
+EPOCHS, ITERATIONS = 8, 16
+
+
+def arms() -> list[str]:
+    """The trainer and its twin."""
+    return [f"AliceTrainer_{EPOCHS}epochs", f"AliceTrainer_scratch_{EPOCHS}epochs"]
+
+
+def run(demo: Demo) -> None:
+    """Make data, plan, pre-train, train with and without, predict, score."""
+    with demo.step("making a small data set: the same shapes, another contrast in every case"):
+        write_dataset(demo.raw, demo.out / "unlabelled", N_TRAIN, N_TEST, N_UNLABELLED, SEED)
+    plan(demo, ITERATIONS)
+    with demo.step(f"pre-training alice on {N_TRAIN + N_UNLABELLED} images, without labels"):
+        pretrain(demo, "alice", PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS, ["--images", "unlabelled"])
+    compare(demo, arms(), N_TRAIN)
+
+
+def draw(demo: Demo) -> Page:
+    """What the steps left."""
+    return Page(
+        "alice: from unlabelled images to a scored segmentation",
+        [
+            data_section(demo),
+            pretraining_section("Pre-training, without labels", pretraining_folder(demo, "alice")),
+            transfer_section(demo),
+            training_section(demo),
+            prediction_section(demo),
+            score_section(demo),
+        ],
+    )

@@ -1,0 +1,106 @@
+"""PUIR: pre-training on several modalities, modality transfer, and segmentation where modalities are missing."""
+
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_invariance.demo.data import ENDING, MODALITIES, write_modalities
+from nnunet_invariance.demo.page import Page, Section, pretraining_section, training_section, transfer_section
+from nnunet_invariance.demo.pictures import read
+from nnunet_invariance.demo.steps import (
+    CONFIGURATION,
+    DATASET,
+    PLANS,
+    SEED,
+    Demo,
+    compare,
+    plan,
+    pretrain,
+    pretraining_folder,
+)
+from nnunet_invariance.evaluation.effects import levels
+from nnunet_invariance.evaluation.html import inline, table
+from nnunet_invariance.evaluation.missing_modality import JOIN, PROTOCOL, choose_subsets, missing_modalities
+from nnunet_invariance.evaluation.pictures import draw_heat_map, panels, png
+from nnunet_invariance.evaluation.scores import read_scores
+from nnunet_invariance.modality_transfer.evaluate import CONVENTIONS, EXAMPLES, HEAD, read_pairs, summarise
+
+STEPS = 5
+N_TRAIN, N_TEST = 9, 3
+PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 4, 20
+TRANSFER_EPOCHS, TRANSFER_ITERATIONS = 4, 15
+EPOCHS, ITERATIONS = 6, 12
+#: Each prediction costs a start of nnU-Net, so not all seven subsets are shown.
+SUBSETS = [JOIN.join(MODALITIES), *MODALITIES]
+
+
+def arms() -> list[str]:
+    """The trainer, and nnU-Net of the same length."""
+    return [f"PUIRTrainer_{EPOCHS}epochs", f"BaselineTrainer_{EPOCHS}epochs"]
+
+
+def run(demo: Demo) -> None:
+    """Make data, plan, pre-train, train and score a transfer, train both arms and predict under each subset."""
+    with demo.step("making a small data set: three modalities of everybody, some of them missing"):
+        write_modalities(demo.raw, N_TRAIN, N_TEST, SEED)
+    plan(demo, ITERATIONS, prior=16)
+    with demo.step(f"pre-training puir on {N_TRAIN} cases, without labels"):
+        pretrain(demo, "puir", PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS, ["--set", "prior=16"])
+    with demo.step(f"modality transfer: training, and scores on {N_TEST} test cases"):
+        words = ["nnunet-invariance", "transfer"]
+        where = [DATASET, CONFIGURATION, "-p", PLANS, "-device", "cpu"]
+        length = ["--epochs", str(TRANSFER_EPOCHS), "--iterations", str(TRANSFER_ITERATIONS), "--seed", str(SEED)]
+        demo.run("transfer_train", [*words, "train", *where, *length, "--set", "prior=16", "lr=0.001"])
+        images, scores = (str(path.relative_to(demo.out)) for path in (demo.raw / "imagesTs", _transfer(demo)))
+        demo.run("transfer_evaluate", [*words, "evaluate", *where, "-i", images, "-o", scores])
+    channels = list(MODALITIES)
+    conditions = missing_modalities(channels, choose_subsets(channels, SUBSETS), ENDING)
+    compare(demo, arms(), N_TRAIN, protocol=PROTOCOL, conditions=conditions)
+
+
+def draw(demo: Demo) -> Page:
+    """What the steps left."""
+    return Page(
+        "puir: any subset of the modalities",
+        [
+            _data_section(demo),
+            pretraining_section("Pre-training, without labels", pretraining_folder(demo, "puir")),
+            _transfer_section(demo),
+            transfer_section(demo),
+            training_section(demo),
+            _subset_section(demo),
+        ],
+    )
+
+
+def _transfer(demo: Demo) -> Path:
+    return demo.out / "nnUNet_results" / DATASET / "transfer"
+
+
+def _data_section(demo: Demo) -> Section:
+    """Three training cases, the last of which lacks a modality."""
+    figure, axes = panels(3, len(MODALITIES))
+    for number, row in enumerate(axes):
+        for (channel, name), axis in zip(enumerate(MODALITIES), row, strict=True):
+            image = read(demo.raw / "imagesTr" / f"case_{number:03d}_{channel:04d}{ENDING}")
+            missing = not np.any(image)
+            axis.imshow(image[len(image) // 2], cmap="gray", vmin=0, vmax=200)
+            axis.set_title(f"case_{number:03d}, {name}{': missing' if missing else ''}", fontsize=8)
+            axis.set_axis_off()
+    text = "<p>Intensities of tissues are the same for everybody. Every third training case lacks a modality.</p>\n"
+    return Section("The data", text + inline(png(figure), "Three cases in three modalities, one of them missing"))
+
+
+def _transfer_section(demo: Demo) -> Section:
+    """Scores and pictures of the transfer from each modality to each other."""
+    folder = _transfer(demo)
+    picture = inline((folder / EXAMPLES).read_bytes(), "Real images, then what was transferred from each modality")
+    return Section("Modality transfer", CONVENTIONS + table(HEAD, summarise(read_pairs(folder)), 7) + picture)
+
+
+def _subset_section(demo: Demo) -> Section:
+    """Mean Dice under every subset."""
+    means = levels(read_scores(demo.comparison / "scores.csv"), SEED)
+    picture = inline(draw_heat_map([v for v in means if v.metric == "dice"]), "Mean Dice by modalities and class")
+    text = f"<p>Modalities that are not named are images of zeros. {arms()[1]} is nnU-Net.</p>\n"
+    return Section("Dice where modalities are missing", text + picture)

@@ -1,0 +1,139 @@
+"""The steps that demos share, each said aloud with the time it takes."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_invariance.evaluation.arms import Selection
+from nnunet_invariance.evaluation.few_shot import few_shot
+from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.stock import run_command
+from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+
+logger = logging.getLogger(__name__)
+
+DATASET, CONFIGURATION, PLANS = "Dataset990_Demo", "3d_fullres", "nnUNetPlans_demo"
+SEED = 0
+N_VAL = 2
+
+
+@dataclass
+class Step:
+    """A step that is done: what was run, and its wall time in seconds."""
+
+    name: str
+    commands: list[str]
+    seconds: float
+
+
+class Demo:
+    """Says which step runs, runs its commands, and remembers both."""
+
+    def __init__(self, out: Path, total: int) -> None:
+        self.out = out
+        self.total = total
+        self.steps: list[Step] = []
+
+    @property
+    def raw(self) -> Path:
+        """The raw folder of the demo's data set."""
+        return self.out / "nnUNet_raw" / DATASET
+
+    @property
+    def comparison(self) -> Path:
+        """Folder of the comparison."""
+        return self.out / "comparison"
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """One numbered step."""
+        logger.info("[%d/%d] %s ...", len(self.steps) + 1, self.total, name)
+        self.steps.append(Step(name, [], 0.0))
+        start = time.monotonic()
+        yield
+        self.steps[-1].seconds = time.monotonic() - start
+        logger.info("      %.0f s", self.steps[-1].seconds)
+
+    def run(self, log: str, command: Sequence[str], on_poll: Callable[[], None] = lambda: None) -> None:
+        """Run a command of this environment in the demo's folder."""
+        logger.info("      %s", " ".join(command))
+        self.steps[-1].commands.append(" ".join(command))
+        run_command(self.steps[-1].name, command, self.out / "logs" / f"{log}.log", self.out, {}, on_poll)
+
+
+def plan(demo: Demo, iterations: int, **options: Any) -> None:
+    """Plan and preprocess, then write a plans copy that two cores train in a minute; ``options`` of its block.
+
+    Patch 32^3, batch 2, stages of 8, 16, 32 and 64 features.
+    """
+    with demo.step("planning and preprocessing with nnU-Net's own command"):
+        identifier = str(int(DATASET[7:10]))
+        demo.run(
+            "plan", ["nnUNetv2_plan_and_preprocess", "-d", identifier, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
+        )
+        stock = json.loads((demo.out / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json").read_text())
+        architecture = stock["configurations"][CONFIGURATION]["architecture"]
+        architecture["arch_kwargs"].update(
+            n_stages=4,
+            features_per_stage=[8, 16, 32, 64],
+            kernel_sizes=[[3, 3, 3]] * 4,
+            strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+            n_conv_per_stage=[2] * 4,
+            n_conv_per_stage_decoder=[2] * 3,
+        )
+        changes = {"patch_size": [32, 32, 32], "batch_size": 2, "architecture": architecture}
+        block = {"iterations_per_epoch": iterations, "val_iterations_per_epoch": 2, "seed": SEED, **options}
+        write_plans_copy(DATASET, "nnUNetPlans", PLANS, CONFIGURATION, block, changes)
+
+
+def pretrain(demo: Demo, method: str, epochs: int, iterations: int, words: Sequence[str] = ()) -> None:
+    """The pre-training command, with a line an epoch; ``words`` are added to it."""
+    command = ["nnunet-invariance", "pretrain", method, DATASET, CONFIGURATION, "-p", PLANS, *words]
+    command += ["-device", "cpu", "--epochs", str(epochs), "--iterations", str(iterations), "--seed", str(SEED)]
+    metrics = pretraining_folder(demo, method) / "metrics.csv"
+    said = 0
+
+    def on_poll() -> None:
+        nonlocal said
+        done = len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
+        if done > said:
+            said = done
+            logger.info("      epoch %d of %d", done, epochs)
+
+    demo.run("pretrain", command, on_poll)
+
+
+def pretraining_folder(demo: Demo, method: str) -> Path:
+    """Where the pre-training leaves its checkpoint and curves."""
+    return demo.out / "nnUNet_results" / DATASET / "pretraining" / f"{method}__{PLANS}__{CONFIGURATION}"
+
+
+def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> None:
+    """The few-shot comparison of the arms on the cases of labelsTs; ``protocol``: more arguments of ``few_shot``."""
+    test = sorted(p.name.split(".")[0] for p in (demo.raw / "labelsTs").iterdir())
+    with demo.step(f"training {' and '.join(arms)}, predicting and scoring {len(test)} test cases"):
+        few_shot(
+            open_planned_dataset(DATASET, CONFIGURATION, PLANS),
+            Selection(tuple(Arm(arm, arm) for arm in arms)),
+            shots=[n_train - N_VAL],
+            test=test,
+            n_val=N_VAL,
+            seed=SEED,
+            device="cpu",
+            mirroring=False,
+            out=demo.comparison,
+            **protocol,
+        )
+        remember_commands(demo)
+
+
+def remember_commands(demo: Demo) -> None:
+    """Add the stock commands that a comparison ran, as its record tells, to the present step."""
+    jobs: dict[str, Any] = json.loads((demo.comparison / "comparison.json").read_text())["jobs"]
+    demo.steps[-1].commands += [c for job in jobs.values() for step in job.values() for c in step["commands"]]

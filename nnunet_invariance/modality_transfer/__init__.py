@@ -1,0 +1,1 @@
+"""Images of modalities that were not taken, from those that were."""

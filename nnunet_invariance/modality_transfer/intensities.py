@@ -1,0 +1,91 @@
+"""From nnU-Net's normalised intensities back to the scale of a modality, by what the training images were like."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from tqdm import tqdm
+
+from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsNotFoundError
+from nnunet_invariance.evaluation.cases import LabelledCase
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
+from nnunet_invariance.weights.atomic import atomic_write
+
+logger = logging.getLogger(__name__)
+
+FILE = "intensities.json"
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """One modality's scale: raw = normalised * scale + offset; ``masked``: raw is 0 outside nnU-Net's nonzero mask."""
+
+    channel: str
+    scheme: str
+    scale: float
+    offset: float
+    masked: bool
+
+
+def affine_of(scheme: str, values: np.ndarray, properties: dict[str, float]) -> tuple[float, float]:
+    """(scale, offset) that undo one of nnU-Net's schemes on an image of which ``values`` are the voxels that count.
+
+    Raises:
+        UnsupportedConfigurationError: the scheme is not one of nnU-Net's own.
+    """
+    if scheme == "ZScoreNormalization":
+        return max(float(values.std()), 1e-8), float(values.mean())
+    if scheme == "CTNormalization":
+        return max(properties["std"], 1e-8), properties["mean"]
+    if scheme == "RescaleTo01Normalization":
+        return float(np.ptp(values)), float(values.min())
+    if scheme in ("NoNormalization", "RGBTo01Normalization"):
+        return (1.0 if scheme == "NoNormalization" else 255.0), 0.0
+    msg = f"The normalisation {scheme} cannot be undone. Plan with one of nnU-Net's own schemes for transfer."
+    raise UnsupportedConfigurationError(msg)
+
+
+def measure_intensities(planned: PlannedDataset, cases: Sequence[LabelledCase]) -> list[Intensities]:
+    """The scale of each modality: the median over the cases that have it, each measured as nnU-Net normalises it."""
+    manager, plans = planned.configuration, planned.plans
+    reader = plans.image_reader_writer_class()
+    found: list[list[tuple[float, float]]] = [[] for _ in planned.channel_names]
+    for case in tqdm(cases, desc="intensities", unit="case", disable=None):
+        image, _ = reader.read_images([str(path) for path in case.images])
+        image, inside, _ = crop_to_nonzero(image.astype(np.float32))
+        for channel, scheme in enumerate(manager.normalization_schemes):
+            values = image[channel][inside[0] >= 0] if manager.use_mask_for_norm[channel] else image[channel]
+            if np.ptp(values) > 0:
+                properties = plans.foreground_intensity_properties_per_channel[str(channel)]
+                found[channel].append(affine_of(scheme, values, properties))
+    if lacking := [name for name, pairs in zip(planned.channel_names, found, strict=True) if not pairs]:
+        msg = f"No case of {planned.name} has an image of {', '.join(lacking)}, so nothing can be transferred to it."
+        raise UnsupportedConfigurationError(f"{msg} Add such cases, or remove the channel.")
+    return [
+        Intensities(name, scheme, *np.median(pairs, axis=0).tolist(), bool(masked))
+        for name, scheme, pairs, masked in zip(
+            planned.channel_names, manager.normalization_schemes, found, manager.use_mask_for_norm, strict=True
+        )
+    ]
+
+
+def write_intensities(folder: Path, intensities: Sequence[Intensities]) -> None:
+    """Leave them beside a checkpoint."""
+    text = json.dumps([asdict(i) for i in intensities], indent=1)
+    atomic_write(folder / FILE, lambda file: file.write(text.encode()))
+
+
+def read_intensities(folder: Path) -> list[Intensities]:
+    """What :func:`write_intensities` left.
+
+    Raises:
+        WeightsNotFoundError: no such file.
+    """
+    if not (folder / FILE).is_file():
+        msg = f"{folder / FILE} does not exist; `nnunet-invariance transfer train` leaves it beside its checkpoint."
+        raise WeightsNotFoundError(f"{msg} Keep both together, or train again.")
+    return [Intensities(**entry) for entry in json.loads((folder / FILE).read_text())]

@@ -1,0 +1,45 @@
+"""Training a modality transfer on the one loop, with the scales of the modalities beside it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_invariance.evaluation.cases import labelled_cases
+from nnunet_invariance.modality_transfer.intensities import measure_intensities, write_intensities
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, require_supported
+from nnunet_invariance.pretraining.puir_transfer import SCRATCH, PUIRTransfer, find_start
+from nnunet_invariance.pretraining.run import run_pretraining
+from nnunet_invariance.weights.locate import pretraining_folder
+
+
+def train(
+    planned: PlannedDataset,
+    device: str = "cuda",
+    resume: bool = False,
+    start: str = "",
+    settings: Sequence[str] = (),
+) -> Path:
+    """Train on the preprocessed cases; returns the checkpoint, with the modalities' intensities beside it.
+
+    Args:
+        start: checkpoint of ``pretrain puir``; "" takes that of the same plans, "none" random weights.
+        settings: as of ``pretrain --set``.
+
+    Raises:
+        InvarianceError: one of its kinds, see ``run_pretraining`` and ``measure_intensities``.
+    """
+    require_supported(planned, "modality transfer", PUIRTransfer.dimensions, PUIRTransfer.minimum_channels)
+    names = (planned.name, planned.plans.plans_name, planned.configuration_name)
+    if not resume and start != SCRATCH:
+        find_start(pretraining_folder(PUIRTransfer.name, *names), start)
+    raw = Path(os.environ["nnUNet_raw"]) / planned.name
+    cases = labelled_cases(raw, planned.dataset_json)
+    preprocessed = {path.stem for path in planned.folder.glob("*.pkl")}
+    intensities = measure_intensities(planned, [case for name, case in cases.items() if name in preprocessed])
+    name, plans_name, configuration = names
+    words = [*settings, f"start={start}"]
+    path = run_pretraining(
+        PUIRTransfer.name, name, configuration, plans_name, device=device, resume=resume, settings=words
+    )
+    write_intensities(path.parent, intensities)
+    return path
