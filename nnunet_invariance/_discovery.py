@@ -24,12 +24,13 @@ TRAINERS = {
     "AliceTrainer": "nnunet_invariance.trainers.alice",
     "AnatomixTrainer": "nnunet_invariance.trainers.anatomix",
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
+    "BaselineTrainerDA5": "nnunet_invariance.trainers.baseline_da5",
     "MAETrainer": "nnunet_invariance.trainers.mae",
     "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
     "PUIRTrainer": "nnunet_invariance.trainers.puir",
     "TransferTrainer": "nnunet_invariance.trainers.transfer",
 }
-WITHOUT_TWIN = {"BaselineTrainer"}
+WITHOUT_TWIN = {"BaselineTrainer", "BaselineTrainerDA5"}
 
 # The package that nnU-Net would walk -> class name -> the module that defines it.
 REGISTRY: dict[str, dict[str, str]] = {
