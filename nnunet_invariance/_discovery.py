@@ -93,7 +93,7 @@ def nearest_trainers(name: str) -> list[str]:
     if length:
         stem, suffix = name[: length.start()], f"_{length[1]}epoch{'' if length[1] == '1' else 's'}"
     known = {key(base + twin): base + twin for base in TRAINERS for twin in _twins(base)}
-    return [known[match] + suffix for match in get_close_matches(key(stem), known, n=5)]
+    return [known[match] + suffix for match in get_close_matches(key(stem), known, n=6)]
 
 
 def _twins(base: str) -> tuple[str, ...]:

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from tiny_dataset import cut_down, synthetic_case
+from tiny_trainers import make_trainer
 
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.cli.main import main
@@ -300,6 +303,26 @@ def test_the_stronger_augmentation_is_stocks_own():
     assert issubclass(trainer, find_trainer("BaselineTrainer"))
     assert trainer.length_in_epochs == 3
     assert find_trainer("BaselineTrainerDA5_scratch") is None
+
+
+def test_the_stronger_augmentation_repeats_with_a_seed(tiny):
+    trainer = make_trainer(tiny, "BaselineTrainerDA5_1epoch", seed=0)
+    rotation, dummy, _, mirroring = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    patch = trainer.configuration_manager.patch_size
+    transforms = trainer.get_training_transforms(patch, rotation, None, mirroring, dummy, [False], False, [1, 2])
+    assert "BlankRectangleTransform" in repr(types_in(transforms))
+    assert [blur.benchmark for blur in types_in(transforms).get(GaussianBlurTransform, [])] == [False]
+
+
+def types_in(transform) -> dict[type, list]:
+    """Every transform inside a pipeline, by its type."""
+    found = {type(transform): [transform]}
+    for value in vars(transform).values():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, BasicTransform):
+                for kind, parts in types_in(part).items():
+                    found[kind] = found.get(kind, []) + parts
+    return found
 
 
 # --- the whole

@@ -5,7 +5,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5
 from nnunet_invariance.trainers.baseline import BaselineTrainer
 
 
-class BaselineTrainerDA5(nnUNetTrainerDA5, BaselineTrainer):
+class BaselineTrainerDA5(BaselineTrainer, nnUNetTrainerDA5):
     """nnUNetTrainerDA5 plus the options of :class:`BaselineTrainer`, and nothing else.
 
     Raises:
