@@ -1,14 +1,46 @@
-"""What every benchmark writes: its numbers beside the machine and the versions they were taken with."""
+"""What benchmarks share: numbers beside the machine and versions they were taken with, and steps that run once."""
 
 import json
 import os
 import platform
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from nnunet_invariance.evaluation.record import read_json, write_json
+from nnunet_invariance.evaluation.stock import run_command
+
+# On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
+# while they wait slow everything down tenfold once the cores have other work. No result depends on either.
+FEW_CORES = {
+    "nnUNet_def_n_proc": "1",
+    "nnUNet_n_proc_DA": "1",
+    "nnUNet_npp": "0",
+    "nnUNet_nps": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+class Steps:
+    """Runs the commands outside a comparison once, and remembers what they were and how long they took."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.file = work / "steps.json"
+        self.done: dict[str, Any] = read_json(self.file)
+
+    def run(self, name: str, command: Sequence[str], on_poll: Callable[[], None] = lambda: None) -> None:
+        """Run a command once; ``name`` is its log's name. Time spent before an interruption is not counted."""
+        if name in self.done:
+            return
+        print(f"{name}: {' '.join(command)}", flush=True)
+        seconds = run_command(name, command, self.work / "logs" / f"{name}.log", self.work, {}, on_poll)
+        self.done[name] = {"command": " ".join(command), "seconds": round(seconds, 1)}
+        write_json(self.file, self.done)
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:

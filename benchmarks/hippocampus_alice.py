@@ -16,18 +16,17 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from common import FEW_CORES, Steps
 
 from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.record import write_json
 from nnunet_invariance.evaluation.scores import Summary, format_summary, read_scores, summarize, write_csv
-from nnunet_invariance.evaluation.stock import run_command
 from nnunet_invariance.evaluation.tree import link
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
 from nnunet_invariance.plans.copies import write_plans_copy
@@ -36,7 +35,6 @@ from nnunet_invariance.pretraining.images import preprocess_images
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 from nnunet_invariance.pretraining.probes import masked_error, position_retrieval
 from nnunet_invariance.pretraining.state import restore_module
-from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 
 DATASET = "Dataset004_Hippocampus"
@@ -50,15 +48,6 @@ PRETRAINING_SETTINGS = ("lr=5e-4",)  # the default of 1e-4 is meant for runs abo
 EPOCHS, ITERATIONS, VAL_ITERATIONS = 60, 25, 2
 BASELINES = (f"AliceTrainer_scratch_{EPOCHS}epochs", f"BaselineTrainer_{EPOCHS}epochs")
 TRAINERS = (f"AliceTrainer_{EPOCHS}epochs", *BASELINES)
-# On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
-# while they wait slow everything down tenfold once the cores have other work. No result depends on either.
-FEW_CORES = {
-    "nnUNet_def_n_proc": "1",
-    "nnUNet_n_proc_DA": "1",
-    "nnUNet_npp": "0",
-    "nnUNet_nps": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 RESULTS = Path(__file__).parent / "results" / "hippocampus-alice"
 
 
@@ -98,24 +87,6 @@ def main() -> int:
     return 0
 
 
-class Steps:
-    """Runs the commands outside the comparison, and remembers what they were and how long they took."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self.file = work / "steps.json"
-        self.done: dict[str, Any] = json.loads(self.file.read_text()) if self.file.is_file() else {}
-
-    def run(self, name: str, command: Sequence[str], on_poll: Callable[[], None] = lambda: None) -> None:
-        """Run a command once; ``name`` is its log's name. Time spent before an interruption is not counted."""
-        if name in self.done:
-            return
-        print(f"{name}: {' '.join(command)}", flush=True)
-        seconds = run_command(name, command, self.work / "logs" / f"{name}.log", self.work, {}, on_poll)
-        self.done[name] = {"command": " ".join(command), "seconds": round(seconds, 1)}
-        _write_json(self.file, self.done)
-
-
 def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
     """Link the data into its own raw folder, the test cases apart from the others; returns the test cases."""
     if not (data / "dataset.json").is_file():
@@ -131,7 +102,7 @@ def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
     dataset["numTraining"] = len(cases) - len(test)
     if len(list((raw / "imagesTr").iterdir())) != dataset["numTraining"]:
         raise ComparisonError(f"{raw} was made with another seed or from other data. Give another --work.")
-    _write_json(raw / "dataset.json", dataset)
+    write_json(raw / "dataset.json", dataset)
     return test
 
 
@@ -195,7 +166,7 @@ def probe(work: Path, seed: int) -> None:
         masked = masked_error(network, cases, planned.patch_size, seed=seed)
         rows.append({"weights": name, "retrieval_mm": error, "chance_mm": chance, "masked_error": masked})
         print(rows[-1], flush=True)
-    _write_json(target, rows)
+    write_json(target, rows)
 
 
 def collect(work: Path, comparison: Path, steps: Steps) -> None:
@@ -218,17 +189,13 @@ def collect(work: Path, comparison: Path, steps: Steps) -> None:
             report = json.loads((fold / "transfer_report.json").read_text())
             if "checkpoint" in report:
                 report["checkpoint"] = Path(report["checkpoint"]).name  # the rest says where this run was made
-            _write_json(RESULTS / f"{trainer}_transfer_report.json", report)
+            write_json(RESULTS / f"{trainer}_transfer_report.json", report)
     record = json.loads((comparison / "comparison.json").read_text())
     record["steps"] = steps.done
     plans = json.loads((work / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json").read_text())
     record["plans"] = plans["configurations"][CONFIGURATION]
-    _write_json(RESULTS / "record.json", record)
+    write_json(RESULTS / "record.json", record)
     print(f"results: {os.path.relpath(RESULTS)}")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 if __name__ == "__main__":

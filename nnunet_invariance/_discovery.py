@@ -24,13 +24,14 @@ TRAINERS = {
     "AliceTrainer": "nnunet_invariance.trainers.alice",
     "AnatomixTrainer": "nnunet_invariance.trainers.anatomix",
     "BaselineTrainer": "nnunet_invariance.trainers.baseline",
+    "BaselineTrainerDA5": "nnunet_invariance.trainers.baseline_da5",
     "ChannelDropoutTrainer": "nnunet_invariance.trainers.channel_dropout",
     "MAETrainer": "nnunet_invariance.trainers.mae",
     "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
     "PUIRTrainer": "nnunet_invariance.trainers.puir",
     "TransferTrainer": "nnunet_invariance.trainers.transfer",
 }
-WITHOUT_TWIN = {"BaselineTrainer", "ChannelDropoutTrainer"}
+WITHOUT_TWIN = {"BaselineTrainer", "BaselineTrainerDA5", "ChannelDropoutTrainer"}
 
 # The package that nnU-Net would walk -> class name -> the module that defines it.
 REGISTRY: dict[str, dict[str, str]] = {
@@ -93,7 +94,7 @@ def nearest_trainers(name: str) -> list[str]:
     if length:
         stem, suffix = name[: length.start()], f"_{length[1]}epoch{'' if length[1] == '1' else 's'}"
     known = {key(base + twin): base + twin for base in TRAINERS for twin in _twins(base)}
-    return [known[match] + suffix for match in get_close_matches(key(stem), known, n=5)]
+    return [known[match] + suffix for match in get_close_matches(key(stem), known, n=6)]
 
 
 def _twins(base: str) -> tuple[str, ...]:

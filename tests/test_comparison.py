@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from tiny_dataset import cut_down
 
 from nnunet_invariance.errors import ComparisonError, OutputError
@@ -236,7 +237,11 @@ def test_the_tree_holds_the_drawn_cases_and_no_other(tiny, plans_name, tmp_path)
     assert {p: p.stat().st_mtime_ns for p in planned.base.rglob("*")} == before
 
     cases = labelled_cases(tiny.raw / tiny.name, planned.dataset_json)
-    build_tests(tmp_path, [CaseSet("", [cases["case_000"]]), CaseSet("dark", [cases["case_001"]])], ".nii.gz")
+    sets = [CaseSet("", [cases["case_000"]]), CaseSet("dark", [cases["case_001"]], values={0: 0, 1: 2, 2: 0})]
+    build_tests(tmp_path, sets, ".nii.gz", SimpleITKIO())
+    labels = (cases["case_001"].label, tmp_path / "test_labels/dark/case_001.nii.gz")
+    before, after = (sitk.GetArrayFromImage(sitk.ReadImage(path)) for path in labels)
+    assert np.array_equal(after, 2 * (before == 1))
     found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("test_*/**/*.gz"))
     assert found == [
         "test_images/case_000_0000.nii.gz",
@@ -286,7 +291,7 @@ def job(tiny, plans_name, tmp_path) -> Job:
     raw = tiny.raw / tiny.name
     case = LabelledCase("case_000", (raw / "imagesTr/case_000_0000.nii.gz",), raw / "labelsTr/case_000.nii.gz")
     tests = [CaseSet("", [case])]
-    build_tests(out, tests, ".nii.gz")
+    build_tests(out, tests, ".nii.gz", SimpleITKIO())
     setting = Setting(out, tiny.name, planned.dataset_json, plans_name, tiny.configuration, "cpu", False, tests, 1.0)
     return Job(ARMS[1], subset, 0, setting)
 

@@ -12,6 +12,7 @@ from nnunet_invariance.demo.data import LABELS, MODALITIES, make_case, make_moda
 from nnunet_invariance.demo.folder import OWN_FOLDERS, empty, environment
 from nnunet_invariance.demo.run import DEMOS, run_demo
 from nnunet_invariance.errors import OutputError
+from nnunet_invariance.evaluation.style_pictures import draw_interventions
 
 PRETRAINING = {"PRETRAINING_EPOCHS": 1, "PRETRAINING_ITERATIONS": 2}
 TRAINING = {"EPOCHS": 1, "ITERATIONS": 2}
@@ -51,8 +52,25 @@ def test_contrast_comes_in_any_order_and_is_above_the_noise():
     assert np.median(gaps) > 3 * 6
 
 
+def test_given_levels_are_the_contrast():
+    for seed in range(5):
+        image, labels = make_case(np.random.default_rng(seed), (20, 70, 110, 150, 200))
+        assert np.array_equal(labels, make_case(np.random.default_rng(seed))[1])
+        for label, level in ((1, 150), (2, 200)):
+            assert abs(np.median(image[labels == label]) - level) < 0.15 * level
+
+
+def test_interventions_are_drawn_on_the_slice_and_repeat():
+    image, labels = make_case(np.random.default_rng(0))
+    first, again, other = (
+        draw_interventions(image, labels, seed, draws=2, styles=("gin", "gmm")) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert first.startswith(b"\x89PNG")
+
+
 def test_the_data_set_is_in_the_layout_of_nnunet(tmp_path):
-    write_dataset(tmp_path / "raw", tmp_path / "unlabelled", 3, 2, 1, seed=0)
+    write_dataset(tmp_path / "raw", 3, 2, unlabelled=(tmp_path / "unlabelled", 1))
     dataset = json.loads((tmp_path / "raw" / "dataset.json").read_text())
     assert dataset["numTraining"] == 3
     for kind, cases in (("Tr", range(3)), ("Ts", range(3, 5))):
@@ -118,6 +136,8 @@ def test_every_demo_says_how_many_steps_it_has_and_what_it_draws():
     ("method", "short", "pictures"),
     [
         ("alice", {**PRETRAINING, **TRAINING}, 4),
+        ("anatomix", {**PRETRAINING, **TRAINING}, 5),
+        ("icmseg", TRAINING, 8),
         ("puir", {**PRETRAINING, **TRAINING, "TRANSFER_EPOCHS": 1, "TRANSFER_ITERATIONS": 2, "SUBSETS": ["T1"]}, 5),
     ],
 )

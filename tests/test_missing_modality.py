@@ -130,5 +130,5 @@ def test_three_answers_to_missing_modalities_end_to_end(modalities, tmp_path, mo
     assert cases == {(f"3 shots, {c}", "case_000") for c in ("T1+CT", "T1", "CT")} | {("3 shots, CT", "case_003")}
     assert "Dice of every class under every condition" in (tmp_path / "o" / "report.html").read_text()
     assert main([*words, "--subsets", "T1"]) == 2
-    assert "comparison.json is of another comparison: conditions" in capsys.readouterr().err
+    assert "comparison.json is of another comparison: test_names" in capsys.readouterr().err
     assert os.environ["nnUNet_npp"] == "0"

@@ -58,7 +58,7 @@ def demo(tmp_path_factory) -> Path:
     """What a demo leaves, as far as the page reads it; the first arm predicts the reference, the second nothing."""
     out = tmp_path_factory.mktemp("demo")
     raw = out / "nnUNet_raw" / RECORD["dataset"]
-    write_dataset(raw, out / "unlabelled", 2, 2, 0, seed=0)
+    write_dataset(raw, 2, 2)
     comparison = out / "comparison"
     scores = []
     for number, arm in enumerate(ARMS):
@@ -141,8 +141,8 @@ def cells(fragment: str) -> list[str]:
 
 def test_the_score_table_holds_means_and_paired_differences(demo):
     fragment = score_table(demo / "comparison" / "scores.csv", baseline=ARMS[1])
-    assert cells(fragment)[1] == f"{ARMS[0]}organ1.0000.000+0.500 (sd 0.000, n=2)"
-    assert cells(fragment)[3] == f"{ARMS[1]}organ0.5000.000"
+    assert cells(fragment)[1] == f"2 shots{ARMS[0]}organ1.0000.000+0.500 (sd 0.000, n=2)"
+    assert cells(fragment)[3] == f"2 shots{ARMS[1]}organ0.5000.000"
 
 
 def test_the_transfer_table_adds_up(demo):

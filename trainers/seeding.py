@@ -9,8 +9,8 @@ import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 Augmenter = SingleThreadedAugmenter | MultiThreadedAugmenter | NonDetMultiThreadedAugmenter
 
@@ -28,12 +28,15 @@ def seed_everything(*entropy: int) -> None:
     torch.manual_seed(seed)
 
 
-def without_timing(transforms: ComposeTransforms) -> None:
-    """Make nnU-Net's blur repeatable: by default it times two algorithms and takes the one that was faster."""
-    for transform in transforms.transforms:
-        inner = getattr(transform, "transform", transform)
-        if isinstance(inner, GaussianBlurTransform):
-            inner.benchmark = False
+def without_timing(transform: BasicTransform) -> None:
+    """Make nnU-Net's blur repeatable, wherever it is: by default it times two algorithms and takes the faster one."""
+    if isinstance(transform, GaussianBlurTransform):
+        transform.benchmark = False
+    for several in ("transforms", "list_of_transforms"):  # one after the other, one of them
+        for part in getattr(transform, several, []):
+            without_timing(part)
+    if hasattr(transform, "transform"):
+        without_timing(transform.transform)
 
 
 class SeededBatches:

@@ -3,10 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
+from typing import Any
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -22,6 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_what(few_shot)
+    _add_drawn(few_shot)
     _add_how(few_shot)
     missing = protocols.add_parser(
         "missing-modality",
@@ -31,9 +29,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "that hold it. Writes Dice per class and subset, statistics, and a page with a heat map.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    _add_what(missing, ["PUIRTrainer"], ["BaselineTrainer", "ChannelDropoutTrainer"], ["all"])
+    _add_what(missing, ["PUIRTrainer"], ["BaselineTrainer", "ChannelDropoutTrainer"])
+    _add_drawn(missing, ["all"])
     _add_how(missing)
     missing.add_argument("--subsets", nargs="+", metavar="A+B", help="subsets of the channels by name; not given: all")
+    cross = protocols.add_parser(
+        "cross-modality",
+        help="train on one data set, test on others of another modality",
+        description="Trains every trainer on the source with nnUNetv2_train, predicts all labelled cases of the "
+        "targets with nnUNetv2_predict, and scores the classes that both label maps have, matched by name. The same "
+        "command continues a run that was stopped, or adds trainers and draws to it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_what(cross)
+    _add_targets(cross)
+    _add_how(cross)
     report = protocols.add_parser("report", help="rebuild the page and the tables from what is stored")
     report.add_argument("folder", type=Path, metavar="DIR", help="folder of a comparison")
 
@@ -42,23 +52,24 @@ def _add_what(
     parser: argparse.ArgumentParser,
     trainers: Sequence[str] | None = None,
     baselines: Sequence[str] = (),
-    shots: Sequence[int | str] = (5,),
 ) -> None:
     """What is compared, with the defaults of a protocol."""
     add = parser.add_argument
-    add("dataset", help="name or id of the dataset")
+    add("dataset", help="name or id of the dataset that is trained on")
     add("configuration", help="configuration of the plans, for example 3d_fullres")
-    twin = "each is run with its _scratch twin"
-    add("--trainers", nargs="+", required=trainers is None, default=trainers, metavar="NAME", help=twin)
+    add(
+        "--trainers",
+        nargs="+",
+        required=trainers is None,
+        default=trainers,
+        metavar="NAME",
+        help="each is run with its _scratch twin where it has weights; NAME@PLANS: options of another plans copy",
+    )
     against = "trainers that every other one is compared with"
     add("--baselines", nargs="*", default=list(baselines), metavar="NAME", help=against)
     add("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
-    add("--shots", nargs="+", type=_shots, default=list(shots), metavar="K", help="numbers of training cases, or all")
     add("--draws", type=int, default=1, metavar="N", help="independent draws of the training cases")
-    test = parser.add_mutually_exclusive_group()
-    test.add_argument("--n-test", type=int, default=20, metavar="N", help="draw N test cases no pre-training has seen")
-    test.add_argument("--test", nargs="+", metavar="CASE", help="test cases, or a folder with imagesTs and labelsTs")
-    add("--n-val", type=int, default=2, metavar="N", help="validation cases beside the K training cases")
+    add("--n-val", type=int, default=2, metavar="N", help="validation cases beside the training cases")
     add("--seed", type=int, default=0, help="of the draws")
     add("--tolerance", type=float, default=1.0, metavar="MM", help="of the normalised surface distance")
     add(
@@ -69,6 +80,25 @@ def _add_what(
         "with METHOD: before them (default: none is made)",
     )
     add("--transductive", action="store_true", help="allow test cases that a pre-training has seen")
+
+
+def _add_drawn(parser: argparse.ArgumentParser, shots: Sequence[int | str] = (5,)) -> None:
+    """Which cases of one dataset are trained on and tested."""
+    add = parser.add_argument
+    add("--shots", nargs="+", type=_shots, default=list(shots), metavar="K", help="numbers of training cases, or all")
+    test = parser.add_mutually_exclusive_group()
+    test.add_argument("--n-test", type=int, default=20, metavar="N", help="draw N test cases no pre-training has seen")
+    test.add_argument("--test", nargs="+", metavar="CASE", help="test cases, or a folder with imagesTs and labelsTs")
+
+
+def _add_targets(parser: argparse.ArgumentParser) -> None:
+    """Which cases cross-modality takes."""
+    add = parser.add_argument
+    add("--targets", nargs="+", required=True, metavar="DATASET", help="raw data sets to test on, by name or id")
+    add("--names", type=Path, metavar="FILE", help="JSON: classes that a target names or numbers otherwise")
+    add("--shots", nargs="+", type=_shots, default=["all"], metavar="K", help="numbers of training cases, or all")
+    add("--n-source", type=int, default=0, metavar="N", help="source cases to hold out and test, too")
+    add("--parts", type=int, metavar="N", help="same case name, same patient: cross-validate over patients in N parts")
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
@@ -106,21 +136,19 @@ def run(args: argparse.Namespace) -> int:
         print(f"written: {write_report(args.folder)}")
         return 0
     from nnunet_invariance.evaluation.arms import choose_arms
-    from nnunet_invariance.evaluation.few_shot import few_shot
     from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 
     planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
     selection = choose_arms(args.trainers, args.baselines, planned)
-    protocol = _protocol(args, planned)
     for name, reason in selection.left_out.items():
         print(f"left out: {name} {reason}")
-    out = few_shot(
+    protocols = {"few-shot": _few_shot, "missing-modality": _missing_modality, "cross-modality": _cross_modality}
+    out = protocols[args.protocol](
+        args,
         planned,
         selection,
         shots=args.shots,
         draws=args.draws,
-        test=_test(args.test),
-        n_test=args.n_test,
         n_val=args.n_val,
         seed=args.seed,
         device=args.device,
@@ -132,24 +160,32 @@ def run(args: argparse.Namespace) -> int:
         parallel=args.jobs,
         devices=args.devices,
         slurm=_parameters(args.slurm) if args.submit else None,
-        **protocol,
     )
     print(f"{'submitted' if args.submit else 'finished'}: {out}")
     return 0
 
 
-def _protocol(args: argparse.Namespace, planned: "PlannedDataset") -> dict[str, Any]:
-    """What a protocol says beside the few-shot one."""
-    if args.protocol == "few-shot":
-        return {}
+def _few_shot(args: argparse.Namespace, *what: Any, **how: Any) -> Path:
+    from nnunet_invariance.evaluation.few_shot import few_shot
+
+    return few_shot(*what, test=_test(args.test), n_test=args.n_test, **how)
+
+
+def _missing_modality(args: argparse.Namespace, planned: Any, *what: Any, **how: Any) -> Path:
     from nnunet_invariance.evaluation.missing_modality import PROTOCOL, choose_subsets, missing_modalities
 
     channels = planned.channel_names
     subsets = choose_subsets(channels, args.subsets)
-    return {
-        "protocol": PROTOCOL,
-        "conditions": missing_modalities(channels, subsets, planned.dataset_json["file_ending"]),
-    }
+    conditions = missing_modalities(channels, subsets, planned.dataset_json["file_ending"])
+    return _few_shot(args, planned, *what, protocol=PROTOCOL, conditions=conditions, **how)
+
+
+def _cross_modality(args: argparse.Namespace, *what: Any, **how: Any) -> Path:
+    from nnunet_invariance.evaluation.cross_modality import cross_modality
+    from nnunet_invariance.evaluation.label_maps import read_names
+
+    names = read_names(args.names) if args.names else None
+    return cross_modality(*what, args.targets, names=names, n_source=args.n_source, parts=args.parts, **how)
 
 
 def _test(words: Sequence[str] | None) -> Sequence[str] | Path | None:

@@ -26,7 +26,7 @@ def arms() -> list[str]:
 def run(demo: Demo) -> None:
     """Make data, plan, pre-train, train with and without, predict, score."""
     with demo.step("making a small data set: the same shapes, another contrast in every case"):
-        write_dataset(demo.raw, demo.out / "unlabelled", N_TRAIN, N_TEST, N_UNLABELLED, SEED)
+        write_dataset(demo.raw, N_TRAIN, N_TEST, unlabelled=(demo.out / "unlabelled", N_UNLABELLED), seed=SEED)
     plan(demo, ITERATIONS)
     with demo.step(f"pre-training alice on {N_TRAIN + N_UNLABELLED} images, without labels"):
         pretrain(demo, "alice", PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS, ["--images", "unlabelled"])
@@ -38,7 +38,7 @@ def draw(demo: Demo) -> Page:
     return Page(
         "alice: from unlabelled images to a scored segmentation",
         [
-            data_section(demo),
+            data_section("Every case has the same organs in another contrast.", [demo.raw]),
             pretraining_section("Pre-training, without labels", pretraining_folder(demo, "alice")),
             transfer_section(demo),
             training_section(demo),

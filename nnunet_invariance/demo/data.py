@@ -1,6 +1,7 @@
-"""A small labelled data set with a random contrast in every case, in nnU-Net's raw layout."""
+"""Small labelled data sets in nnU-Net's raw layout, of random or given contrast."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +18,47 @@ MODALITIES = {
 }
 
 
-def write_dataset(raw: Path, unlabelled: Path, n_train: int, n_test: int, n_unlabelled: int, seed: int) -> None:
-    """Write labelled training and test cases into a raw dataset folder, and images without labels into another."""
+def write_dataset(
+    raw: Path,
+    n_train: int,
+    n_test: int = 0,
+    *,
+    unlabelled: tuple[Path, int] | None = None,
+    levels: Sequence[float] | None = None,
+    seed: int = 0,
+    prefix: str = "case",
+) -> None:
+    """Write labelled training and test cases into a raw dataset folder, and images without labels into another.
+
+    Args:
+        unlabelled: that other folder, and the number of images.
+        levels: see :func:`make_case`.
+        prefix: of the cases' names.
+    """
+    folder, n_unlabelled = unlabelled or (raw, 0)
     kinds = [("Tr", n_train), ("Ts", n_test), ("", n_unlabelled)]
     number = 0
     for kind, n in kinds:
         for _ in range(n):
-            image, labels = make_case(np.random.default_rng([seed, number]))
-            name = f"case_{number:03d}"
+            image, labels = make_case(np.random.default_rng([seed, number]), levels)
+            name = f"{prefix}_{number:03d}"
             number += 1
-            _write(image, (raw / f"images{kind}" if kind else unlabelled) / f"{name}_0000{ENDING}")
+            _write(image, (raw / f"images{kind}" if kind else folder) / f"{name}_0000{ENDING}")
             if kind:
                 _write(labels, raw / f"labels{kind}" / f"{name}{ENDING}")
     dataset = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": n_train, "file_ending": ENDING}
     (raw / "dataset.json").write_text(json.dumps(dataset, indent=1))
 
 
-def make_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def make_case(rng: np.random.Generator, levels: Sequence[float] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """An organ with a core, and a second, unlabelled organ, in a body; image (float32) and labels (uint8), both 3-D.
 
-    The shapes are about the same in every case. The intensities of air, body, organs and core are drawn anew and may
-    come in any order, so that a network has to learn the shapes.
+    The shapes are about the same in every case. ``levels`` are the intensities of air, body, second organ, organ and
+    core; without them they are drawn anew and may come in any order, so that a network has to learn the shapes.
     """
     tissue, grid = _draw_tissues(rng)
-    intensities = 40 + 160 * (rng.permutation(5) + rng.uniform(0.2, 0.8, 5)) / 5
+    drawn = 40 + 160 * (rng.permutation(5) + rng.uniform(0.2, 0.8, 5)) / 5
+    intensities = drawn if levels is None else np.asarray(levels) + rng.uniform(-5, 5, 5)
     bias = 1 + 0.1 * np.sin(2 * grid @ rng.uniform(-1, 1, 3) + rng.uniform(0, 2 * np.pi))
     image = intensities[tissue] * bias + rng.normal(0, 6, tissue.shape)
     return image.astype(np.float32), LABEL_OF_TISSUE[tissue]

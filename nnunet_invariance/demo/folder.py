@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_invariance.errors import OutputError
 
 TREES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-OWN_FOLDERS = (*TREES, "unlabelled", "comparison", "logs")
+OWN_FOLDERS = (*TREES, "unlabelled", "synthetic", "comparison", "logs")
 
 
 def empty(out: Path) -> None:

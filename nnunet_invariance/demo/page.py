@@ -49,12 +49,14 @@ def write_page(out: Path, content: Page, steps: Sequence[Step]) -> Path:
     return target
 
 
-def data_section(demo: Demo) -> Section:
-    """Six training cases with their outlines."""
+def data_section(text: str, raws: Sequence[Path]) -> Section:
+    """Up to six labelled cases of each raw data set, with their outlines."""
     names = " and ".join(_coloured(name, value) for name, value in LABELS.items() if value)
-    text = f"<p>Every case has the same organs in another contrast. Labelled: {names}.</p>\n"
-    picture = inline(draw_cases(demo.raw), "Middle slices of six training cases with the outlines of their labels")
-    return Section("The data", text + picture)
+    parts = [f"<p>{html.escape(text)} Labelled: {names}.</p>"]
+    for raw in raws:
+        parts += [f"<h3>{html.escape(raw.name)}</h3>"] if len(raws) > 1 else []
+        parts.append(inline(draw_cases(raw), "Slices of labelled cases with the outlines of their labels"))
+    return Section("The data", "\n".join(parts))
 
 
 def pretraining_section(heading: str, folder: Path) -> Section:
@@ -90,18 +92,18 @@ def prediction_section(demo: Demo) -> Section:
 def score_section(demo: Demo) -> Section:
     """Mean Dice and paired differences to the last arm."""
     jobs = stored_jobs(demo.comparison)
-    n_test = len(jobs[0].setting.tests[0].cases)
+    n_test = sum(len(test.cases) for test in jobs[0].setting.tests)
     body = score_table(demo.comparison / "scores.csv", baseline=jobs[-1].arm.name)
     return Section(f"Dice on the {n_test} test cases", body)
 
 
 def score_table(scores: Path, baseline: str) -> str:
-    """Mean Dice of each trainer and class, with the paired difference to ``baseline``."""
+    """Mean Dice of each trainer and class under each condition, with the paired difference to ``baseline``."""
     rows = []
     for s in summarize(read_scores(scores), baseline):
         difference = "" if s.arm == baseline else f"{s.difference_mean:+.3f} (sd {s.difference_sd:.3f}, n={s.pairs})"
-        rows.append((s.arm, s.label, f"{s.dice_mean:.3f}", f"{s.dice_sd:.3f}", difference))
-    return table(("trainer", "class", "mean", "sd", f"paired difference to {baseline}"), rows, numbers=3)
+        rows.append((s.condition, s.arm, s.label, f"{s.dice_mean:.3f}", f"{s.dice_sd:.3f}", difference))
+    return table(("condition", "trainer", "class", "mean", "sd", f"paired difference to {baseline}"), rows, numbers=3)
 
 
 def _step(step: Step) -> str:

@@ -8,7 +8,7 @@ logger = logging.getLogger(__name__)
 
 #: Module of each method in this room: ``run(demo)`` does the steps, ``STEPS`` in number, and ``draw(demo)`` gives the
 #: ``Page``. Names only, so that the command's help needs no torch.
-DEMOS = {"alice": "nnunet_invariance.demo.alice", "puir": "nnunet_invariance.demo.puir"}
+DEMOS = {method: f"nnunet_invariance.demo.{method}" for method in ("alice", "anatomix", "icmseg", "puir")}
 
 
 def run_demo(method: str, out: Path) -> Path:

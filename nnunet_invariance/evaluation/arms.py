@@ -8,11 +8,14 @@ from nnunet_invariance._discovery import find_trainer, nearest_trainers
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.effects import Contrast
 from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.pretrainings import takes_weights
 from nnunet_invariance.plans.options import BLOCK
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
 
 _LENGTH = re.compile(r"_\d+epochs?$")
 STOCK = "nnUNetTrainer"
+#: Stock trainers, and what stands in for each where length or iterations are not nnU-Net's own.
+WITH_OPTIONS = {STOCK: "BaselineTrainer", "nnUNetTrainerDA5": "BaselineTrainerDA5"}
 STOCK_ITERATIONS = {"iterations_per_epoch": 250, "val_iterations_per_epoch": 50}
 TWINS = "own twin"
 
@@ -29,11 +32,13 @@ class Selection:
 def choose_arms(trainers: Sequence[str], baselines: Sequence[str], planned: PlannedDataset) -> Selection:
     """Every trainer with its ``_scratch`` twin, then the baselines, all for the same number of iterations.
 
-    nnUNetTrainer knows neither another length nor the options of the plans block; where these differ from stock it is
-    replaced by BaselineTrainer. A trainer is compared with its twin and with every baseline.
+    nnU-Net's own trainers know neither another length nor the options of the plans block; where these differ from stock
+    BaselineTrainer stands in for nnUNetTrainer, and BaselineTrainerDA5 for nnUNetTrainerDA5. A trainer is compared with
+    its twin and with every baseline; one that would start from random weights anyway has no twin. ``NAME@PLANS`` is a
+    trainer with the options of another plans copy.
 
     Raises:
-        ComparisonError: a name is unknown, lengths differ, or no trainer applies.
+        ComparisonError: a name is unknown, lengths differ, plans do not fit, or no trainer applies.
     """
     length = _common_length([*trainers, *baselines])
     baselines = [_as_baseline(name, length, planned) for name in baselines]
@@ -42,7 +47,7 @@ def choose_arms(trainers: Sequence[str], baselines: Sequence[str], planned: Plan
         if reason := why_not(name, planned):
             left_out[name] = reason
             continue
-        twin = twin_of(name) if name in trainers else None
+        twin = twin_of(name) if name in trainers and takes_weights(make_arm(name, planned), planned) else None
         arms += [name, twin] if twin else [name]
         contrasts += [Contrast(name, twin, TWINS)] if twin else []
         if name in trainers:
@@ -50,20 +55,45 @@ def choose_arms(trainers: Sequence[str], baselines: Sequence[str], planned: Plan
     if not arms:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise ComparisonError(f"No trainer applies to {planned.name}: {reasons}. Name others.")
-    return Selection(tuple(Arm(a, a) for a in dict.fromkeys(arms)), tuple(dict.fromkeys(contrasts)), left_out)
+    chosen = tuple(make_arm(name, planned) for name in dict.fromkeys(arms))
+    return Selection(chosen, tuple(dict.fromkeys(contrasts)), left_out)
 
 
-def twin_of(trainer: str) -> str | None:
+def make_arm(name: str, planned: PlannedDataset) -> Arm:
+    """The arm of a word ``NAME`` or ``NAME@PLANS``.
+
+    Raises:
+        ComparisonError: the plans are for other preprocessed cases, or for another number of iterations.
+        NotPreprocessedError, UnknownConfigurationError
+    """
+    trainer, _, plans = name.partition("@")
+    if not plans:
+        return Arm(name, trainer)
+    other = open_planned_dataset(planned.name, planned.configuration_name, plans)
+    if other.folder != planned.folder:
+        msg = f"{name}: {plans} is for the preprocessed cases in {other.folder.name}, {planned.plans.plans_name} for "
+        raise ComparisonError(f"{msg}those in {planned.folder.name}. Name plans that differ in options alone.")
+    blocks = [p.configuration.configuration.get(BLOCK, {}) for p in (planned, other)]
+    for key, number in STOCK_ITERATIONS.items():
+        found = [block.get(key) or number for block in blocks]
+        if found[0] != found[1]:
+            msg = f"{name}: {key} is {found[1]} in {plans} and {found[0]} in {planned.plans.plans_name}. "
+            raise ComparisonError(f"{msg}Equal iterations are compared: give both the same number.")
+    return Arm(name, trainer, plans=plans)
+
+
+def twin_of(name: str) -> str | None:
     """The name of the same trainer without pre-trained weights; None where there is none, or for a twin itself."""
+    trainer, at, plans = name.partition("@")
     length = _LENGTH.search(trainer)
     base = trainer[: length.start()] if length else trainer
     twin = f"{base}_scratch{length[0] if length else ''}"
-    return None if base.endswith("_scratch") or find_trainer(twin) is None else twin
+    return None if base.endswith("_scratch") or find_trainer(twin) is None else f"{twin}{at}{plans}"
 
 
 def _common_length(names: Sequence[str]) -> str:
     """The suffix that says the length; a baseline without one takes that of the trainers."""
-    lengths = {(match := _LENGTH.search(name)) and match[0] for name in names} - {None}
+    lengths = {(match := _LENGTH.search(name.partition("@")[0])) and match[0] for name in names} - {None}
     if len(lengths) > 1:
         msg = f"The trainers' lengths differ ({', '.join(sorted(lengths))}): equal iterations are compared. "
         raise ComparisonError(f"{msg}Give all names the same one.")
@@ -71,12 +101,17 @@ def _common_length(names: Sequence[str]) -> str:
 
 
 def _as_baseline(name: str, length: str, planned: PlannedDataset) -> str:
-    name = name if _LENGTH.search(name) else f"{name}{length}"
+    trainer, at, plans = name.partition("@")
+    base = _LENGTH.sub("", trainer)
     block = planned.configuration.configuration.get(BLOCK, {})
     stock = all(block.get(key) in (None, number) for key, number in STOCK_ITERATIONS.items())
-    if name.startswith(STOCK) and (length or not stock):
-        return f"BaselineTrainer{length}"
-    return name
+    if base.startswith(STOCK) and (length or not stock):
+        if base not in WITH_OPTIONS:
+            known = " and ".join(WITH_OPTIONS)
+            msg = f"{base} knows nnU-Net's own numbers of epochs and iterations only, and others are compared here. "
+            raise ComparisonError(f"{msg}Leave it out; {known} have forms of any length.")
+        base = WITH_OPTIONS[base]
+    return f"{base}{length}{at}{plans}"
 
 
 def why_not(name: str, planned: PlannedDataset) -> str | None:
@@ -87,6 +122,7 @@ def why_not(name: str, planned: PlannedDataset) -> str | None:
     Raises:
         ComparisonError: no trainer of that name.
     """
+    name = name.partition("@")[0]
     trainer = find_trainer(name)
     if trainer is None:
         if name.startswith(STOCK):

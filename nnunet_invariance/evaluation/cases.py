@@ -35,7 +35,8 @@ def labelled_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Labelle
     if not raw.is_dir():
         msg = f"{raw} does not exist; the test images are read from there. Set nnUNet_raw to where the dataset lies."
         raise DatasetNotFoundError(msg)
-    found = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    train = "dataset" in dataset_json or (raw / "imagesTr").is_dir()
+    found = get_filenames_of_train_images_and_targets(str(raw), dataset_json) if train else {}
     cases = {name: LabelledCase(name, tuple(map(Path, c["images"])), Path(c["label"])) for name, c in found.items()}
     cases |= test_folder_cases(raw, dataset_json) if (raw / "imagesTs").is_dir() else {}
     return {name: case for name, case in cases.items() if case.label.is_file()}
@@ -86,13 +87,17 @@ def preprocessed_cases(folder: Path, ground_truth: Path, ending: str) -> set[str
     return {name for name in names if (ground_truth / f"{name}{ending}").is_file()}
 
 
-def seen_cases(checkpoints: Iterable[Path]) -> set[str]:
-    """Names of all cases in the manifests beside the checkpoints; a checkpoint without one is named in the log."""
+def seen_cases(checkpoints: Iterable[Path], besides: str | None = None) -> set[str]:
+    """Names of all cases in the manifests beside the checkpoints; a checkpoint without one is named in the log.
+
+    Cases in preprocessed folders of the name ``besides`` do not count.
+    """
     names: set[str] = set()
     for path in checkpoints:
         manifest = path.parent / "manifest.json"
         if manifest.is_file():
-            names |= {case["name"] for case in json.loads(manifest.read_text())["cases"]}
+            cases = json.loads(manifest.read_text())["cases"]
+            names |= {case["name"] for case in cases if besides is None or Path(case["folder"]).name != besides}
         else:
             logger.warning("%s has no manifest.json beside it: whether it has seen test cases cannot be checked", path)
     return names

@@ -19,7 +19,7 @@ from nnunet_invariance.evaluation.record import open_record
 from nnunet_invariance.evaluation.report import write_report
 from nnunet_invariance.evaluation.running import run_jobs, submit_slurm
 from nnunet_invariance.evaluation.splits import Subset
-from nnunet_invariance.evaluation.stored import RECORD, stored_subsets
+from nnunet_invariance.evaluation.stored import RECORD, describe_subset, describe_test, stored_subsets, stored_tests
 from nnunet_invariance.evaluation.tree import build_preprocessed, build_results, build_tests
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL
@@ -57,31 +57,39 @@ class Comparison:
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides the result; a continued comparison must agree in what both have."""
-        plans = self.planned.base / f"{self.planned.plans.plans_name}.json"
         contrasts = self.contrasts or [Contrast(a.name, self.arms[-1].name, self.arms[-1].name) for a in self.arms[:-1]]
         return {
             "protocol": self.protocol,
             "dataset": self.planned.name,
             "plans": self.planned.plans.plans_name,
-            "plans_sha256": hashlib.sha256(plans.read_bytes()).hexdigest(),
+            "plans_sha256": _sha256(self.planned.base / f"{self.planned.plans.plans_name}.json"),
             "configuration": self.planned.configuration_name,
             "seed": self.seed,
             "mirroring": self.mirroring,
             "tolerance": self.tolerance,
-            "arms": {arm.name: {"trainer": arm.trainer, "environment": _without_paths(arm)} for arm in self.arms},
+            "arms": {arm.name: self._describe_arm(arm) for arm in self.arms},
             "pretrainings": {title(path): describe_checkpoint(path) for path in self.checkpoints.values()},
             "starts_from": {arm: title(path) for arm, path in self.checkpoints.items()},
             "contrasts": [{"name": f"{c.arm} - {c.reference}", **asdict(c)} for c in contrasts],
             "left_out": dict(self.left_out),
             "transductive": dict.fromkeys(sorted(self.transductive), True),
-            "subsets": [
-                {"name": s.name, "shots": s.shots, "draw": s.draw, "train": list(s.train), "val": list(s.val)}
-                for s in self.subsets
-            ],
-            # Cells that are scored are not looked at again, so a comparison cannot get further conditions.
-            "conditions": [test.name for test in self.tests] if len(self.tests) > 1 else None,
-            "tests": [{"name": test.name, "cases": [case.name for case in test.cases]} for test in self.tests],
+            "subsets": [describe_subset(subset) for subset in self.subsets],
+            "tests": [describe_test(test) for test in self.tests],
+            # A finished training does not come back to a test set, so none may be added later.
+            **({"test_names": [test.name for test in self.tests]} if any(test.name for test in self.tests) else {}),
         }
+
+    def _describe_arm(self, arm: Arm) -> dict[str, Any]:
+        """The trainer, its variables and, where it has some of its own, its plans."""
+        described = {"trainer": arm.trainer, "environment": _without_paths(arm)}
+        if arm.plans:
+            described["plans"] = arm.plans
+            described["plans_sha256"] = _sha256(self.planned.base / f"{arm.plans}.json")
+        return described
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _without_paths(arm: Arm) -> list[str]:
@@ -124,6 +132,11 @@ def run_comparison(
 def prepare(comparison: Comparison, out: Path) -> list[Job]:
     """Write the record and the tree of a comparison; the jobs in the order in which to run them."""
     planned = comparison.planned
+    described = open_record(out / RECORD, comparison.describe(), comparison.device)
+    subsets = stored_subsets(described)  # those of earlier calls too, in their order
+    build_preprocessed(out, planned, subsets, [arm.plans for arm in comparison.arms if arm.plans])
+    ending = planned.dataset_json["file_ending"]
+    build_tests(out, comparison.tests, ending, planned.plans.image_reader_writer_class())
     setting = Setting(
         out,
         planned.name,
@@ -132,13 +145,9 @@ def prepare(comparison: Comparison, out: Path) -> list[Job]:
         planned.configuration_name,
         comparison.device,
         comparison.mirroring,
-        comparison.tests,
+        stored_tests(out, described, ending),
         comparison.tolerance,
     )
-    described = open_record(out / RECORD, comparison.describe(), comparison.device)
-    subsets = stored_subsets(described)  # those of earlier calls too, in their order
-    build_preprocessed(out, planned, subsets)
-    build_tests(out, comparison.tests, planned.dataset_json["file_ending"])
     for arm in comparison.arms:
         start = comparison.checkpoints.get(arm.name)
         pretrainings = [start.parent] if start and start.name == FINAL else []

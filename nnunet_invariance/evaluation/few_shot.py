@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.cases import (
     LabelledCase,
@@ -17,21 +16,11 @@ from nnunet_invariance.evaluation.cases import (
 )
 from nnunet_invariance.evaluation.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.jobs import CaseSet
-from nnunet_invariance.evaluation.locks import locked
-from nnunet_invariance.evaluation.pretrainings import (
-    find_checkpoints,
-    method_of,
-    named_checkpoint,
-    own_folder,
-    pretrain,
-    require_all,
-    require_unseen,
-)
+from nnunet_invariance.evaluation.pretrainings import bring_checkpoints, find_checkpoints
 from nnunet_invariance.evaluation.scores import require_known_labels
 from nnunet_invariance.evaluation.splits import draw_subsets, draw_test_cases, require_disjoint
 from nnunet_invariance.evaluation.surfaces import require_monai
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
-from nnunet_invariance.weights.locate import ANY_METHOD
 
 
 def as_they_are(cases: Sequence[LabelledCase], out: Path) -> list[CaseSet]:
@@ -93,16 +82,9 @@ def few_shot(
     pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending) - set(names)
     subsets = draw_subsets(pool, shots, draws, n_val, seed)
     require_disjoint(names, subsets)
-    places = [own_folder(out, planned), results / "pretraining"]
-    checkpoints = find_checkpoints(selection.arms, planned, places)
-    if pretraining is not None:
-        if slurm is not None:
-            raise ComparisonError("--pretrain runs here, not on Slurm: run it without --submit first, then submit.")
-        checkpoints = _pretrain_missing(planned, selection, checkpoints, names, out, device, pretraining)
-    require_all(selection.arms, checkpoints, planned)
-    if not transductive:
-        require_unseen(checkpoints, names)
-    seen = seen_cases(checkpoints.values()) & set(names)
+    checkpoints, seen = bring_checkpoints(
+        planned, selection.arms, names, out, device, pretraining, transductive=transductive, here=slurm is None
+    )
     comparison = Comparison(
         protocol,
         planned,
@@ -136,27 +118,3 @@ def _test_cases(
     for name in names:
         require_known_labels(cases[name].label, reader.read_seg(str(cases[name].label))[0], planned.dataset_json)
     return [cases[name] for name in names]
-
-
-def _pretrain_missing(
-    planned: PlannedDataset,
-    selection: Selection,
-    checkpoints: Mapping[str, Path],
-    test: Sequence[str],
-    out: Path,
-    device: str,
-    words: Sequence[str],
-) -> dict[str, Path]:
-    """Make the pre-trainings that are not there or have seen a test case; the checkpoints after that.
-
-    Raises:
-        ComparisonError: an arm lacks weights that cannot be made here, or a command failed.
-    """
-    clean = {arm: path for arm, path in checkpoints.items() if not seen_cases([path]) & set(test)}
-    missing = [arm for arm in selection.arms if arm.name not in clean and not named_checkpoint(arm, planned)]
-    made = [arm for arm in missing if method_of(arm) not in (None, ANY_METHOD)]
-    require_all([arm for arm in selection.arms if arm not in made], checkpoints, planned)
-    with locked(out) as lock:
-        for method in dict.fromkeys(map(method_of, made)):
-            pretrain(method, planned, test, out, device, words, [lock])
-    return {**checkpoints, **find_checkpoints(made, planned, [own_folder(out, planned)])}

@@ -26,11 +26,15 @@ TEST_IMAGES, TEST_LABELS = "test_images", "test_labels"
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: a trainer by its name, and environment variables for its commands alone."""
+    """One side of a comparison: a trainer by its name, and environment variables for its commands alone.
+
+    ``plans`` names a copy of the comparison's plans with other options, for the same preprocessed cases; None: those.
+    """
 
     name: str
     trainer: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    plans: str | None = None
 
     @property
     def epochs(self) -> int:
@@ -41,10 +45,17 @@ class Arm:
 
 @dataclass(frozen=True)
 class CaseSet:
-    """Cases that every trained network predicts, and what is special about them, "" for nothing."""
+    """Cases that every trained network predicts, and what is special about them, "" for nothing.
+
+    Attributes:
+        classes: the classes that are scored; None: all.
+        values: value in the label files -> value in the training's numbering; None where both number alike.
+    """
 
     name: str
     cases: Sequence[LabelledCase]
+    classes: Sequence[str] | None = None
+    values: Mapping[int, int] | None = None
 
     def within(self, folder: Path) -> Path:
         """This set's part of a folder."""
@@ -91,10 +102,15 @@ class Job:
         return self.setting.out / "arms" / self.arm.name / "nnUNet_results"
 
     @property
+    def plans(self) -> str:
+        """Name of the plans that this job trains with."""
+        return self.arm.plans or self.setting.plans_name
+
+    @property
     def model(self) -> Path:
         """The fold folder in which nnU-Net leaves its checkpoints."""
         s = self.setting
-        return self.results / s.dataset / f"{self.arm.trainer}__{s.plans_name}__{s.configuration}" / f"fold_{self.fold}"
+        return self.results / s.dataset / f"{self.arm.trainer}__{self.plans}__{s.configuration}" / f"fold_{self.fold}"
 
     @property
     def scores(self) -> Path:
@@ -110,7 +126,7 @@ class Job:
         """nnUNetv2_train; continues when there is a checkpoint to continue from."""
         s = self.setting
         command = ["nnUNetv2_train", s.dataset, s.configuration, str(self.fold), "-tr", self.arm.trainer]
-        command += ["-p", s.plans_name, "-device", s.device]
+        command += ["-p", self.plans, "-device", s.device]
         begun = any((self.model / f"checkpoint_{which}.pth").is_file() for which in ("latest", "best"))
         return [*command, "--c"] if begun else command
 
@@ -119,7 +135,7 @@ class Job:
         s = self.setting
         images = str(test.within(Path(TEST_IMAGES)))
         command = ["nnUNetv2_predict", "-i", images, "-o", str(target.relative_to(s.out)), "-d", s.dataset]
-        command += ["-c", s.configuration, "-p", s.plans_name, "-tr", self.arm.trainer, "-f", str(self.fold)]
+        command += ["-c", s.configuration, "-p", self.plans, "-tr", self.arm.trainer, "-f", str(self.fold)]
         command += ["-device", s.device, "--disable_progress_bar"]
         return command if s.mirroring else [*command, "--disable_tta"]
 
@@ -176,17 +192,18 @@ def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], enviro
 
 
 def score_job(job: Job) -> list[Score]:
-    """Score every test case of a job, class by class."""
+    """Score every test case of a job's subset, class by class."""
     setting = job.setting
     plans = setting.out / "nnUNet_preprocessed" / setting.dataset / f"{setting.plans_name}.json"
     ending = setting.dataset_json["file_ending"]
     rows = []
     for test in setting.tests:
-        for case in test.cases:
+        for case in filter(job.subset.tests, test.cases):
             prediction = job.predictions(test) / f"{case.name}{ending}"
             by_label = score_case(case.label, prediction, plans, setting.dataset_json, setting.tolerance)
             start = (job.condition(test), job.subset.draw, job.arm.name, case.name)
-            rows += [Score(*start, label, *row) for label, row in by_label.items()]
+            scored = by_label if test.classes is None else test.classes
+            rows += [Score(*start, label, *by_label[label]) for label in scored]
     return rows
 
 

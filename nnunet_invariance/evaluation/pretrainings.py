@@ -11,12 +11,13 @@ from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.cases import seen_cases
 from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.locks import locked
 from nnunet_invariance.evaluation.record import keep
 from nnunet_invariance.evaluation.splits import shared_cases
 from nnunet_invariance.evaluation.stock import run_command
 from nnunet_invariance.evaluation.tree import copy_plans, link_preprocessed
 from nnunet_invariance.plans.options import BLOCK
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.weights.checkpoint import read_metadata
 from nnunet_invariance.weights.locate import ANY_METHOD, ENVIRONMENT_VARIABLE, FINAL, LATEST
 
@@ -35,11 +36,83 @@ def method_of(arm: Arm) -> str | None:
     return method if method in {*METHODS, ANY_METHOD} else None
 
 
+def bring_checkpoints(
+    planned: PlannedDataset,
+    arms: Sequence[Arm],
+    test: Collection[str],
+    out: Path,
+    device: str,
+    words: Sequence[str] | None,
+    *,
+    transductive: bool,
+    here: bool,
+    elsewhere: Collection[str] = (),
+) -> tuple[dict[str, Path], set[str]]:
+    """The checkpoint of every arm that starts from one, and the test cases that a pre-training has seen.
+
+    Args:
+        test: test cases of this data set; ``elsewhere``: of others, whose names may be the same by chance.
+        words: settings for missing pre-trainings, which are then made without the test cases; None makes none.
+        here: whether the trainings run on this machine.
+
+    Raises:
+        ComparisonError: weights are missing, or have seen a test case and ``transductive`` does not allow that.
+    """
+    places = [own_folder(out, planned), Path(os.environ["nnUNet_results"]) / planned.name / "pretraining"]
+    checkpoints = find_checkpoints(arms, planned, places)
+    if words is not None:
+        if not here:
+            raise ComparisonError("--pretrain runs here, not on Slurm: run it without --submit first, then submit.")
+        checkpoints = _pretrain_missing(planned, arms, checkpoints, test, out, device, words)
+    require_all(arms, checkpoints, planned)
+    found = checkpoints.values()
+    seen = seen_cases(found) & set(test) | seen_cases(found, besides=planned.folder.name) & set(elsewhere)
+    if not transductive:
+        require_unseen(checkpoints, seen)
+    return checkpoints, seen
+
+
+def _pretrain_missing(
+    planned: PlannedDataset,
+    arms: Sequence[Arm],
+    checkpoints: Mapping[str, Path],
+    test: Collection[str],
+    out: Path,
+    device: str,
+    words: Sequence[str],
+) -> dict[str, Path]:
+    """Make the pre-trainings that are not there or have seen a test case; the checkpoints after that.
+
+    Raises:
+        ComparisonError: an arm lacks weights that cannot be made here, or a command failed.
+    """
+    clean = {arm: path for arm, path in checkpoints.items() if not seen_cases([path]) & set(test)}
+    missing = [arm for arm in arms if arm.name not in clean and not named_checkpoint(arm, planned)]
+    made = [arm for arm in missing if method_of(arm) not in (None, ANY_METHOD)]
+    require_all([arm for arm in arms if arm not in made], checkpoints, planned)
+    if own := [arm.name for arm in made if arm.plans]:
+        raise ComparisonError(f"{own[0]} has plans of its own; --pretrain makes weights for the shared ones alone.")
+    with locked(out) as lock:
+        for method in dict.fromkeys(map(method_of, made)):
+            pretrain(method, planned, test, out, device, words, [lock])
+    return {**checkpoints, **find_checkpoints(made, planned, [own_folder(out, planned)])}
+
+
+def plans_of(arm: Arm, planned: PlannedDataset) -> PlannedDataset:
+    """The data set under the arm's own plans, where it has some."""
+    return open_planned_dataset(planned.name, planned.configuration_name, arm.plans) if arm.plans else planned
+
+
+def takes_weights(arm: Arm, planned: PlannedDataset) -> bool:
+    """Whether an arm starts from a pre-training or a named checkpoint."""
+    return method_of(arm) is not None or named_checkpoint(arm, planned) is not None
+
+
 def named_checkpoint(arm: Arm, planned: PlannedDataset) -> Path | None:
     """The checkpoint that the arm's or this process's environment or the plans block names; it need not exist."""
     if getattr(find_trainer(arm.trainer), "scratch", True):
         return None
-    block = planned.configuration.configuration.get(BLOCK, {})
+    block = plans_of(arm, planned).configuration.configuration.get(BLOCK, {})
     places = (arm.environment.get(ENVIRONMENT_VARIABLE), os.environ.get(ENVIRONMENT_VARIABLE), block.get("checkpoint"))
     return next((Path(place).expanduser().resolve() for place in places if place), None)
 
@@ -51,7 +124,8 @@ def find_checkpoints(arms: Sequence[Arm], planned: PlannedDataset, places: Seque
         if named := named_checkpoint(arm, planned):
             candidates = [named]
         else:
-            folders = [p / folder_name(method, planned) for p in places] if (method := method_of(arm)) else []
+            own = plans_of(arm, planned)
+            folders = [p / folder_name(method, own) for p in places] if (method := method_of(arm)) else []
             candidates = [folder / FINAL for folder in folders]
         if path := next((c for c in candidates if c.is_file()), None):
             found[arm.name] = path
@@ -86,7 +160,7 @@ def require_all(arms: Sequence[Arm], checkpoints: Mapping[str, Path], planned: P
         named, method = named_checkpoint(arm, planned), method_of(arm)
         if arm.name in checkpoints or not (named or method):
             continue
-        words = f"{planned.name} {planned.configuration_name} -p {planned.plans.plans_name}"
+        words = f"{planned.name} {planned.configuration_name} -p {arm.plans or planned.plans.plans_name}"
         remedy = f"nnunet-invariance pretrain {method} {words}"
         remedy = f"name a checkpoint in {ENVIRONMENT_VARIABLE} or the plans" if method == ANY_METHOD else remedy
         lines.append(f"  {arm.name}: {named} does not exist" if named else f"  {arm.name}: {remedy}")

@@ -154,7 +154,8 @@ def _cases(jobs: Sequence[Job], scores: Sequence[Score]) -> str:
     parts = [f"<h2>Worst and best test cases ({html.escape(done[0].subset.name)})</h2>"]
     for test in done[0].setting.tests[:SHOWN_TESTS]:
         dice = _mean_dice(scores, done[0].condition(test), done[0].subset.draw)
-        ranked = sorted((case for case in test.cases if case.name in dice), key=lambda case: dice[case.name])
+        tested = [case for case in test.cases if case.name in dice and done[0].subset.tests(case)]
+        ranked = sorted(tested, key=lambda case: dice[case.name])
         chosen = ranked[:SHOWN_CASES] + ranked[SHOWN_CASES:][-SHOWN_CASES:]
         for case in chosen:
             segmentations = {"reference": _volume(case.label)}

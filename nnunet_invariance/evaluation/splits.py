@@ -6,26 +6,40 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.cases import LabelledCase
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The cases of one training: ``len(train)`` equals ``shots``; ``train`` and ``val`` share no case."""
+    """The cases of one training: ``len(train)`` equals ``shots``; ``train`` and ``val`` share no case.
+
+    Attributes:
+        part: number of the part that a cross-validation leaves out; None: no cross-validation.
+        test: the test cases that this training is tested on, those of the part; None: all.
+    """
 
     shots: int
     draw: int
     train: tuple[str, ...]
     val: tuple[str, ...]
+    part: int | None = None
+    test: tuple[str, ...] | None = None
 
     @property
     def condition(self) -> str:
         """What the arms are compared under, as in tables."""
+        if self.part is not None:
+            return "cross-validation"
         return "1 shot" if self.shots == 1 else f"{self.shots} shots"
 
     @property
     def name(self) -> str:
         """Name of the subset in folders and logs."""
-        return f"shots{self.shots}_draw{self.draw}"
+        return f"shots{self.shots}_draw{self.draw}" if self.part is None else f"draw{self.draw}_part{self.part}"
+
+    def tests(self, case: LabelledCase) -> bool:
+        """Whether this training is tested on a case."""
+        return self.test is None or case.name in self.test
 
 
 def draw_test_cases(labelled: Collection[str], n: int, seed: int, seen: Collection[str] = ()) -> tuple[str, ...]:
@@ -78,6 +92,33 @@ def draw_subsets(
         random.Random(f"draw {seed} {draw}").shuffle(order)
         orders.append((tuple(order[:n_val]), order[n_val:]))
     return [Subset(k, draw, tuple(rest[:k]), val) for k in shots for draw, (val, rest) in enumerate(orders)]
+
+
+def draw_parts(pool: Collection[str], parts: int, draws: int, n_val: int, seed: int) -> list[Subset]:
+    """Subsets of a cross-validation: each case is left out, and tested, once a draw.
+
+    A draw is one seeded permutation of the pool, dealt out to the parts in turn. Of the cases outside a part the first
+    ``n_val`` validate and the rest train.
+
+    Raises:
+        ComparisonError: a number is too small, or larger than the pool allows.
+    """
+    names = sorted(set(pool))
+    left = len(names) - -(-len(names) // parts) - n_val if parts > 0 else 0
+    if not 2 <= parts <= len(names) or min(n_val, draws, left) < 1:
+        msg = f"{parts} parts, {draws} draws and {n_val} validation cases of {len(names)} cases: expected at least "
+        raise ComparisonError(
+            f"{msg}2 parts and 1 of each other, no more parts than cases, and a case left to train on."
+        )
+    subsets = []
+    for draw in range(draws):
+        order = names.copy()
+        random.Random(f"parts {seed} {draw}").shuffle(order)
+        for part in range(parts):
+            test = order[part::parts]
+            rest = [name for name in order if name not in test]
+            subsets.append(Subset(len(rest) - n_val, draw, tuple(rest[n_val:]), tuple(rest[:n_val]), part, tuple(test)))
+    return subsets
 
 
 def require_disjoint(test: Collection[str], subsets: Sequence[Subset]) -> None:

@@ -34,17 +34,45 @@ def stored_jobs(out: Path) -> list[Job]:
         described["configuration"],
         "",
         described["mirroring"],
-        [_case_set(out, test, dataset["file_ending"]) for test in described["tests"]],
+        stored_tests(out.resolve(), described, dataset["file_ending"]),
         described["tolerance"],
     )
-    arms = [Arm(name, arm["trainer"]) for name, arm in described["arms"].items()]
+    arms = [Arm(name, arm["trainer"], plans=arm.get("plans")) for name, arm in described["arms"].items()]
     subsets = stored_subsets(described)
     return [Job(arm, subset, fold, setting) for fold, subset in enumerate(subsets) for arm in arms]
 
 
 def stored_subsets(described: Mapping[str, Any]) -> list[Subset]:
     """The subsets of a description; their places are nnU-Net's folds."""
-    return [Subset(s["shots"], s["draw"], tuple(s["train"]), tuple(s["val"])) for s in described["subsets"]]
+    return [
+        Subset(s["shots"], s["draw"], tuple(s["train"]), tuple(s["val"]), s.get("part"), _names(s.get("test")))
+        for s in described["subsets"]
+    ]
+
+
+def _names(stored: list[str] | None) -> tuple[str, ...] | None:
+    return None if stored is None else tuple(stored)
+
+
+def describe_subset(s: Subset) -> dict[str, Any]:
+    """What ``stored_subsets`` reads."""
+    described = {"name": s.name, "shots": s.shots, "draw": s.draw, "train": list(s.train), "val": list(s.val)}
+    return described if s.part is None else {**described, "part": s.part, "test": list(s.test)}
+
+
+def describe_test(test: CaseSet) -> dict[str, Any]:
+    """What ``stored_tests`` reads, and how label values were changed."""
+    described = {"name": test.name, "cases": [case.name for case in test.cases]}
+    if test.classes is not None:
+        described["classes"] = list(test.classes)
+    if test.values is not None:
+        described["values"] = {str(value): new for value, new in test.values.items()}
+    return described
+
+
+def stored_tests(out: Path, described: Mapping[str, Any], ending: str) -> list[CaseSet]:
+    """The test sets of a description, with the files that the comparison's folder holds of them."""
+    return [_case_set(out, test, ending) for test in described["tests"]]
 
 
 def _case_set(out: Path, test: Mapping[str, Any], ending: str) -> CaseSet:
@@ -56,7 +84,7 @@ def _case_set(out: Path, test: Mapping[str, Any], ending: str) -> CaseSet:
         )
         for name in test["cases"]
     ]
-    return CaseSet(test["name"], cases)
+    return CaseSet(test["name"], cases, test.get("classes"))
 
 
 def state(job: Job) -> str:

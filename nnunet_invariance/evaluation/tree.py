@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
 from nnunet_invariance.errors import OutputError
 from nnunet_invariance.evaluation.cases import PREPROCESSED_ENDINGS
 from nnunet_invariance.evaluation.jobs import TEST_IMAGES, TEST_LABELS, CaseSet
+from nnunet_invariance.evaluation.label_maps import renumber
 from nnunet_invariance.evaluation.splits import Subset
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.atomic import atomic_write
@@ -36,18 +39,24 @@ def link(source: Path, target: Path) -> None:
         raise OutputError(msg) from error
 
 
-def build_preprocessed(out: Path, dataset: PlannedDataset, subsets: Sequence[Subset]) -> None:
-    """Fill ``out/nnUNet_preprocessed`` with the plans and the cases of the subsets; fold ``i`` is ``subsets[i]``."""
+def build_preprocessed(
+    out: Path, dataset: PlannedDataset, subsets: Sequence[Subset], plans: Iterable[str] = ()
+) -> None:
+    """Fill ``out/nnUNet_preprocessed`` with the plans and the cases of the subsets; fold ``i`` is ``subsets[i]``.
+
+    ``plans`` are names of more plans that arms train with.
+    """
     base = out / "nnUNet_preprocessed" / dataset.name
-    copy_plans(base, dataset)
+    copy_plans(base, dataset, plans)
     link_preprocessed(base, dataset, {c for s in subsets for c in (*s.train, *s.val)})
     splits = [{"train": s["train"], "val": s["val"]} for s in map(asdict, subsets)]
     atomic_write(base / "splits_final.json", lambda file: file.write(json.dumps(splits, indent=1).encode()))
 
 
-def copy_plans(base: Path, dataset: PlannedDataset) -> None:
-    """Copy plans, dataset.json and fingerprint."""
-    for name in (f"{dataset.plans.plans_name}.json", "dataset.json", "dataset_fingerprint.json"):
+def copy_plans(base: Path, dataset: PlannedDataset, plans: Iterable[str] = ()) -> None:
+    """Copy plans, more plans by name, dataset.json and fingerprint."""
+    files = [f"{name}.json" for name in (dataset.plans.plans_name, *plans, "dataset", "dataset_fingerprint")]
+    for name in files:
         # Copies, not links: an edit of the user's file must not reach a comparison that has begun.
         atomic_write(base / name, lambda file, name=name: file.write((dataset.base / name).read_bytes()))
 
@@ -64,13 +73,24 @@ def link_preprocessed(base: Path, dataset: PlannedDataset, cases: Iterable[str])
             link(dataset.base / truth, base / truth)
 
 
-def build_tests(out: Path, tests: Sequence[CaseSet], ending: str) -> None:
-    """Fill ``out/test_images`` and ``out/test_labels`` with the test cases and nothing else."""
+def build_tests(out: Path, tests: Sequence[CaseSet], ending: str, reader: BaseReaderWriter) -> None:
+    """Fill ``out/test_images`` and ``out/test_labels`` with the test cases and nothing else.
+
+    Labels are in the training's numbering; ``reader`` writes those that are not.
+    """
     for test in tests:
         for case in test.cases:
             for image in case.images:
                 link(image, test.within(out / TEST_IMAGES) / image.name)
-            link(case.label, test.within(out / TEST_LABELS) / f"{case.name}{ending}")
+            label = test.within(out / TEST_LABELS) / f"{case.name}{ending}"
+            if test.values is None:
+                link(case.label, label)
+            elif not label.is_file():
+                segmentation, properties = reader.read_seg(str(case.label))
+                partial = label.with_name(f"partial_{label.name}")  # the ending says what format is written
+                label.parent.mkdir(parents=True, exist_ok=True)
+                reader.write_seg(renumber(segmentation[0], test.values), str(partial), properties)
+                partial.replace(label)
 
 
 def build_results(folder: Path, pretrainings: Iterable[Path]) -> None:

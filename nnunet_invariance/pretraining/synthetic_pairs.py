@@ -71,9 +71,7 @@ class PairMaker:
         self.patch_size = tuple(patch_size)
         if any(n % divisor for n in self.patch_size):
             next_one = tuple(-(-n // divisor) * divisor for n in self.patch_size)
-            msg = (
-                f"patch {self.patch_size}: expected multiples of {divisor}. The next that fits: {next_one}."
-            )
+            msg = f"patch {self.patch_size}: expected multiples of {divisor}. The next that fits: {next_one}."
             raise OptionError(msg)
         size = tuple(max(volume, n) for n in patch_size)
         self.engine = SynthesisEngine(SynthesisOptions(size=size), templates)

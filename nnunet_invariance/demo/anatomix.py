@@ -1,0 +1,57 @@
+"""anatomix: pre-training on synthetic volumes alone, then its trainer and the twin that starts at random."""
+
+from nnunet_invariance.demo.data import write_dataset
+from nnunet_invariance.demo.page import (
+    Page,
+    Section,
+    data_section,
+    prediction_section,
+    pretraining_section,
+    score_section,
+    training_section,
+    transfer_section,
+)
+from nnunet_invariance.demo.steps import SEED, Demo, compare, plan, pretrain, pretraining_folder
+from nnunet_invariance.evaluation.html import inline
+
+STEPS = 5
+N_TRAIN, N_TEST = 8, 3
+N_SYNTHETIC = 6
+PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 4, 15
+EPOCHS, ITERATIONS = 6, 16
+
+
+def arms() -> list[str]:
+    """The trainer and its twin."""
+    return [f"AnatomixTrainer_{EPOCHS}epochs", f"AnatomixTrainer_scratch_{EPOCHS}epochs"]
+
+
+def run(demo: Demo) -> None:
+    """Make data, plan, show and pre-train on synthetic volumes, train with and without, predict, score."""
+    with demo.step("making a small data set: the same shapes, another contrast in every case"):
+        write_dataset(demo.raw, N_TRAIN, N_TEST, seed=SEED)
+    plan(demo, ITERATIONS)
+    with demo.step(f"making {N_SYNTHETIC} synthetic volumes to look at"):
+        command = ["nnunet-invariance", "synthesize", "synthetic", "-n", str(N_SYNTHETIC), "--size", "32", "--preview"]
+        demo.run("synthesize", command)
+    with demo.step("pre-training anatomix on synthetic volumes of random shapes; no image is read"):
+        pretrain(demo, "anatomix", PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS, ["--set", "held_out=2"])
+    compare(demo, arms(), N_TRAIN)
+
+
+def draw(demo: Demo) -> Page:
+    """What the steps left."""
+    picture = (demo.out / "synthetic" / "preview.png").read_bytes()
+    synthetic = inline(picture, "Random label maps, each in two random appearances")
+    return Page(
+        "anatomix: from random shapes to a scored segmentation",
+        [
+            data_section("Every case has the same organs in another contrast.", [demo.raw]),
+            Section("What is pre-trained on: random label maps, each in two appearances", synthetic),
+            pretraining_section("Pre-training, without images", pretraining_folder(demo, "anatomix")),
+            transfer_section(demo),
+            training_section(demo),
+            prediction_section(demo),
+            score_section(demo),
+        ],
+    )

@@ -1,0 +1,89 @@
+"""ICMSeg: training on one contrast, testing on two that no training case has."""
+
+from nnunet_invariance.demo.data import ENDING, write_dataset
+from nnunet_invariance.demo.page import (
+    Page,
+    Section,
+    data_section,
+    prediction_section,
+    score_section,
+    training_section,
+)
+from nnunet_invariance.demo.pictures import read
+from nnunet_invariance.demo.steps import (
+    CONFIGURATION,
+    DATASET,
+    N_VAL,
+    PLANS,
+    SEED,
+    Demo,
+    plan,
+    remember_commands,
+)
+from nnunet_invariance.evaluation.arms import Selection
+from nnunet_invariance.evaluation.cross_modality import cross_modality
+from nnunet_invariance.evaluation.html import inline
+from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.style_pictures import draw_interventions
+from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+
+STEPS = 3
+N_TRAIN, N_TEST = 8, 3
+EPOCHS, ITERATIONS = 8, 16
+#: Intensities of air, body, second organ, organ and core in each data set.
+LEVELS = {
+    DATASET: (20, 70, 110, 150, 200),
+    "Dataset991_Inverted": (200, 150, 110, 70, 20),
+    "Dataset992_Remapped": (20, 150, 70, 200, 110),
+}
+
+
+def arms() -> list[str]:
+    """The trainer and plain nnU-Net."""
+    return [f"ICMSegTrainer_{EPOCHS}epochs", f"BaselineTrainer_{EPOCHS}epochs"]
+
+
+def run(demo: Demo) -> None:
+    """Make data, plan, train with styles and without, predict all three contrasts, score."""
+    source, *targets = LEVELS
+    with demo.step("making three small data sets: the same shapes, each set in a contrast of its own"):
+        for number, (name, levels) in enumerate(LEVELS.items()):
+            n = N_TRAIN + N_TEST if name == source else N_TEST
+            write_dataset(demo.raw.with_name(name), n, levels=levels, seed=SEED + number, prefix=f"set{number}")
+    plan(demo, ITERATIONS)
+    with demo.step(f"training {' and '.join(arms())} on {source}, testing all three contrasts"):
+        cross_modality(
+            open_planned_dataset(DATASET, CONFIGURATION, PLANS),
+            Selection(tuple(Arm(arm, arm) for arm in arms())),
+            targets,
+            n_val=N_VAL,
+            n_source=N_TEST,
+            seed=SEED,
+            device="cpu",
+            mirroring=False,
+            out=demo.comparison,
+        )
+        remember_commands(demo)
+
+
+def draw(demo: Demo) -> Page:
+    """What the steps left, and what the interventions do to a training image."""
+    image, labels = (
+        demo.raw / f"{kind}Tr" / f"set0_000{end}{ENDING}" for kind, end in (("images", "_0000"), ("labels", ""))
+    )
+    styles = inline(
+        draw_interventions(read(image), read(labels), SEED), "A training image in the styles of each intervention"
+    )
+    return Page(
+        "icmseg: from one contrast to another",
+        [
+            data_section(
+                "Each data set has a contrast of its own; only the first is trained on.",
+                [demo.raw.with_name(n) for n in LEVELS],
+            ),
+            Section("The interventions, drawn three times each on a training image", styles),
+            training_section(demo),
+            prediction_section(demo),
+            score_section(demo),
+        ],
+    )
