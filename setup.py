@@ -47,6 +47,7 @@ setup(
         "hub": ["huggingface_hub>=0.24"],
         "registration": ["convexadam>=0.2,<0.3"],
         "evaluate": ["monai>=1.4"],  # NSD and HD95
+        "swin": ["monai>=1.5"],  # SwinUNETR
         "slurm": ["submitit>=1.5"],
         "diffusion": ["diffusers>=0.36", "transformers>=4.56", "accelerate>=1.10"],
         "test": [

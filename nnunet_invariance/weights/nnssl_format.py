@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture
@@ -37,6 +38,11 @@ def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) ->
     return architecture_of(checkpoint.path, entry, channels or entry["input_channels"], entry["num_classes"])
 
 
+def is_known_to_nnssl(network: nn.Module) -> bool:
+    """Whether nnssl's tools can build this network, by the name of its class."""
+    return hasattr(network, NAMES[0])
+
+
 def names_of(architecture: Architecture) -> dict[str, Any]:
     """Where the network keeps encoder, stem, first convolution and position embedding (none, hence None).
 
@@ -45,7 +51,7 @@ def names_of(architecture: Architecture) -> dict[str, Any]:
     """
     with torch.device("meta"):
         network = architecture.build()
-    if not hasattr(network, NAMES[0]):
+    if not is_known_to_nnssl(network):
         msg = f"nnssl's format has no place for a {type(network).__name__}. "
         raise WeightsIncompatibleError(msg + "Export it for nnU-Net instead (--format nnunet).")
     return {name: list(v) if isinstance(v := getattr(network, name), tuple) else v for name in NAMES}
