@@ -66,6 +66,7 @@ def fit_plans_to_checkpoint(
         kind = checkpoint.metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
         msg = f"{checkpoint.path} holds a {kind}; frozen features are those of an anatomix U-Net. "
         raise OptionError(msg + "Leave --frozen-features away, or give such a checkpoint.")
+    _check_dimensions(checkpoint, dataset)
     decisions = _channel_decision(checkpoint, dataset)
     if keep == "plans":
         decisions += _keep_plans(checkpoint, dataset, strict=min_coverage == 1)
@@ -107,6 +108,13 @@ def _network_name(architecture: Mapping[str, Any]) -> str:
     return architecture["network_class_name"].rsplit(".", 1)[-1]
 
 
+def _check_dimensions(checkpoint: Checkpoint, dataset: PlannedDataset) -> None:
+    stride = cumulative_strides(checkpoint.metadata["architecture"]["arch_kwargs"]["strides"])[-1]
+    found, wanted = len(stride), len(dataset.patch_size)
+    if found != wanted:
+        raise _misfit(checkpoint, dataset, [f"dimensions: {found}-D in the file, {wanted}-D in the plans"])
+
+
 def _keep_plans(checkpoint: Checkpoint, dataset: PlannedDataset, strict: bool) -> list[str]:
     """The plans' own, and what of the file differs from them."""
     found = checkpoint.metadata["architecture"]
@@ -135,9 +143,6 @@ def _keep_checkpoint(checkpoint: Checkpoint, dataset: PlannedDataset) -> dict[st
         arguments["axes"] = read_axes(dataset.plans.transpose_forward)
     if "input_shape" in arguments:
         arguments["input_shape"] = patch
-    if len(patch) != len(dataset.patch_size):
-        line = f"dimensions: {len(patch)}-D in the file, {len(dataset.patch_size)}-D in the plans"
-        raise _misfit(checkpoint, dataset, [line])
     deepest = cumulative_strides(arguments["strides"])[-1]
     if any(size % stride for size, stride in zip(patch, deepest, strict=True)):
         raise _misfit(

@@ -6,8 +6,8 @@ from pathlib import Path
 from nnunet_invariance.errors import OptionError
 
 SOURCES = (
-    "alice", "nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "puir-swin", "voco", "monai-swin",
-    "encoder",
+    "alice", "nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "puir-swin", "voco",
+    "monai-swin", "encoder",
 )  # fmt: skip
 
 

@@ -28,8 +28,8 @@ def grid_of(patch: Sequence[int]) -> list[int]:
     """
     if len(patch) != 3 or any(size < TOKEN or size % TOKEN for size in patch):
         raise UnsupportedConfigurationError(
-            f"Primus was given a patch of {list(patch)} voxels; expected three sides, each a multiple of {TOKEN}. Change "
-            "the patch in the plans copy, in `patch_size` and in `input_shape` of the architecture."
+            f"Primus was given a patch of {list(patch)} voxels; expected three sides, each a multiple of {TOKEN}. "
+            "Change the patch in the plans copy, in `patch_size` and in `input_shape` of the architecture."
         )
     return [size // TOKEN for size in patch]
 

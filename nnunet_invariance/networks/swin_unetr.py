@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nnunet_invariance.errors import MissingPackageError, ShapeError, UnsupportedConfigurationError
+from nnunet_invariance.errors import MissingPackageError, UnsupportedConfigurationError
 
 NETWORK = f"{__name__}.SwinUNETR"
 STRIDES = [[1] * 3, *[[2] * 3] * 5]
@@ -24,8 +24,8 @@ def check_patch(size: Sequence[int]) -> None:
     """
     if len(size) != 3 or any(n % STRIDE or n < STRIDE for n in size) or max(size) == STRIDE:
         raise UnsupportedConfigurationError(
-            f"SwinUNETR was given a patch of {list(size)} voxels; expected three sides, each a multiple of {STRIDE}, one "
-            f"of them at least {2 * STRIDE}. Change the patch in the plans copy, or take the file's: "
+            f"SwinUNETR was given a patch of {list(size)} voxels; expected three sides, each a multiple of {STRIDE}, "
+            f"one of them at least {2 * STRIDE}. Change the patch in the plans copy, or take the file's: "
             "nnunet-invariance weights plan DATASET FILE --keep checkpoint"
         )
 
@@ -82,11 +82,9 @@ class SwinEncoder(nn.Module):
         """The image, then the maps at strides 2 to 32 without their scale (layer norm), finest first, in its axes.
 
         Raises:
-            ShapeError: sides that cannot be halved five times.
+            UnsupportedConfigurationError: a patch that does not fit.
         """
-        if image.ndim != 5 or any(size % STRIDE for size in image.shape[2:]):
-            shape = tuple(image.shape)
-            raise ShapeError(f"SwinUNETR was given {shape}; expected (B, C, z, y, x) with multiples of {STRIDE}.")
+        check_patch(image.shape[2:])
         *maps, deepest = self.swin(turned(image, self.axes), True)
         return [image, *(turned(x, self.axes, back=True) for x in (*maps, self.refine(deepest)))]
 

@@ -62,6 +62,11 @@ def recommended_patch(metadata: Mapping[str, Any]) -> list[int]:
     return list(metadata["options"].get("recommended_downstream_patchsize") or metadata["patch_size"])
 
 
+def citations_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """In the form that nnU-Net's fine-tuning prints."""
+    return [{"type": "Pre-training", "name": metadata["method"], "apa_citations": [str(metadata["citation"])]}]
+
+
 def adaptation_plan(checkpoint: Checkpoint) -> dict[str, Any]:
     """The ``nnssl_adaptation_plan`` of a checkpoint of ours.
 
@@ -109,5 +114,5 @@ def pretrain_info(checkpoint: Checkpoint, nnssl_path: Path) -> dict[str, Any]:
         "pt_num_in_channels": architecture.input_channels,
         "pt_used_patchsize": list(metadata["patch_size"]),
         "pt_recommended_downstream_patchsize": recommended_patch(metadata),
-        "citations": [str(metadata["citation"])],
+        "citations": citations_of(metadata),
     }

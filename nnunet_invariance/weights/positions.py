@@ -19,7 +19,9 @@ def resize_positions(table: Tensor, found: Sequence[int], wanted: Sequence[int])
     return F.interpolate(grid, list(wanted), mode="trilinear").flatten(2).transpose(1, 2)
 
 
-def fitting_positions(network: nn.Module, checkpoint: Checkpoint, name: str, value: Tensor) -> tuple[Tensor, str] | None:
+def fitting_positions(
+    network: nn.Module, checkpoint: Checkpoint, name: str, value: Tensor
+) -> tuple[Tensor, str] | None:
     """The table of another patch for this network's, and the rule in words; None where there is nothing to do.
 
     The network says which tensor it is (``positions``), its encoder on which ``grid`` it lies.
@@ -33,6 +35,8 @@ def fitting_positions(network: nn.Module, checkpoint: Checkpoint, name: str, val
     wanted, stride = network.encoder.grid, network.encoder.strides[-1]
     found = [size // step for size, step in zip(shape, stride, strict=True)]
     if value.ndim != 3 or value.shape[1] != math.prod(found):
-        msg = f"{checkpoint.path} holds positions of shape {list(value.shape)}, but its patch {shape} has {found} cells. "
-        raise CheckpointCorruptError(msg + "Import the file again.")
+        msg = (
+            f"{checkpoint.path} holds positions of shape {list(value.shape)}, but its patch {shape} has {found} cells."
+        )
+        raise CheckpointCorruptError(f"{msg} Import the file again.")
     return None if found == wanted else (resize_positions(value, found, wanted), f"positions {found} -> {wanted}")

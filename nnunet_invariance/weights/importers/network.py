@@ -199,12 +199,12 @@ def own_heads(path: Path, network: ForeignNetwork) -> dict[str, Tensor]:
     encoder = _skeleton(path, network.architecture).encoder
     with torch.device("meta"):
         wanted = unique_tensors(EmbeddingHead(encoder.output_channels, encoder.strides))
-    found = {name: _checked(path, name, tensor) for name, tensor in network.heads.items()}
+    found = network.heads
     differ = [n for n in {**wanted, **found} if n not in wanted or n not in found or wanted[n].shape != found[n].shape]
     if differ:
         msg = f"{path} does not hold the heads of an anatomical embedding as published; these differ:\n"
         raise WeightsIncompatibleError(msg + "\n".join(shortened([f"  {name}" for name in differ])))
-    return found
+    return {name: _checked(path, name, tensor, wanted[name]) for name, tensor in found.items()}
 
 
 def _skeleton(path: Path, architecture: Architecture) -> nn.Module:

@@ -55,9 +55,9 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
         WeightsIncompatibleError: a network that none of our trainers can use. CheckpointCorruptError
     """
     plan = plain(path, content[PLAN])
+    key = plan["key_to_encoder"]
     tensors = without_wrappers(content["network_weights"])
-    primus = plan["key_to_encoder"].rsplit(".", 1)[-1] == EVA
-    state = _primus_names(tensors, plan["key_to_encoder"]) if primus else _own_names(path, tensors, plan["key_to_encoder"])
+    state = _primus_names(tensors, key) if key.rsplit(".", 1)[-1] == EVA else _own_names(path, tensors, key)
     channels = int(plan["pretrain_num_input_channels"])
     architecture = architecture_of(path, _architecture(plan), channels, classes_of(state))
     notes = {
@@ -65,9 +65,17 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
         "recommended_downstream_patchsize": plan.get("recommended_downstream_patchsize"),
     }
     epochs, citations = content.get("current_epoch"), plain(path, content.get("citations"))
-    words = {} if citations is None else {"citation": citations if isinstance(citations, str) else str(citations)}
+    words = {} if citations is None else {"citation": _words(citations)}
     epochs = epochs if isinstance(epochs, int) else None
     return ForeignNetwork(state, architecture, _facts(plan, channels), epochs, notes=notes, **words)
+
+
+def _words(citations: Any) -> str:
+    """Of entries in nnssl's form, the references; anything else as it is printed."""
+    entries = citations if isinstance(citations, list) else [citations]
+    named = [e.get("apa_citations") or e.get("bibtex_citations") or [str(e)] if isinstance(e, Mapping) else [str(e)]
+             for e in entries]  # fmt: skip
+    return "; ".join(str(reference) for references in named for reference in references)
 
 
 def _own_names(path: Path, state: Mapping[str, Any], key_to_encoder: str) -> dict[str, Any]:

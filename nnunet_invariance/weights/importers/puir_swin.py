@@ -1,6 +1,7 @@
 """Weights that PUIR's authors release (arXiv 2411.06106): a SwinUNETR with a prior, for four tiled channels."""
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _beside(width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{head}.bias", (outputs,)
     channels = [*(width * n for n in (16, 8, 4, 2, 1, 1)), CHANNELS]
     for decoder in ("conv", "conv2"):
-        for index, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
+        for index, (inputs, outputs) in enumerate(pairwise(channels)):
             side = 1 if index == 5 else 3
             yield f"{decoder}.{4 * index}.weight", (outputs, inputs, side, side, side)
             yield f"{decoder}.{4 * index}.bias", (outputs,)
