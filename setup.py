@@ -56,7 +56,7 @@ setup(
             "hypothesis>=6",
             "ruff>=0.9",
             "convexadam>=0.2,<0.3",
-            "monai>=1.4",
+            "monai>=1.5",
         ],
     },
     entry_points={
