@@ -47,7 +47,8 @@ setup(
     extras_require={
         "hub": ["huggingface_hub>=0.24"],
         "registration": ["convexadam>=0.2,<0.3"],
-        "evaluate": ["monai>=1.4"],  # NSD and HD95
+        "evaluate": ["monai>=1.5"],  # NSD and HD95
+        "swin": ["monai>=1.5"],  # SwinUNETR
         "slurm": ["submitit>=1.5"],
         "diffusion": diffusion,
         "test": [
@@ -56,7 +57,7 @@ setup(
             "hypothesis>=6",
             "ruff>=0.9",
             "convexadam>=0.2,<0.3",
-            "monai>=1.4",
+            "monai>=1.5",
             *diffusion,
         ],
     },

@@ -51,7 +51,7 @@ def fit_anatomix(
         "normalization_schemes": schemes,
         "use_mask_for_norm": [False] * len(schemes),
     }
-    block = {"checkpoint": str(checkpoint.path.resolve()), "source": "student"}
+    block = {"checkpoint": str(checkpoint.path.absolute()), "source": "student"}
     if frozen_features:
         block["frozen_features"] = variant
         _check_strides(changes["patch_size"], before)

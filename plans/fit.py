@@ -13,13 +13,19 @@ from nnunet_invariance.plans.nnformer import read_axes
 from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
-from nnunet_invariance.weights.importers.network import NNFORMER
-from nnunet_invariance.weights.nnssl_format import pretrain_info, recommended_patch, trusted_architecture
+from nnunet_invariance.weights.nnssl_format import (
+    is_known_to_nnssl,
+    pretrain_info,
+    recommended_patch,
+    trusted_architecture,
+)
 from nnunet_invariance.weights.transfer import inject
 
 #: Arguments of nnU-Net's networks that decide the shapes of the encoder; those with one value a stage first.
 PER_STAGE = ("features_per_stage", "n_conv_per_stage", "n_blocks_per_stage")
 WHOLE = ("conv_op", "conv_bias", "norm_op", "norm_op_kwargs")
+#: What a file need not say of its preprocessing.
+UNSAID = {"spacing": "spacing", "normalization_schemes": "normalisation"}
 
 
 def fit_plans_to_checkpoint(
@@ -60,6 +66,7 @@ def fit_plans_to_checkpoint(
         kind = checkpoint.metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
         msg = f"{checkpoint.path} holds a {kind}; frozen features are those of an anatomix U-Net. "
         raise OptionError(msg + "Leave --frozen-features away, or give such a checkpoint.")
+    _check_dimensions(checkpoint, dataset)
     decisions = _channel_decision(checkpoint, dataset)
     if keep == "plans":
         decisions += _keep_plans(checkpoint, dataset, strict=min_coverage == 1)
@@ -68,6 +75,8 @@ def fit_plans_to_checkpoint(
         changes = _keep_checkpoint(checkpoint, dataset)
         before = dataset.configuration.configuration
         decisions += [_changed(key, before.get(key), value) for key, value in changes.items() if key != "architecture"]
+        unsaid = [words for key, words in UNSAID.items() if not checkpoint.metadata[key]]
+        decisions += [f"{words}: the plans' own, the file does not say its own" for words in unsaid]
         decisions.append("architecture: the file's; batch size: the plans' own")
     source: Literal["teacher", "student"] = "teacher" if checkpoint.section("teacher") else "student"
     planned = changes.get("architecture") or dataset.configuration.configuration["architecture"]
@@ -79,10 +88,10 @@ def fit_plans_to_checkpoint(
 
     method = checkpoint.metadata["method"]
     name = new_plans_name or f"{base_plans_name}_{method}"
-    block = {"checkpoint": str(checkpoint.path.resolve()), "source": source}
+    block = {"checkpoint": str(checkpoint.path.absolute()), "source": source}
     block |= {"min_coverage": min_coverage} if min_coverage < 1 else {}
-    nnssl = checkpoint.path.resolve().with_suffix(".nnssl.pth")
-    info = None if _network_name(planned) == NNFORMER else pretrain_info(checkpoint, nnssl)
+    nnssl = checkpoint.path.absolute().with_suffix(".nnssl.pth")
+    info = pretrain_info(checkpoint, nnssl) if is_known_to_nnssl(network) else None
     path = write_plans_copy(dataset.name, base_plans_name, name, configuration, block, changes, info)
     options = ", ".join(f"{key}: {value}" for key, value in block.items())
     decisions += [_progress(checkpoint), f'block "{BLOCK}": {options}']
@@ -97,6 +106,13 @@ def fit_plans_to_checkpoint(
 def _network_name(architecture: Mapping[str, Any]) -> str:
     """Name of the network class that plans, or a checkpoint's header, give."""
     return architecture["network_class_name"].rsplit(".", 1)[-1]
+
+
+def _check_dimensions(checkpoint: Checkpoint, dataset: PlannedDataset) -> None:
+    stride = cumulative_strides(checkpoint.metadata["architecture"]["arch_kwargs"]["strides"])[-1]
+    found, wanted = len(stride), len(dataset.patch_size)
+    if found != wanted:
+        raise _misfit(checkpoint, dataset, [f"dimensions: {found}-D in the file, {wanted}-D in the plans"])
 
 
 def _keep_plans(checkpoint: Checkpoint, dataset: PlannedDataset, strict: bool) -> list[str]:
@@ -122,13 +138,12 @@ def _keep_checkpoint(checkpoint: Checkpoint, dataset: PlannedDataset) -> dict[st
     architecture = trusted_architecture(checkpoint).to_dict()
     keys = ("network_class_name", "arch_kwargs", "_kw_requires_import")
     changes: dict[str, Any] = {"architecture": {key: architecture[key] for key in keys}}
-    if _network_name(architecture) == NNFORMER:
-        architecture["arch_kwargs"]["axes"] = read_axes(dataset.plans.transpose_forward)
-    patch = recommended_patch(metadata)
-    if len(patch) != len(dataset.patch_size):
-        line = f"dimensions: {len(patch)}-D in the file, {len(dataset.patch_size)}-D in the plans"
-        raise _misfit(checkpoint, dataset, [line])
-    deepest = cumulative_strides(architecture["arch_kwargs"]["strides"])[-1]
+    patch, arguments = recommended_patch(metadata), architecture["arch_kwargs"]
+    if "axes" in arguments:
+        arguments["axes"] = read_axes(dataset.plans.transpose_forward)
+    if "input_shape" in arguments:
+        arguments["input_shape"] = patch
+    deepest = cumulative_strides(arguments["strides"])[-1]
     if any(size % stride for size, stride in zip(patch, deepest, strict=True)):
         raise _misfit(
             checkpoint, dataset, [f"patch size: {patch} in the file, not a multiple of its strides {deepest}"]
@@ -140,7 +155,8 @@ def _keep_checkpoint(checkpoint: Checkpoint, dataset: PlannedDataset) -> dict[st
     if len(set(schemes)) > 1 and len(schemes) != channels:
         line = f"normalisation: {schemes} in the file, which does not say how {channels} channels are normalised"
         raise _misfit(checkpoint, dataset, [line])
-    changes["normalization_schemes"] = schemes if len(schemes) == channels else schemes[:1] * channels
+    if schemes:
+        changes["normalization_schemes"] = schemes if len(schemes) == channels else schemes[:1] * channels
     masks = metadata["plans"].get("use_mask_for_norm") or []
     if len(masks) == channels:
         changes["use_mask_for_norm"] = list(masks)
@@ -199,9 +215,8 @@ def _kept(checkpoint: Checkpoint, dataset: PlannedDataset) -> list[str]:
     lines = []
     for name, theirs, ours in pairs:
         same = theirs is not None and list(theirs) == list(ours)
-        lines.append(
-            f"{name}: {ours}, " + ("the same in file and plans" if same else f"plans' own kept, file had {theirs}")
-        )
+        kept = f"plans' own kept, file had {theirs}" if theirs else "plans' own, the file does not say its own"
+        lines.append(f"{name}: {ours}, " + ("the same in file and plans" if same else kept))
     return lines
 
 

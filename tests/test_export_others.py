@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,32 @@ def test_out_and_in_again_is_bit_equal(tmp_path, network):
     assert back.section("network").keys() == first.keys()
     assert back.metadata["pretrained"] == ["encoder", "decoder"]
     assert back.metadata["spacing"] == [2.0, 1.0, 1.0]
+
+
+@pytest.mark.skipif("NNSSL_CHECKOUT" not in os.environ, reason="set NNSSL_CHECKOUT to a checkout of MIC-DKFZ/nnssl")
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("pretrained", [["encoder"], ["encoder", "decoder"]])
+def test_nnssls_own_verification_passes(tmp_path, monkeypatch, pretrained, channels):
+    monkeypatch.syspath_prepend(Path(os.environ["NNSSL_CHECKOUT"], "src"))
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnssl_{name}", str(tmp_path))
+    trainers = pytest.importorskip("nnssl.training.nnsslTrainer.AbstractTrainer")
+    planned = architecture("ResidualEncoderUNet", channels=channels)
+    export_nnssl(write(tmp_path / "c.safetensors", planned, pretrained=pretrained), tmp_path / "out.pth")
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    plan = content["nnssl_adaptation_plan"]
+    (name,) = plan["pretrain_plan"]["configurations"]
+    trainers.AbstractBaseTrainer.verify_adaptation_plans(plan, name, content["network_weights"])
+
+
+@pytest.mark.parametrize("form", ["nnssl", "card"])
+def test_a_random_decoder_is_for_nnunet_alone(tmp_path, form, capsys):
+    file = write(tmp_path / "c.safetensors", pretrained=["encoder"])
+    words = ["weights", "export", str(file), str(tmp_path / "out"), "--format", form]
+    assert main([*words, "--random-decoder"]) == 2
+    assert f"--random-decoder is for --format nnunet; {form} needs no decoder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(words) == 0
 
 
 def native(value: Any) -> bool:

@@ -116,16 +116,6 @@ def test_a_file_of_the_residual_encoder_l_is_imported(tmp_path):
     assert inject(architecture_of(Path("a"), entry, 1, 4).build(), checkpoint, source="student").coverage == 1
 
 
-@pytest.mark.parametrize("size", ["S", "B", "M", "L"])
-def test_primus_is_refused_with_the_reason(tmp_path, size):
-    plan = {"arch_class_name": f"Primus{size}", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
-    planned = architecture()
-    changes = {"architecture_plans": plan, "key_to_encoder": "eva", "key_to_stem": "down_projection"}
-    nnssl_file(tmp_path / "a.pth", planned, build(planned, 3), **changes)
-    with pytest.raises(WeightsIncompatibleError, match=rf"holds a Primus{size}, a transformer without stages"):
-        import_foreign(tmp_path / "a.pth")
-
-
 def test_an_encoder_below_a_methods_own_name_is_found_and_the_rest_is_said(tmp_path):
     planned = architecture("ResidualEncoderUNet")
     network = build(planned, 3)

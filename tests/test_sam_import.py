@@ -12,8 +12,7 @@ from nnunet_invariance.weights.importers.importing import import_foreign, recogn
 from nnunet_invariance.weights.importers.sam import HEADS
 
 
-@pytest.fixture(scope="module")
-def released():
+def released_state():
     """The 138 tensors of a released file, random values (names as the importer lists them)."""
     torch.manual_seed(0)
     encoder = ResNet3d(1)
@@ -27,6 +26,11 @@ def released():
         state[theirs[prefix] + name.removeprefix(prefix)] = tensor
     assert len(state) == 138
     return state
+
+
+@pytest.fixture(scope="module")
+def released():
+    return released_state()
 
 
 def test_a_released_file_becomes_a_checkpoint(released, tmp_path):

@@ -135,7 +135,7 @@ def test_fitting_keeps_the_plans_and_says_every_decision(planned: Path, tmp_path
             "architecture: ResidualEncoderUNet in the file, PlainConvUNet in the plans",
         ),
         (architecture(features=(4, 12, 16)), "features_per_stage, stage 1: 12 in the file, 8 in the plans"),
-        (architecture(dimensions=2), "conv_op: torch.nn.modules.conv.Conv2d in the file"),
+        (architecture(dimensions=2), "dimensions: 2-D in the file, 3-D in the plans"),
     ],
 )
 def test_an_encoder_that_does_not_fit_is_named(planned: Path, tmp_path: Path, other: Architecture, said: str) -> None:

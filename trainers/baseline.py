@@ -55,6 +55,8 @@ class BaselineTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.options.val_iterations_per_epoch or self.num_val_iterations_per_epoch
         self.save_every = 1
+        # nnU-Net gives the coarsest output the weight 0: a network with one output has none to supervise deeply.
+        self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
 
     def initialize(self) -> None:
         """Build network, optimiser and loss, from the seed where there is one."""

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from nnunet_invariance.errors import OptionError
 
-SOURCES = ("alice", "nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "encoder")
+SOURCES = (
+    "alice", "nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "puir-swin", "voco",
+    "monai-swin", "encoder",
+)  # fmt: skip
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -36,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
     plan = actions.add_parser("plan", help="write a plans copy whose trainers start from a checkpoint")
     plan.add_argument("dataset", metavar="DATASET", help="name or id")
-    plan.add_argument("file", type=Path, nargs="?", metavar="FILE")
+    plan.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
     plan.add_argument("--preset", choices=["nnformer"], help="in place of FILE: a network to pre-train from the start")
     plan.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     plan.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
@@ -138,6 +141,7 @@ def _plan_preset(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from nnunet_invariance.plans.copies import preprocessing_command
     from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
+    from nnunet_invariance.weights.hub import local_file
 
     if (args.file is None) == (args.preset is None):
         raise OptionError("weights plan needs either FILE or --preset. Give one of them.")
@@ -145,7 +149,7 @@ def _plan(args: argparse.Namespace) -> int:
         return _plan_preset(args)
     fitted = fit_plans_to_checkpoint(
         args.dataset,
-        args.file,
+        local_file(args.file),
         args.plans,
         args.configuration,
         args.name,

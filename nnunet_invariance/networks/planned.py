@@ -92,8 +92,13 @@ def decode(decoder: nn.Module, skips: Sequence[Tensor]) -> list[Tensor]:
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each tensor once (nnU-Net's ``state_dict()`` names many of them twice)."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Parameters and buffers by name, each tensor once (nnU-Net's ``state_dict()`` names many of them twice).
+
+    Without buffers that a module makes anew and never saves.
+    """
+    saved = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
+    buffers = {name: tensor for name, tensor in module.named_buffers() if id(tensor) in saved}
+    return {**dict(module.named_parameters()), **buffers}
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:

@@ -208,7 +208,8 @@ def _existing(path: str | os.PathLike) -> Path:
 
 def _parse(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if KEY not in header:
-        raise _corrupt(path, f"it is a safetensors file without our metadata (header key {KEY!r})")
+        what = f"it is a safetensors file without our metadata (header key {KEY!r})"
+        raise _corrupt(path, f"{what}; of another tool, `nnunet-invariance weights import` makes it ours")
     try:
         metadata = json.loads(header[KEY])
     except json.JSONDecodeError as error:

@@ -11,7 +11,7 @@ from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.importers.nnssl import PLAN
-from nnunet_invariance.weights.nnssl_format import adaptation_plan, trusted_architecture
+from nnunet_invariance.weights.nnssl_format import adaptation_plan, citations_of, trusted_architecture
 from nnunet_invariance.weights.report import ENCODER
 from nnunet_invariance.weights.transfer import SECTION_OF, TransferReport, inject
 
@@ -51,7 +51,7 @@ def export_nnssl(
         "init_args": {"configuration": metadata["configuration"]},
         "trainer_name": f"nnunet_invariance_{metadata['method']}",
         PLAN: adaptation_plan(checkpoint),
-        "citations": [str(metadata["citation"])],
+        "citations": citations_of(metadata),
         "nnunet_invariance": {**metadata, "source": source},
     }
     atomic_write(out_path, lambda file: torch.save(content, file))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture
@@ -37,6 +38,11 @@ def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) ->
     return architecture_of(checkpoint.path, entry, channels or entry["input_channels"], entry["num_classes"])
 
 
+def is_known_to_nnssl(network: nn.Module) -> bool:
+    """Whether nnssl's tools can build this network, by the name of its class."""
+    return hasattr(network, NAMES[0])
+
+
 def names_of(architecture: Architecture) -> dict[str, Any]:
     """Where the network keeps encoder, stem, first convolution and position embedding (none, hence None).
 
@@ -45,7 +51,7 @@ def names_of(architecture: Architecture) -> dict[str, Any]:
     """
     with torch.device("meta"):
         network = architecture.build()
-    if not hasattr(network, NAMES[0]):
+    if not is_known_to_nnssl(network):
         msg = f"nnssl's format has no place for a {type(network).__name__}. "
         raise WeightsIncompatibleError(msg + "Export it for nnU-Net instead (--format nnunet).")
     return {name: list(v) if isinstance(v := getattr(network, name), tuple) else v for name in NAMES}
@@ -54,6 +60,11 @@ def names_of(architecture: Architecture) -> dict[str, Any]:
 def recommended_patch(metadata: Mapping[str, Any]) -> list[int]:
     """The patch that its authors recommend for training on, where they do; else that of the pre-training."""
     return list(metadata["options"].get("recommended_downstream_patchsize") or metadata["patch_size"])
+
+
+def citations_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """In the form that nnU-Net's fine-tuning prints."""
+    return [{"type": "Pre-training", "name": metadata["method"], "apa_citations": [str(metadata["citation"])]}]
 
 
 def adaptation_plan(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -103,5 +114,5 @@ def pretrain_info(checkpoint: Checkpoint, nnssl_path: Path) -> dict[str, Any]:
         "pt_num_in_channels": architecture.input_channels,
         "pt_used_patchsize": list(metadata["patch_size"]),
         "pt_recommended_downstream_patchsize": recommended_patch(metadata),
-        "citations": [str(metadata["citation"])],
+        "citations": citations_of(metadata),
     }

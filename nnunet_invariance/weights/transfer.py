@@ -11,6 +11,7 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatible
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.weights.checkpoint import Checkpoint, tensor_bytes
 from nnunet_invariance.weights.locate import ANY_METHOD
+from nnunet_invariance.weights.positions import fitting_positions
 from nnunet_invariance.weights.report import DECODER, ENCODER, KINDS, Entry, TransferReport, shortened
 
 SEGMENTATION = "decoder.seg_layers."
@@ -31,7 +32,8 @@ def inject(
     Rules, in this order, per tensor of the network. Same name and shape: matched. First convolution with another number
     of input channels: adapted, ``w'[o, c] = sum_i w[o, i] / C'``, which answers to C' equal channels as before. Kernel
     of the encoder with one tap on an axis where the other has k (odd): adapted, k -> 1 by the sum over the taps, which
-    answers to what is constant along the axis as before; 1 -> k in the centre, the same function exactly. Any other
+    answers to what is constant along the axis as before; 1 -> k in the centre, the same function exactly. Table of
+    positions of another patch: adapted, trilinearly. Any other
     shape: skipped in the file and missing in the network. Only in the file: skipped. Only in the network:
     missing. Segmentation layers are never touched. A decoder that was not pre-trained, or that belongs to an encoder
     of another depth (its stages are counted from the coarsest), is skipped and missing as a whole. What a network
@@ -128,6 +130,9 @@ def _compare(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, T
         elif barred and name.startswith(DECODER):
             plan.skipped.append(_entry(name, value, None, barred))
             plan.missing.append(_entry(name, None, target, barred))
+        elif resized := fitting_positions(network, checkpoint, name, value):
+            plan.adapted.append(_entry(name, value, target, resized[1]))
+            plan.values[name] = resized[0]
         elif value.shape == target.shape:
             plan.matched.append(_entry(name, value, target, "same name and shape"))
             plan.values[name] = value

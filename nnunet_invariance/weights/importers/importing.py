@@ -12,7 +12,17 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatible
 from nnunet_invariance.weights.checkpoint import SUFFIX, save_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.foreign import open_foreign
-from nnunet_invariance.weights.importers import alice, anatomix_vit, encoder, nnssl, nnunet, sam
+from nnunet_invariance.weights.importers import (
+    alice,
+    anatomix_vit,
+    encoder,
+    monai_swin,
+    nnssl,
+    nnunet,
+    puir_swin,
+    sam,
+    voco,
+)
 from nnunet_invariance.weights.importers.anatomix import ReleasedUNet
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_heads, own_tensors
 
@@ -32,7 +42,7 @@ class Source(Protocol):
         """The network of the file."""
 
 
-#: In the order in which they are tried: nnssl's files have the keys of nnU-Net's too.
+#: In the order in which they are tried: nnssl's files have the keys of nnU-Net's too, VoCo's those of MONAI's.
 SOURCES: dict[str, Source] = {
     "alice": alice,
     "nnssl": nnssl,
@@ -41,6 +51,9 @@ SOURCES: dict[str, Source] = {
     "anatomix-dev": ReleasedUNet("anatomix-dev"),
     "anatomix-dev-vit": anatomix_vit,
     "sam": sam,
+    "puir-swin": puir_swin,
+    "voco": voco,
+    "monai-swin": monai_swin,
     "encoder": encoder,
 }
 PACKAGES = ("nnunet_invariance", "nnunetv2", "torch")

@@ -14,6 +14,9 @@ from nnunet_invariance.networks.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.anatomix_unet import DESIGNS, arch_kwargs
 from nnunet_invariance.networks.anatomix_unet import NETWORK as ANATOMIX
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
+from nnunet_invariance.networks.primus import NETWORK as PRIMUS_NETWORK
+from nnunet_invariance.networks.puir_swin import NETWORK as PUIR_SWIN_NETWORK
+from nnunet_invariance.networks.swin_unetr import NETWORK as SWIN_NETWORK
 from nnunet_invariance.weights.checkpoint import tensor_bytes
 from nnunet_invariance.weights.report import DECODER, ENCODER, shortened
 from nnunet_invariance.weights.transfer import SEGMENTATION
@@ -22,8 +25,15 @@ CLASSES = {
     name: f"dynamic_network_architectures.architectures.unet.{name}"
     for name in ("PlainConvUNet", "ResidualEncoderUNet")
 }
-NNFORMER = "NNFormerUNet"
-CLASSES[NNFORMER] = f"nnunet_invariance.networks.nnformer.{NNFORMER}"
+NNFORMER, SWIN, PUIR_SWIN, PRIMUS = "NNFormerUNet", "SwinUNETR", "PUIRSwinUNETR", "Primus"
+#: Network classes of ours that check their own arguments.
+OURS = {
+    NNFORMER: f"nnunet_invariance.networks.nnformer.{NNFORMER}",
+    SWIN: SWIN_NETWORK,
+    PUIR_SWIN: PUIR_SWIN_NETWORK,
+    PRIMUS: PRIMUS_NETWORK,
+}
+CLASSES |= OURS
 _LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z]\w*")
 _WRAPPERS = ("module.", "_orig_mod.")
 MOST_STAGES, LARGEST = 12, 4096
@@ -59,8 +69,8 @@ class ForeignNetwork:
 def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes: int) -> Architecture:
     """An architecture that a foreign file describes, where it is one that our trainers can use.
 
-    The file decides which classes are imported and called, so only nnU-Net's two U-Nets, our nnFormer and layers of
-    ``torch.nn`` in sizes within reason are accepted.
+    The file decides which classes are imported and called, so only nnU-Net's two U-Nets, network classes of ours and
+    layers of ``torch.nn`` in sizes within reason are accepted.
 
     Args:
         entry: ``network_class_name`` (a bare name will do), ``arch_kwargs``, ``_kw_requires_import``.
@@ -72,9 +82,8 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
     if entry["network_class_name"] == ANATOMIX:
         return _anatomix(path, entry, channels, classes)
     if name not in CLASSES:
-        reason = "a transformer without stages, " if name.startswith("Primus") else ""
-        msg = f"{path} holds a {name}, {reason}which none of our trainers can use: they need an encoder of stages, "
-        raise WeightsIncompatibleError(f"{msg}as {' and '.join(CLASSES)} have. Train it with the tool that made it.")
+        msg = f"{path} holds a {name}, which none of our trainers can use: they take {', '.join(CLASSES)}. "
+        raise WeightsIncompatibleError(msg + "Train it with the tool that made it.")
     arguments, required = plain(path, entry["arch_kwargs"]), tuple(plain(path, entry["_kw_requires_import"]))
     for key in required:
         value = arguments.get(key)
@@ -83,7 +92,7 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
     stages = arguments.get("n_stages")
     if not isinstance(stages, int) or not 2 <= stages <= MOST_STAGES:
         raise _strange(path, f"its network has {stages!r} stages", f"2 to {MOST_STAGES}")
-    keys = ("strides",) if name == NNFORMER else ("strides", "kernel_sizes")
+    keys = ("strides",) if name in OURS else ("strides", "kernel_sizes")
     if not all(stride >= 1 for key in keys for stride in _numbers(arguments.get(key, [0]))):
         raise _strange(path, "its strides or kernels are not lists of whole numbers", "at least 1 on each axis")
     largest = max(_numbers([arguments, channels, classes]))
@@ -190,12 +199,12 @@ def own_heads(path: Path, network: ForeignNetwork) -> dict[str, Tensor]:
     encoder = _skeleton(path, network.architecture).encoder
     with torch.device("meta"):
         wanted = unique_tensors(EmbeddingHead(encoder.output_channels, encoder.strides))
-    found = {name: _checked(path, name, tensor) for name, tensor in network.heads.items()}
+    found = network.heads
     differ = [n for n in {**wanted, **found} if n not in wanted or n not in found or wanted[n].shape != found[n].shape]
     if differ:
         msg = f"{path} does not hold the heads of an anatomical embedding as published; these differ:\n"
         raise WeightsIncompatibleError(msg + "\n".join(shortened([f"  {name}" for name in differ])))
-    return found
+    return {name: _checked(path, name, tensor, wanted[name]) for name, tensor in found.items()}
 
 
 def _skeleton(path: Path, architecture: Architecture) -> nn.Module:

@@ -5,18 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.errors import CheckpointCorruptError
+from nnunet_invariance.networks.primus import SIZES, arch_kwargs
 from nnunet_invariance.weights.importers.network import (
+    PRIMUS,
     ForeignNetwork,
     architecture_of,
     classes_of,
     plain,
     without_wrappers,
 )
+from nnunet_invariance.weights.report import ENCODER
 
 DESCRIPTION = "a checkpoint of nnssl"
 KEYS = ("network_weights", "nnssl_adaptation_plan", "trainer_name")
 PLAN = "nnssl_adaptation_plan"
 ENCODER_KEY = "encoder.stages"
+EVA, POSITIONS = "eva", "eva.pos_embed"
+PRIMUS_ENCODER = ("eva.", "down_projection.")
 
 #: nnssl names this network without arguments: nnU-Net's residual encoder preset L.
 RESENC_L: dict[str, Any] = {
@@ -50,23 +55,31 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
         WeightsIncompatibleError: a network that none of our trainers can use. CheckpointCorruptError
     """
     plan = plain(path, content[PLAN])
-    state = _own_names(path, without_wrappers(content["network_weights"]), plan["key_to_encoder"])
+    key = plan["key_to_encoder"]
+    tensors = without_wrappers(content["network_weights"])
+    state = _primus_names(tensors, key) if key.rsplit(".", 1)[-1] == EVA else _own_names(path, tensors, key)
     channels = int(plan["pretrain_num_input_channels"])
-    architecture = architecture_of(path, _architecture(plan["architecture_plans"]), channels, classes_of(state))
+    architecture = architecture_of(path, _architecture(plan), channels, classes_of(state))
     notes = {
         "trainer": str(content.get("trainer_name")),
         "recommended_downstream_patchsize": plan.get("recommended_downstream_patchsize"),
     }
     epochs, citations = content.get("current_epoch"), plain(path, content.get("citations"))
-    words = {} if citations is None else {"citation": citations if isinstance(citations, str) else str(citations)}
+    words = {} if citations is None else {"citation": _words(citations)}
     epochs = epochs if isinstance(epochs, int) else None
     return ForeignNetwork(state, architecture, _facts(plan, channels), epochs, notes=notes, **words)
 
 
+def _words(citations: Any) -> str:
+    """Of entries in nnssl's form, the references; anything else as it is printed."""
+    entries = citations if isinstance(citations, list) else [citations]
+    named = [e.get("apa_citations") or e.get("bibtex_citations") or [str(e)] if isinstance(e, Mapping) else [str(e)]
+             for e in entries]  # fmt: skip
+    return "; ".join(str(reference) for references in named for reference in references)
+
+
 def _own_names(path: Path, state: Mapping[str, Any], key_to_encoder: str) -> dict[str, Any]:
     """Without the path under which a method keeps its encoder, such as ``student.encoder.stages``."""
-    if key_to_encoder == "eva":  # Primus: architecture_of says why not
-        return dict(state)
     if not key_to_encoder.endswith(ENCODER_KEY):
         msg = f"{path} cannot be imported: its encoder stands at {key_to_encoder!r}; expected ...{ENCODER_KEY}. "
         raise CheckpointCorruptError(msg + "Train it with the tool that made it.")
@@ -74,12 +87,31 @@ def _own_names(path: Path, state: Mapping[str, Any], key_to_encoder: str) -> dic
     return {key.removeprefix(prefix): value for key, value in state.items()} if prefix else dict(state)
 
 
-def _architecture(plans: Mapping[str, Any]) -> dict[str, Any]:
+def _primus_names(state: Mapping[str, Any], key_to_encoder: str) -> dict[str, Any]:
+    """Transformer and patch embedding by our names; a class token goes, as in nnssl's own fine-tuning."""
+    prefix = key_to_encoder.removesuffix(EVA)
+    inside = {key.removeprefix(prefix): value for key, value in state.items()} if prefix else dict(state)
+    if f"{EVA}.cls_token" in inside:
+        inside[POSITIONS] = inside[POSITIONS][:, 1:]
+    return {f"{ENCODER}{key}" if key.startswith(PRIMUS_ENCODER) else key: value for key, value in inside.items()}
+
+
+def _architecture(plan: Mapping[str, Any]) -> dict[str, Any]:
+    plans = plan["architecture_plans"]
     name = plans["arch_class_name"]
+    if name.removeprefix(PRIMUS) in SIZES:
+        arguments = arch_kwargs(name.removeprefix(PRIMUS), _patch(plan))
+        return {"network_class_name": PRIMUS, "arch_kwargs": arguments, "_kw_requires_import": ()}
     if name == "ResEncL":
         return {"network_class_name": "ResidualEncoderUNet", "arch_kwargs": RESENC_L, "_kw_requires_import": IMPORTED}
     required = plans.get("arch_kwargs_requiring_import") or ()
     return {"network_class_name": name, "arch_kwargs": plans["arch_kwargs"] or {}, "_kw_requires_import": required}
+
+
+def _patch(plan: Mapping[str, Any]) -> list[int]:
+    """Of the pre-training, which some methods say apart from the first configuration."""
+    entry = next(iter(plan["pretrain_plan"]["configurations"].values()))
+    return plan.get("pretrain_patch_size") or entry["patch_size"]
 
 
 def _facts(plan: Mapping[str, Any], channels: int) -> dict[str, Any]:
@@ -93,7 +125,7 @@ def _facts(plan: Mapping[str, Any], channels: int) -> dict[str, Any]:
         "configuration": name,
         "data_identifier": entry["data_identifier"],
         "spacing": entry["spacing"],
-        "patch_size": plan.get("pretrain_patch_size") or entry["patch_size"],
+        "patch_size": _patch(plan),
         "normalization_schemes": schemes if len(schemes) == channels else schemes[:1] * channels,
         "channel_names": [f"channel {i}" for i in range(channels)],
         "plans": entry,
