@@ -17,6 +17,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 from common import FEW_CORES, Steps
 from icmseg_data import CONTRASTS, ENDING, SETS, Task
@@ -209,7 +210,7 @@ def effect_table(path: Path) -> str:
 
 def _interval(row: dict[str, str], form: str) -> str:
     mean, low, high = (form.format(float(row[key])) for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]" if np.isfinite(float(row["low"])) else f"{mean} (one case)"
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> str:
@@ -221,7 +222,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _volume(path: Path):
+def _volume(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(path))
 
 

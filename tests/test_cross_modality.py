@@ -18,6 +18,7 @@ from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
 from nnunet_invariance.evaluation.arms import Selection, choose_arms
+from nnunet_invariance.evaluation.cases import seen_cases
 from nnunet_invariance.evaluation.comparison import Comparison, prepare
 from nnunet_invariance.evaluation.cross_modality import cross_modality
 from nnunet_invariance.evaluation.jobs import Arm, CaseSet, Job, score_job
@@ -268,6 +269,14 @@ def test_patients_need_common_names_and_targets_must_be_there(planned, target, t
         run(planned, tmp_path / "out", parts=3)
     with pytest.raises(DatasetNotFoundError, match="'799' was not found"):
         run(planned, tmp_path / "out", targets=["799"])
+
+
+def test_equal_names_in_the_sources_own_folder_are_other_images(tmp_path):
+    cases = [{"name": "case_000", "source": "plans_3d"}, {"name": "case_001", "source": "scans_1234"}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases}))
+    checkpoint = tmp_path / "checkpoint_final.safetensors"
+    assert seen_cases([checkpoint]) == {"case_000", "case_001"}
+    assert seen_cases([checkpoint], besides="plans_3d") == {"case_001"}
 
 
 # --- arms

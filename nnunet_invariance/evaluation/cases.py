@@ -97,7 +97,7 @@ def seen_cases(checkpoints: Iterable[Path], besides: str | None = None) -> set[s
         manifest = path.parent / "manifest.json"
         if manifest.is_file():
             cases = json.loads(manifest.read_text())["cases"]
-            names |= {case["name"] for case in cases if besides is None or Path(case["folder"]).name != besides}
+            names |= {case["name"] for case in cases if besides is None or case.get("source") != besides}
         else:
             logger.warning("%s has no manifest.json beside it: whether it has seen test cases cannot be checked", path)
     return names

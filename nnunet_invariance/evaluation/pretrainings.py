@@ -66,7 +66,9 @@ def bring_checkpoints(
         checkpoints = _pretrain_missing(planned, arms, checkpoints, test, out, device, words)
     require_all(arms, checkpoints, planned)
     found = checkpoints.values()
-    seen = seen_cases(found) & set(test) | seen_cases(found, besides=planned.folder.name) & set(elsewhere)
+    seen = seen_cases(found) & set(test)
+    if elsewhere:
+        seen |= seen_cases(found, besides=planned.folder.name) & set(elsewhere)
     if not transductive:
         require_unseen(checkpoints, seen)
     return checkpoints, seen
