@@ -94,7 +94,7 @@ def test_test_sets_are_conditions(tmp_path):
     assert main(["evaluate", "report", str(out)]) == 0
     conditions = {e["condition"] for e in rows(out / "effects.csv")}
     assert conditions == {f"{k} shots, {name}" for k in (3, 10) for name in ("all channels", "without T1")}
-    assert (out / "report.html").read_text().count("<img ") == 2 + 8
+    assert (out / "report.html").read_text().count("<img ") == 3 + 8  # the heat map is for several test sets
 
 
 def test_seen_test_images_are_said(tmp_path):
