@@ -369,6 +369,9 @@ def test_a_command_runs_in_its_folder_with_its_environment(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_caller_leaves_neither_command_nor_worker(tmp_path, number):
+    # what a shell starts in the background ignores SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def stop() -> None:
         if (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"):
             os.kill(os.getpid(), number)
@@ -379,8 +382,11 @@ def test_a_stopped_caller_leaves_neither_command_nor_worker(tmp_path, number):
         "print(os.getpid(), worker.pid, file=open('pids', 'w'), flush=True)",
         "time.sleep(60)",
     )
-    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
-        run_command("job", command, tmp_path / "log", tmp_path, {}, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+            run_command("job", command, tmp_path / "log", tmp_path, {}, stop)
+    finally:
+        signal.signal(signal.SIGINT, before)
     time.sleep(0.5)
     for pid in map(int, (tmp_path / "pids").read_text().split()):
         status = Path(f"/proc/{pid}/stat")  # an orphan that nobody waits for stays as a zombie
