@@ -39,6 +39,7 @@ def train_and_predict(tiny, plans: str, out) -> None:
     check_predictions(out)
 
 
+@pytest.mark.slow
 def test_the_stock_network(tiny, base, tmp_path):
     planned = Architecture.from_plans(tiny.plans["configurations"]["3d_fullres"]["architecture"], 1, 3)
     tensors = {f"network.{name}": tensor for name, tensor in unique_tensors(planned.build()).items()}

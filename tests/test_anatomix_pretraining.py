@@ -334,7 +334,9 @@ def test_a_run_leaves_encoder_and_decoder_and_reads_no_case(tiny, results, monke
     assert all(float(row["held_out_loss"]) > 0 and 0 <= float(row["label_retrieval"]) <= 1 for row in rows)
 
 
-@pytest.mark.parametrize("extra", [(), ("accumulate=2",)], ids=["plain", "accumulated"])
+@pytest.mark.parametrize(
+    "extra", [(), pytest.param(("accumulate=2",), marks=pytest.mark.slow)], ids=["plain", "accumulated"]
+)
 def test_a_run_that_was_stopped_ends_bit_identical(tiny, results, tmp_path, monkeypatch, extra):
     whole = tensors(pretrain(tiny, *extra))
     with monkeypatch.context() as patch:

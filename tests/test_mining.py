@@ -146,6 +146,7 @@ def results(tiny, tmp_path, monkeypatch):
     return tmp_path / tiny.name / "pretraining"
 
 
+@pytest.mark.slow
 def test_alice_draws_from_pairs_that_are_mined_once(tiny, results):
     words = ["epochs=1", "iterations=1", "workers=0"]
     alice = ["-device", "cpu", "--epochs", "1", "--iterations", "1", "--set", "workers=0", "hidden=8", "codes=8"]

@@ -140,6 +140,7 @@ def test_weights_that_beat_random_ones_ship_with_card_log_and_checksums(script, 
     assert report["coverage"] == 1.0
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_beat_random_ones_do_not_ship(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "synthetic_retrieval", lambda *arguments: 0.5)
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
