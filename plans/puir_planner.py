@@ -1,5 +1,7 @@
 """Planners for PUIRTrainer, which encodes each modality alone."""
 
+from typing import Any
+
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
@@ -14,23 +16,8 @@ class PUIRPlanner(ExperimentPlanner):
     Plans ``PUIRPlans``; the preprocessed data of 2d and 3d_fullres are those of ``nnUNetPlans``.
     """
 
-    def __init__(
-        self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
-        preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "PUIRPlans",
-        overwrite_target_spacing: list[float] | None = None,
-        suppress_transpose: bool = False,
-    ) -> None:
-        super().__init__(
-            dataset_name_or_id,
-            gpu_memory_target_in_gb,
-            preprocessor_name,
-            plans_name,
-            overwrite_target_spacing,
-            suppress_transpose,
-        )
+    def __init__(self, *args: Any, plans_name: str = "PUIRPlans", **kwargs: Any) -> None:
+        super().__init__(*args, plans_name=plans_name, **kwargs)
 
     @staticmethod
     def static_estimate_VRAM_usage(
@@ -59,20 +46,5 @@ class PUIRPlannerResEncL(nnUNetPlannerResEncL):
 
     static_estimate_VRAM_usage = staticmethod(PUIRPlanner.static_estimate_VRAM_usage)
 
-    def __init__(
-        self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 24,
-        preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "PUIRResEncLPlans",
-        overwrite_target_spacing: list[float] | None = None,
-        suppress_transpose: bool = False,
-    ) -> None:
-        super().__init__(
-            dataset_name_or_id,
-            gpu_memory_target_in_gb,
-            preprocessor_name,
-            plans_name,
-            overwrite_target_spacing,
-            suppress_transpose,
-        )
+    def __init__(self, *args: Any, plans_name: str = "PUIRResEncLPlans", **kwargs: Any) -> None:
+        super().__init__(*args, plans_name=plans_name, **kwargs)

@@ -56,5 +56,6 @@ def test_the_anatomix_unet(tiny, base, tmp_path, frozen):
     write_released(tmp_path / "anatomix.pth")
     checkpoint = import_foreign(tmp_path / "anatomix.pth")
     fitted = fit_plans_to_checkpoint("777", checkpoint, base, new_plans_name=f"Unet{frozen}", frozen_features=frozen)
+    assert fitted.trainer == "AnatomixTrainer"
     stock("nnUNetv2_preprocess", "-d", "777", "-plans_name", fitted.path.stem, "-c", "3d_fullres", "-np", "1")
     train_and_predict(tiny, fitted.path.stem, tmp_path / "out")

@@ -22,7 +22,7 @@ from nnunet_invariance.synthesis.appearance import apply_appearance, sample_appe
 from nnunet_invariance.synthesis.corruptions import apply_corruption, sample_corruption
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.trainers.base import InvarianceTrainer
-from nnunet_invariance.trainers.configuration import check_supported, configuration_of
+from nnunet_invariance.trainers.configuration import configuration_of
 from nnunet_invariance.trainers.pretrained import bring_weights
 from nnunet_invariance.trainers.targets import finest, tissue_labels
 
@@ -46,17 +46,10 @@ class AnatomixTrainer(InvarianceTrainer):
     method = "anatomix"
     dimensions = (3,)
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own signature, read by inspection
-    ) -> None:
-        check_supported(plans, configuration, self.dimensions, type(self).__name__)
+    def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
+        """As the base; the patch that the U-Net needs, and images in [0, 1] for frozen features."""
+        super().check(plans, configuration, dataset_json)
         check_network(configuration_of(plans, configuration))
-        super().__init__(plans, configuration, fold, dataset_json, device)
 
     @staticmethod
     def build_network_architecture(

@@ -62,7 +62,7 @@ class InvarianceTrainer(BaselineTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own signature, read by inspection
     ) -> None:
-        check_supported(plans, configuration, self.dimensions, type(self).__name__)
+        self.check(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.aux: nn.ModuleDict = nn.ModuleDict()
         self.tap: EncoderTap | None = None
@@ -71,6 +71,10 @@ class InvarianceTrainer(BaselineTrainer):
         self.step_in_epoch = 0
         self.guard = FiniteGuard()
         self.curves: list[str] = []
+
+    def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
+        """Refuse plans or data that the method does not support, before anything is made."""
+        check_supported(plans, configuration, self.dimensions, type(self).__name__)
 
     def build_aux(self, channels: list[int], strides: list[tuple[int, ...]]) -> nn.ModuleDict:
         """The modules that the auxiliary losses train, by name; every parameter must get a gradient in every step.

@@ -29,7 +29,7 @@ class BaselineTrainer(nnUNetTrainer):
 
     With a seed, the network's initial values, the patches and their augmentation are repeatable, also across ``--c``
     and whatever the number of workers; on CPU and with one thread, bit by bit. Checkpoints are written atomically after
-    every epoch and open with ``torch.load(weights_only=True)``.
+    every epoch, of tensors and native types alone, so that they open without code being run.
 
     Raises:
         OptionError: the plans block does not hold what it should.

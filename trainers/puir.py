@@ -22,9 +22,9 @@ from nnunet_invariance.networks.puir import PUIRNet, gigabytes
 from nnunet_invariance.plans.options import PUIRTrainerOptions, read_options
 from nnunet_invariance.pretraining.planned_dataset import channel_names_of
 from nnunet_invariance.trainers.base import InvarianceTrainer
-from nnunet_invariance.trainers.icmseg import finest
 from nnunet_invariance.trainers.pretrained import bring_found
 from nnunet_invariance.trainers.seeding import mix
+from nnunet_invariance.trainers.targets import finest
 from nnunet_invariance.weights.locate import find_weights
 
 EQUIVARIANCE = 3  # the stream that says in which steps the turned pass is made, the same on all ranks
@@ -51,21 +51,15 @@ class PUIRTrainer(InvarianceTrainer):
     least_channels = 2
     memory_remedy = '"weight_equ": 0 or "checkpointing": "on" in the plans block "nnunet_invariance"'
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own signature, read by inspection
-    ) -> None:
+    def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
+        """As the base; at least two channels, whose names are kept."""
         self.channel_names = channel_names_of(dataset_json)
-        if len(self.channel_names) < 2:
+        if len(self.channel_names) < self.least_channels:
             raise UnsupportedConfigurationError(
                 f"{plans['dataset_name']} has one channel, {self.channel_names[0]}; {type(self).__name__} learns from "
                 "several modalities of one individual and needs at least 2. Train this dataset with another trainer."
             )
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        super().check(plans, configuration, dataset_json)
 
     @staticmethod
     def build_network_architecture(

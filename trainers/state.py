@@ -1,4 +1,4 @@
-"""What a trainer writes beside tensors: native types only, so that ``torch.load(weights_only=True)`` opens it."""
+"""What a trainer writes beside tensors: native types only, so that it opens without code being run."""
 
 from collections.abc import Mapping
 from pathlib import PurePath

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_invariance.errors import DatasetNotFoundError, EnvironmentNotSetError, StyleFolderError
+from nnunet_invariance.pretraining.planned_dataset import channel_names_of, dataset_name_of
 from nnunet_invariance.synthesis.writing import replace_file
 
 #: Planes by the world axis (left-right, front-back, foot-head) that is normal to them.
@@ -49,15 +49,12 @@ def open_raw_dataset(dataset: str) -> RawDataset:
     raw = os.environ.get("nnUNet_raw", "")
     if not raw or not Path(raw).is_dir():
         raise EnvironmentNotSetError(f"nnUNet_raw is {raw!r}; expected nnU-Net's folder of raw data sets. Set it.")
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except RuntimeError as error:
-        raise DatasetNotFoundError(f"Dataset {dataset!r} was not found: {error} Check nnUNet_raw.") from error
+    name = dataset_name_of(dataset)
     folder = Path(raw) / name
     if not (folder / "dataset.json").is_file():
         raise DatasetNotFoundError(f"{folder} holds no dataset.json. The images and labels are read from there.")
     content = json.loads((folder / "dataset.json").read_text())
-    channels = content.get("channel_names") or content["modality"]
+    channels = channel_names_of(content)
     if len(channels) != 1:
         msg = f"{name} has {len(channels)} channels; the diffusion path makes views of one. "
         raise StyleFolderError(f"{msg}Train with on-device interventions only, or make a data set of one channel.")

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.cases import labelled_cases, preprocessed_cases
@@ -17,10 +15,10 @@ from nnunet_invariance.evaluation.jobs import CaseSet
 from nnunet_invariance.evaluation.label_maps import Named, match_labels
 from nnunet_invariance.evaluation.pretrainings import bring_checkpoints
 from nnunet_invariance.evaluation.scores import require_known_labels
-from nnunet_invariance.evaluation.splits import draw_parts, draw_subsets, draw_test_cases
+from nnunet_invariance.evaluation.splits import Subset, draw_parts, draw_subsets, draw_test_cases
 from nnunet_invariance.evaluation.surfaces import require_monai
 from nnunet_invariance.plans.zscore import ct_remedy
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, channel_names_of
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, channel_names_of, dataset_name_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +73,7 @@ def cross_modality(
     out = (out or results / "evaluation" / name).resolve()
     tests = _target_sets(planned, targets, names or {})
     pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", planned.dataset_json["file_ending"])
-    of_source: tuple[str, ...] = ()
-    if parts is not None:
-        of_source = tuple(sorted(pool))
-        _require_patients(pool, tests)
-        subsets = draw_parts(pool, parts, draws, n_val, seed)
-    else:
-        if n_source:
-            of_source = draw_test_cases(pool, n_source, seed)
-        subsets = draw_subsets(pool - set(of_source), shots, draws, n_val, seed)
-        _warn_of_shared_names(pool, tests)
+    of_source, subsets = _deal(pool, tests, shots, draws, n_val, n_source, parts, seed)
     if of_source:
         cases = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
         tests.insert(0, CaseSet(planned.name, [cases[case] for case in of_source]))
@@ -121,6 +110,25 @@ def cross_modality(
     return run_comparison(comparison, out, parallel=parallel, devices=devices, slurm=slurm)
 
 
+def _deal(
+    pool: set[str],
+    tests: Sequence[CaseSet],
+    shots: Sequence[int | Literal["all"]],
+    draws: int,
+    n_val: int,
+    n_source: int,
+    parts: int | None,
+    seed: int,
+) -> tuple[Sequence[str], list[Subset]]:
+    """The cases of the source that are tested too, and what is trained on; arguments as in :func:`cross_modality`."""
+    if parts is not None:
+        _require_patients(pool, tests)
+        return sorted(pool), draw_parts(pool, parts, draws, n_val, seed)
+    of_source = draw_test_cases(pool, n_source, seed) if n_source else ()
+    _warn_of_shared_names(pool, tests)
+    return of_source, draw_subsets(pool - set(of_source), shots, draws, n_val, seed)
+
+
 def _target_sets(
     planned: PlannedDataset, targets: Sequence[str], names: Mapping[str, Mapping[str, Named]]
 ) -> list[CaseSet]:
@@ -137,10 +145,7 @@ def _target_sets(
 
 def _target_name(target: str) -> str:
     """Name of a raw data set."""
-    try:
-        name = maybe_convert_to_dataset_name(int(target) if target.isdigit() else target)
-    except RuntimeError as error:
-        raise DatasetNotFoundError(f"Target {target!r} was not found: {error} Check nnUNet_raw.") from error
+    name = dataset_name_of(target)
     file = Path(os.environ["nnUNet_raw"]) / name / "dataset.json"
     if not file.is_file():
         raise DatasetNotFoundError(f"{file} does not exist. A target needs it, beside its images and labels.")

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import SimpleITK as sitk
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from tqdm import tqdm
 
-from nnunet_invariance.errors import DatasetNotFoundError, EnvironmentNotSetError, ImagesFolderError, OutputError
+from nnunet_invariance.errors import DatasetNotFoundError, ImagesFolderError, OutputError
 from nnunet_invariance.pretraining.grids import check_same_grid
-from nnunet_invariance.pretraining.planned_dataset import ENVIRONMENT, channel_names_of
+from nnunet_invariance.pretraining.planned_dataset import channel_names_of, dataset_name_of, require_environment
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,8 @@ def zeros_like(file: Path) -> sitk.Image:
 
 def _read_dataset_json(dataset: str) -> dict:
     """From nnUNet_raw or nnUNet_preprocessed."""
-    for variable in ENVIRONMENT:
-        if not os.environ.get(variable):
-            msg = f"The environment variable {variable} is not set. "
-            raise EnvironmentNotSetError(f"{msg}Set it to the folder that nnU-Net uses, then try again.")
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except RuntimeError as error:
-        msg = f"Dataset {dataset!r} was not found: {error} "
-        raise DatasetNotFoundError(f"{msg}Check the id and the folders in nnUNet_raw.") from error
+    require_environment()
+    name = dataset_name_of(dataset)
     files = [Path(os.environ[tree]) / name / "dataset.json" for tree in ("nnUNet_raw", "nnUNet_preprocessed")]
     for file in files:
         if file.is_file():

@@ -60,22 +60,36 @@ def channel_names_of(dataset_json: dict[str, Any]) -> list[str]:
     return [names[k] for k in sorted(names, key=int)]
 
 
+def require_environment() -> None:
+    """Raise EnvironmentNotSetError where one of nnU-Net's three variables is not set."""
+    for variable in ENVIRONMENT:
+        if not os.environ.get(variable):
+            msg = f"The environment variable {variable} is not set. "
+            raise EnvironmentNotSetError(f"{msg}Set it to the folder that nnU-Net uses, then try again.")
+
+
+def dataset_name_of(dataset: str) -> str:
+    """The name of a dataset that is given by name or id.
+
+    Raises:
+        DatasetNotFoundError
+    """
+    try:
+        return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except RuntimeError as error:
+        msg = f"Dataset {dataset!r} was not found: {error} "
+        remedy = "Check the id and the folders in nnUNet_raw and nnUNet_preprocessed."
+        raise DatasetNotFoundError(msg + remedy) from error
+
+
 def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nnUNetPlans") -> PlannedDataset:
     """Find a dataset by name or id and one configuration of its plans.
 
     Raises:
         EnvironmentNotSetError, DatasetNotFoundError, NotPreprocessedError, UnknownConfigurationError
     """
-    for variable in ENVIRONMENT:
-        if not os.environ.get(variable):
-            msg = f"The environment variable {variable} is not set. "
-            raise EnvironmentNotSetError(f"{msg}Set it to the folder that nnU-Net uses, then try again.")
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except RuntimeError as error:
-        msg = f"Dataset {dataset!r} was not found: {error} "
-        remedy = "Check the id and the folders in nnUNet_raw and nnUNet_preprocessed."
-        raise DatasetNotFoundError(msg + remedy) from error
+    require_environment()
+    name = dataset_name_of(dataset)
     base = Path(os.environ["nnUNet_preprocessed"]) / name
     plans_file = base / f"{plans_name}.json"
     if not plans_file.is_file():
