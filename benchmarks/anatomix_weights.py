@@ -81,7 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--templates", type=Path, help="folder of label maps; procedural shapes when not given")
     add("--real", type=Path, help="labelled data set in nnU-Net's raw layout, to be measured on only")
     add("--network", choices=["plain4", "plain6"], default="plain4", help="which of nnU-Net's stock networks")
-    add("--patch", type=int, default=32, help="side of the synthetic volumes, voxels")
+    add("--patch", type=int, default=32, help="side of the patches, voxels")
     add("--pairs", type=int, default=1, help="pairs a step")
     add("--epochs", type=int, default=100, help="at most")
     add("--iterations", type=int, default=50, help="steps an epoch")
@@ -241,7 +241,7 @@ input channel (others by the rules of transfer), pre-trained with `pretrain anat
 | what | value |
 |---|---|
 | shapes | {options["templates"] or "procedural"} |
-| volumes | {options["patch"]}^3 voxels, {options["pairs"]} pair(s) a step |
+| patches | {options["patch"]}^3 voxels cut out of {options["volume"]}^3, {options["pairs"]} pair(s) a step |
 | length | {record["steps"]} steps, seed {options["seed"]} |
 | ended by | {ended} (no lower held-out loss in a tenth of the epochs) |
 | time of training | {record["seconds"] / 60:.1f} min on {metadata["device"]} |

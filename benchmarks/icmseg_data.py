@@ -98,7 +98,7 @@ CONTRASTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 # --- data sets
 
 
-def lay_out_hippocampus(data: Path, raw: Path, seed: int, n_test: int = 40) -> Task:
+def lay_out_hippocampus(data: Path, raw: Path, seed: int, n_test: int = 20) -> Task:
     """Trains on 20 of the cases that are not held out."""
     targets = _lay_out_contrasts(data / "Dataset004_Hippocampus", raw, 810, n_test, seed)
     return Task("Dataset004_Hippocampus", targets, shots=(20,))

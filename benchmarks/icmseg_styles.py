@@ -10,7 +10,6 @@ on.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -22,12 +21,13 @@ import SimpleITK as sitk
 from common import FEW_CORES, Steps
 from icmseg_data import CONTRASTS, ENDING, SETS, Task
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from tables import COMPARISON_TABLES, effect_table, level_table
 
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.cross_modality import cross_modality
-from nnunet_invariance.evaluation.effects import OVERALL, Contrast
+from nnunet_invariance.evaluation.effects import Contrast
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.pictures import panels, png, show
 from nnunet_invariance.evaluation.stored import state, stored_jobs
@@ -39,8 +39,8 @@ from nnunet_invariance.weights.atomic import atomic_write
 CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
 BASELINE, AUGMENTED = "BaselineTrainer", "BaselineTrainerDA5"
 INFO_NCE = " + InfoNCE"  # in the name of an arm
-LARGEST_SIDE, BASE_FEATURES, BATCH_SIZE, MOST_POOLINGS, LEAST_SIDE = 56, 16, 2, 4, 4
-EPOCHS, ITERATIONS, VAL_ITERATIONS = 30, 25, 2
+LARGEST_SIDE, BASE_FEATURES, BATCH_SIZE, MOST_POOLINGS, LEAST_SIDE = 32, 8, 2, 4, 4
+EPOCHS, ITERATIONS, VAL_ITERATIONS = 20, 25, 2
 RESULTS = Path(__file__).parent / "results" / "icmseg-styles"
 
 
@@ -167,7 +167,7 @@ def publish(args: argparse.Namespace) -> None:
         if not (out / "comparison.json").is_file():
             missing.append(f"- {name}: nothing")
             continue
-        for file in ("scores.csv", "levels.csv", "effects.csv", "comparison.json"):
+        for file in COMPARISON_TABLES:
             if (out / file).is_file():
                 _write(args.out / f"{name}_{file}", (out / file).read_bytes())
         jobs = stored_jobs(out)
@@ -180,46 +180,6 @@ def publish(args: argparse.Namespace) -> None:
             parts += [f"## {name}", level_table(out / "levels.csv"), effect_table(out / "effects.csv")]
     text = "\n\n".join([*parts, "## Not run", "\n".join(missing) or "- nothing is missing"])
     _write(args.out / "tables.md", f"{text}\n".encode())
-
-
-def level_table(path: Path) -> str:
-    """Mean Dice over the classes with its interval, a row an arm, a column a condition."""
-    rows = [row for row in _rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
-    conditions, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("condition", "arm"))
-    cells = {(row["arm"], row["condition"]): _interval(row, "{:.3f}") for row in rows}
-    lines = [[arm, *(cells.get((arm, condition), "") for condition in conditions)] for arm in arms]
-    return _markdown(["Dice", *conditions], lines)
-
-
-def effect_table(path: Path) -> str:
-    """Paired differences in Dice over the classes."""
-    rows = [row for row in _rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
-    lines = [
-        [
-            r["condition"],
-            r["arm"],
-            r["reference"],
-            _interval(r, "{:+.3f}"),
-            f"{r['draws']} x {r['cases']}",
-            r["verdict"],
-        ]
-        for r in rows
-    ]
-    return _markdown(["condition", "arm", "against", "difference", "seeds x cases", "verdict"], lines)
-
-
-def _interval(row: dict[str, str], form: str) -> str:
-    mean, low, high = (form.format(float(row[key])) for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]" if np.isfinite(float(row["low"])) else f"{mean} (one case)"
-
-
-def _markdown(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _volume(path: Path) -> np.ndarray:

@@ -16,21 +16,26 @@ import json, sys, torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from distributed_alice import build, views
-dist.init_process_group("gloo")
-torch.set_num_threads(1)
-rank = dist.get_rank()
-alice = build(**json.loads(sys.argv[2]))
-mine = {k: v[[rank, rank + 2]] for k, v in views().items()}  # pair ``rank`` of Q1 Q2 K1 K2
-parallel = DistributedDataParallel(alice, broadcast_buffers=False)
-output = parallel(mine, 0.5)
-sum(output.losses.values()).backward()
-alice.after_step(output, 0.5)
-losses = torch.stack([v.detach() for v in output.losses.values()])
-dist.all_reduce(losses)
-if rank == 0:
-    gradients = {n: p.grad for n, p in alice.named_parameters() if p.grad is not None}
-    centers = [alice.heads.inter.center, alice.heads.intra.center]
-    torch.save({"losses": losses / 2, "gradients": gradients, "centers": centers}, sys.argv[1])
+
+def main():  # no DistributedDataParallel is left when its group is destroyed
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    rank = dist.get_rank()
+    alice = build(**json.loads(sys.argv[2]))
+    mine = {k: v[[rank, rank + 2]] for k, v in views().items()}  # pair ``rank`` of Q1 Q2 K1 K2
+    parallel = DistributedDataParallel(alice, broadcast_buffers=False)
+    output = parallel(mine, 0.5)
+    sum(output.losses.values()).backward()
+    alice.after_step(output, 0.5)
+    losses = torch.stack([v.detach() for v in output.losses.values()])
+    dist.all_reduce(losses)
+    if rank == 0:
+        gradients = {n: p.grad for n, p in alice.named_parameters() if p.grad is not None}
+        centers = [alice.heads.inter.center, alice.heads.intra.center]
+        torch.save({"losses": losses / 2, "gradients": gradients, "centers": centers}, sys.argv[1])
+    dist.barrier()
+
+main()
 dist.destroy_process_group()
 """
 

@@ -129,10 +129,10 @@ def test_another_patch_gets_interpolated_positions_and_other_channels_their_shar
     grid = [size // 8 for size in patch]
     assert {entry.rule for entry in report.adapted} == {"input channels 1 -> 2", f"positions [2, 3, 4] -> {grid}"}
     assert torch.equal(ours.encoder.eva.pos_embed, resize_positions(source.eva.pos_embed, (2, 3, 4), grid))
-    x = torch.randn(1, 1, *patch)
+    x = torch.randn(1, 1, *patch, dtype=torch.float64)
     with torch.no_grad():
-        embedded = ours.encoder.down_projection(x.expand(-1, 2, -1, -1, -1))
-        assert torch.allclose(embedded, source.down_projection(x), atol=1e-5)
+        embedded = ours.encoder.down_projection.double()(x.expand(-1, 2, -1, -1, -1))
+        assert torch.allclose(embedded, source.down_projection.double()(x), atol=1e-6)
 
 
 def test_a_class_token_is_dropped_with_its_position(tmp_path, tiny_size):

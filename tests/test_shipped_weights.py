@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from tiny_trainers import make_trainer
 
 from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
-from nnunet_invariance.plans.options import MAETrainerOptions
+from nnunet_invariance.plans.options import AnatomixOptions, MAETrainerOptions
 from nnunet_invariance.pretraining import target
+from nnunet_invariance.pretraining.anatomix import Anatomix
 from nnunet_invariance.trainers.pretrained import bring_weights
 from nnunet_invariance.weights import locate
 from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
+from nnunet_invariance.weights.importers.importing import file_sha256
 
 NAMES = ("Dataset777_Tiny", "nnUNetPlans", "3d_fullres")
 
@@ -75,6 +78,18 @@ def test_the_first_file_that_fits_is_taken(shipped):
     network = build(architecture(features=(8, 16, 32)), seed=5)
     report = bring_weights(network, "anatomix", NAMES, MAETrainerOptions(), lambda line: None)
     assert report["checkpoint"] == str(other)
+
+
+def test_what_ships_is_what_its_checksums_say_and_fits_the_stock_four_stage_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.delenv(locate.ENVIRONMENT_VARIABLE, raising=False)
+    folder = Path(locate.__file__).parent / "shipped"
+    sums = dict(line.split()[::-1] for line in (folder / "anatomix_plain4.sha256").read_text().splitlines())
+    assert {file_sha256(folder / name) for name in sums} == set(sums.values())
+    stock = target.preset_target(Anatomix, "plain4", tmp_path).setup.architecture
+    network = build(replace(stock, input_channels=2, num_classes=3), seed=5)
+    report = bring_weights(network, "anatomix", NAMES, AnatomixOptions(), lambda line: None)
+    assert (report["place"], report["coverage"]) == ("shipped with the package", 1)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------

@@ -302,19 +302,23 @@ import sys, torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from test_supervised_info_nce import AllForms, two_views
-dist.init_process_group("gloo")
-torch.set_num_threads(1)
-mine = slice(0, 2) if dist.get_rank() == 0 else slice(2, 3)  # ranks of unequal size
-model = AllForms()
-parallel = DistributedDataParallel(model)
-losses = parallel(*(x[mine] for x in two_views()))
-losses.sum().backward()
-same = losses.detach().clone()
-dist.broadcast(same, 0)
-assert torch.equal(same, losses.detach()), (same, losses)
-if dist.get_rank() == 0:
-    torch.save({"losses": same, "gradients": [p.grad for p in model.parameters()]}, sys.argv[1])
-dist.barrier()
+
+def main():  # no DistributedDataParallel is left when its group is destroyed
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    mine = slice(0, 2) if dist.get_rank() == 0 else slice(2, 3)  # ranks of unequal size
+    model = AllForms()
+    parallel = DistributedDataParallel(model)
+    losses = parallel(*(x[mine] for x in two_views()))
+    losses.sum().backward()
+    same = losses.detach().clone()
+    dist.broadcast(same, 0)
+    assert torch.equal(same, losses.detach()), (same, losses)
+    if dist.get_rank() == 0:
+        torch.save({"losses": same, "gradients": [p.grad for p in model.parameters()]}, sys.argv[1])
+    dist.barrier()
+
+main()
 dist.destroy_process_group()
 """
 
