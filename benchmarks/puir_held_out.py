@@ -52,7 +52,7 @@ def held_out_crops(planned: PlannedDataset, cases: Sequence[LabelledCase]) -> Te
     return torch.stack(crops)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def held_out_quantities(planned: PlannedDataset, checkpoint: Path, crops: Tensor) -> dict[str, float]:
     """Means over the crops: see ``profiles.measure``, and ``error_own`` and ``error_others``.
 

@@ -20,17 +20,18 @@ import torch
 from common import FEW_CORES, Steps, cpu_sized
 from puir_data import DRAWS, SETS, Task
 from puir_held_out import Average, held_out_crops, held_out_quantities
-from puir_tables import publish
+from puir_tables import CONSTRAINTS, FILLED, FULL, publish
 
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.cases import LabelledCase, test_folder_cases
 from nnunet_invariance.evaluation.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.effects import Contrast
 from nnunet_invariance.evaluation.jobs import Arm, CaseSet
-from nnunet_invariance.evaluation.missing_modality import PROTOCOL, choose_subsets, missing_modalities
+from nnunet_invariance.evaluation.missing_modality import JOIN, PROTOCOL, choose_subsets, missing_modalities
 from nnunet_invariance.evaluation.pretrainings import bring_checkpoints
 from nnunet_invariance.evaluation.record import read_json, write_json
 from nnunet_invariance.evaluation.splits import Subset, require_disjoint
+from nnunet_invariance.evaluation.tree import link
 from nnunet_invariance.modality_transfer.evaluate import SCORES, evaluate
 from nnunet_invariance.modality_transfer.model import load_model
 from nnunet_invariance.plans.copies import write_plans_copy
@@ -40,7 +41,6 @@ from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL, LATEST
 CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
 BASE_FEATURES, BATCH_SIZE, VAL_ITERATIONS = 8, 2, 1
 LEARNING_RATE = 1e-3  # of the pre-trainings: a few hundred steps want more than the default
-CONSTRAINTS = ("decom", "inv", "equ", "contr")
 #: Each needs those before it, but the ablations only the first.
 PARTS = ("pretraining", "transfer", "segmentation", "ablation", "ablation-dice")
 RESULTS = Path(__file__).parent / "results" / "puir-real"
@@ -56,10 +56,10 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:4]), help="in their order")
     parser.add_argument("--draws", type=int, default=1, choices=range(1, DRAWS + 1), help="who is trained on")
     parser.add_argument("--all-subsets", action="store_true", help="of pgbm, too: 63")
-    parser.add_argument("--pretraining-steps", type=int, default=200, help="of each pre-training")
-    parser.add_argument("--transfer-steps", type=int, default=200)
-    parser.add_argument("--epochs", type=int, default=10, help="of every segmentation training")
-    parser.add_argument("--iterations", type=int, default=30, help="steps an epoch")
+    parser.add_argument("--pretraining-steps", type=int, default=150, help="of each pre-training")
+    parser.add_argument("--transfer-steps", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=8, help="of every segmentation training")
+    parser.add_argument("--iterations", type=int, default=25, help="steps an epoch")
     parser.add_argument("--seed", type=int, default=0, help="of networks and augmentation")
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
     args = parser.parse_args()
@@ -78,7 +78,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     finally:
-        publish(args.work, args.out, PARTS)
+        publish(args.work, args.out)
     return 0
 
 
@@ -140,7 +140,7 @@ def run(draw: Draw) -> None:
     ):
         if part in chosen:
             does(draw, steps)
-            publish(draw.args.work, draw.args.out, PARTS)
+            publish(draw.args.work, draw.args.out)
 
 
 def write_plans(draw: Draw, steps: Steps) -> None:
@@ -159,7 +159,7 @@ def pretrain(draw: Draw, steps: Steps, without: str = "") -> None:
     """PUIR's pre-training, or that without one of its constraints, and what of it holds for the tested patient."""
     checkpoint, words = draw.checkpoint(without), [f"weight_{without}=0"] if without else []
     environment = {"nnUNet_results": str(draw.folder / f"without_{without}")} if without else {}
-    name = f"without {without}" if without else "all constraints"
+    name = f"without {without}" if without else FULL
     command = ["nnunet-invariance", "pretrain", "puir", *draw.where]
     command += _length(draw.args.pretraining_steps, draw.args.seed, checkpoint.parent)
     words += [f"lr={LEARNING_RATE}", "workers=1"]
@@ -186,19 +186,20 @@ def transfer(draw: Draw, steps: Steps) -> None:
     words = ["--set", f"lr={LEARNING_RATE}", "workers=1"]
     steps.run("transfer_train", ["nnunet-invariance", "transfer", "train", *draw.where, *length, *words])
     images, sources = draw.raw / "imagesTs", draw.task.sources
-    command = ["nnunet-invariance", "transfer", "evaluate", *draw.where, "-i", str(images)]
-    steps.run("transfer_evaluate", [*command, "-o", str(draw.folder / "transferred"), "--from", *sources])
+    where = [*draw.where, "-i", os.path.relpath(images, draw.folder), "-o"]
+    command = ["nnunet-invariance", "transfer", "evaluate", *where, "transferred", "--from", *sources]
+    steps.run("transfer_evaluate", command)
     planned = draw.planned()
     for name, factor in (("copied", 1.0), ("blank", 0.0)):
         if not (draw.folder / name / SCORES).is_file():
             model = replace(load_model(planned, device="cpu"), network=Average(factor), device=torch.device("cpu"))
             evaluate(model, images, draw.folder / name, choose_subsets(planned.channel_names, sources))
     for subset in draw.task.replaced:
-        filled = draw.folder / f"filled_from_{subset}"
-        if f"transfer_predict_{subset}" not in steps.done:
-            shutil.rmtree(filled, ignore_errors=True)
-        command = ["nnunet-invariance", "transfer", "predict", *draw.where, "-i", str(images), "-o", str(filled)]
-        steps.run(f"transfer_predict_{subset}", [*command, "--keep", "--from", *subset.split("+")])
+        name = f"filled_from_{subset}"
+        if name not in steps.done:
+            shutil.rmtree(draw.folder / name, ignore_errors=True)
+        command = ["nnunet-invariance", "transfer", "predict", *where, name, "--keep", "--from", *subset.split(JOIN)]
+        steps.run(name, command)
 
 
 def segment(draw: Draw, steps: Steps, arms: Sequence[Arm] = (), contrasts: Sequence[Contrast] = ()) -> None:
@@ -238,7 +239,7 @@ def _filled(draw: Draw, cases: Sequence[LabelledCase], subset: str) -> CaseSet:
     """The test cases with some real modalities and all others transferred from them."""
     folder = draw.folder / f"filled_from_{subset}"
     return CaseSet(
-        f"{subset}, transferred",
+        f"{subset}{FILLED}",
         [replace(case, images=tuple(folder / path.name for path in case.images)) for case in cases],
     )
 
@@ -251,9 +252,13 @@ def ablate(draw: Draw, steps: Steps) -> None:
 
 def segment_ablated(draw: Draw, steps: Steps) -> None:
     """PUIRTrainer from each of the pre-trainings that lack a constraint, beside the other arms."""
-    trainer = f"PUIRTrainer_{draw.args.epochs}epochs"
-    arms = [Arm(f"without_{name}", trainer, {ENVIRONMENT_VARIABLE: str(draw.checkpoint(name))}) for name in CONSTRAINTS]
-    segment(draw, steps, arms, [Contrast(arm.name, trainer, "all constraints") for arm in arms])
+    trainer, arms = f"PUIRTrainer_{draw.args.epochs}epochs", []
+    for name in CONSTRAINTS:
+        checkpoint = draw.checkpoint(name)
+        named = checkpoint.with_name(f"without_{name}{checkpoint.suffix}")  # a record tells checkpoints by their names
+        link(checkpoint, named)
+        arms.append(Arm(named.stem, trainer, {ENVIRONMENT_VARIABLE: str(named)}))
+    segment(draw, steps, arms, [Contrast(arm.name, trainer, FULL) for arm in arms])
 
 
 if __name__ == "__main__":

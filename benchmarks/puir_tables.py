@@ -8,18 +8,22 @@ import numpy as np
 from common import markdown, write_file
 from puir_data import DRAWS, SETS
 
-from nnunet_invariance.evaluation.effects import levels
+from nnunet_invariance.evaluation.effects import OVERALL, levels
+from nnunet_invariance.evaluation.missing_modality import JOIN
 from nnunet_invariance.evaluation.pictures import draw_heat_map
 from nnunet_invariance.evaluation.record import read_json
 from nnunet_invariance.evaluation.scores import Score, read_scores
 from nnunet_invariance.evaluation.stored import state, stored_jobs
 from nnunet_invariance.modality_transfer.evaluate import EXAMPLES, METRICS, SCORES, read_pairs
 
+CONSTRAINTS = ("decom", "inv", "equ", "contr")
+FULL = "all constraints"
+FILLED = ", transferred"  # ends the name of a test set whose missing modalities were filled
 TRANSFERS = ("transferred", "copied", "blank")
 SHOWN = ("pgbm",)  # brats2015 may not be shown: its licence is for non-commercial use
 
 
-def publish(work: Path, out: Path, parts: Sequence[str]) -> None:
+def publish(work: Path, out: Path) -> None:
     """Write everything anew."""
     text, numbers, missing = [], {}, []
     for draw in range(DRAWS):
@@ -27,7 +31,7 @@ def publish(work: Path, out: Path, parts: Sequence[str]) -> None:
             folder = work / f"{name}{draw}"
             title = f"{name}, draw {draw}"
             numbers[title] = found = _numbers(folder)
-            missing += [f"- {title}: {what}" for what in _missing(folder, found, parts)]
+            missing += [f"- {title}: {what}" for what in _missing(folder, found)]
             if any(found.values()):
                 text += [f"## {title}", *_tables(folder, found)]
             if name in SHOWN:
@@ -50,8 +54,10 @@ def _numbers(folder: Path) -> dict[str, object]:
         "transfer": pairs,
         "dice": {f"{s.arm}, {s.condition}, {s.case}": s.dice for s in _scores(folder)},
         "comparison": record.get("comparison", {}),
-        "jobs": record.get("jobs", {}),
-        "steps": read_json(folder / "steps.json"),
+        "seconds": {
+            **{name: step["seconds"] for name, step in read_json(folder / "steps.json").items()},
+            **{f"{n}, {s}": step["seconds"] for n, job in record.get("jobs", {}).items() for s, step in job.items()},
+        },
     }
 
 
@@ -60,16 +66,24 @@ def _scores(folder: Path) -> list[Score]:
     return read_scores(path) if path.is_file() else []
 
 
-def _missing(folder: Path, found: dict, parts: Sequence[str]) -> list[str]:
+def _missing(folder: Path, found: dict) -> list[str]:
     """What is not finished, in words."""
-    if not found["steps"]:
+    if not found["seconds"]:
         return ["nothing is run"]
-    missing = [f"pre-training {name}" for name in ("all constraints",) if name not in found["held_out"]]
-    missing += [f"transfer: {kind}" for kind in TRANSFERS if kind not in found["transfer"]]
-    jobs = stored_jobs(folder / "comparison") if found["comparison"] else []
-    missing += [f"{job.name}: {state(job)}" for job in jobs if not job.scores.is_file()]
-    missing += [] if jobs else ["segmentation"]
-    return missing
+    names = [FULL, *(f"without {name}" for name in CONSTRAINTS)]
+    missing = [f"pre-training, {name}" for name in names if name not in found["held_out"]]
+    missing += [f"transfer, {kind}" for kind in TRANSFERS if kind not in found["transfer"]]
+    described = found["comparison"]
+    if not described:
+        return [*missing, "segmentation"]
+    missing += [f"{job.name}: {state(job)}" for job in stored_jobs(folder / "comparison") if not job.scores.is_file()]
+    missing += [
+        f"Dice from the pre-training without {n}" for n in CONSTRAINTS if f"without_{n}" not in described["arms"]
+    ]
+    whole = max(described["test_names"], key=lambda name: name.count(JOIN))
+    subsets = 2 ** (whole.count(JOIN) + 1) - 1
+    tested = [name for name in described["test_names"] if not name.endswith(FILLED)]
+    return missing if len(tested) == subsets else [*missing, f"{subsets - len(tested)} of {subsets} subsets"]
 
 
 def _tables(folder: Path, found: dict) -> list[str]:
@@ -122,4 +136,4 @@ def _pictures(folder: Path, out: Path, name: str) -> None:
     if (folder / "transferred" / EXAMPLES).is_file():
         write_file(out / f"{name}_transfer.png", (folder / "transferred" / EXAMPLES).read_bytes())
     if scores := _scores(folder):
-        write_file(out / f"{name}_dice.png", draw_heat_map([v for v in levels(scores) if v.label != "tumour"]))
+        write_file(out / f"{name}_dice.png", draw_heat_map([v for v in levels(scores) if v.label != OVERALL]))
