@@ -5,6 +5,9 @@
 Two data sets of two patients each: one patient is trained on, the other one tested; a draw is which. Everything of the
 first draw comes first. What is done is skipped: run the same command again after an interruption. The results folder
 gets tables, numbers, the list of what is not run, and pictures of the data that may be shown.
+
+The contrast tells cases apart: with the one scan that brats trains on it is 0, and in pgbm the two visits that it tells
+apart are of one patient.
 """
 
 import argparse
