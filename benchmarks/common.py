@@ -3,16 +3,19 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunet_invariance.evaluation.record import read_json, write_json
 from nnunet_invariance.evaluation.stock import run_command
+from nnunet_invariance.weights.atomic import atomic_write
 
 # On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
 # while they wait slow everything down tenfold once the cores have other work. No result depends on either.
@@ -23,6 +26,7 @@ FEW_CORES = {
     "nnUNet_nps": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+MOST_POOLINGS, LEAST_SIDE = 4, 4  # of a network for a CPU, and of its deepest map in voxels
 
 
 class Steps:
@@ -33,14 +37,47 @@ class Steps:
         self.file = work / "steps.json"
         self.done: dict[str, Any] = read_json(self.file)
 
-    def run(self, name: str, command: Sequence[str], on_poll: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        name: str,
+        command: Sequence[str],
+        on_poll: Callable[[], None] = lambda: None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Run a command once; ``name`` is its log's name. Time spent before an interruption is not counted."""
         if name in self.done:
             return
         print(f"{name}: {' '.join(command)}", flush=True)
-        seconds = run_command(name, command, self.work / "logs" / f"{name}.log", self.work, {}, on_poll)
+        seconds = run_command(name, command, self.work / "logs" / f"{name}.log", self.work, environment, on_poll)
         self.done[name] = {"command": " ".join(command), "seconds": round(seconds, 1)}
         write_json(self.file, self.done)
+
+
+def cpu_sized(entry: dict[str, Any], patch_size: Sequence[int], base_features: int, batch_size: int) -> dict[str, Any]:
+    """Changes to a planned configuration that make its network small; patches no larger than the planned ones."""
+    patch = [min(sides) for sides in zip(entry["patch_size"], patch_size, strict=True)]
+    _, strides, kernels, patch, _ = get_pool_and_conv_props(entry["spacing"], patch, LEAST_SIDE, MOST_POOLINGS)
+    stages, architecture = len(strides), entry["architecture"]
+    arguments = {
+        **architecture["arch_kwargs"],
+        "n_stages": stages,
+        "features_per_stage": [base_features * 2**stage for stage in range(stages)],
+        "strides": [list(map(int, s)) for s in strides],
+        "kernel_sizes": [list(map(int, k)) for k in kernels],
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+    }
+    return {
+        "patch_size": list(map(int, patch)),
+        "batch_size": batch_size,
+        "architecture": {**architecture, "arch_kwargs": arguments},
+    }
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Atomically, in a folder that need not be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, lambda file: file.write(content))
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:

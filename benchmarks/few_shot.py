@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from common import FEW_CORES, Steps
+from common import FEW_CORES, Steps, write_file
 from hippocampus_alice import CONFIGURATION, DATASET, STOCK_PLANS, lay_out_raw
 from tables import COMPARISON_TABLES, effect_table, level_table
 
@@ -24,7 +24,6 @@ from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.report import PAGE
 from nnunet_invariance.evaluation.stored import state, stored_jobs
 from nnunet_invariance.plans.copies import write_plans_copy
-from nnunet_invariance.weights.atomic import atomic_write
 
 PLANS = "nnUNetPlans_few"
 PATCH, BASE_FEATURES, BATCH_SIZE = [32, 40, 32], 8, 2
@@ -127,21 +126,16 @@ def publish(args: argparse.Namespace, steps: Steps) -> None:
         return
     for name in COMPARISON_TABLES:
         text = (out / name).read_text().replace(str(args.work), "WORK")
-        _write(name, text.replace(str(args.templates.resolve().parent), "DATA").encode())
+        write_file(RESULTS / name, text.replace(str(args.templates.resolve().parent), "DATA").encode())
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', (out / PAGE).read_text())
     for name, content in zip(("levels.png", "effects.png", "cases.png"), pictures, strict=False):
-        _write(name, base64.b64decode(content))
+        write_file(RESULTS / name, base64.b64decode(content))
     jobs = stored_jobs(out)
     missing = [f"- {job.name}: {state(job)}" for job in jobs if not job.scores.is_file()]
     missing += [f"- stage {name!r} (draws, shots: {STAGES[name][:2]})" for name in STAGES if name not in steps.done]
     tables = [level_table(out / "levels.csv"), effect_table(out / "effects.csv")]
     text = "\n\n".join([*tables, "## Not run", "\n".join(missing) or "- nothing is missing"])
-    _write("tables.md", f"{text}\n".encode())
-
-
-def _write(name: str, content: bytes) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    atomic_write(RESULTS / name, lambda file: file.write(content))
+    write_file(RESULTS / "tables.md", f"{text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from common import FEW_CORES, Steps
+from common import FEW_CORES, Steps, cpu_sized, write_file
 from icmseg_data import CONTRASTS, ENDING, SETS, Task
-from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from tables import COMPARISON_TABLES, effect_table, level_table
 
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
@@ -34,12 +33,11 @@ from nnunet_invariance.evaluation.stored import state, stored_jobs
 from nnunet_invariance.evaluation.style_pictures import draw_interventions
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
-from nnunet_invariance.weights.atomic import atomic_write
 
 CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
 BASELINE, AUGMENTED = "BaselineTrainer", "BaselineTrainerDA5"
 INFO_NCE = " + InfoNCE"  # in the name of an arm
-LARGEST_SIDE, BASE_FEATURES, BATCH_SIZE, MOST_POOLINGS, LEAST_SIDE = 32, 8, 2, 4, 4
+LARGEST_SIDE, BASE_FEATURES, BATCH_SIZE = 32, 8, 2
 EPOCHS, ITERATIONS, VAL_ITERATIONS = 20, 25, 2
 RESULTS = Path(__file__).parent / "results" / "icmseg-styles"
 
@@ -125,18 +123,7 @@ def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
     steps.run(f"plan_{task.source}", command)
     stock = json.loads((args.work / "nnUNet_preprocessed" / task.source / f"{STOCK_PLANS}.json").read_text())
     entry = stock["configurations"][CONFIGURATION]
-    patch = [min(side, LARGEST_SIDE) for side in entry["patch_size"]]
-    _, strides, kernels, patch, _ = get_pool_and_conv_props(entry["spacing"], patch, LEAST_SIDE, MOST_POOLINGS)
-    stages = len(strides)
-    entry["architecture"]["arch_kwargs"].update(
-        n_stages=stages,
-        features_per_stage=[BASE_FEATURES * 2**stage for stage in range(stages)],
-        strides=[list(map(int, s)) for s in strides],
-        kernel_sizes=[list(map(int, k)) for k in kernels],
-        n_conv_per_stage=[2] * stages,
-        n_conv_per_stage_decoder=[2] * (stages - 1),
-    )
-    changes = {"patch_size": list(map(int, patch)), "batch_size": BATCH_SIZE, "architecture": entry["architecture"]}
+    changes = cpu_sized(entry, [LARGEST_SIDE] * len(entry["patch_size"]), BASE_FEATURES, BATCH_SIZE)
     block = {"iterations_per_epoch": args.iterations, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}
     write_plans_copy(task.source, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
     for style, contrast in itertools.product(args.styles, (False, True)):
@@ -153,10 +140,10 @@ def draw_pictures(task: Task, args: argparse.Namespace) -> None:
     figure, axes = panels(1, len(task.targets))
     for axis, target, title in zip(axes[0], task.targets, CONTRASTS, strict=True):
         show(axis, _volume(raw / target / "imagesTr" / f"{case}_0000{ENDING}")[index], labels[index], title.lower())
-    _write(args.out / "contrasts.png", png(figure))
+    write_file(args.out / "contrasts.png", png(figure))
     path = sorted((raw / task.source / "labelsTr").iterdir())[0]
     image = _volume(raw / task.source / "imagesTr" / path.name.replace(ENDING, f"_0000{ENDING}"))
-    _write(args.out / "interventions.png", draw_interventions(image, _volume(path), args.seed))
+    write_file(args.out / "interventions.png", draw_interventions(image, _volume(path), args.seed))
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -169,7 +156,7 @@ def publish(args: argparse.Namespace) -> None:
             continue
         for file in COMPARISON_TABLES:
             if (out / file).is_file():
-                _write(args.out / f"{name}_{file}", (out / file).read_bytes())
+                write_file(args.out / f"{name}_{file}", (out / file).read_bytes())
         jobs = stored_jobs(out)
         missing += [f"- {name}: {job.name}: {state(job)}" for job in jobs if not job.scores.is_file()]
         arms = {f"{style}{more}" for style in INTERVENTIONS for more in ("", INFO_NCE)} - {job.arm.name for job in jobs}
@@ -179,16 +166,11 @@ def publish(args: argparse.Namespace) -> None:
         if (out / "levels.csv").is_file():
             parts += [f"## {name}", level_table(out / "levels.csv"), effect_table(out / "effects.csv")]
     text = "\n\n".join([*parts, "## Not run", "\n".join(missing) or "- nothing is missing"])
-    _write(args.out / "tables.md", f"{text}\n".encode())
+    write_file(args.out / "tables.md", f"{text}\n".encode())
 
 
 def _volume(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(path))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: file.write(content))
 
 
 if __name__ == "__main__":

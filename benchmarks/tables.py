@@ -1,6 +1,7 @@
 """Tables of a finished or unfinished comparison, as Markdown."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ def level_table(path: Path) -> str:
     conditions, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("condition", "arm"))
     cells = {(row["arm"], row["condition"]): _interval(row, "{:.3f}") for row in rows}
     lines = [[arm, *(cells.get((arm, condition), "") for condition in conditions)] for arm in arms]
-    return _markdown(["Dice", *conditions], lines)
+    return markdown(["Dice", *conditions], lines)
 
 
 def effect_table(path: Path) -> str:
@@ -34,7 +35,7 @@ def effect_table(path: Path) -> str:
         ]
         for r in rows
     ]
-    return _markdown(["condition", "arm", "against", "difference", "draws x cases", "verdict"], lines)
+    return markdown(["condition", "arm", "against", "difference", "draws x cases", "verdict"], lines)
 
 
 def _interval(row: dict[str, str], form: str) -> str:
@@ -42,7 +43,8 @@ def _interval(row: dict[str, str], form: str) -> str:
     return f"{mean} [{low}, {high}]" if np.isfinite(float(row["low"])) else f"{mean} (one case)"
 
 
-def _markdown(head: list[str], lines: list[list[str]]) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
 from small_checkpoints import architecture
 from test_puir_pretraining import PATCH, batch, individuals
 from tiny_dataset import cut_down
+from tiny_modalities import DIFFERENT, write_apart
 
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import (
@@ -230,6 +232,11 @@ def test_train_from_a_pretraining_predict_and_evaluate(modalities, tmp_path, mon
     assert pairs == {(s, t, c) for s, t in (("T1", "CT"), ("CT", "T1")) for c in complete}
     page = (tmp_path / "scores" / "report.html").read_text()
     assert "was trained on 6 of these cases" in page
+    write_apart(tmp_path / "apart")
+    for step in ("predict", "evaluate"):
+        assert main(["transfer", step, *where, "-i", str(tmp_path / "apart"), "-o", str(tmp_path / step)]) == 2
+        assert re.search(DIFFERENT, capsys.readouterr().err)
+        assert not (tmp_path / step).exists()
 
 
 def test_pretraining_options_reach_the_transfer_and_wrong_ones_are_named():

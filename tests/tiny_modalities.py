@@ -10,6 +10,11 @@ from tiny_dataset import TRAINING_SHAPES, synthetic_case
 NAME = "Dataset779_Modalities"
 CHANNELS = ("T1", "CT")
 MISSING = {2: 1, 3: 0, 5: 1}  # training case -> the channel it lacks; the last case is smaller than the patch
+#: What is said of the case that `write_apart` writes.
+DIFFERENT = (
+    r"a_0001\.nii\.gz has the origin \(-?0\.0, 5\.0, -?0\.0\), but "
+    r"\S*a_0000\.nii\.gz has \(-?0\.0, -?0\.0, -?0\.0\)\. .*resample"
+)
 TEST = {"both": ((40, 40, 40), None), "small": ((26, 36, 40), 1), "no_t1": ((36, 40, 40), 0)}
 
 
@@ -46,3 +51,13 @@ def write_tests(folder: Path) -> None:
         write_case(folder, name, shape, 100 + index, missing)
         if missing is not None:
             (folder / f"{name}_{missing:04d}.nii.gz").unlink()
+
+
+def write_apart(folder: Path) -> sitk.Image:
+    """A case whose CT lies 5 mm beside its T1; its labels."""
+    folder.mkdir(parents=True)
+    labels = write_case(folder, "a", (36, 36, 36), 200, None)
+    image = sitk.ReadImage(folder / "a_0001.nii.gz")
+    image.SetOrigin((0.0, 5.0, 0.0))
+    sitk.WriteImage(image, folder / "a_0001.nii.gz")
+    return labels

@@ -20,6 +20,8 @@ from nnunet_invariance.evaluation.pretrainings import bring_checkpoints, find_ch
 from nnunet_invariance.evaluation.scores import require_known_labels
 from nnunet_invariance.evaluation.splits import draw_subsets, draw_test_cases, require_disjoint
 from nnunet_invariance.evaluation.surfaces import require_monai
+from nnunet_invariance.pretraining.grids import check_same_grid
+from nnunet_invariance.pretraining.images import READ_BY_SIMPLEITK
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 
 
@@ -68,6 +70,7 @@ def few_shot(
     Raises:
         ComparisonError: the cases do not suffice or overlap, weights are missing, the folder holds another comparison,
             a command failed.
+        ImagesFolderError: channels of a test case lie on different grids.
         MissingPackageError: ``tolerance`` is given without monai.
     """
     if tolerance is not None:
@@ -106,7 +109,7 @@ def few_shot(
 def _test_cases(
     planned: PlannedDataset, test: Sequence[str] | Path | None, n_test: int, seed: int, seen: set[str]
 ) -> list[LabelledCase]:
-    """The test cases, each with a label that holds known values only."""
+    """The test cases, each on one grid and with a label that holds known values only."""
     if isinstance(test, Path):
         cases = test_folder_cases(test, planned.dataset_json)
         names = sorted(cases)
@@ -116,5 +119,7 @@ def _test_cases(
     require_labelled(names, cases)
     reader = planned.plans.image_reader_writer_class()
     for name in names:
+        if type(reader).__name__ in READ_BY_SIMPLEITK and len(cases[name].images) > 1:
+            check_same_grid(cases[name].images)  # nnU-Net would find that out after all trainings, and name no file
         require_known_labels(cases[name].label, reader.read_seg(str(cases[name].label))[0], planned.dataset_json)
     return [cases[name] for name in names]
