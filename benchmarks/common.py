@@ -1,18 +1,21 @@
-"""What benchmarks share: numbers beside the machine and versions they were taken with, and steps that run once."""
+"""What benchmarks share: numbers beside the machine and versions they were taken with, steps that run once, tables."""
 
+import csv
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnunet_invariance.evaluation.record import read_json, write_json
 from nnunet_invariance.evaluation.stock import run_command
+from nnunet_invariance.weights.atomic import atomic_write
 
 # On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
 # while they wait slow everything down tenfold once the cores have other work. No result depends on either.
@@ -65,3 +68,26 @@ def publish(benchmark: str, described: dict[str, Any], result: dict[str, Any], o
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def interval(row: Mapping[str, str], form: str) -> str:
+    """``mean``, ``low`` and ``high`` of a row in words."""
+    mean, low, high = (form.format(float(row[key])) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if np.isfinite(float(row["low"])) else f"{mean} (one case)"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of results at once, and its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, lambda file: file.write(content))

@@ -10,7 +10,6 @@ on.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from common import FEW_CORES, Steps
+from common import FEW_CORES, Steps, interval, markdown, read_rows, write_whole
 from icmseg_data import CONTRASTS, ENDING, SETS, Task
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
@@ -34,7 +33,6 @@ from nnunet_invariance.evaluation.stored import state, stored_jobs
 from nnunet_invariance.evaluation.style_pictures import draw_interventions
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
-from nnunet_invariance.weights.atomic import atomic_write
 
 CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
 BASELINE, AUGMENTED = "BaselineTrainer", "BaselineTrainerDA5"
@@ -153,10 +151,10 @@ def draw_pictures(task: Task, args: argparse.Namespace) -> None:
     figure, axes = panels(1, len(task.targets))
     for axis, target, title in zip(axes[0], task.targets, CONTRASTS, strict=True):
         show(axis, _volume(raw / target / "imagesTr" / f"{case}_0000{ENDING}")[index], labels[index], title.lower())
-    _write(args.out / "contrasts.png", png(figure))
+    write_whole(args.out / "contrasts.png", png(figure))
     path = sorted((raw / task.source / "labelsTr").iterdir())[0]
     image = _volume(raw / task.source / "imagesTr" / path.name.replace(ENDING, f"_0000{ENDING}"))
-    _write(args.out / "interventions.png", draw_interventions(image, _volume(path), args.seed))
+    write_whole(args.out / "interventions.png", draw_interventions(image, _volume(path), args.seed))
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -169,7 +167,7 @@ def publish(args: argparse.Namespace) -> None:
             continue
         for file in ("scores.csv", "levels.csv", "effects.csv", "comparison.json"):
             if (out / file).is_file():
-                _write(args.out / f"{name}_{file}", (out / file).read_bytes())
+                write_whole(args.out / f"{name}_{file}", (out / file).read_bytes())
         jobs = stored_jobs(out)
         missing += [f"- {name}: {job.name}: {state(job)}" for job in jobs if not job.scores.is_file()]
         arms = {f"{style}{more}" for style in INTERVENTIONS for more in ("", INFO_NCE)} - {job.arm.name for job in jobs}
@@ -179,56 +177,37 @@ def publish(args: argparse.Namespace) -> None:
         if (out / "levels.csv").is_file():
             parts += [f"## {name}", level_table(out / "levels.csv"), effect_table(out / "effects.csv")]
     text = "\n\n".join([*parts, "## Not run", "\n".join(missing) or "- nothing is missing"])
-    _write(args.out / "tables.md", f"{text}\n".encode())
+    write_whole(args.out / "tables.md", f"{text}\n".encode())
 
 
 def level_table(path: Path) -> str:
     """Mean Dice over the classes with its interval, a row an arm, a column a condition."""
-    rows = [row for row in _rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
+    rows = [row for row in read_rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
     conditions, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("condition", "arm"))
-    cells = {(row["arm"], row["condition"]): _interval(row, "{:.3f}") for row in rows}
+    cells = {(row["arm"], row["condition"]): interval(row, "{:.3f}") for row in rows}
     lines = [[arm, *(cells.get((arm, condition), "") for condition in conditions)] for arm in arms]
-    return _markdown(["Dice", *conditions], lines)
+    return markdown(["Dice", *conditions], lines)
 
 
 def effect_table(path: Path) -> str:
     """Paired differences in Dice over the classes."""
-    rows = [row for row in _rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
+    rows = [row for row in read_rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
     lines = [
         [
             r["condition"],
             r["arm"],
             r["reference"],
-            _interval(r, "{:+.3f}"),
+            interval(r, "{:+.3f}"),
             f"{r['draws']} x {r['cases']}",
             r["verdict"],
         ]
         for r in rows
     ]
-    return _markdown(["condition", "arm", "against", "difference", "seeds x cases", "verdict"], lines)
-
-
-def _interval(row: dict[str, str], form: str) -> str:
-    mean, low, high = (form.format(float(row[key])) for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]" if np.isfinite(float(row["low"])) else f"{mean} (one case)"
-
-
-def _markdown(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return markdown(["condition", "arm", "against", "difference", "seeds x cases", "verdict"], lines)
 
 
 def _volume(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(path))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: file.write(content))
 
 
 if __name__ == "__main__":
