@@ -252,7 +252,7 @@ def pretraining_table(work: Path) -> str:
     head = ["arm", "retrieval, mm", "masked error", "target entropy", "mean-target entropy", "effective rank"]
     note = (
         "Retrieval and masked error: student, teacher (random: three networks), on the test images. Entropies are "
-        "shares of log K."
+        "shares of log K. The probe hides by zeros, which a sparse encoder has not seen in training."
     )
     return f"{note}\n\n{markdown([*head, 'sure pairs', 'seconds'], lines)}"
 
