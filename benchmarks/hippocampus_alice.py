@@ -16,7 +16,9 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import FEW_CORES, Steps
@@ -30,9 +32,9 @@ from nnunet_invariance.evaluation.scores import Summary, format_summary, read_sc
 from nnunet_invariance.evaluation.tree import link
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
 from nnunet_invariance.plans.copies import write_plans_copy
-from nnunet_invariance.pretraining.cases import make_manifest
+from nnunet_invariance.pretraining.cases import Case, make_manifest
 from nnunet_invariance.pretraining.images import preprocess_images
-from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.pretraining.probes import masked_error, position_retrieval
 from nnunet_invariance.pretraining.state import restore_module
 from nnunet_invariance.weights.checkpoint import load_checkpoint
@@ -106,17 +108,24 @@ def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
     return test
 
 
-def plan(work: Path, steps: Steps, seed: int) -> None:
+def plan(
+    work: Path,
+    steps: Steps,
+    seed: int,
+    name: str = PLANS,
+    base_features: int = BASE_FEATURES,
+    iterations: int = ITERATIONS,
+) -> None:
     """Plan and preprocess the cases that are not tested, and write the plans copy of a size for a CPU."""
     command = ["nnUNetv2_plan_and_preprocess", "-d", "4", "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
     steps.run("plan_and_preprocess", command)
     stock = json.loads((work / "nnUNet_preprocessed" / DATASET / f"{STOCK_PLANS}.json").read_text())
     architecture = stock["configurations"][CONFIGURATION]["architecture"]
-    features = [BASE_FEATURES * 2**stage for stage in range(architecture["arch_kwargs"]["n_stages"])]
+    features = [base_features * 2**stage for stage in range(architecture["arch_kwargs"]["n_stages"])]
     architecture["arch_kwargs"]["features_per_stage"] = features
-    block = {"iterations_per_epoch": ITERATIONS, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": seed}
+    block = {"iterations_per_epoch": iterations, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": seed}
     changes = {"batch_size": BATCH_SIZE, "architecture": architecture}
-    write_plans_copy(DATASET, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
+    write_plans_copy(DATASET, STOCK_PLANS, name, CONFIGURATION, block, changes)
 
 
 def pretraining_folder(work: Path) -> Path:
@@ -146,27 +155,43 @@ def pretrain(work: Path, steps: Steps, seed: int, device: str) -> None:
 
 
 def probe(work: Path, seed: int) -> None:
-    """Position retrieval and masked error on the 60 test images, which no training has seen; writes probes.json."""
+    """Probes of random networks and of the pre-trained ones; writes probes.json."""
     target = work / "probes.json"
     if target.is_file():
         return
     planned = open_planned_dataset(DATASET, CONFIGURATION, PLANS)
+    cases = unseen_cases(work, planned)
+    checkpoint = pretraining_folder(work) / "checkpoint_final.safetensors"
+    rows = [measure(f"random {i}", planned, cases, seed, random_seed=seed + i) for i in range(3)]
+    rows += [measure(name, planned, cases, seed, checkpoint) for name in ("student", "teacher")]
+    write_json(target, rows)
+
+
+def unseen_cases(work: Path, planned: PlannedDataset) -> Sequence[Case]:
+    """The test images, which no training has seen, preprocessed."""
     folders = preprocess_images([work / "nnUNet_raw" / DATASET / "imagesTs"], planned)
     strides = planned.configuration.pool_op_kernel_sizes
-    cases = make_manifest(folders, 1, cumulative_strides(strides)[token_stage(strides)], N_TEST).cases
-    checkpoint = load_checkpoint(pretraining_folder(work) / "checkpoint_final.safetensors")
-    architecture = Architecture.from_plans(planned.configuration.configuration["architecture"], 1, 1)
-    rows = []
-    for name in (*(f"random {i}" for i in range(3)), "student", "teacher"):
-        torch.manual_seed(seed + (int(name.split()[1]) if name.startswith("random") else 0))
-        network = architecture.build().eval()
-        if not name.startswith("random"):
-            restore_module(network, checkpoint.section({"student": "network"}.get(name, name)))
-        error, chance = position_retrieval(network.encoder, cases, planned.patch_size, planned.spacing, seed)
-        masked = masked_error(network, cases, planned.patch_size, seed=seed)
-        rows.append({"weights": name, "retrieval_mm": error, "chance_mm": chance, "masked_error": masked})
-        print(rows[-1], flush=True)
-    write_json(target, rows)
+    return make_manifest(folders, 1, cumulative_strides(strides)[token_stage(strides)], N_TEST).cases
+
+
+def measure(
+    name: str,
+    planned: PlannedDataset,
+    cases: Sequence[Case],
+    seed: int,
+    checkpoint: Path | None = None,
+    random_seed: int = 0,
+) -> dict[str, Any]:
+    """Position retrieval and masked error of the ``student`` or ``teacher`` of a checkpoint, or of a random network."""
+    torch.manual_seed(random_seed)
+    network = Architecture.from_plans(planned.configuration.configuration["architecture"], 1, 1).build().eval()
+    if checkpoint:
+        restore_module(network, load_checkpoint(checkpoint).section({"student": "network"}.get(name, name)))
+    error, chance = position_retrieval(network.encoder, cases, planned.patch_size, planned.spacing, seed)
+    masked = masked_error(network, cases, planned.patch_size, seed=seed)
+    row = {"weights": name, "retrieval_mm": error, "chance_mm": chance, "masked_error": masked}
+    print(row, flush=True)
+    return row
 
 
 def collect(work: Path, comparison: Path, steps: Steps) -> None:

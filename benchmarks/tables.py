@@ -14,22 +14,22 @@ COMPARISON_TABLES = ("scores.csv", "levels.csv", "effects.csv", "comparison.json
 
 def level_table(path: Path) -> str:
     """Mean Dice over the classes with its interval, a row an arm, a column a condition."""
-    rows = [row for row in _rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
+    rows = [row for row in read_rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
     conditions, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("condition", "arm"))
-    cells = {(row["arm"], row["condition"]): _interval(row, "{:.3f}") for row in rows}
+    cells = {(row["arm"], row["condition"]): interval(row, "{:.3f}") for row in rows}
     lines = [[arm, *(cells.get((arm, condition), "") for condition in conditions)] for arm in arms]
     return markdown(["Dice", *conditions], lines)
 
 
 def effect_table(path: Path) -> str:
     """Paired differences in Dice over the classes."""
-    rows = [row for row in _rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
+    rows = [row for row in read_rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
     lines = [
         [
             r["condition"],
             r["arm"],
             r["reference"],
-            _interval(r, "{:+.3f}"),
+            interval(r, "{:+.3f}"),
             f"{r['draws']} x {r['cases']}",
             r["verdict"],
         ]
@@ -38,7 +38,8 @@ def effect_table(path: Path) -> str:
     return markdown(["condition", "arm", "against", "difference", "draws x cases", "verdict"], lines)
 
 
-def _interval(row: dict[str, str], form: str) -> str:
+def interval(row: dict[str, str], form: str) -> str:
+    """``mean``, ``low`` and ``high`` of a row in words."""
     mean, low, high = (form.format(float(row[key])) for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]" if np.isfinite(float(row["low"])) else f"{mean} (one case)"
 
@@ -48,6 +49,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

@@ -283,6 +283,41 @@ def test_gradients_accumulate_to_their_mean(tmp_path):
     assert (loop.step, loop.skipped) == (2, 1)
 
 
+def gradients_of_a_step(folder, *batches):
+    """All gradients of one step of the loop on batches of pairs, and its loss, without the heads' batch statistics."""
+    method = make(pairs=len(batches[0]))
+    loop = Loop(method, LoopOptions(accumulate=len(batches), clip=1e9), Ranks(0, 1, torch.device("cpu")), folder, {})
+    method.heads.eval()
+    loop._train_step([{"seed": torch.tensor(0), "number": torch.tensor(numbers)} for numbers in batches], _Bar())
+    return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}, loop.sums["loss"]
+
+
+def test_accumulated_pairs_have_the_gradients_of_the_larger_batch(tmp_path):
+    (one, loss), (two, accumulated) = (gradients_of_a_step(tmp_path, *batches) for batches in (([0, 1],), ([0], [1])))
+    assert accumulated == pytest.approx(loss, rel=1e-5)
+    assert one.keys() == two.keys()
+    assert len(one) > 20
+    for name, gradient in one.items():
+        # a bias before an instance norm has no effect; what is left of its gradient is rounding
+        assert torch.allclose(two[name], gradient, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("pretext", ["labels", "denoising"])
+def test_half_precision_has_nearly_the_same_losses_and_finite_gradients(pretext):
+    method = make(pretext=pretext)
+    seen = views(method)
+    full = method(seen, 0.5).losses
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = method(seen, 0.5).losses
+    sum(half.values()).backward()
+    for name, loss in half.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(full[name].item(), rel=0.05)
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    assert len(gradients) > 20
+    assert all(g.isfinite().all() for g in gradients)
+
+
 class _Bar:
     def update(self):
         pass
