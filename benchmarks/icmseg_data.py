@@ -99,17 +99,21 @@ CONTRASTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 def lay_out_hippocampus(data: Path, raw: Path, seed: int, n_test: int = 20) -> Task:
-    """Trains on 20 of the cases that are not held out."""
-    targets = _lay_out_contrasts(data / "Dataset004_Hippocampus", raw, 810, n_test, seed)
+    """Trains on 20 of the cases that are not held out.
+
+    Anterior and posterior part are one class: so short a training does not learn where one of them ends.
+    """
+    targets = _lay_out_contrasts(data / "Dataset004_Hippocampus", raw, 810, n_test, seed, "hippocampus")
     return Task("Dataset004_Hippocampus", targets, shots=(20,))
 
 
 def lay_out_left_atrium(data: Path, raw: Path, seed: int, n_test: int = 6) -> Task:
     """Trains on 6 of the 10 cases that are not held out."""
-    return Task("Dataset901_LA2018", _lay_out_contrasts(data / "Dataset901_LA2018", raw, 820, n_test, seed), shots=(6,))
+    targets = _lay_out_contrasts(data / "Dataset901_LA2018", raw, 820, n_test, seed, "left atrium")
+    return Task("Dataset901_LA2018", targets, shots=(6,))
 
 
-def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int) -> list[str]:
+def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int, organ: str) -> list[str]:
     """The training cases under the data set's name, and the held-out ones in each contrast; names of the latter."""
     described = _read(data / "dataset.json")
     cases = sorted(p.name.removesuffix(ENDING) for p in (data / "labelsTr").glob(f"*{ENDING}"))
@@ -118,9 +122,10 @@ def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int
     if set(test) & {p.name.removesuffix(ENDING) for p in source.glob("labelsTr/*")}:
         raise ComparisonError(f"{source} was made with another seed. Give another --work.")
     for case in sorted(set(cases) - set(test)):
-        for folder, name in (("imagesTr", f"{case}_0000{ENDING}"), ("labelsTr", f"{case}{ENDING}")):
-            link(data / folder / name, source / folder / name)
-    _describe(source, described["channel_names"]["0"], described["labels"])
+        link(data / "imagesTr" / f"{case}_0000{ENDING}", source / "imagesTr" / f"{case}_0000{ENDING}")
+        _write_organ(data / "labelsTr" / f"{case}{ENDING}", source)
+    channel, labels = described["channel_names"]["0"], {"background": 0, organ: 1}
+    _describe(source, channel, labels)
     names = []
     for number, (name, change) in enumerate(CONTRASTS.items(), first):
         target = raw / f"Dataset{number}_{name}"
@@ -131,9 +136,15 @@ def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int
             image = sitk.ReadImage(data / "imagesTr" / f"{case}_0000{ENDING}")
             array = sitk.GetArrayFromImage(image).astype(np.float32)
             _write(change(array, zlib.crc32(case.encode())), image, target / "imagesTr" / f"{case}_0000{ENDING}")
-            link(data / "labelsTr" / f"{case}{ENDING}", target / "labelsTr" / f"{case}{ENDING}")
-        _describe(target, described["channel_names"]["0"], described["labels"])
+            _write_organ(data / "labelsTr" / f"{case}{ENDING}", target)
+        _describe(target, channel, labels)
     return names
+
+
+def _write_organ(path: Path, dataset: Path) -> None:
+    """All labels of a map as one."""
+    labels = sitk.ReadImage(path)
+    _write((sitk.GetArrayFromImage(labels) > 0).astype(np.uint8), labels, dataset / "labelsTr" / path.name)
 
 
 def lay_out_abdomen(data: Path, raw: Path, seed: int) -> Task:

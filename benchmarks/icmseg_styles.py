@@ -38,7 +38,7 @@ CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_cp
 BASELINE, AUGMENTED = "BaselineTrainer", "BaselineTrainerDA5"
 INFO_NCE = " + InfoNCE"  # in the name of an arm
 LARGEST_SIDE, BASE_FEATURES, BATCH_SIZE = 32, 8, 2
-EPOCHS, ITERATIONS, VAL_ITERATIONS = 20, 25, 2
+EPOCHS, ITERATIONS, VAL_ITERATIONS = 12, 25, 2
 RESULTS = Path(__file__).parent / "results" / "icmseg-styles"
 
 
