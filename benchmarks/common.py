@@ -1,5 +1,6 @@
 """What benchmarks share: numbers beside the machine and versions they were taken with, and steps that run once."""
 
+import argparse
 import json
 import os
 import platform
@@ -41,6 +42,19 @@ class Steps:
         seconds = run_command(name, command, self.work / "logs" / f"{name}.log", self.work, {}, on_poll)
         self.done[name] = {"command": " ".join(command), "seconds": round(seconds, 1)}
         write_json(self.file, self.done)
+
+
+def rounds_parser(documentation: str) -> argparse.ArgumentParser:
+    """For benchmarks that take turns with training steps on a data set, in rounds."""
+    parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
+    parser.add_argument("dataset", help="name or id, preprocessed")
+    parser.add_argument("configuration")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
+    return parser
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
