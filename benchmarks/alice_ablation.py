@@ -38,6 +38,7 @@ from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.effects import OVERALL, Contrast
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.record import read_json, write_json
 from nnunet_invariance.evaluation.stored import state, stored_jobs
 from nnunet_invariance.plans.copies import write_plans_copy
@@ -178,14 +179,16 @@ def fine_tune(name: str, draws: int, test: Sequence[str], args: argparse.Namespa
     few_shot(
         open_planned_dataset(DATASET, CONFIGURATION, PLANS),
         Selection((arm,), tuple(Contrast(name, reference, reference) for reference in references)),
-        shots=[SHOTS],
-        draws=draws,
+        ProtocolSettings(
+            shots=[SHOTS],
+            draws=draws,
+            n_val=N_VAL,
+            seed=args.seed,
+            device=args.device,
+            mirroring=False,
+            out=args.work / "comparison",
+        ),
         test=test,
-        n_val=N_VAL,
-        seed=args.seed,
-        device=args.device,
-        mirroring=False,
-        out=args.work / "comparison",
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, publish
+from common import environment, publish, rounds_parser
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -121,15 +121,8 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dataset", help="name or id, preprocessed")
-    parser.add_argument("configuration")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
-    parser.add_argument("--rounds", type=int, default=10)
+    parser = rounds_parser(__doc__)
     parser.add_argument("--steps", type=int, default=3, help="per round and trainer")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
     arguments = parser.parse_args()
     described = environment(arguments.device, arguments.threads)
     os.environ["nnUNet_n_proc_DA"] = "0"

@@ -1,5 +1,6 @@
 """What benchmarks share: numbers beside the machine and versions they were taken with, and steps that run once."""
 
+import argparse
 import json
 import os
 import platform
@@ -78,6 +79,19 @@ def write_file(path: Path, content: bytes) -> None:
     """Atomically, in a folder that need not be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda file: file.write(content))
+
+
+def rounds_parser(documentation: str) -> argparse.ArgumentParser:
+    """For benchmarks that take turns with training steps on a data set, in rounds."""
+    parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
+    parser.add_argument("dataset", help="name or id, preprocessed")
+    parser.add_argument("configuration")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
+    return parser
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.scores import read_scores
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
@@ -103,13 +104,15 @@ def run(name: str, setting: Setting, checkpoint: Path, test: list[str], args: ar
     few_shot(
         open_planned_dataset(DATASET, CONFIGURATION, plans),
         Selection((Arm(trainer, trainer),)),
-        shots=[SHOTS],
+        ProtocolSettings(
+            shots=[SHOTS],
+            n_val=N_VAL,
+            seed=args.seed,
+            device=args.device,
+            mirroring=False,
+            out=args.work.resolve() / "fine_tuning" / name,
+        ),
         test=test,
-        n_val=N_VAL,
-        seed=args.seed,
-        device=args.device,
-        mirroring=False,
-        out=args.work.resolve() / "fine_tuning" / name,
     )
     collect(args.work.resolve() / "fine_tuning", args.seed)
 

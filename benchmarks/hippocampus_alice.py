@@ -27,6 +27,7 @@ from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.record import write_json
 from nnunet_invariance.evaluation.scores import Summary, format_summary, read_scores, summarize, write_csv
 from nnunet_invariance.evaluation.tree import link
@@ -74,13 +75,15 @@ def main() -> int:
         comparison = few_shot(
             open_planned_dataset(DATASET, CONFIGURATION, PLANS),
             Selection(tuple(Arm(trainer, trainer) for trainer in TRAINERS)),
-            shots=[SHOTS],
+            ProtocolSettings(
+                shots=[SHOTS],
+                n_val=N_VAL,
+                seed=args.seed,
+                device=args.device,
+                mirroring=False,
+                out=work / "comparison",
+            ),
             test=test,
-            n_val=N_VAL,
-            seed=args.seed,
-            device=args.device,
-            mirroring=False,
-            out=work / "comparison",
         )
     except InvarianceError as error:
         print(error, file=sys.stderr)

@@ -29,6 +29,7 @@ from nnunet_invariance.evaluation.cross_modality import cross_modality
 from nnunet_invariance.evaluation.effects import Contrast
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.pictures import panels, png, show
+from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.stored import state, stored_jobs
 from nnunet_invariance.evaluation.style_pictures import draw_interventions
 from nnunet_invariance.plans.copies import write_plans_copy
@@ -84,16 +85,18 @@ def run_set(name: str, args: argparse.Namespace) -> None:
         cross_modality(
             planned,
             selection(args),
+            ProtocolSettings(
+                shots=task.shots,
+                draws=draws,
+                n_val=task.n_val,
+                seed=args.seed,
+                device=args.device,
+                mirroring=False,
+                out=args.work / name,
+            ),
             task.targets,
             names=task.names,
-            shots=task.shots,
-            draws=draws,
-            n_val=task.n_val,
             parts=task.parts,
-            seed=args.seed,
-            device=args.device,
-            mirroring=False,
-            out=args.work / name,
         )
         publish(args)
 

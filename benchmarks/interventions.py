@@ -1,6 +1,7 @@
 """What an intervention costs: seconds for one batch, against a training step of nnUNetTrainer on the same batch.
 
-    python benchmarks/interventions.py DATASET CONFIGURATION [-p PLANS] [-device cpu] [--rounds 10] [--out FILE]
+    python benchmarks/interventions.py DATASET CONFIGURATION [-p PLANS] [-device cpu] [--rounds 10] \
+        --out benchmarks/results/interventions.json
 
 The data set must be preprocessed. The interventions and the step take turns within one run; ratios are taken per round,
 and their median and range are published. An intervention counts with its draw and with the return to the patch's own
@@ -12,12 +13,11 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from aux_cost import STOCK, clock, make_trainer, summary
-from common import environment, publish
+from common import environment, publish, rounds_parser
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import trange
 
@@ -58,15 +58,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dataset", help="name or id, preprocessed")
-    parser.add_argument("configuration")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
-    arguments = parser.parse_args()
+    arguments = rounds_parser(__doc__).parse_args()
     described = environment(arguments.device, arguments.threads)
     os.environ["nnUNet_n_proc_DA"] = "0"
     torch.set_num_threads(arguments.threads)
@@ -76,7 +68,8 @@ def main() -> None:
     result = {
         "input": {name: getattr(arguments, name) for name in ("dataset", "configuration", "plans", "rounds")}
         | {"batch": shape},
-        "seconds": times,
+        "seconds": {name: time["median"] for name, time in times.items()},
+        "share_of_a_step": {name: time["ratio"] for name, time in times.items() if name != STOCK},
         "cuda": "measured above" if arguments.device == "cuda" else "not measured",
     }
     publish("interventions", described, result, arguments.out)

@@ -219,8 +219,8 @@ class PUIRTrainerOptions(TrainerOptions):
 
     #: ``pretrain puir`` leaves no teacher.
     source: Literal["student"] = _choice("student")
-    #: The losses are switched off by their weights.
-    aux: Literal["puir"] = _choice("puir")
+    #: "none": as if the three weights were 0. Modalities are dropped all the same.
+    aux: Literal["puir", "none"] = _choice("puir", "none")
     #: Who reads the prior, as in pre-training.
     tokens: Literal["spatial", "channel"] = _choice("spatial", "channel")
     #: Entries of a "spatial" prior, as in pre-training.

@@ -23,6 +23,7 @@ import torch
 from tiny_dataset import NAME, cut_down, write_raw_dataset
 
 from nnunet_invariance._discovery import autoload
+from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 
 autoload()  # an uninstalled checkout has no entry point
 torch.set_num_threads(1)
@@ -74,6 +75,30 @@ def modalities(tiny: TinyDataset) -> TinyDataset:
     tiny_modalities.write_raw_dataset(tiny.raw / tiny_modalities.NAME)
     plans = plan_and_preprocess(tiny.preprocessed / tiny_modalities.NAME, 779)
     return replace(tiny, name=tiny_modalities.NAME, plans=plans)
+
+
+@pytest.fixture
+def results(tiny: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A results tree of its own for each test, and no weights named from outside."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    return tmp_path / tiny.name
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a whole tiny diffusion model; for tests that have diffusers."""
+    from tiny_diffusion import write_model
+
+    return write_model(tmp_path_factory.mktemp("model") / "sd")
+
+
+@pytest.fixture
+def base(model: Path):
+    """It, opened."""
+    from nnunet_invariance.diffusion.base_model import open_base
+
+    return open_base(model)
 
 
 def plan_and_preprocess(preprocessed: Path, identifier: int = 777) -> dict:

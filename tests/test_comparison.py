@@ -23,6 +23,7 @@ from nnunet_invariance.evaluation.cases import LabelledCase, labelled_cases
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm, CaseSet, Job, Setting, epochs_done, run_job
 from nnunet_invariance.evaluation.locks import locked
+from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.scores import (
     Score,
     Summary,
@@ -413,9 +414,11 @@ def test_a_folder_is_locked_as_long_as_a_command_of_it_lives(tmp_path):
 
 
 def compare(tiny, plans_name: str, out: Path, **changes) -> Path:
-    arguments = {"shots": [2], "test": ["case_000", "case_004"], "n_val": 1, "device": "cpu", "mirroring": False}
+    arguments = {"shots": [2], "n_val": 1, "device": "cpu", "mirroring": False}
+    cases = {"test": ["case_000", "case_004"]} | {k: changes.pop(k) for k in ("test", "n_test") if k in changes}
     planned = open_planned_dataset(tiny.name, tiny.configuration, plans_name)
-    return few_shot(planned, Selection(tuple(ARMS)), **arguments | changes, out=out)
+    settings = ProtocolSettings(**arguments | changes, out=out)
+    return few_shot(planned, Selection(tuple(ARMS)), settings, **cases)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from nnunet_invariance.evaluation.comparison import Comparison, prepare
 from nnunet_invariance.evaluation.cross_modality import cross_modality
 from nnunet_invariance.evaluation.jobs import Arm, CaseSet, Job, score_job
 from nnunet_invariance.evaluation.label_maps import match_labels, read_names, renumber
+from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.scores import read_scores
 from nnunet_invariance.evaluation.splits import draw_parts
 from nnunet_invariance.evaluation.stored import stored_jobs
@@ -158,8 +159,10 @@ def planned(tiny):
 
 
 def run(planned, out: Path, **changes) -> Path:
-    arguments = {"targets": ["778"], "n_val": 1, "device": "cpu", "mirroring": False, "out": out, **changes}
-    return cross_modality(planned, arguments.pop("selection", ARMS), arguments.pop("targets"), **arguments)
+    own = {name: changes.pop(name) for name in ("names", "n_source", "parts") if name in changes}
+    selection, targets = changes.pop("selection", ARMS), changes.pop("targets", ["778"])
+    settings = ProtocolSettings(**{"n_val": 1, "device": "cpu", "mirroring": False, "out": out, **changes})
+    return cross_modality(planned, selection, settings, targets, **own)
 
 
 @pytest.fixture
@@ -171,7 +174,7 @@ def prepared(monkeypatch) -> list[Job]:
         jobs.extend(prepare(comparison, out))
         return out
 
-    monkeypatch.setattr("nnunet_invariance.evaluation.cross_modality.run_comparison", only_prepare)
+    monkeypatch.setattr("nnunet_invariance.evaluation.protocol.run_comparison", only_prepare)
     return jobs
 
 

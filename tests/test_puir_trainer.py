@@ -92,6 +92,20 @@ def test_recomputed_activations_are_a_choice_and_losses_can_be_left_away(modalit
     assert not trainer.aux
 
 
+def test_the_shared_word_for_no_auxiliary_losses_is_three_weights_of_zero(modalities, results):
+    values_of = []
+    for options in ({"aux": "none"}, {"weight_dec": 0, "weight_equ": 0, "weight_inv": 0}):
+        trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, **options)
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        losses = trainer.train_step(next(trainer.dataloader_train))
+        assert set(losses) == {"loss", "total"}
+        assert not trainer.aux
+        values_of.append((losses["loss"], values(trainer.plain_network)))
+    assert values_of[0][0] == values_of[1][0]
+    assert_same(values_of[0][1], values_of[1][1])
+
+
 def test_no_reflections_where_nnunet_does_not_mirror(modalities, results):
     trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch")
     trainer.initialize()

@@ -7,18 +7,24 @@ import pytest
 import SimpleITK as sitk
 import small_checkpoints
 import torch
+from registration_pairs import Organs, simulate
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import nn
 
 from benchmarks import registration as benchmark
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import MissingPackageError, OptionError, VolumeError, WeightsIncompatibleError
+from nnunet_invariance.networks.planned import Architecture, unique_tensors
+from nnunet_invariance.pretraining.target import PRESETS
 from nnunet_invariance.registration import convex_adam as ca
 from nnunet_invariance.registration.affine import align_affine
 from nnunet_invariance.registration.checkerboard import checkerboard
 from nnunet_invariance.registration.fields import compose, jacobian, jacobian_statistics, to_field, warp
 from nnunet_invariance.registration.network import load_feature_network, normalise_features, slide
+from nnunet_invariance.registration.register import Pair
 from nnunet_invariance.registration.volumes import bring, fill_outside, read_mask, read_volume, working_grid
+from nnunet_invariance.weights.checkpoint import save_checkpoint
+from nnunet_invariance.weights.transfer import SEGMENTATION
 
 TURN = (0.0, -1.0, 0.0, 0.0, 0.0, -1.0, 1.0, 0.0, 0.0)  # a direction that is no mirror and not the identity
 TILT = sitk.VersorRigid3DTransform((1.0, 2.0, 0.5), 0.4)
@@ -310,6 +316,19 @@ def test_register_with_a_network_and_masks(files, tmp_path):
     assert np.shape(record["affine"]) == (4, 4)
 
 
+def test_register_with_stock_weights_in_the_form_they_ship_in(files, tmp_path):
+    preset = PRESETS["anatomix"]["plain4"]
+    planned = Architecture.from_plans(preset.entry, 1, 1)
+    tensors = {f"network.{name}": t.half() for name, t in unique_tensors(planned.build()).items()}
+    tensors = {name: t for name, t in tensors.items() if SEGMENTATION not in name}
+    facts = {"method": "anatomix", "patch_size": [32] * 3}
+    save_checkpoint(tmp_path / "w.safetensors", tensors, small_checkpoints.metadata(planned, **facts))
+    pair = [str(files[0] / f"{name}.nii.gz") for name in ("fixed", "moving")]
+    command = ["register", *pair, str(tmp_path / "out"), "--features", "anatomix", "--spacing", "2", "--no-affine"]
+    assert main([*command, "--weights", str(tmp_path / "w.safetensors")]) == 0
+    assert json.loads((tmp_path / "out/registration.json").read_text())["features"] == "anatomix"
+
+
 def test_register_without_weights_names_the_way_without(files, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("NNUNET_INVARIANCE_CHECKPOINT", raising=False)
     monkeypatch.setattr("nnunet_invariance.registration.network.find_shipped", lambda method: None)
@@ -358,14 +377,47 @@ def test_checkerboard_takes_each_image_in_turn():
 
 
 def test_one_simulated_pair_is_recovered_better_than_by_the_affine_map():
-    simulated = benchmark.simulate(48, seed=0)
-    start = align_affine(simulated.pair.fixed, simulated.pair.moving)
+    simulated = simulate(48, seed=0)
+    start = simulated.start()
     table = benchmark.methods(None, "cpu")
-    affine, mind = (
-        benchmark.judge(simulated, table[name](simulated.pair, start)) for name in ("affine", "mind, smoother")
-    )
+    affine, mind = (simulated.judge(table[name](simulated.pair, start)) for name in ("affine", "mind, smoother"))
     assert mind["error"] < affine["error"]
     assert mind["dice"] > affine["dice"]
+
+
+def test_organs_of_two_maps_are_scored_by_their_numbers():
+    x = blobs((20, 20, 20))
+    fixed, moving = (image((values * (x > 0)).astype(np.uint8)) for values in (3, 5))
+    pair = Pair(image(x), image(x))
+    organs = Organs(pair, fixed, moving, {"organ": (5, 3)})
+    still = to_field(np.zeros((3, 20, 20, 20)), fixed)
+    assert organs.judge(still) == {"organ": 1, "dice": 1, "folded": 0}
+    shifted = to_field(np.full((3, 20, 20, 20), [[[[2.0]]], [[[0.0]]], [[[0.0]]]]), fixed)
+    expected = 2 * ((x > 0)[:-2] & (x > 0)[2:]).sum() / ((x > 0).sum() + (x > 0)[2:].sum())
+    assert organs.judge(shifted)["organ"] == pytest.approx(expected)
+
+
+def test_a_run_goes_on_after_the_pairs_that_are_written(tmp_path, monkeypatch):
+    out, begun, made = tmp_path / "r.json", [], simulate(32, 0)
+
+    def seen(size, seed):
+        begun.append(seed)
+        return made
+
+    quick = {
+        "none": benchmark.methods(None, "cpu")["none"],
+        "intensity MI, none": benchmark.methods(None, "cpu")["affine"],
+    }
+    monkeypatch.setattr(benchmark, "simulate", seen)
+    monkeypatch.setattr(benchmark, "methods", lambda network, device: quick)
+    for pairs in (2, 3):
+        monkeypatch.setattr("sys.argv", ["registration", "--pairs", str(pairs), "--size", "32", "--out", str(out)])
+        benchmark.main()
+    assert begun == [0, 1, 2]
+    content = json.loads(out.read_text())
+    assert content["pairs"] == 3
+    assert content["not_run"] == []
+    assert list(content["paired_difference"]) == ["none minus intensity MI, none"]
 
 
 def test_labels_are_warped_by_the_nearest_voxel():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_networks import architecture
+from tiny_pretraining import copy_cases
 
 from nnunet_invariance.augmentation.device_views import apply_affine, sample_affine, source_positions
 from nnunet_invariance.errors import (
@@ -366,9 +367,7 @@ def test_two_dimensional_plans_are_refused(tiny, results):
 
 
 def test_one_volume_is_too_few(tiny, tmp_path):
-    from test_pretraining import _copy_cases
-
-    _copy_cases(tiny, tmp_path / "one", [make_cases(tiny)[0].name])
+    copy_cases(tiny, tmp_path / "one", [make_cases(tiny)[0].name])
     with pytest.raises(TooFewVolumesError, match="1 usable volume"):
         make_manifest([tmp_path / "one"], 1, (4, 4, 4), SAM.minimum_volumes)
 

@@ -25,6 +25,15 @@ def make_trainer(tiny, name: str, plans: dict | None = None, configuration: str 
     return trainer({**plans, "continue_training": False}, configuration, 0, dataset, torch.device("cpu"))
 
 
+def started(tiny, name, **options):
+    """A trainer just before its first step, and a batch."""
+    trainer = make_trainer(tiny, name, **{"seed": 1, "aux_ramp": 0.0, "warmup": 0.0, **options})
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer, next(trainer.dataloader_train)
+
+
 def write_weights(tiny, path: Path | None = None, **changes) -> Checkpoint:
     """A finished Alice pre-training of the tiny plans, where a trainer looks for it or at `path`."""
     path = path or pretraining_folder("alice", tiny.name, "nnUNetPlans", CONFIGURATION) / FINAL

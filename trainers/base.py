@@ -106,7 +106,7 @@ class InvarianceTrainer(BaselineTrainer):
         nnU-Net calls this when the network stands, but before its first (compiled) pass: the moment for the tap.
         """
         module = encoder_of(self.plain_network, type(self).__name__)
-        if self.options.aux != "none":
+        if self.trains_on_views:
             self._build_views(module)
         encoder, undecayed = self.encoder_parameters(module)
         rest = without(self.plain_network.parameters(), [*encoder, *undecayed])
@@ -117,6 +117,11 @@ class InvarianceTrainer(BaselineTrainer):
         groups = [Group(rest, self.initial_lr), Group(encoder, *slow)]
         groups += [Group(list(self.aux.parameters()), self.initial_lr), Group(undecayed, *slow, decay=0.0)]
         return sgd(groups, self.weight_decay, self.num_epochs)
+
+    @property
+    def trains_on_views(self) -> bool:
+        """Whether a step is more than nnU-Net's own."""
+        return self.options.aux != "none"
 
     def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters with the rate of the encoder, with weight decay and without."""
@@ -139,7 +144,7 @@ class InvarianceTrainer(BaselineTrainer):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's own pipeline, for two views and a clean one where an auxiliary loss needs them."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        return transforms if self.options.aux == "none" else self.views_of(transforms)
+        return self.views_of(transforms) if self.trains_on_views else transforms
 
     def views_of(self, transforms: BasicTransform) -> BasicTransform:
         """What the views of a patch come from."""
@@ -225,7 +230,7 @@ class InvarianceTrainer(BaselineTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """One optimiser step; ``loss`` is the segmentation loss, to be compared with nnU-Net's validation loss."""
-        losses = super().train_step(batch) if self.options.aux == "none" else self._train_on_views(batch)
+        losses = self._train_on_views(batch) if self.trains_on_views else super().train_step(batch)
         self.step_in_epoch += 1
         if warning := self.guard.check(losses, batch["keys"]):
             self.print_to_log_file(warning)

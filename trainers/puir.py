@@ -49,6 +49,7 @@ class PUIRTrainer(InvarianceTrainer):
     method = "puir"
     dimensions = (3,)
     least_channels = 2
+    trains_on_views = True  # without auxiliary losses too: modalities are dropped
     memory_remedy = '"weight_equ": 0 or "checkpointing": "on" in the plans block "nnunet_invariance"'
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
@@ -85,7 +86,7 @@ class PUIRTrainer(InvarianceTrainer):
 
     def build_aux(self, channels: list[int], strides: list[tuple[int, ...]]) -> nn.ModuleDict:
         """The decoder of all modalities."""
-        if not self.options.weight_dec:
+        if not self.own_weight("dec"):
             return nn.ModuleDict()
         return nn.ModuleDict({"decomposition": BottleneckDecoder(self.plain_network.encoder, len(self.channel_names))})
 
@@ -137,12 +138,12 @@ class PUIRTrainer(InvarianceTrainer):
         kept = drop_modalities(available, self.options.modality_dropout, self.generator)
         logits, estimates, profile = self.network(image, kept, True)
         parts = {}
-        if self.options.weight_inv:
+        if self.own_weight("inv"):
             parts["inv"] = self.invariance(estimates.profiles, available)
-        if self.options.weight_dec:
+        if self.own_weight("dec"):
             rebuilt = self.aux["decomposition"](profile)[:, None]
             parts["dec"] = self.decomposition(rebuilt, clean, available, content, kept.any(1, keepdim=True))
-        if self.options.weight_equ:
+        if self.own_weight("equ"):
             parts["equ"] = self._equivariance(image[:samples], kept[:samples], finest(logits)[:samples])
         return self.loss(logits, batch["target"]), parts
 
@@ -165,6 +166,10 @@ class PUIRTrainer(InvarianceTrainer):
         regions = self.label_manager.has_regions
         return output_equivariance(turn_back(turned, elements), logits, regions) / self.options.equ_probability
 
+    def own_weight(self, name: str) -> float:
+        """Of one auxiliary loss."""
+        return 0.0 if self.options.aux == "none" else getattr(self.options, f"weight_{name}")
+
     def weight_of(self, name: str) -> float:
         """The ramped ``aux_weight`` times the loss's own."""
-        return self.aux_weight * getattr(self.options, f"weight_{name}")
+        return self.aux_weight * self.own_weight(name)

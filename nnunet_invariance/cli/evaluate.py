@@ -136,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"written: {write_report(args.folder)}")
         return 0
     from nnunet_invariance.evaluation.arms import choose_arms
+    from nnunet_invariance.evaluation.protocol import ProtocolSettings
     from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 
     planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
@@ -143,10 +144,7 @@ def run(args: argparse.Namespace) -> int:
     for name, reason in selection.left_out.items():
         print(f"left out: {name} {reason}")
     protocols = {"few-shot": _few_shot, "missing-modality": _missing_modality, "cross-modality": _cross_modality}
-    out = protocols[args.protocol](
-        args,
-        planned,
-        selection,
+    settings = ProtocolSettings(
         shots=args.shots,
         draws=args.draws,
         n_val=args.n_val,
@@ -161,31 +159,32 @@ def run(args: argparse.Namespace) -> int:
         devices=args.devices,
         slurm=_parameters(args.slurm) if args.submit else None,
     )
+    out = protocols[args.protocol](args, planned, selection, settings)
     print(f"{'submitted' if args.submit else 'finished'}: {out}")
     return 0
 
 
-def _few_shot(args: argparse.Namespace, *what: Any, **how: Any) -> Path:
+def _few_shot(args: argparse.Namespace, *what: Any, **conditions: Any) -> Path:
     from nnunet_invariance.evaluation.few_shot import few_shot
 
-    return few_shot(*what, test=_test(args.test), n_test=args.n_test, **how)
+    return few_shot(*what, test=_test(args.test), n_test=args.n_test, **conditions)
 
 
-def _missing_modality(args: argparse.Namespace, planned: Any, *what: Any, **how: Any) -> Path:
+def _missing_modality(args: argparse.Namespace, planned: Any, *what: Any) -> Path:
     from nnunet_invariance.evaluation.missing_modality import PROTOCOL, choose_subsets, missing_modalities
 
     channels = planned.channel_names
     subsets = choose_subsets(channels, args.subsets)
     conditions = missing_modalities(channels, subsets, planned.dataset_json["file_ending"])
-    return _few_shot(args, planned, *what, protocol=PROTOCOL, conditions=conditions, **how)
+    return _few_shot(args, planned, *what, protocol=PROTOCOL, conditions=conditions)
 
 
-def _cross_modality(args: argparse.Namespace, *what: Any, **how: Any) -> Path:
+def _cross_modality(args: argparse.Namespace, *what: Any) -> Path:
     from nnunet_invariance.evaluation.cross_modality import cross_modality
     from nnunet_invariance.evaluation.label_maps import read_names
 
     names = read_names(args.names) if args.names else None
-    return cross_modality(*what, args.targets, names=names, n_source=args.n_source, parts=args.parts, **how)
+    return cross_modality(*what, args.targets, names=names, n_source=args.n_source, parts=args.parts)
 
 
 def _test(words: Sequence[str] | None) -> Sequence[str] | Path | None:

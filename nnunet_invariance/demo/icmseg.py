@@ -13,12 +13,12 @@ from nnunet_invariance.demo.pictures import read
 from nnunet_invariance.demo.steps import (
     CONFIGURATION,
     DATASET,
-    N_VAL,
     PLANS,
     SEED,
     Demo,
     plan,
     remember_commands,
+    settings,
 )
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.cross_modality import cross_modality
@@ -55,13 +55,9 @@ def run(demo: Demo) -> None:
         cross_modality(
             open_planned_dataset(DATASET, CONFIGURATION, PLANS),
             Selection(tuple(Arm(arm, arm) for arm in arms())),
+            settings(demo),
             targets,
-            n_val=N_VAL,
             n_source=N_TEST,
-            seed=SEED,
-            device="cpu",
-            mirroring=False,
-            out=demo.comparison,
         )
         remember_commands(demo)
 

@@ -12,6 +12,7 @@ from typing import Any
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
+from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.stock import run_command
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
@@ -121,16 +122,16 @@ def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> N
         few_shot(
             open_planned_dataset(DATASET, CONFIGURATION, PLANS),
             Selection(tuple(Arm(arm, arm) for arm in arms)),
-            shots=[n_train - N_VAL],
+            settings(demo, shots=[n_train - N_VAL]),
             test=test,
-            n_val=N_VAL,
-            seed=SEED,
-            device="cpu",
-            mirroring=False,
-            out=demo.comparison,
             **protocol,
         )
         remember_commands(demo)
+
+
+def settings(demo: Demo, **others: Any) -> ProtocolSettings:
+    """Of the comparison of a demo."""
+    return ProtocolSettings(n_val=N_VAL, seed=SEED, device="cpu", mirroring=False, out=demo.comparison, **others)
 
 
 def remember_commands(demo: Demo) -> None:

@@ -5,45 +5,34 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.cases import labelled_cases, preprocessed_cases
-from nnunet_invariance.evaluation.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.jobs import CaseSet
 from nnunet_invariance.evaluation.label_maps import Named, match_labels
 from nnunet_invariance.evaluation.pretrainings import bring_checkpoints
+from nnunet_invariance.evaluation.protocol import ProtocolSettings, run_protocol
 from nnunet_invariance.evaluation.scores import require_known_labels
 from nnunet_invariance.evaluation.splits import Subset, draw_parts, draw_subsets, draw_test_cases
-from nnunet_invariance.evaluation.surfaces import require_monai
 from nnunet_invariance.plans.zscore import ct_remedy
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, channel_names_of, dataset_name_of
 
 logger = logging.getLogger(__name__)
 
+PROTOCOL = "cross-modality"
+
 
 def cross_modality(
     planned: PlannedDataset,
     selection: Selection,
+    settings: ProtocolSettings,
     targets: Sequence[str],
     *,
     names: Mapping[str, Mapping[str, Named]] | None = None,
-    shots: Sequence[int | Literal["all"]] = ("all",),
-    draws: int = 1,
-    n_val: int = 2,
     n_source: int = 0,
     parts: int | None = None,
-    seed: int = 0,
-    device: str = "cuda",
-    mirroring: bool = True,
-    tolerance: float | None = None,
-    pretraining: Sequence[str] | None = None,
-    transductive: bool = False,
-    out: Path | None = None,
-    parallel: int = 1,
-    devices: Sequence[str] = (),
-    slurm: Mapping[str, str | int] | None = None,
 ) -> Path:
     """Train every arm on cases of the source, test it on all labelled cases of every target; returns the output folder.
 
@@ -54,26 +43,18 @@ def cross_modality(
         planned: the source.
         targets: names or ids of raw data sets.
         names: classes that a target calls otherwise, by target; see ``match_labels``.
-        shots, draws, n_val: as in ``few_shot``.
         n_source: source cases that are held out and tested too.
         parts: source and targets hold the same patients under the same names: cross-validation over patients in this
             many parts, in which ``shots`` and ``n_source`` do not count and the source's cases are tested too.
-        tolerance, pretraining, transductive, parallel, devices, slurm: as in ``few_shot``.
 
     Raises:
         ComparisonError: channels, endings or labels do not fit, cases do not suffice, weights are missing, the folder
             holds another comparison, or a command failed.
         DatasetNotFoundError: a target is not there.
-        MissingPackageError: ``tolerance`` is given without monai.
     """
-    if tolerance is not None:
-        require_monai()
-    results = Path(os.environ["nnUNet_results"]) / planned.name
-    name = f"cross-modality__{planned.plans.plans_name}__{planned.configuration_name}"
-    out = (out or results / "evaluation" / name).resolve()
     tests = _target_sets(planned, targets, names or {})
     pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", planned.dataset_json["file_ending"])
-    of_source, subsets = _deal(pool, tests, shots, draws, n_val, n_source, parts, seed)
+    of_source, subsets = _deal(pool, tests, settings, n_source, parts)
     if of_source:
         cases = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
         tests.insert(0, CaseSet(planned.name, [cases[case] for case in of_source]))
@@ -85,42 +66,21 @@ def cross_modality(
         planned,
         selection.arms,
         of_source,
-        out,
-        device,
-        pretraining,
-        transductive=transductive,
-        here=slurm is None,
+        settings.folder(PROTOCOL, planned),
+        settings.device,
+        settings.pretraining,
+        transductive=settings.transductive,
+        here=settings.slurm is None,
         elsewhere=elsewhere,
     )
-    comparison = Comparison(
-        "cross-modality",
-        planned,
-        selection.arms,
-        subsets,
-        tests,
-        checkpoints,
-        seed,
-        device,
-        mirroring,
-        tolerance,
-        selection.contrasts,
-        selection.left_out,
-        seen,
-    )
-    return run_comparison(comparison, out, parallel=parallel, devices=devices, slurm=slurm)
+    return run_protocol(PROTOCOL, planned, selection, settings, subsets, tests, checkpoints, seen)
 
 
 def _deal(
-    pool: set[str],
-    tests: Sequence[CaseSet],
-    shots: Sequence[int | Literal["all"]],
-    draws: int,
-    n_val: int,
-    n_source: int,
-    parts: int | None,
-    seed: int,
+    pool: set[str], tests: Sequence[CaseSet], settings: ProtocolSettings, n_source: int, parts: int | None
 ) -> tuple[Sequence[str], list[Subset]]:
     """The cases of the source that are tested too, and what is trained on; arguments as in :func:`cross_modality`."""
+    shots, draws, n_val, seed = settings.shots, settings.draws, settings.n_val, settings.seed
     if parts is not None:
         _require_patients(pool, tests)
         return sorted(pool), draw_parts(pool, parts, draws, n_val, seed)

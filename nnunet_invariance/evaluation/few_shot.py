@@ -1,9 +1,8 @@
 """The few-shot protocol: k labelled cases to train on, the same held-out cases to test on."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.cases import (
@@ -14,12 +13,11 @@ from nnunet_invariance.evaluation.cases import (
     seen_cases,
     test_folder_cases,
 )
-from nnunet_invariance.evaluation.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.jobs import CaseSet
 from nnunet_invariance.evaluation.pretrainings import bring_checkpoints, find_checkpoints
+from nnunet_invariance.evaluation.protocol import ProtocolSettings, run_protocol
 from nnunet_invariance.evaluation.scores import require_known_labels
 from nnunet_invariance.evaluation.splits import draw_subsets, draw_test_cases, require_disjoint
-from nnunet_invariance.evaluation.surfaces import require_monai
 from nnunet_invariance.pretraining.grids import check_same_grid
 from nnunet_invariance.pretraining.images import READ_BY_SIMPLEITK
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
@@ -33,22 +31,10 @@ def as_they_are(cases: Sequence[LabelledCase], out: Path) -> list[CaseSet]:
 def few_shot(
     planned: PlannedDataset,
     selection: Selection,
+    settings: ProtocolSettings,
     *,
-    shots: Sequence[int | Literal["all"]],
-    draws: int = 1,
     test: Sequence[str] | Path | None = None,
     n_test: int = 20,
-    n_val: int = 2,
-    seed: int = 0,
-    device: str = "cuda",
-    mirroring: bool = True,
-    tolerance: float | None = None,
-    pretraining: Sequence[str] | None = None,
-    transductive: bool = False,
-    out: Path | None = None,
-    parallel: int = 1,
-    devices: Sequence[str] = (),
-    slurm: Mapping[str, str | int] | None = None,
     protocol: str = "few-shot",
     conditions: Callable[[Sequence[LabelledCase], Path], Sequence[CaseSet]] = as_they_are,
 ) -> Path:
@@ -57,13 +43,8 @@ def few_shot(
     A second call with the same arguments, or more arms, draws or shots, goes on where the first one ended.
 
     Args:
-        shots: numbers of training cases, in the order in which to run them; "all": every case that is free.
         test: names of cases, or a folder with imagesTs and labelsTs; None draws ``n_test`` by seed from the labelled
             raw cases that no finished pre-training of these arms has seen.
-        tolerance: of NSD, in mm; None computes Dice alone.
-        pretraining: settings for missing pre-trainings, which are then made without the test cases; None makes none.
-        transductive: allow test cases that a pre-training has seen.
-        parallel, devices, slurm: see ``run_comparison``.
         protocol: name of the comparison and its folder.
         conditions: test sets of the test cases; may write images below the folder that it is given.
 
@@ -71,39 +52,28 @@ def few_shot(
         ComparisonError: the cases do not suffice or overlap, weights are missing, the folder holds another comparison,
             a command failed.
         ImagesFolderError: channels of a test case lie on different grids.
-        MissingPackageError: ``tolerance`` is given without monai.
     """
-    if tolerance is not None:
-        require_monai()
+    out, seed, transductive = settings.folder(protocol, planned), settings.seed, settings.transductive
     results = Path(os.environ["nnUNet_results"]) / planned.name
-    name = f"{protocol}__{planned.plans.plans_name}__{planned.configuration_name}"
-    out = (out or results / "evaluation" / name).resolve()
     checkpoints = find_checkpoints(selection.arms, planned, [results / "pretraining"])
     cases = _test_cases(planned, test, n_test, seed, () if transductive else seen_cases(checkpoints.values()))
     names = [case.name for case in cases]
     ending = planned.dataset_json["file_ending"]
     pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending) - set(names)
-    subsets = draw_subsets(pool, shots, draws, n_val, seed)
+    subsets = draw_subsets(pool, settings.shots, settings.draws, settings.n_val, seed)
     require_disjoint(names, subsets)
     checkpoints, seen = bring_checkpoints(
-        planned, selection.arms, names, out, device, pretraining, transductive=transductive, here=slurm is None
-    )
-    comparison = Comparison(
-        protocol,
         planned,
         selection.arms,
-        subsets,
-        conditions(cases, out),
-        checkpoints,
-        seed,
-        device,
-        mirroring,
-        tolerance,
-        selection.contrasts,
-        selection.left_out,
-        seen,
+        names,
+        out,
+        settings.device,
+        settings.pretraining,
+        transductive=transductive,
+        here=settings.slurm is None,
     )
-    return run_comparison(comparison, out, parallel=parallel, devices=devices, slurm=slurm)
+    tests = conditions(cases, out)
+    return run_protocol(protocol, planned, selection, settings, subsets, tests, checkpoints, seen)
 
 
 def _test_cases(
