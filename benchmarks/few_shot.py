@@ -4,9 +4,10 @@
 
 60 of the labelled cases are kept apart before planning, as in hippocampus_alice.py. Both parts of the hippocampus are
 one class: with nnU-Net's mirroring, so short a training does not learn to tell them apart. Each pre-training is made
-by the command on the other 120 images (anatomix on synthetic ones). First every arm at one draw and 5 shots, then what
-the arms named in TUNED say about the defaults, then 3 draws, then 1 and 3 shots. What is done is skipped: run the same
-command again after an interruption. The results folder gets tables and pictures, and the list of cells not run.
+by the command on the other 120 images (anatomix on synthetic ones). First every arm at one draw and 5 shots, then three
+draws of AnatomixTrainer, then what the arms named in TUNED say about Alice's defaults, then three draws of all, then 1
+and 3 shots. What is done is skipped: run the same command again after an interruption. The results folder gets tables
+and pictures, and the list of cells not run.
 """
 
 import argparse
@@ -46,8 +47,15 @@ TUNED = {
     "rate1-noaux-decoder": {"encoder_lr_factor": 1.0, "aux": "none", "transfer": "encoder+decoder"},
     "rate1-noaux-student": {"encoder_lr_factor": 1.0, "aux": "none", "source": "student"},
 }
-#: Stages of the grid: draws, shots, and whether the tuned arms are in it.
-STAGES = {"first": (1, [5], False), "tuned": (1, [5], True), "draws": (3, [5], False), "shots": (3, [5, 1, 3], False)}
+ALL = tuple(f"{name}_{EPOCHS}epochs" for name in METHODS)
+#: Stages of the grid in their order: draws, shots, trainers.
+STAGES = {
+    "first": (1, [5], ALL),
+    "anatomix": (3, [5], (f"AnatomixTrainer_{EPOCHS}epochs",)),
+    "tuned": (1, [5], tuple(f"AliceTrainer_{EPOCHS}epochs@{PLANS}_{name}" for name in TUNED)),
+    "draws": (3, [5], ALL),
+    "shots": (3, [5, 1, 3], ALL),
+}
 RESULTS = Path(__file__).parent / "results" / "few-shot"
 
 
@@ -121,16 +129,14 @@ def comparison(args: argparse.Namespace) -> Path:
 
 def command(stage: str, args: argparse.Namespace) -> list[str]:
     """The command of a stage, as a user would type it."""
-    draws, shots, tuned = STAGES[stage]
-    trainers = [f"{name}_{EPOCHS}epochs" for name in METHODS]
-    if tuned:
-        trainers = [f"AliceTrainer_{EPOCHS}epochs@{PLANS}_{name}" for name in TUNED]
+    draws, shots, trainers = STAGES[stage]
+    baselines = [f"{name}_{EPOCHS}epochs" for name in (BASELINES if trainers == ALL else BASELINES[:1])]
     words = {name: {**own, "templates": args.templates.resolve()} if name == "anatomix" else own
              for name, own in PRETRAINING.items()}  # fmt: skip
     settings = [f"{method}:{key}={value}" for method, own in words.items() for key, value in own.items()]
     return [
         *("nnunet-invariance", "evaluate", "few-shot", DATASET, CONFIGURATION, "-p", PLANS, "-device", args.device),
-        *("--trainers", *trainers, "--baselines", *(f"{name}_{EPOCHS}epochs" for name in BASELINES)),
+        *("--trainers", *trainers, "--baselines", *baselines),
         *("--draws", str(draws), "--shots", *map(str, shots), "--seed", str(args.seed), "--disable_tta"),
         *("--test", str(args.work / "nnUNet_raw" / DATASET), "--jobs", str(args.jobs)),
         *("--out", str(comparison(args)), "--pretrain", *settings),
