@@ -1,36 +1,39 @@
-"""Few labels on Hippocampus: every method, its twin and the baselines, by ``evaluate few-shot`` itself.
+"""Few labels: every method, its twin and the baselines on real data, by ``evaluate few-shot`` itself.
 
-    python benchmarks/few_shot.py --data DIR/Dataset004_Hippocampus --work DIR [--jobs 2] [-device cpu]
+    python benchmarks/few_shot.py --data DIR --work DIR [--set hippocampus] [--jobs 2] [-device cpu]
 
-60 of the labelled cases are kept apart before planning, as in hippocampus_alice.py. Both parts of the hippocampus are
-one class: with nnU-Net's mirroring, so short a training does not learn to tell them apart. Each pre-training is made
-by the command on the other 120 images (anatomix on synthetic ones). First every arm at one draw and 5 shots, then three
-draws of AnatomixTrainer, then what the arms named in TUNED say about Alice's defaults, then three draws of all, then 1
-and 3 shots. What is done is skipped: run the same command again after an interruption. The results folder gets tables
-and pictures, and the list of cells not run.
+Test cases are kept apart by seed before planning. Labels are one class: both parts of the hippocampus together, because
+with nnU-Net's mirroring so short a training does not learn to tell them apart. Each pre-training is made by the command
+on the other images (anatomix on synthetic ones). First every arm at one draw, then three draws of AnatomixTrainer, then
+what the arms named in TUNED say about Alice's defaults, then three draws of all, then the other numbers of shots. What
+is done is skipped: run the same command again after an interruption, with a --work for each set. The results folder
+gets tables and pictures, and the list of cells not run.
 """
 
 import argparse
 import base64
-import json
 import os
+import random
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import SimpleITK as sitk
-from common import FEW_CORES, Steps, write_file
-from hippocampus_alice import CONFIGURATION, DATASET, STOCK_PLANS, lay_out_raw
+from common import FEW_CORES, Steps, cpu_sized, write_file
 from tables import COMPARISON_TABLES, effect_table, level_table
 
 from nnunet_invariance.errors import InvarianceError
-from nnunet_invariance.evaluation.record import write_json
+from nnunet_invariance.evaluation.record import read_json, write_json
 from nnunet_invariance.evaluation.report import PAGE
 from nnunet_invariance.evaluation.stored import state, stored_jobs
+from nnunet_invariance.evaluation.tree import link
 from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.weights.locate import FINAL
 
-PLANS = "nnUNetPlans_few"
-PATCH, BASE_FEATURES, BATCH_SIZE = [32, 40, 32], 8, 2
+CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_few"
+BASE_FEATURES, BATCH_SIZE = 8, 2
 EPOCHS, ITERATIONS, VAL_ITERATIONS = 20, 25, 2
 METHODS = ("AliceTrainer", "AnatomixTrainer", "ICMSegTrainer")
 BASELINES = ("BaselineTrainer", "MAETrainer")
@@ -39,7 +42,7 @@ PRETRAINING = {
     "mae": {"epochs": 30, "iterations": 50, "lr": 5e-4},
     "anatomix": {"epochs": 20, "iterations": 50, "lr": 5e-4, "pairs": 1, "held_out": 4},
 }
-#: Options of AliceTrainer, each in a plans copy of its own, that might explain a loss; one draw each.
+#: Options of AliceTrainer, each in a plans copy of its own, that might explain a loss.
 TUNED = {
     "rate1": {"encoder_lr_factor": 1.0},
     "noaux": {"aux": "none"},
@@ -48,22 +51,40 @@ TUNED = {
     "rate1-noaux-student": {"encoder_lr_factor": 1.0, "aux": "none", "source": "student"},
 }
 ALL = tuple(f"{name}_{EPOCHS}epochs" for name in METHODS)
-#: Stages of the grid in their order: draws, shots, trainers.
+#: Stages of the grid in their order: draws, whether all numbers of shots or the first alone, trainers.
 STAGES = {
-    "first": (1, [5], ALL),
-    "anatomix": (3, [5], (f"AnatomixTrainer_{EPOCHS}epochs",)),
-    "tuned": (1, [5], tuple(f"AliceTrainer_{EPOCHS}epochs@{PLANS}_{name}" for name in TUNED)),
-    "draws": (3, [5], ALL),
-    "shots": (3, [5, 1, 3], ALL),
+    "first": (1, False, ALL),
+    "anatomix": (3, False, (f"AnatomixTrainer_{EPOCHS}epochs",)),
+    "tuned": (1, False, tuple(f"AliceTrainer_{EPOCHS}epochs@{PLANS}_{name}" for name in TUNED)),
+    "draws": (3, False, ALL),
+    "shots": (3, True, ALL),
 }
 RESULTS = Path(__file__).parent / "results" / "few-shot"
+TEMPLATES = "labelmaps_head"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, the name of its one class, how many cases are tested, the patch, and the numbers of shots."""
+
+    dataset: str
+    organ: str
+    n_test: int
+    patch_size: Sequence[int]
+    shots: Sequence[int]
+
+
+TASKS = {
+    "hippocampus": Task("Dataset004_Hippocampus", "hippocampus", 60, (32, 40, 32), (5, 1, 3)),
+    "left_atrium": Task("Dataset901_LA2018", "left_atrium", 6, (32, 48, 48), (2,)),
+}
 
 
 def main() -> int:
     """Run the stages that are left; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help=f"{DATASET} in nnU-Net's raw layout; only read")
-    parser.add_argument("--templates", type=Path, required=True, help="folder of label maps for anatomix; only read")
+    parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
+    parser.add_argument("--set", choices=TASKS, default="hippocampus", dest="task", help="data set")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
@@ -77,10 +98,11 @@ def main() -> int:
         os.environ.setdefault(variable, value)
     steps = Steps(args.work)
     try:
-        lay_out(args.data, args.work / "nnUNet_raw" / DATASET, args.seed)
-        write_plans(steps, args)
+        task = TASKS[args.task]
+        lay_out(task, args)
+        write_plans(task, steps, args)
         for stage in args.stages:
-            steps.run(stage, command(stage, args))
+            steps.run(stage, command(task, stage, args))
             publish(args, steps)
     except InvarianceError as error:
         print(error, file=sys.stderr)
@@ -90,36 +112,38 @@ def main() -> int:
     return 0
 
 
-def lay_out(data: Path, raw: Path, seed: int) -> None:
-    """As hippocampus_alice.py does, with one class."""
-    if raw.is_dir():
+def lay_out(task: Task, args: argparse.Namespace) -> None:
+    """The raw data set with one class; the test cases stand apart, in imagesTs and labelsTs."""
+    data, raw = args.data / task.dataset, args.work / "nnUNet_raw" / task.dataset
+    if (raw / "dataset.json").is_file():
         return
-    partial = raw.with_name("partial")
-    lay_out_raw(data, partial, seed)
-    for path in partial.glob("labelsT?/*.nii.gz"):
-        labels = sitk.ReadImage(path)
-        path.unlink()  # a link to the data
-        sitk.WriteImage(sitk.Cast(labels > 0, sitk.sitkUInt8), path)
-    described = json.loads((partial / "dataset.json").read_text())
-    write_json(partial / "dataset.json", {**described, "labels": {"background": 0, "hippocampus": 1}})
-    partial.rename(raw)
+    described = read_json(data / "dataset.json")
+    ending = described["file_ending"]
+    cases = sorted(path.name.removesuffix(ending) for path in (data / "labelsTr").glob(f"*{ending}"))
+    test = random.Random(f"{args.task} {args.seed}").sample(cases, task.n_test)
+    for case in cases:
+        kind = "Ts" if case in test else "Tr"
+        link(data / "imagesTr" / f"{case}_0000{ending}", raw / f"images{kind}" / f"{case}_0000{ending}")
+        labels = sitk.ReadImage(data / "labelsTr" / f"{case}{ending}")
+        (raw / f"labels{kind}").mkdir(exist_ok=True)
+        sitk.WriteImage(sitk.Cast(labels > 0, sitk.sitkUInt8), raw / f"labels{kind}" / f"{case}{ending}")
+    described |= {"labels": {"background": 0, task.organ: 1}, "numTraining": len(cases) - len(test)}
+    write_json(raw / "dataset.json", described)
 
 
-def write_plans(steps: Steps, args: argparse.Namespace) -> None:
+def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
     """Plan and preprocess, and write the plans copy of a size for a CPU and those of the tuned arms."""
-    steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", "4", "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
-    stock = json.loads((args.work / "nnUNet_preprocessed" / DATASET / f"{STOCK_PLANS}.json").read_text())
-    architecture = stock["configurations"][CONFIGURATION]["architecture"]
-    stages = architecture["arch_kwargs"]["n_stages"]
-    architecture["arch_kwargs"]["features_per_stage"] = [BASE_FEATURES * 2**stage for stage in range(stages)]
-    changes = {"patch_size": PATCH, "batch_size": BATCH_SIZE, "architecture": architecture}
+    number = str(int(task.dataset[7:10]))
+    steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
+    stock = read_json(args.work / "nnUNet_preprocessed" / task.dataset / f"{STOCK_PLANS}.json")
+    changes = cpu_sized(stock["configurations"][CONFIGURATION], task.patch_size, BASE_FEATURES, BATCH_SIZE)
     block = {"iterations_per_epoch": ITERATIONS, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}
-    write_plans_copy(DATASET, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
-    own_results = comparison(args) / "pretraining" / "nnUNet_results" / DATASET / "pretraining"
-    alice = own_results / f"alice__{PLANS}__{CONFIGURATION}" / "checkpoint_final.safetensors"
+    write_plans_copy(task.dataset, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
+    own_results = comparison(args) / "pretraining" / "nnUNet_results" / task.dataset / "pretraining"
+    alice = own_results / f"alice__{PLANS}__{CONFIGURATION}" / FINAL
     for name, own in TUNED.items():
         own = {**block, **own, "checkpoint": str(alice)}
-        write_plans_copy(DATASET, STOCK_PLANS, f"{PLANS}_{name}", CONFIGURATION, own, changes)
+        write_plans_copy(task.dataset, STOCK_PLANS, f"{PLANS}_{name}", CONFIGURATION, own, changes)
 
 
 def comparison(args: argparse.Namespace) -> Path:
@@ -127,39 +151,39 @@ def comparison(args: argparse.Namespace) -> Path:
     return args.work / "comparison"
 
 
-def command(stage: str, args: argparse.Namespace) -> list[str]:
+def command(task: Task, stage: str, args: argparse.Namespace) -> list[str]:
     """The command of a stage, as a user would type it."""
-    draws, shots, trainers = STAGES[stage]
+    draws, all_shots, trainers = STAGES[stage]
+    shots = task.shots if all_shots else task.shots[:1]
     baselines = [f"{name}_{EPOCHS}epochs" for name in (BASELINES if trainers == ALL else BASELINES[:1])]
-    words = {name: {**own, "templates": args.templates.resolve()} if name == "anatomix" else own
-             for name, own in PRETRAINING.items()}  # fmt: skip
+    words = {**PRETRAINING, "anatomix": {**PRETRAINING["anatomix"], "templates": args.data.resolve() / TEMPLATES}}
     settings = [f"{method}:{key}={value}" for method, own in words.items() for key, value in own.items()]
     return [
-        *("nnunet-invariance", "evaluate", "few-shot", DATASET, CONFIGURATION, "-p", PLANS, "-device", args.device),
-        *("--trainers", *trainers, "--baselines", *baselines),
+        *("nnunet-invariance", "evaluate", "few-shot", task.dataset, CONFIGURATION, "-p", PLANS),
+        *("-device", args.device, "--trainers", *trainers, "--baselines", *baselines),
         *("--draws", str(draws), "--shots", *map(str, shots), "--seed", str(args.seed), "--disable_tta"),
-        *("--test", str(args.work / "nnUNet_raw" / DATASET), "--jobs", str(args.jobs)),
+        *("--test", str(args.work / "nnUNet_raw" / task.dataset), "--jobs", str(args.jobs)),
         *("--out", str(comparison(args)), "--pretrain", *settings),
     ]
 
 
 def publish(args: argparse.Namespace, steps: Steps) -> None:
     """Tables and pictures of what is finished, and what is not run."""
-    out = comparison(args)
+    out, folder = comparison(args), RESULTS / args.task
     if not (out / "levels.csv").is_file():
         return
     for name in COMPARISON_TABLES:
         text = (out / name).read_text().replace(str(args.work), "WORK")
-        write_file(RESULTS / name, text.replace(str(args.templates.resolve().parent), "DATA").encode())
+        write_file(folder / name, text.replace(str(args.data.resolve()), "DATA").encode())
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', (out / PAGE).read_text())
     for name, content in zip(("levels.png", "effects.png", "cases.png"), pictures, strict=False):
-        write_file(RESULTS / name, base64.b64decode(content))
+        write_file(folder / name, base64.b64decode(content))
     jobs = stored_jobs(out)
     missing = [f"- {job.name}: {state(job)}" for job in jobs if not job.scores.is_file()]
-    missing += [f"- stage {name!r} (draws, shots: {STAGES[name][:2]})" for name in STAGES if name not in steps.done]
+    missing += [f"- stage {name!r}" for name in STAGES if name not in steps.done]
     tables = [level_table(out / "levels.csv"), effect_table(out / "effects.csv")]
     text = "\n\n".join([*tables, "## Not run", "\n".join(missing) or "- nothing is missing"])
-    write_file(RESULTS / "tables.md", f"{text}\n".encode())
+    write_file(folder / "tables.md", f"{text}\n".encode())
 
 
 if __name__ == "__main__":
