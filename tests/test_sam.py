@@ -237,7 +237,7 @@ def random_embedding(seed, coarse_grid=(2, 3, 2), shape=(14, 23, 16), fine_cell=
 
 
 def test_matching_equals_the_slow_search(monkeypatch):
-    monkeypatch.setattr("nnunet_invariance.networks.matching.VALUES", 2000)  # two slices at a time
+    monkeypatch.setattr("nnunet_invariance.networks.matching.VALUES", 1000)  # more than one chunk
     (a, fine_a, coarse_a), (b, fine_b, coarse_b) = random_embedding(0), random_embedding(1)
     up_a, up_b = (upsample_unit(c[None], fine_a.shape[1:])[0] for c in (coarse_a, coarse_b))
     points = torch.rand(9, 3, generator=generator(2)) * torch.tensor(a.shape)

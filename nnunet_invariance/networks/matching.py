@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VALUES = 2**22  # similarities at a time; bounds memory and keeps them in the cache, does not change the result
+VALUES = 2**24  # of one similarity map; bounds the memory, not the result
 
 
 @dataclass(frozen=True)
@@ -90,27 +90,26 @@ def locate(wanted: Descriptors, embedding: Embedding) -> tuple[Tensor, Tensor]:
 
     over all fine cells v (SAM, arXiv 2012.02383), c(v) the coarse embedding interpolated there: the coarse map says
     which body part, the fine one where in it. Interpolation is linear, so that of the coarse similarity, divided by the
-    length of the interpolated vector, is that of the vectors at a fraction of the cost; and it is separable, so that
-    the slices of the fine grid can follow one another, and no map of a whole volume is ever held.
+    length of the interpolated vector, is that of the vectors at a fraction of the cost.
     """
-    grid, full = embedding.fine.shape[1:], embedding.full_grid
-    coarse = (wanted.coarse @ embedding.coarse.flatten(1)).view(-1, 1, *embedding.coarse.shape[1:])
-    along = F.interpolate(coarse, size=(full[0], *coarse.shape[3:]), mode="trilinear", align_corners=False)[:, 0]
+    grid = embedding.fine.shape[1:]
+    inside = tuple(slice(n) for n in grid)
+    fine, coarse = embedding.fine.flatten(1), embedding.coarse.flatten(1)
     inverse = 0.5 / embedding.norm
-    best = torch.zeros(len(along), dtype=torch.long, device=along.device)
-    score = torch.full_like(along[:, 0, 0, 0], -torch.inf)
-    slices = max(1, VALUES // (max(1, len(along)) * math.prod(grid[1:])))
-    for start in range(0, grid[0], slices):
-        part = slice(start, min(start + slices, grid[0]))
-        similarity = F.interpolate(along[:, part], size=full[1:], mode="bilinear", align_corners=False)
-        similarity = similarity[..., : grid[1], : grid[2]].mul_(inverse[part]).flatten(1)
-        similarity.addmm_(wanted.fine, embedding.fine[:, part].flatten(1), alpha=0.5)  # in place: this is the cost
-        value, index = similarity.max(1)
-        best = torch.where(value > score, index + start * math.prod(grid[1:]), best)
-        score = torch.maximum(score, value)
-    cell = torch.tensor(embedding.fine_cell, device=best.device)
-    index = torch.stack(torch.unravel_index(best, grid), -1)
-    return (index + 0.5) * cell, score
+    best, score = [], []
+    chunk = max(1, VALUES // math.prod(embedding.full_grid))
+    for f, c in zip(wanted.fine.split(chunk), wanted.coarse.split(chunk), strict=True):
+        similarity = (c @ coarse).view(-1, 1, *embedding.coarse.shape[1:])
+        similarity = F.interpolate(similarity, size=embedding.full_grid, mode="trilinear", align_corners=False)
+        similarity = similarity[(slice(None), 0, *inside)].mul_(inverse).flatten(1)
+        similarity.addmm_(f, fine, alpha=0.5)  # in place: these maps are the whole cost
+        index = similarity.argmax(1)
+        value = similarity.gather(1, index[:, None])[:, 0]
+        best.append(index)
+        score.append(value)
+    cell = torch.tensor(embedding.fine_cell, device=fine.device)
+    index = torch.stack(torch.unravel_index(torch.cat(best), grid), -1)
+    return (index + 0.5) * cell, torch.cat(score)
 
 
 def match_points(source: Embedding, target: Embedding, points: Tensor) -> Matches:
