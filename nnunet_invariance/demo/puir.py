@@ -31,7 +31,7 @@ PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 4, 20
 TRANSFER_EPOCHS, TRANSFER_ITERATIONS = 4, 15
 EPOCHS, ITERATIONS = 6, 12
 #: Each prediction costs a start of nnU-Net, so not all seven subsets are shown.
-SUBSETS = [JOIN.join(MODALITIES), *MODALITIES]
+SUBSETS = [JOIN.join(MODALITIES), next(iter(MODALITIES))]
 
 
 def arms() -> list[str]:
