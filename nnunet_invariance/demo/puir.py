@@ -27,8 +27,8 @@ from nnunet_invariance.modality_transfer.evaluate import CONVENTIONS, EXAMPLES, 
 
 STEPS = 5
 N_TRAIN, N_TEST = 9, 3
-PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 4, 20
-TRANSFER_EPOCHS, TRANSFER_ITERATIONS = 4, 15
+PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 3, 20
+TRANSFER_EPOCHS, TRANSFER_ITERATIONS = 3, 15
 EPOCHS, ITERATIONS = 6, 12
 #: Each prediction costs a start of nnU-Net, so not all seven subsets are shown.
 SUBSETS = [JOIN.join(MODALITIES), next(iter(MODALITIES))]
