@@ -11,13 +11,12 @@ run the same command again after an interruption. An arm that fails does not sto
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import FEW_CORES, Steps, write_file
+from common import Steps, use_tree, write_file
 from hippocampus_alice import (
     CONFIGURATION,
     DATASET,
@@ -94,10 +93,7 @@ def main() -> int:
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
     args = parser.parse_args()
     args.work = args.work.resolve()
-    trees = ("raw", "preprocessed", "results")
-    os.environ.update({f"nnUNet_{tree}": str(args.work / f"nnUNet_{tree}") for tree in trees})
-    for variable, value in FEW_CORES.items():
-        os.environ.setdefault(variable, value)
+    use_tree(args.work)
     steps = Steps(args.work)
     try:
         test = lay_out_raw(args.data, args.work / "nnUNet_raw" / DATASET, args.seed)[: args.test_cases]

@@ -30,6 +30,13 @@ FEW_CORES = {
 MOST_POOLINGS, LEAST_SIDE = 4, 4  # of a network for a CPU, and of its deepest map in voxels
 
 
+def use_tree(work: Path) -> None:
+    """Have nnU-Net's three folders below ``work``, and few processes unless the environment says otherwise."""
+    os.environ.update({f"nnUNet_{tree}": str(work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")})
+    for variable, value in FEW_CORES.items():
+        os.environ.setdefault(variable, value)
+
+
 class Steps:
     """Runs the commands outside a comparison once, and remembers what they were and how long they took."""
 

@@ -12,7 +12,6 @@ gets tables and pictures, and the list of cells not run.
 
 import argparse
 import base64
-import os
 import random
 import re
 import sys
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import SimpleITK as sitk
-from common import FEW_CORES, Steps, cpu_sized, write_file
+from common import Steps, cpu_sized, use_tree, write_file
 from tables import COMPARISON_TABLES, effect_table, level_table
 
 from nnunet_invariance.errors import InvarianceError
@@ -92,10 +91,7 @@ def main() -> int:
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
     args = parser.parse_args()
     args.work = args.work.resolve()
-    trees = {f"nnUNet_{tree}": str(args.work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")}
-    os.environ.update(trees)
-    for variable, value in FEW_CORES.items():
-        os.environ.setdefault(variable, value)
+    use_tree(args.work)
     steps = Steps(args.work)
     try:
         task = TASKS[args.task]

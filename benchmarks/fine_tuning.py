@@ -9,7 +9,6 @@ after an interruption.
 
 import argparse
 import json
-import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import use_tree
 from hippocampus_alice import (
     CONFIGURATION,
     DATASET,
     EPOCHS,
-    FEW_CORES,
     N_VAL,
     PLANS,
     SHOTS,
@@ -82,9 +81,7 @@ def main() -> int:
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu")
     args = parser.parse_args()
     work = args.work.resolve()
-    os.environ.update({f"nnUNet_{tree}": str(work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")})
-    for variable, value in FEW_CORES.items():
-        os.environ.setdefault(variable, value)
+    use_tree(work)
     checkpoint = pretraining_folder(work) / "checkpoint_final.safetensors"
     try:
         test = lay_out_raw(args.data, work / "nnUNet_raw" / DATASET, args.seed)

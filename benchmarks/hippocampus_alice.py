@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FEW_CORES, Steps
+from common import Steps, use_tree
 
 from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.arms import Selection
@@ -64,9 +64,7 @@ def main() -> int:
     args = parser.parse_args()
     work = args.work.resolve()
     steps = Steps(work)
-    os.environ.update({f"nnUNet_{tree}": str(work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")})
-    for variable, value in FEW_CORES.items():
-        os.environ.setdefault(variable, value)
+    use_tree(work)
     try:
         test = lay_out_raw(args.data, work / "nnUNet_raw" / DATASET, args.seed)
         plan(work, steps, args.seed)

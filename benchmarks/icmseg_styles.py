@@ -12,13 +12,12 @@ on.
 import argparse
 import itertools
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from common import FEW_CORES, Steps, cpu_sized, write_file
+from common import Steps, cpu_sized, use_tree, write_file
 from icmseg_data import CONTRASTS, ENDING, SETS, Task
 from tables import COMPARISON_TABLES, effect_table, level_table
 
@@ -58,11 +57,7 @@ def main() -> int:
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
     args = parser.parse_args()
     args.work = args.work.resolve()
-    os.environ.update(
-        {f"nnUNet_{tree}": str(args.work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")}
-    )
-    for variable, value in FEW_CORES.items():
-        os.environ.setdefault(variable, value)
+    use_tree(args.work)
     try:
         for name in args.sets:
             run_set(name, args)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import FEW_CORES, Steps, cpu_sized
+from common import Steps, cpu_sized, use_tree
 from puir_data import DRAWS, SETS, Task
 from puir_held_out import Average, held_out_crops, held_out_quantities
 from puir_tables import CONSTRAINTS, FILLED, FULL, publish
@@ -67,11 +67,7 @@ def main() -> int:
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
     args = parser.parse_args()
     args.work = args.work.resolve()
-    os.environ.update(
-        {f"nnUNet_{tree}": str(args.work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")}
-    )
-    for variable, value in FEW_CORES.items():
-        os.environ.setdefault(variable, value)
+    use_tree(args.work)
     torch.set_num_threads(1)
     try:
         for draw in range(args.draws):

@@ -14,7 +14,6 @@ benchmarks/results/sam_matching.json (--out).
 
 import argparse
 import json
-import os
 import random
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hippocampus_alice import FEW_CORES, Steps
+from common import Steps, use_tree
 from torch import Tensor
 
 from nnunet_invariance.augmentation.device_views import apply_affine, apply_intensity, sample_affine, sample_intensity
@@ -61,9 +60,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sam_matching.json")
     args = parser.parse_args()
     work = args.work.resolve()
-    os.environ.update({f"nnUNet_{tree}": str(work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")})
-    for variable, value in FEW_CORES.items():
-        os.environ.setdefault(variable, value)
+    use_tree(work)
     record = json.loads(args.out.read_text()) if args.out.is_file() else {}
     try:
         for name in args.datasets:
