@@ -1,5 +1,6 @@
 """Which of Alice's options help? One option changed at a time, in few-shot segmentation of Hippocampus.
 
+Data, test cases and network are those of few_shot.py: the whole hippocampus is one class.
 Every arm is Alice pre-trained anew with one option changed, then AliceTrainer with plain fine-tuning (no auxiliary
 loss, one learning rate, no warm-up) on the same labelled cases for the same number of iterations, beside
 BaselineTrainer. Lengths and network are of a size for a CPU, far below what the defaults are meant for. All arms are
@@ -7,29 +8,17 @@ run for the first draw of labelled cases, then for the next; an arm has one pre-
 `default-again` is the default with another seed of pre-training: what it differs by is chance. What is done is skipped:
 run the same command again after an interruption. An arm that fails does not stop the others.
 
-    python benchmarks/alice_ablation.py --data DIR/Dataset004_Hippocampus --work DIR [--arms NAME ...] [--draws 3]
+    python benchmarks/alice_ablation.py --data DIR --work DIR [--arms NAME ...] [--draws 3]
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common import Steps, use_tree, write_file
-from hippocampus_alice import (
-    CONFIGURATION,
-    DATASET,
-    ITERATIONS,
-    N_TEST,
-    N_VAL,
-    PRETRAINING_ITERATIONS,
-    SHOTS,
-    lay_out_raw,
-    measure,
-    plan,
-    unseen_cases,
-)
+from few_shot import BASE_FEATURES, CONFIGURATION, ITERATIONS, PLANS, TASKS, lay_out, write_plans
+from hippocampus_alice import comparison_settings, measure, unseen_cases
 from tables import interval, markdown, read_rows
 
 from nnunet_invariance.errors import InvarianceError
@@ -37,16 +26,15 @@ from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.effects import OVERALL, Contrast
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
-from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.record import read_json, write_json
 from nnunet_invariance.evaluation.stored import state, stored_jobs
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 from nnunet_invariance.weights.locate import FINAL
 
-PLANS = "nnUNetPlans_ablation"
-BASE_FEATURES = 8
-EPOCHS, PRETRAINING_EPOCHS = 30, 10
+TASK = TASKS["hippocampus"]
+DATASET, SHOTS = TASK.dataset, TASK.shots[0]
+EPOCHS, PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 12, 8, 50
 #: The defaults, lr 1e-4 and ema_start 0.996, are meant for runs 200 times as long: the teacher would stay half random.
 SHORT_RUN = ("lr=5e-4", "ema_start=0.98")
 SAM_SETTINGS = ("lr=1e-3",)
@@ -79,26 +67,24 @@ RESULTS = Path(__file__).parent / "results" / "alice-ablation"
 def main() -> int:
     """Run all cells that are left; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help=f"{DATASET} in nnU-Net's raw layout; only read")
+    parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the tables")
     parser.add_argument("--arms", nargs="+", choices=[BASELINE, *ARMS], default=[BASELINE, *ARMS])
     parser.add_argument("--draws", type=int, default=3, help="draws of the labelled cases")
     parser.add_argument("--seed", type=int, default=0, help="of test cases, draws, networks and augmentation")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of fine-tuning")
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="steps an epoch of fine-tuning")
     parser.add_argument("--pretraining-epochs", type=int, default=PRETRAINING_EPOCHS)
     parser.add_argument("--pretraining-iterations", type=int, default=PRETRAINING_ITERATIONS, help="steps an epoch")
-    parser.add_argument("--test-cases", type=int, default=N_TEST)
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
     args = parser.parse_args()
-    args.work = args.work.resolve()
+    args.work, args.task = args.work.resolve(), "hippocampus"
     use_tree(args.work)
     steps = Steps(args.work)
     try:
-        test = lay_out_raw(args.data, args.work / "nnUNet_raw" / DATASET, args.seed)[: args.test_cases]
-        plan(args.work, steps, args.seed, PLANS, BASE_FEATURES, args.iterations)
-        return run_arms(test, steps, args)
+        lay_out(TASK, args)
+        write_plans(TASK, steps, args)
+        return run_arms(steps, args)
     except InvarianceError as error:
         print(error, file=sys.stderr)
         return 2
@@ -106,7 +92,7 @@ def main() -> int:
         publish(args)
 
 
-def run_arms(test: Sequence[str], steps: Steps, args: argparse.Namespace) -> int:
+def run_arms(steps: Steps, args: argparse.Namespace) -> int:
     """Every arm for one more draw at a time; returns the exit status, 2 where an arm failed."""
     failed: dict[str, InvarianceError] = {}
     for draws in range(1, args.draws + 1):
@@ -117,7 +103,7 @@ def run_arms(test: Sequence[str], steps: Steps, args: argparse.Namespace) -> int
                 if name in ARMS:
                     pretrain(name, steps, args)
                     probe(name, args)
-                fine_tune(name, draws, test, args)
+                fine_tune(name, draws, args)
             except InvarianceError as error:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 failed[name] = error
@@ -157,7 +143,7 @@ def probe(name: str, args: argparse.Namespace) -> None:
     if name in rows:
         return
     planned = open_planned_dataset(DATASET, CONFIGURATION, PLANS)
-    cases = unseen_cases(args.work, planned)[: args.test_cases]
+    cases = unseen_cases(args.work, planned)
     if "random" not in rows:
         rows["random"] = [measure(f"random {i}", planned, cases, args.seed, random_seed=i) for i in range(3)]
     checkpoint = pretraining_of(name, args.work) / FINAL
@@ -165,7 +151,7 @@ def probe(name: str, args: argparse.Namespace) -> None:
     write_json(target, rows)
 
 
-def fine_tune(name: str, draws: int, test: Sequence[str], args: argparse.Namespace) -> None:
+def fine_tune(name: str, draws: int, args: argparse.Namespace) -> None:
     """Train, predict and score an arm, compared with the default and with the baseline."""
     if name == BASELINE:
         arm, references = Arm(name, f"{BASELINE}_{args.epochs}epochs"), []
@@ -175,16 +161,8 @@ def fine_tune(name: str, draws: int, test: Sequence[str], args: argparse.Namespa
     few_shot(
         open_planned_dataset(DATASET, CONFIGURATION, PLANS),
         Selection((arm,), tuple(Contrast(name, reference, reference) for reference in references)),
-        ProtocolSettings(
-            shots=[SHOTS],
-            draws=draws,
-            n_val=N_VAL,
-            seed=args.seed,
-            device=args.device,
-            mirroring=False,
-            out=args.work / "comparison",
-        ),
-        test=test,
+        comparison_settings(args.work / "comparison", args.seed, args.device, draws),
+        test=args.work / "nnUNet_raw" / DATASET,
     )
 
 
@@ -213,7 +191,7 @@ def described(args: argparse.Namespace) -> str:
     return (
         f"{DATASET}, seed {args.seed}, {BASE_FEATURES} base features. Pre-training: {args.pretraining_epochs} x "
         f"{args.pretraining_iterations} steps with {' '.join(SHORT_RUN)}, one for all draws of an arm. Fine-tuning: "
-        f"{args.epochs} x {args.iterations} iterations on {SHOTS} cases. {args.test_cases} test cases."
+        f"{args.epochs} x {ITERATIONS} iterations on {SHOTS} cases. {TASK.n_test} test cases."
     )
 
 

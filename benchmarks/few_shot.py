@@ -97,6 +97,7 @@ def main() -> int:
         task = TASKS[args.task]
         lay_out(task, args)
         write_plans(task, steps, args)
+        write_tuned_plans(task, args)
         for stage in args.stages:
             steps.run(stage, command(task, stage, args))
             publish(args, steps)
@@ -128,18 +129,21 @@ def lay_out(task: Task, args: argparse.Namespace) -> None:
 
 
 def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
-    """Plan and preprocess, and write the plans copy of a size for a CPU and those of the tuned arms."""
+    """Plan and preprocess, and write the plans copy of a size for a CPU."""
     number = str(int(task.dataset[7:10]))
     steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
     stock = read_json(args.work / "nnUNet_preprocessed" / task.dataset / f"{STOCK_PLANS}.json")
     changes = cpu_sized(stock["configurations"][CONFIGURATION], task.patch_size, BASE_FEATURES, BATCH_SIZE)
     block = {"iterations_per_epoch": ITERATIONS, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}
     write_plans_copy(task.dataset, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
+
+
+def write_tuned_plans(task: Task, args: argparse.Namespace) -> None:
+    """A plans copy for each of the tuned arms, which all take the first pre-training."""
     own_results = comparison(args) / "pretraining" / "nnUNet_results" / task.dataset / "pretraining"
     alice = own_results / f"alice__{PLANS}__{CONFIGURATION}" / FINAL
     for name, own in TUNED.items():
-        own = {**block, **own, "checkpoint": str(alice)}
-        write_plans_copy(task.dataset, STOCK_PLANS, f"{PLANS}_{name}", CONFIGURATION, own, changes)
+        write_plans_copy(task.dataset, PLANS, f"{PLANS}_{name}", CONFIGURATION, {**own, "checkpoint": str(alice)})
 
 
 def comparison(args: argparse.Namespace) -> Path:

@@ -21,9 +21,8 @@ from hippocampus_alice import (
     CONFIGURATION,
     DATASET,
     EPOCHS,
-    N_VAL,
     PLANS,
-    SHOTS,
+    comparison_settings,
     lay_out_raw,
     pretraining_folder,
 )
@@ -32,7 +31,6 @@ from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.few_shot import few_shot
 from nnunet_invariance.evaluation.jobs import Arm
-from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.scores import read_scores
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
@@ -101,14 +99,7 @@ def run(name: str, setting: Setting, checkpoint: Path, test: list[str], args: ar
     few_shot(
         open_planned_dataset(DATASET, CONFIGURATION, plans),
         Selection((Arm(trainer, trainer),)),
-        ProtocolSettings(
-            shots=[SHOTS],
-            n_val=N_VAL,
-            seed=args.seed,
-            device=args.device,
-            mirroring=False,
-            out=args.work.resolve() / "fine_tuning" / name,
-        ),
+        comparison_settings(args.work.resolve() / "fine_tuning" / name, args.seed, args.device),
         test=test,
     )
     collect(args.work.resolve() / "fine_tuning", args.seed)

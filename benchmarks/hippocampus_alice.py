@@ -73,14 +73,7 @@ def main() -> int:
         comparison = few_shot(
             open_planned_dataset(DATASET, CONFIGURATION, PLANS),
             Selection(tuple(Arm(trainer, trainer) for trainer in TRAINERS)),
-            ProtocolSettings(
-                shots=[SHOTS],
-                n_val=N_VAL,
-                seed=args.seed,
-                device=args.device,
-                mirroring=False,
-                out=work / "comparison",
-            ),
+            comparison_settings(work / "comparison", args.seed, args.device),
             test=test,
         )
     except InvarianceError as error:
@@ -88,6 +81,11 @@ def main() -> int:
         return 2
     collect(work, comparison, steps)
     return 0
+
+
+def comparison_settings(out: Path, seed: int, device: str, draws: int = 1) -> ProtocolSettings:
+    """Few labelled cases, predicted without mirroring."""
+    return ProtocolSettings(shots=[SHOTS], draws=draws, n_val=N_VAL, seed=seed, device=device, mirroring=False, out=out)
 
 
 def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
@@ -109,24 +107,17 @@ def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
     return test
 
 
-def plan(
-    work: Path,
-    steps: Steps,
-    seed: int,
-    name: str = PLANS,
-    base_features: int = BASE_FEATURES,
-    iterations: int = ITERATIONS,
-) -> None:
+def plan(work: Path, steps: Steps, seed: int) -> None:
     """Plan and preprocess the cases that are not tested, and write the plans copy of a size for a CPU."""
     command = ["nnUNetv2_plan_and_preprocess", "-d", "4", "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
     steps.run("plan_and_preprocess", command)
     stock = json.loads((work / "nnUNet_preprocessed" / DATASET / f"{STOCK_PLANS}.json").read_text())
     architecture = stock["configurations"][CONFIGURATION]["architecture"]
-    features = [base_features * 2**stage for stage in range(architecture["arch_kwargs"]["n_stages"])]
+    features = [BASE_FEATURES * 2**stage for stage in range(architecture["arch_kwargs"]["n_stages"])]
     architecture["arch_kwargs"]["features_per_stage"] = features
-    block = {"iterations_per_epoch": iterations, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": seed}
+    block = {"iterations_per_epoch": ITERATIONS, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": seed}
     changes = {"batch_size": BATCH_SIZE, "architecture": architecture}
-    write_plans_copy(DATASET, STOCK_PLANS, name, CONFIGURATION, block, changes)
+    write_plans_copy(DATASET, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
 
 
 def pretraining_folder(work: Path) -> Path:
