@@ -101,7 +101,7 @@ def test_out_and_in_again_is_bit_equal(tmp_path, network):
 @pytest.mark.skipif("NNSSL_CHECKOUT" not in os.environ, reason="set NNSSL_CHECKOUT to a checkout of MIC-DKFZ/nnssl")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("pretrained", [["encoder"], ["encoder", "decoder"]])
-def test_nnssls_own_verification_passes(tmp_path, monkeypatch, pretrained, channels):
+def test_nnssls_own_verification_takes_the_file_and_no_spoilt_one(tmp_path, monkeypatch, pretrained, channels):
     monkeypatch.syspath_prepend(Path(os.environ["NNSSL_CHECKOUT"], "src"))
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnssl_{name}", str(tmp_path))
@@ -111,7 +111,11 @@ def test_nnssls_own_verification_passes(tmp_path, monkeypatch, pretrained, chann
     content = torch.load(tmp_path / "out.pth", weights_only=True)
     plan = content["nnssl_adaptation_plan"]
     (name,) = plan["pretrain_plan"]["configurations"]
-    trainers.AbstractBaseTrainer.verify_adaptation_plans(plan, name, content["network_weights"])
+    verify, weights = trainers.AbstractBaseTrainer.verify_adaptation_plans, content["network_weights"]
+    verify(plan, name, weights)  # raises where a tensor is missing or of another shape
+    del weights[next(key for key in weights if key.startswith(plan["key_to_encoder"]))]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        verify(plan, name, weights)
 
 
 @pytest.mark.parametrize("form", ["nnssl", "card"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.nnformer import SMALLEST
-from nnunet_invariance.weights.importers.network import NNFORMER, ForeignNetwork, architecture_of
+from nnunet_invariance.weights.importers.network import NNFORMER, ForeignNetwork, architecture_of, facts_without_plans
 
 DESCRIPTION = "a backbone of Alice's release (nnFormer), as its extract script writes it"
 KEYS = ("model_down.",)
@@ -56,17 +56,7 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
         "axes": [2, 1, 0],
     }
     entry = {"network_class_name": NNFORMER, "arch_kwargs": arguments, "_kw_requires_import": []}
-    facts = {
-        "dataset_name": "not said in the file",
-        "plans_name": "not said in the file",
-        "configuration": "3d_fullres",
-        "data_identifier": "not said in the file",
-        "spacing": None,
-        "patch_size": [SMALLEST] * 3,
-        "normalization_schemes": ["SoftTissueWindowNormalization"] * channels,
-        "channel_names": ["CT"] * channels,
-        "plans": {},
-    }
+    facts = facts_without_plans([SMALLEST] * 3, ["CT"] * channels, ["SoftTissueWindowNormalization"] * channels)
     return ForeignNetwork(own, architecture_of(path, entry, channels, 1), facts, citation=CITATION)
 
 

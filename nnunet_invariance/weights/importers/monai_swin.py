@@ -9,7 +9,13 @@ from torch import Tensor
 
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.swin_unetr import arch_kwargs
-from nnunet_invariance.weights.importers.network import SWIN, ForeignNetwork, architecture_of, without_wrappers
+from nnunet_invariance.weights.importers.network import (
+    SWIN,
+    ForeignNetwork,
+    architecture_of,
+    facts_without_plans,
+    without_wrappers,
+)
 
 DESCRIPTION = "a SwinUNETR of MONAI, or the transformer of its self-supervised pre-training"
 KEYS = ("swinViT.patch_embed.proj.", "swinViT.layers1.0.blocks.", "swinViT.layers4.0.downsample.")
@@ -75,17 +81,7 @@ def swin_network(path: Path, state: Mapping[str, Tensor], citation: str, network
     head = own.get("decoder.seg_layers.4.weight")
     classes = 1 if head is None else head.shape[0]
     entry = {"network_class_name": network, "arch_kwargs": arch_kwargs(width, version), "_kw_requires_import": []}
-    facts = {
-        "dataset_name": "not said in the file",
-        "plans_name": "not said in the file",
-        "configuration": "3d_fullres",
-        "data_identifier": "not said in the file",
-        "spacing": None,
-        "patch_size": PATCH,
-        "normalization_schemes": [],
-        "channel_names": [f"channel {i}" for i in range(channels)],
-        "plans": {},
-    }
+    facts = facts_without_plans(PATCH, [f"channel {i}" for i in range(channels)])
     return ForeignNetwork(own, architecture_of(path, entry, channels, classes), facts, citation=citation)
 
 

@@ -1,7 +1,7 @@
 """What an importer hands over, and the checks that make its tensors those of a network that nnU-Net can plan."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,22 @@ class ForeignNetwork:
     method: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
+
+
+def facts_without_plans(
+    patch_size: Sequence[int], channel_names: Sequence[str], normalization_schemes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The facts of a network from a tool without plans; ``patch_size`` in voxels is what its authors used."""
+    unknown = dict.fromkeys(("dataset_name", "plans_name", "data_identifier"), "not said in the file")
+    return {
+        **unknown,
+        "configuration": "3d_fullres",
+        "spacing": None,
+        "patch_size": list(patch_size),
+        "normalization_schemes": list(normalization_schemes),
+        "channel_names": list(channel_names),
+        "plans": {},
+    }
 
 
 def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes: int) -> Architecture:
