@@ -19,13 +19,16 @@ from nnunet_invariance.evaluation.stock import run_command
 from nnunet_invariance.weights.atomic import atomic_write
 
 # On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
-# while they wait slow everything down tenfold once the cores have other work. No result depends on either.
+# while they wait slow everything down tenfold once the cores have other work; and memory that glibc hands back after
+# every step, to ask for it again, costs a fifth of a training. No result depends on any of them.
 FEW_CORES = {
     "nnUNet_def_n_proc": "1",
     "nnUNet_n_proc_DA": "1",
     "nnUNet_npp": "0",
     "nnUNet_nps": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
 }
 MOST_POOLINGS, LEAST_SIDE = 4, 4  # of a network for a CPU, and of its deepest map in voxels
 

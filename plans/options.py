@@ -99,7 +99,8 @@ class TrainerOptions(BaselineOptions):
     #: Positions drawn per sample and encoder stage for InfoNCE; 2 is the least that has a negative.
     positions: int = _count(256, 2)
     #: Learning rate of the encoder as a share of the rest's; 0 would never train it, use ``frozen_epochs`` to wait.
-    encoder_lr_factor: float = _number(0.1, 0.0, 10.0)
+    #: A tenth cost 0.02 of Dice in short runs (docs/results/few-shot.md).
+    encoder_lr_factor: float = _number(1.0, 0.0, 10.0)
     #: Share of the epochs over which the learning rate of the encoder rises linearly; decoder and ``_scratch`` wait for
     #: nothing.
     warmup: float = _number(0.0, 0.0, 1.0)
@@ -166,8 +167,6 @@ class ICMSegOptions(TrainerOptions):
     stages: Sequence[int] | None = _option(
         None, "a list of different whole numbers of at least 0, or null", lambda v: v is None or _is_stages(v)
     )
-    #: 1 here: without a named checkpoint the encoder is random.
-    encoder_lr_factor: float = _number(1.0, 0.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,9 @@ class TransferOptions(TrainerOptions):
 
     source: Literal["student", "teacher"] = _choice("student", "teacher")
     aux: Literal["none", "info_nce"] = _choice("none", "info_nce")
-    #: As upstream fine-tunes imported files; it costs a short run dearly (docs/results/fine-tuning.md).
+    #: Upstream fine-tunes imported files with a tenth of nnU-Net's rate, after a warm-up; both cost a short run dearly
+    #: (docs/results/fine-tuning.md, few-shot.md), and are not measured on files from long pre-trainings.
+    encoder_lr_factor: float = _number(0.1, 0.0, 10.0)
     warmup: float = _number(0.05, 0.0, 1.0)
 
 
@@ -196,8 +197,6 @@ class AnatomixOptions(TrainerOptions):
     transfer: Literal["encoder+decoder", "encoder"] = _choice("encoder+decoder", "encoder")
     #: ``pretrain anatomix`` leaves no teacher.
     source: Literal["student"] = _choice("student")
-    #: All of the network learns at one rate.
-    encoder_lr_factor: float = _number(1.0, 0.0, 10.0)
     #: Temperature and positions of the pre-training.
     temperature: float = _number(0.33, 0.0, 10.0, low_excluded=True)
     positions: int = _count(512, 2)

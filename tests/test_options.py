@@ -24,7 +24,7 @@ def test_no_block_gives_the_stated_defaults() -> None:
         "aux_ramp": 0.1,
         "temperature": 0.2,
         "positions": 256,
-        "encoder_lr_factor": 0.1,
+        "encoder_lr_factor": 1.0,
         "warmup": 0.0,
         "frozen_epochs": 0,
         "iterations_per_epoch": None,
