@@ -4,10 +4,10 @@
 
 Test cases are kept apart by seed before planning. Labels are one class: both parts of the hippocampus together, because
 with nnU-Net's mirroring so short a training does not learn to tell them apart. Each pre-training is made by the command
-on the other images (anatomix on synthetic ones). First every arm at one draw, then three draws of AnatomixTrainer, then
-what the arms named in TUNED say about Alice's defaults, then three draws of all, then the other numbers of shots. What
-is done is skipped: run the same command again after an interruption, with a --work for each set. The results folder
-gets tables and pictures, and the list of cells not run.
+on the other images (anatomix on synthetic ones). First every arm at one draw, then three draws of AnatomixTrainer and
+of AliceTrainer, then AliceTrainer with other options (TUNED), then three draws of all, then the other numbers of shots.
+What is done is skipped: run the same command again after an interruption, with a --work for each set. The results
+folder gets tables and pictures, and the list of cells not run.
 """
 
 import argparse
@@ -41,22 +41,23 @@ PRETRAINING = {
     "mae": {"epochs": 30, "iterations": 50, "lr": 5e-4},
     "anatomix": {"epochs": 20, "iterations": 50, "lr": 5e-4, "pairs": 1, "held_out": 4},
 }
-#: Options of AliceTrainer, each in a plans copy of its own, that might explain a loss.
+#: AliceTrainer with other options than its own, each in a plans copy.
 TUNED = {
-    "rate1": {"encoder_lr_factor": 1.0},
-    "noaux": {"aux": "none"},
+    "rate0.1": {"encoder_lr_factor": 0.1},
+    "rate0.1-noaux": {"encoder_lr_factor": 0.1, "aux": "none"},
     "rate1-noaux": {"encoder_lr_factor": 1.0, "aux": "none"},
     "rate1-noaux-decoder": {"encoder_lr_factor": 1.0, "aux": "none", "transfer": "encoder+decoder"},
     "rate1-noaux-student": {"encoder_lr_factor": 1.0, "aux": "none", "source": "student"},
 }
-ALL = tuple(f"{name}_{EPOCHS}epochs" for name in METHODS)
-#: Stages of the grid in their order: draws, whether all numbers of shots or the first alone, trainers.
+ALICE, ANATOMIX, _ = ALL = tuple(f"{name}_{EPOCHS}epochs" for name in METHODS)
+#: Stages of the grid in their order: draws, whether all numbers of shots or the first alone, trainers, baselines.
 STAGES = {
-    "first": (1, False, ALL),
-    "anatomix": (3, False, (f"AnatomixTrainer_{EPOCHS}epochs",)),
-    "tuned": (1, False, tuple(f"AliceTrainer_{EPOCHS}epochs@{PLANS}_{name}" for name in TUNED)),
-    "draws": (3, False, ALL),
-    "shots": (3, True, ALL),
+    "first": (1, False, ALL, BASELINES),
+    "anatomix": (3, False, (ANATOMIX,), BASELINES[:1]),
+    "alice": (3, False, (ALICE,), BASELINES),
+    "tuned": (1, False, (ALICE,), (*BASELINES[:1], *(f"AliceTrainer@{PLANS}_{name}" for name in TUNED))),
+    "draws": (3, False, ALL, BASELINES),
+    "shots": (3, True, ALL, BASELINES),
 }
 RESULTS = Path(__file__).parent / "results" / "few-shot"
 TEMPLATES = "labelmaps_head"
@@ -153,9 +154,8 @@ def comparison(args: argparse.Namespace) -> Path:
 
 def command(task: Task, stage: str, args: argparse.Namespace) -> list[str]:
     """The command of a stage, as a user would type it."""
-    draws, all_shots, trainers = STAGES[stage]
+    draws, all_shots, trainers, baselines = STAGES[stage]
     shots = task.shots if all_shots else task.shots[:1]
-    baselines = [f"{name}_{EPOCHS}epochs" for name in (BASELINES if trainers == ALL else BASELINES[:1])]
     words = {**PRETRAINING, "anatomix": {**PRETRAINING["anatomix"], "templates": args.data.resolve() / TEMPLATES}}
     settings = [f"{method}:{key}={value}" for method, own in words.items() for key, value in own.items()]
     return [
