@@ -34,7 +34,7 @@ from nnunet_invariance.weights.locate import FINAL
 
 TASK = TASKS["hippocampus"]
 DATASET, SHOTS = TASK.dataset, TASK.shots[0]
-EPOCHS, PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 12, 8, 50
+EPOCHS, PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 10, 6, 50
 #: The defaults, lr 1e-4 and ema_start 0.996, are meant for runs 200 times as long: the teacher would stay half random.
 SHORT_RUN = ("lr=5e-4", "ema_start=0.98")
 SAM_SETTINGS = ("lr=1e-3",)

@@ -29,7 +29,7 @@ from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.tree import link
 from nnunet_invariance.networks.matching import match_points
 from nnunet_invariance.networks.planned import cumulative_strides
-from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.plans.copies import preprocessing_command, write_plans_copy
 from nnunet_invariance.pretraining.alignment import BodyCoordinates, RandomPlaces, point_in_body
 from nnunet_invariance.pretraining.cases import Case, body_box, load_volume, make_manifest
 from nnunet_invariance.pretraining.embedder import Embedder
@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=50, help="steps an epoch")
     parser.add_argument("--base-features", type=int, default=16, help="channels of the first stage")
     parser.add_argument("--largest-patch", type=int, default=64, help="voxels per axis; planned patches are cut to it")
+    parser.add_argument("--spacing", type=float, default=0, help="mm; planned spacings below it become it")
     parser.add_argument("--set", nargs="*", default=["lr=1e-3", "volumes=2"], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu")
@@ -64,7 +65,8 @@ def main() -> int:
     record = json.loads(args.out.read_text()) if args.out.is_file() else {}
     try:
         for name in args.datasets:
-            record[f"{name}, seed {args.seed}"] = {"settings": described(args), **run_dataset(name, work, args)}
+            row = {"settings": described(args), **run_dataset(name, work, args)}
+            record[f"{name}, {max(row['spacing']):g} mm, seed {args.seed}"] = row
             atomic_write(args.out, lambda file: file.write(json.dumps(record, indent=1).encode()))
     except InvarianceError as error:
         print(error, file=sys.stderr)
@@ -86,7 +88,7 @@ def run_dataset(name: str, work: Path, args: argparse.Namespace) -> dict[str, An
     lay_out_raw(args.data / name, work / "nnUNet_raw" / name, test, args.seed)
     command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
     steps.run("plan_and_preprocess", command)
-    write_small_plans(name, work, args)
+    write_small_plans(name, steps, work, args)
     train(name, steps, args)
     return measure(name, work, args)
 
@@ -110,40 +112,50 @@ def lay_out_raw(data: Path, raw: Path, test_cases: int, seed: int) -> None:
     atomic_write(raw / "dataset.json", lambda file: file.write(json.dumps(dataset).encode()))
 
 
-def write_small_plans(name: str, work: Path, args: argparse.Namespace) -> None:
-    """A plans copy with fewer channels and, where it is large, a smaller patch."""
+def write_small_plans(name: str, steps: Steps, work: Path, args: argparse.Namespace) -> None:
+    """A plans copy with fewer channels and, where it is large, a smaller patch; preprocessed where spacings differ."""
     stock = json.loads((work / "nnUNet_preprocessed" / name / f"{STOCK_PLANS}.json").read_text())
     configuration = stock["configurations"][CONFIGURATION]
-    architecture = configuration["architecture"]
+    architecture, spacing = configuration["architecture"], configuration["spacing"]
     arguments = architecture["arch_kwargs"]
     arguments["features_per_stage"] = [
         min(args.base_features * 2**stage, 10 * args.base_features) for stage in range(arguments["n_stages"])
     ]
+    coarser = [max(mm, args.spacing) for mm in spacing]
     cell = cumulative_strides(arguments["strides"])[-1]
     patch = [
-        max(c, min(p, args.largest_patch // c * c)) for p, c in zip(configuration["patch_size"], cell, strict=True)
+        max(c, min(int(p * old / new), args.largest_patch) // c * c)
+        for p, c, old, new in zip(configuration["patch_size"], cell, spacing, coarser, strict=True)
     ]
-    changes = {"architecture": architecture, "patch_size": patch}
-    write_plans_copy(name, STOCK_PLANS, PLANS, CONFIGURATION, {}, changes)
+    changes = {"architecture": architecture, "patch_size": patch, "spacing": coarser}
+    write_plans_copy(name, STOCK_PLANS, plans_of(args), CONFIGURATION, {}, changes)
+    if command := preprocessing_command(name, plans_of(args), CONFIGURATION):
+        steps.run(f"preprocess_{plans_of(args)}", [*command.split(), "-np", "1"])
+
+
+def plans_of(args: argparse.Namespace) -> str:
+    """The plans copy, after which the embedding is named."""
+    return f"{PLANS}_{args.spacing:g}mm".replace(".", "_") if args.spacing else PLANS
 
 
 def train(name: str, steps: Steps, args: argparse.Namespace) -> None:
     """Train the embedding, or continue."""
-    folder = pretraining_folder("sam", name, PLANS, CONFIGURATION)
-    command = ["nnunet-invariance", "pretrain", "sam", name, CONFIGURATION, "-p", PLANS, "-device", args.device]
+    folder = pretraining_folder("sam", name, plans_of(args), CONFIGURATION)
+    command = ["nnunet-invariance", "pretrain", "sam", name, CONFIGURATION, "-p", plans_of(args)]
+    command += ["-device", args.device]
     command += ["--epochs", str(args.epochs), "--iterations", str(args.iterations), "--seed", str(args.seed)]
     command += ["--preview", "--set", *args.settings]
     if any(folder.glob("checkpoint_*.safetensors")):
         command.append("--c")
-    steps.run("pretrain", command)
+    steps.run(f"pretrain_{plans_of(args)}", command)
 
 
 def measure(name: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Errors in mm over all points of all copies whose true place is inside the copy."""
-    planned = open_planned_dataset(name, CONFIGURATION, PLANS)
+    planned = open_planned_dataset(name, CONFIGURATION, plans_of(args))
     folders = preprocess_images([work / "nnUNet_raw" / name / "imagesTs"], planned)
     embed = Embedder.load(
-        pretraining_folder("sam", name, PLANS, CONFIGURATION) / "checkpoint_final.safetensors", args.device
+        pretraining_folder("sam", name, plans_of(args), CONFIGURATION) / "checkpoint_final.safetensors", args.device
     )
     cases = make_manifest(folders, len(planned.channel_names), embed.head.deepest_cell, 1).cases
     generator, rng = torch.Generator().manual_seed(args.seed), np.random.default_rng(args.seed)
