@@ -45,15 +45,17 @@ class StepOutput:
         losses: name to scalar, with gradient; the loop adds them up with :attr:`Method.loss_weights`.
         diagnostics: name to scalar without gradient, averaged over the epoch and logged.
         state: tensors that :meth:`Method.after_step` needs; means over samples, averaged where gradients accumulate.
+        rows: tensors (N, ...) that it needs one by one, of any type; joined where gradients accumulate.
     """
 
     losses: dict[str, Tensor]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
 
 def average(outputs: Sequence[StepOutput]) -> StepOutput:
-    """The means of several outputs of one method, without gradient; a single one as it is."""
+    """The means of several outputs of one method and the rows of all, without gradient; a single one as it is."""
     if len(outputs) == 1:
         return outputs[0]
 
@@ -61,7 +63,8 @@ def average(outputs: Sequence[StepOutput]) -> StepOutput:
         parts = [getattr(output, part) for output in outputs]
         return {name: torch.stack([p[name].detach() for p in parts]).mean(0) for name in parts[0]}
 
-    return StepOutput(mean("losses"), mean("diagnostics"), mean("state"))
+    rows = {name: torch.cat([output.rows[name].detach() for output in outputs]) for name in outputs[0].rows}
+    return StepOutput(mean("losses"), mean("diagnostics"), mean("state"), rows)
 
 
 class Method(nn.Module):
