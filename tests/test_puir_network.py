@@ -158,11 +158,11 @@ def test_any_encoder_of_one_channel_fits_and_names_are_nnunets():
     assert torch.equal(net(x), again(x))
 
 
-def test_memory_counts_the_encoder_once_a_modality():
-    stock = build(architecture(channels=1), 0)
-    net = network(channels=4)
-    encoder = stock.encoder.compute_conv_feature_map_size(PATCH)
-    both = stock.compute_conv_feature_map_size(PATCH)
-    assert net.compute_conv_feature_map_size(PATCH) == both + 3 * encoder
+def test_memory_counts_the_encoder_and_the_gates_once_a_modality():
+    stock, (whole, half, quarter) = build(architecture(channels=1), 0), (16**3, 8**3, 4**3)
+    encoder = stock.encoder.compute_conv_feature_map_size(PATCH) + 4 * whole + 8 * half + 16 * quarter
+    rebuilt = 8 * quarter + 8 * half / 2 + 4 * half + 4 * whole / 2 + 4 * whole
+    decoder = stock.decoder.compute_conv_feature_map_size(PATCH)
+    assert network(channels=4).compute_conv_feature_map_size(PATCH) == 4 * encoder + decoder + rebuilt
     assert gigabytes(560e6, 2) == 8.0
     assert gigabytes(560e6, 4) == 16.0
