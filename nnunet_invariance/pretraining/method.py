@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
 from nnunet_invariance.pretraining.cases import Case, Manifest
 from nnunet_invariance.pretraining.distributed import Ranks
+from nnunet_invariance.pretraining.planned_dataset import NETWORKS
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Method(nn.Module):
     minimum_volumes: ClassVar[int] = 1
     loop_defaults: ClassVar[Mapping[str, Any]] = {}  # of LoopOptions, where the method's differ
     minimum_channels: ClassVar[int] = 1
+    networks: ClassVar[tuple[str, ...]] = NETWORKS
     #: Whether a case may have a constant channel in place of a missing modality.
     missing_channels: ClassVar[bool] = False
     #: Ends of the names of parameters that are not decayed although they are matrices.

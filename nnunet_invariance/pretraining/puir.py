@@ -24,6 +24,7 @@ from nnunet_invariance.networks.presence import over_maps, present_channels
 from nnunet_invariance.networks.puir import PUIRNet
 from nnunet_invariance.pretraining.crops import RandomCrops
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.planned_dataset import CONVOLUTIONAL
 from nnunet_invariance.pretraining.profiles import measure, random_present, warnings_of
 
 EMBEDDING = 128  # length of a contrast row
@@ -130,6 +131,7 @@ class PUIR(Method):
     )
     options_class = PUIROptions
     minimum_channels = 2
+    networks = CONVOLUTIONAL
     missing_channels = True
     without_decay = (".prior",)
     pretrained = ("encoder",)
