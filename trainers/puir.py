@@ -157,7 +157,7 @@ class PUIRTrainer(InvarianceTrainer):
         return self.loss(logits, batch["target"]), parts
 
     def _backward(self, batch: dict[str, Any], samples: int) -> dict[str, Tensor]:
-        """As the base; the turned pass is made when the graph of the first is gone, so that memory holds one of them."""
+        """As the base, then the turned pass: the graph of the first is gone by then, so that memory holds one."""
         losses = super()._backward(batch, samples)
         if not self.own_weight("equ"):
             return losses
