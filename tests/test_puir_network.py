@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from nnunetv2.preprocessing.normalization import default_normalization_schemes
 from small_checkpoints import architecture, build
 
 from nnunet_invariance.networks.bottleneck_decoder import BottleneckDecoder
@@ -121,6 +123,16 @@ def test_presence_under_padding_and_ct_normalisation():
     assert torch.equal(present_channels(x), expected)
     for axes in [(2,), (3, 4), (2, 3, 4)]:
         assert torch.equal(present_channels(x.flip(axes)), expected)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+@pytest.mark.parametrize("scheme", ["ZScore", "CT", "No", "RescaleTo01", "RGBTo01"])
+def test_an_empty_slot_is_recognised_after_every_normalisation_of_nnunet(scheme, value):
+    properties = {"mean": 35.0, "std": 9.0, "percentile_00_5": -50.0, "percentile_99_5": 50.0}
+    kind = getattr(default_normalization_schemes, f"{scheme}Normalization")
+    slot = kind(False, properties).run(np.full((6, 6, 6), value, np.float32))
+    padded = torch.from_numpy(np.pad(slot, 1))[None, None]
+    assert not present_channels(padded).any()
 
 
 def test_recomputed_activations_give_the_same_gradients():

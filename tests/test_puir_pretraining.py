@@ -1,10 +1,12 @@
 """`pretrain puir`: what its views hold, what it refuses, and that a static mapping of modalities is learned."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from small_checkpoints import architecture
+from test_puir_network import anisotropic
 from torch import Tensor
 from tqdm import tqdm
 
@@ -97,6 +99,19 @@ def test_every_trained_parameter_has_a_gradient(options):
     idle = [name for name, p in puir.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
     assert ("contr" in output.losses) == (options != {"weight_contr": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("planned", "patch"),
+    [(architecture("ResidualEncoderUNet", 2, 2), PATCH), (anisotropic(2), (8, 16, 16))],
+    ids=["residual", "anisotropic"],
+)
+def test_other_plans_give_every_parameter_a_gradient(planned, patch):
+    setup = Setup(replace(planned, num_classes=2), patch, (2.0, 1.0, 1.0), 2, False, ())
+    puir = PUIR(setup, PUIROptions(prior=8, queue=6))
+    output = puir(views_of(puir, torch.randn(2, 2, *patch)), 0.0)
+    sum(puir.loss_weights[name] * value for name, value in output.losses.items()).backward()
+    assert [name for name, p in puir.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_the_queue_holds_rows_of_other_cases_newest_first():
