@@ -9,9 +9,11 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from nnunet_invariance.networks.puir import feature_voxels
+
 
 class PUIRPlanner(ExperimentPlanner):
-    """nnU-Net's planner, which counts the encoder once for each modality, so that the planned batch fits.
+    """nnU-Net's planner, which counts what PUIRTrainer keeps of a sample, so that the planned batch fits.
 
     Plans ``PUIRPlans``; the preprocessed data of 2d and 3d_fullres are those of ``nnUNetPlans``.
     """
@@ -28,12 +30,11 @@ class PUIRPlanner(ExperimentPlanner):
         arch_kwargs: dict,
         arch_kwargs_req_import: tuple[str, ...],
     ) -> np.int64:
-        """Feature voxels of one sample, C encoders and a decoder."""
+        """Feature voxels of one sample in training."""
         network = get_network_from_plans(
             arch_class_name, arch_kwargs, arch_kwargs_req_import, 1, output_channels, allow_init=False
         )
-        encoder = network.encoder.compute_conv_feature_map_size(patch_size)
-        return network.compute_conv_feature_map_size(patch_size) + (input_channels - 1) * encoder
+        return feature_voxels(network, input_channels, patch_size)
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Spacing and normalisation of these two do not depend on memory, so their data are there already."""

@@ -31,6 +31,7 @@ def test_all_subsets_largest_first_or_those_that_are_named():
     assert subsets[0] == (0, 1, 2, 3)
     assert subsets[-4:] == [(0,), (1,), (2,), (3,)]
     assert choose_subsets(FOUR, ["FLAIR+T1", "T1c", "T1 + FLAIR"]) == [(0, 3), (1,)]
+    assert choose_subsets(("T1", "T1+C"), ["T1+C", "T1"]) == [(1,), (0,)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
     RescaleTo01Normalization,
     ZScoreNormalization,
 )
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from small_checkpoints import architecture
 from test_puir_pretraining import PATCH, batch, individuals
 from tiny_dataset import cut_down
-from tiny_modalities import DIFFERENT, write_apart
+from tiny_modalities import DIFFERENT, write_apart, write_tests
 
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import (
@@ -26,7 +28,7 @@ from nnunet_invariance.errors import (
     UnsupportedConfigurationError,
     WeightsNotFoundError,
 )
-from nnunet_invariance.evaluation.slots import find_cases
+from nnunet_invariance.evaluation.slots import complete, find_cases
 from nnunet_invariance.modality_transfer.evaluate import PairScore, summarise
 from nnunet_invariance.modality_transfer.intensities import Intensities, affine_of, read_intensities
 from nnunet_invariance.modality_transfer.metrics import plain_scores, release_scores
@@ -138,6 +140,15 @@ def test_metrics_are_those_of_their_formulas():
     assert plain_scores(real, real) == (np.inf, 0, 1)
 
 
+@pytest.mark.parametrize("slices", [1, 2])
+def test_volumes_too_thin_for_a_window_have_no_similarity(slices):
+    rng = np.random.default_rng(0)
+    real, drawn = rng.normal(size=(2, slices, 10, 11))
+    for psnr, nmse, ssim in (plain_scores(real, drawn), release_scores(real, drawn)):
+        assert np.isnan(ssim)
+        assert np.isfinite([psnr, nmse]).all()
+
+
 def test_pairs_are_summarised_one_by_one():
     rows = [PairScore("A", t, c, v, v, v, v, v, v) for t in "BC" for c, v in (("x", 1.0), ("y", 3.0))]
     assert summarise(rows) == [("A", t, "2", *["2.0 (1.0)", *["2.000 (1.000)"] * 2] * 2) for t in "BC"]
@@ -189,6 +200,41 @@ def test_what_is_written_has_the_grid_of_the_case_and_the_scale_of_the_target(mo
     predict(model, images, tmp_path / "kept", ["CT"], ["T1"], keep=True)
     assert set(find_cases(tmp_path / "kept", ".nii.gz", ["T1", "CT"])["a"]) == {0, 1}
     assert (tmp_path / "kept" / "a_0001.nii.gz").read_bytes() == (images / "a_0001.nii.gz").read_bytes()
+
+
+def test_an_empty_slot_is_no_image(model, tmp_path):
+    write_tests(tmp_path / "in")
+    complete(tmp_path / "in", tmp_path / "full", "779")
+    assert predict(model, tmp_path / "full", tmp_path / "out") == 3
+    drawn = ["no_t1_0000.nii.gz", "small_0001.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == drawn
+    with pytest.raises(ImagesFolderError, match=r"Case no_t1 in .* has no image of T1; one that is constant"):
+        predict(model, tmp_path / "full", tmp_path / "from_t1", ["T1"])
+    assert not (tmp_path / "from_t1").exists()
+    predict(model, tmp_path / "full", tmp_path / "kept", keep=True)
+    images = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (tmp_path / "kept").iterdir()]
+    assert len(images) == 6
+    assert all(np.ptp(image) > 0 for image in images)
+
+
+def test_outside_the_crop_is_what_the_modality_has_there(modalities, tmp_path):
+    planned = open_planned_dataset(modalities.name, "3d_fullres")
+    scales = [Intensities("T1", "ZScoreNormalization", 1.0, 0.0, False), Intensities("CT", "CT", 1.0, 0.0, False, -9.0)]
+    image = np.zeros((36, 36, 36), np.float32)
+    image[4:30, 3:33, 2:36] = np.random.default_rng(0).normal(50, 10, (26, 30, 34))
+    sitk.WriteImage(sitk.GetImageFromArray(image), str(tmp_path / "a_0000.nii.gz"))
+    t1, ct = TransferModel(planned, Copy(), scales, torch.device("cpu"))({0: tmp_path / "a_0000.nii.gz"})
+    assert (ct[image == 0] == -9).all()
+    assert (t1[image == 0] == 0).all()
+    assert np.array_equal(ct[image != 0], t1[image != 0])
+
+
+def test_transposed_plans_change_nothing(model, images):
+    turned = {**model.planned.plans.plans, "transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
+    plans = PlansManager(turned)
+    planned = replace(model.planned, plans=plans, configuration=plans.get_configuration("3d_fullres"))
+    files = {1: images / "a_0001.nii.gz"}
+    assert replace(model, planned=planned)(files) == pytest.approx(model(files), abs=1e-3)
 
 
 def test_what_cannot_be_predicted_is_refused_and_leaves_nothing(model, images, tmp_path):

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from nnunetv2.preprocessing.normalization import default_normalization_schemes
 from small_checkpoints import architecture, build
 
 from nnunet_invariance.networks.bottleneck_decoder import BottleneckDecoder
@@ -123,6 +125,16 @@ def test_presence_under_padding_and_ct_normalisation():
         assert torch.equal(present_channels(x.flip(axes)), expected)
 
 
+@pytest.mark.parametrize("value", [0, 7])
+@pytest.mark.parametrize("scheme", ["ZScore", "CT", "No", "RescaleTo01", "RGBTo01"])
+def test_an_empty_slot_is_recognised_after_every_normalisation_of_nnunet(scheme, value):
+    properties = {"mean": 35.0, "std": 9.0, "percentile_00_5": -50.0, "percentile_99_5": 50.0}
+    kind = getattr(default_normalization_schemes, f"{scheme}Normalization")
+    slot = kind(False, properties).run(np.full((6, 6, 6), value, np.float32))
+    padded = torch.from_numpy(np.pad(slot, 1))[None, None]
+    assert not present_channels(padded).any()
+
+
 def test_recomputed_activations_give_the_same_gradients():
     net, x = network("ResidualEncoderUNet"), torch.randn(2, 3, *PATCH)
     gradients = []
@@ -158,11 +170,11 @@ def test_any_encoder_of_one_channel_fits_and_names_are_nnunets():
     assert torch.equal(net(x), again(x))
 
 
-def test_memory_counts_the_encoder_once_a_modality():
-    stock = build(architecture(channels=1), 0)
-    net = network(channels=4)
-    encoder = stock.encoder.compute_conv_feature_map_size(PATCH)
-    both = stock.compute_conv_feature_map_size(PATCH)
-    assert net.compute_conv_feature_map_size(PATCH) == both + 3 * encoder
+def test_memory_counts_the_encoder_and_the_gates_once_a_modality():
+    stock, (whole, half, quarter) = build(architecture(channels=1), 0), (16**3, 8**3, 4**3)
+    encoder = stock.encoder.compute_conv_feature_map_size(PATCH) + 4 * whole + 8 * half + 16 * quarter
+    rebuilt = 8 * quarter + 8 * half / 2 + 4 * half + 4 * whole / 2 + 4 * whole
+    decoder = stock.decoder.compute_conv_feature_map_size(PATCH)
+    assert network(channels=4).compute_conv_feature_map_size(PATCH) == 4 * encoder + decoder + rebuilt
     assert gigabytes(560e6, 2) == 8.0
     assert gigabytes(560e6, 4) == 16.0

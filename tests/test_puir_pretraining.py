@@ -1,19 +1,25 @@
 """`pretrain puir`: what its views hold, what it refuses, and that a static mapping of modalities is learned."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from small_checkpoints import architecture
+from test_puir_network import anisotropic
 from torch import Tensor
+from tqdm import tqdm
 
 from nnunet_invariance.augmentation.cube_group import turn_back
 from nnunet_invariance.errors import OptionError, UnsupportedConfigurationError
 from nnunet_invariance.networks.presence import present_channels
+from nnunet_invariance.pretraining.distributed import Ranks
+from nnunet_invariance.pretraining.loop import Loop
 from nnunet_invariance.pretraining.method import Setup
 from nnunet_invariance.pretraining.profiles import measure, random_present, warnings_of
 from nnunet_invariance.pretraining.puir import PUIR, PUIROptions
 from nnunet_invariance.pretraining.run import run_pretraining
+from nnunet_invariance.pretraining.schedule import LoopOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.export import export_nnunet
 
@@ -95,13 +101,35 @@ def test_every_trained_parameter_has_a_gradient(options):
     assert ("contr" in output.losses) == (options != {"weight_contr": 0.0})
 
 
+@pytest.mark.parametrize(
+    ("planned", "patch"),
+    [(architecture("ResidualEncoderUNet", 2, 2), PATCH), (anisotropic(2), (8, 16, 16))],
+    ids=["residual", "anisotropic"],
+)
+def test_other_plans_give_every_parameter_a_gradient(planned, patch):
+    setup = Setup(replace(planned, num_classes=2), patch, (2.0, 1.0, 1.0), 2, False, ())
+    puir = PUIR(setup, PUIROptions(prior=8, queue=6))
+    output = puir(views_of(puir, torch.randn(2, 2, *patch)), 0.0)
+    sum(puir.loss_weights[name] * value for name, value in output.losses.items()).backward()
+    assert [name for name, p in puir.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_the_queue_holds_rows_of_other_cases_newest_first():
     puir = method()
     output = puir(views_of(puir, individuals(2, 0)), 0.0)
     assert output.losses["contr"] > 0  # six rows, three of another case
     puir.after_step(output, 0.0)
     assert puir.heads.queue_ids.tolist() == [[0, -1]] * 3 + [[1, -1]] * 3
-    assert torch.equal(puir.heads.queue, output.state["keys"])
+    assert torch.equal(puir.heads.queue, output.rows["keys"])
+
+
+def test_accumulated_batches_leave_the_rows_of_all_in_the_queue(tmp_path):
+    puir = method()
+    loop = Loop(puir, LoopOptions(accumulate=2), Ranks(0, 1, torch.device("cpu")), tmp_path, {})
+    batches = [{**batch(individuals(1, n)), "case": torch.tensor([7 + n])} for n in range(2)]
+    loop._train_step(batches, tqdm(disable=True))
+    assert puir.heads.queue_ids.tolist() == [[7, -1]] * 3 + [[8, -1]] * 3
+    assert (puir.heads.queue.norm(dim=1) > 0).all()
 
 
 def test_collapse_is_seen():
@@ -180,7 +208,7 @@ def test_two_dimensions_are_refused(modalities):
 
 def test_a_run_uses_cases_with_missing_channels(modalities, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    settings = ["epochs=1", "iterations=2", "workers=0", "samples=2", "prior=4", "queue=8"]
+    settings = ["epochs=1", "iterations=2", "workers=0", "samples=2", "prior=4", "queue=8", "accumulate=2"]
     path = run_pretraining("puir", modalities.name, "3d_fullres", device="cpu", settings=settings)
     manifest = json.loads((path.parent / "manifest.json").read_text())
     assert len(manifest["cases"]) == 6

@@ -1,5 +1,6 @@
 """PUIRTrainer: subsets of modalities in training and prediction, weights by channel name, nnU-Net's own commands."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny_trainers import assert_same, log_of, make_trainer, values
 
 from nnunet_invariance.augmentation.missing import KeepMissing, drop_modalities
 from nnunet_invariance.errors import OptionError, UnsupportedConfigurationError, WeightsIncompatibleError
-from nnunet_invariance.networks.planned import unique_tensors
+from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.networks.puir import PUIRNet
 from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_invariance.weights.modalities import in_channel_order
@@ -116,6 +117,53 @@ def test_no_reflections_where_nnunet_does_not_mirror(modalities, results):
     assert len(trainer.symmetries) == 23
 
 
+@pytest.fixture
+def pointwise(modalities, results):
+    """A trainer whose network is the same function of each voxel, so that it commutes with all symmetries."""
+    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equ_probability=1.0)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = (0, 1, 2)
+    assert len(trainer.symmetries) == 47
+    convolution = torch.nn.Conv3d(2, 3, 1)
+    trainer.network = lambda x, kept: convolution(x)
+    return trainer
+
+
+def equivariance(trainer, step: int = 0) -> float:
+    trainer.step_in_epoch = step
+    trainer.generator.manual_seed(3)
+    image = torch.randn(4, 2, *[8] * 3, generator=torch.Generator().manual_seed(0))
+    return trainer._equivariance(image, torch.ones(4, 2, dtype=torch.bool), trainer.network(image, None)).item()
+
+
+def test_what_is_segmented_voxel_by_voxel_is_equivariant(pointwise, monkeypatch):
+    assert equivariance(pointwise) == pytest.approx(0, abs=1e-6)
+    monkeypatch.setattr("nnunet_invariance.trainers.puir.turn_back", lambda x, elements: x)
+    assert equivariance(pointwise) > 1e-3
+
+
+def test_turned_passes_are_weighted_up_and_made_in_the_same_steps_on_all_ranks(pointwise, monkeypatch):
+    monkeypatch.setattr("nnunet_invariance.trainers.puir.turn_back", lambda x, elements: x)
+    always = equivariance(pointwise)
+    pointwise.options = dataclasses.replace(pointwise.options, equ_probability=0.25)
+    ranks = []
+    for pointwise.local_rank in (0, 1):
+        pointwise.generator.manual_seed(pointwise.local_rank)
+        ranks.append([equivariance(pointwise, step) for step in range(100)])
+    assert ranks[0] == ranks[1]
+    drawn = [value for value in ranks[0] if value]
+    assert 10 < len(drawn) < 40
+    assert drawn == pytest.approx([4 * always] * len(drawn))
+
+
+def test_the_turned_pass_gives_every_parameter_of_the_network_a_gradient(modalities, results):
+    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equ_probability=1.0, prior=4)
+    trainer.initialize()
+    image, kept = torch.randn(1, 2, *[32] * 3), torch.ones(1, 2, dtype=torch.bool)
+    trainer._equivariance(image, kept, torch.zeros(1, 3, *[32] * 3)).backward()
+    assert not [name for name, p in trainer.plain_network.named_parameters() if p.grad is None]
+
+
 def weights(path, names: list[str], seed: int = 3, length: int = 5, tokens: str = "spatial"):
     """A finished pre-training with tables of its own for each modality."""
     torch.manual_seed(seed)
@@ -180,9 +228,13 @@ def test_the_planner_counts_the_encoder_once_a_modality(modalities, monkeypatch)
     words = (planned["network_class_name"], planned["arch_kwargs"], planned["_kw_requires_import"])
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     counts = [planner.static_estimate_VRAM_usage([32] * 3, channels, 3, *words) for channels in (1, 2, 5)]
-    assert counts[0] == ExperimentPlanner.static_estimate_VRAM_usage([32] * 3, 1, 3, *words)
+    assert counts[0] > ExperimentPlanner.static_estimate_VRAM_usage([32] * 3, 1, 3, *words)
+    network = PUIRNet(Architecture.from_plans(planned, 5, 3), [32] * 3)
+    assert counts[2] == network.compute_conv_feature_map_size([32] * 3)
     assert counts[2] - counts[1] == 3 * (counts[1] - counts[0]) > 0
     assert planner.generate_data_identifier(None, "3d_fullres") == "nnUNetPlans_3d_fullres"
+    residual = recursive_find_python_class("", "PUIRPlannerResEncL", "nnunetv2.experiment_planning")
+    assert residual.static_estimate_VRAM_usage([32] * 3, 5, 3, *words) == counts[2]
 
 
 def test_a_run_is_continued_and_its_weights_are_named(modalities, results):
@@ -221,7 +273,6 @@ def test_prediction_sees_through_preprocessing_and_padding(modalities, tmp_path,
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_invariance.evaluation.slots import complete
-    from nnunet_invariance.networks.planned import Architecture
     from nnunet_invariance.networks.presence import present_channels
 
     tiny_modalities.write_tests(tmp_path / "in")

@@ -1,13 +1,14 @@
 """The base of the trainers with a pre-trained encoder and auxiliary losses between two views."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from nnunetv2.utilities.helpers import dummy_context, empty_cache
+from nnunetv2.utilities.helpers import empty_cache
 from torch import Tensor, nn
 
 from nnunet_invariance.augmentation.views import MultiView
@@ -245,42 +246,58 @@ class InvarianceTrainer(BaselineTrainer):
         return {name: np.asarray(value) for name, value in zip(losses, values, strict=True)}
 
     def _backward_in_memory(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Forward and backward; where the device's memory is short, the second view runs on fewer samples from now on.
+        """Forward and backward; where the device's memory is short, once more with less of it.
 
         Raises:
-            torch.OutOfMemoryError: even one sample is too much, or several devices train together.
+            torch.OutOfMemoryError: nothing is left to save, or several devices train together.
         """
         while True:
             try:
                 return self._backward(batch, self.second_samples)
             except torch.OutOfMemoryError:
-                if self.is_ddp or self.second_samples == 1:
+                if self.is_ddp or not self.take_less_memory():
                     self.print_to_log_file(
                         f"Out of memory with a second view. Remedy: {self.memory_remedy}, or a smaller batch size in "
                         "a plans copy."
                     )
                     raise
-            self.second_samples //= 2
             if self.tap:
                 self.tap.clear()
             self.optimizer.zero_grad(set_to_none=True)
             empty_cache(self.device)
-            self.print_to_log_file(
-                f"WARNING: out of memory: from here on the second view is made for {self.second_samples} of "
-                f"{self.batch_size} samples of a batch."
-            )
+
+    def take_less_memory(self) -> bool:
+        """From here on the second view of half the samples, said in the log; False where it is one already."""
+        if self.second_samples == 1:
+            return False
+        self.second_samples //= 2
+        self.print_to_log_file(
+            f"WARNING: out of memory: from here on the second view is made for {self.second_samples} of "
+            f"{self.batch_size} samples of a batch."
+        )
+        return True
 
     def _backward(self, batch: dict[str, Any], samples: int) -> dict[str, Tensor]:
         """Both losses and their gradients, the second view on the first ``samples`` of the batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda") if self.device.type == "cuda" else dummy_context():
+        with self.precision():
             segmentation, parts = self.losses_of_views(batch, samples)
         total = segmentation + sum(self.weight_of(name) * part for name, part in parts.items())
+        self.add_gradients(total)
+        return {"loss": segmentation, **parts, "total": total}
+
+    def precision(self) -> AbstractContextManager:
+        """Mixed on CUDA, as nnU-Net's."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def add_gradients(self, total: Tensor) -> None:
+        """Backward; where the loss is not finite no parameter keeps a gradient, and the optimiser changes nothing."""
         if self.grad_scaler is not None:
             self.grad_scaler.scale(total).backward()  # skips the step by itself where gradients are not finite
         elif total.isfinite():
-            total.backward()  # otherwise no parameter has a gradient, and the optimiser changes nothing
-        return {"loss": segmentation, **parts, "total": total}
+            total.backward()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def losses_of_views(self, batch: dict[str, Any], samples: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Segmentation loss, and the auxiliary losses by name, with a second view of the first ``samples`` samples."""

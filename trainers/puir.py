@@ -50,7 +50,7 @@ class PUIRTrainer(InvarianceTrainer):
     dimensions = (3,)
     least_channels = 2
     trains_on_views = True  # without auxiliary losses too: modalities are dropped
-    memory_remedy = '"weight_equ": 0 or "checkpointing": "on" in the plans block "nnunet_invariance"'
+    memory_remedy = '"checkpointing": "on" or "weight_dec": 0 in the plans block "nnunet_invariance"'
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
         """As the base; at least two channels, whose names are kept."""
@@ -100,9 +100,9 @@ class PUIRTrainer(InvarianceTrainer):
     def _fit_memory(self) -> None:
         """Say what training will take, and make activations again for the gradient where that is too much."""
         network, patch = self.plain_network, self.configuration_manager.patch_size
-        size = network.compute_conv_feature_map_size(patch)
-        stock = size - (network.modalities - 1) * network.encoder.compute_conv_feature_map_size(patch)
-        needed, planned = gigabytes(size, self.batch_size), gigabytes(stock, self.batch_size)
+        stock = sum(part.compute_conv_feature_map_size(patch) for part in (network.encoder, network.decoder))
+        needed = gigabytes(network.compute_conv_feature_map_size(patch), self.batch_size)
+        planned = gigabytes(stock, self.batch_size)
         cuda = self.device.type == "cuda"
         there = torch.cuda.get_device_properties(self.device).total_memory / 1e9 if cuda else float("inf")
         chosen = self.options.checkpointing
@@ -112,6 +112,16 @@ class PUIRTrainer(InvarianceTrainer):
             f"{planned:.1f} GB for the stock network."
             + (" Activations of the encoder are not kept but computed again." if network.checkpointing else "")
         )
+
+    def take_less_memory(self) -> bool:
+        """Activations of the encoder are not kept from here on, if that is left to us and was not so yet."""
+        if self.options.checkpointing != "auto" or self.plain_network.checkpointing:
+            return False
+        self.plain_network.checkpointing = True
+        self.print_to_log_file(
+            "WARNING: out of memory: from here on activations of the encoder are not kept but computed again."
+        )
+        return True
 
     def views_of(self, transforms: BasicTransform) -> BasicTransform:
         """One view and the clean one; missing modalities stay empty in both."""
@@ -132,7 +142,7 @@ class PUIRTrainer(InvarianceTrainer):
         return bring_found(self.plain_network, found, self.options, log, self.method, self.channel_names)
 
     def losses_of_views(self, batch: dict[str, Any], samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Segmentation from a random subset of the modalities, and the auxiliary losses."""
+        """Segmentation from a random subset of the modalities, and the auxiliary losses but equivariance."""
         image, clean, content = batch["views"].first, batch["views"].clean, batch["views"].content > 0
         available = present_channels(image)
         kept = drop_modalities(available, self.options.modality_dropout, self.generator)
@@ -143,9 +153,20 @@ class PUIRTrainer(InvarianceTrainer):
         if self.own_weight("dec"):
             rebuilt = self.aux["decomposition"](profile)[:, None]
             parts["dec"] = self.decomposition(rebuilt, clean, available, content, kept.any(1, keepdim=True))
-        if self.own_weight("equ"):
-            parts["equ"] = self._equivariance(image[:samples], kept[:samples], finest(logits)[:samples])
+        batch["segmented"] = (image, kept, finest(logits).detach())
         return self.loss(logits, batch["target"]), parts
+
+    def _backward(self, batch: dict[str, Any], samples: int) -> dict[str, Tensor]:
+        """As the base, then the turned pass: the graph of the first is gone by then, so that memory holds one."""
+        losses = super()._backward(batch, samples)
+        if not self.own_weight("equ"):
+            return losses
+        with self.precision():
+            equ = self._equivariance(*batch["segmented"])
+        total = losses.pop("total").detach() + self.weight_of("equ") * equ
+        if equ.requires_grad:
+            self.add_gradients(total)
+        return {**losses, "equ": equ, "total": total}
 
     @cached_property
     def symmetries(self) -> Tensor:
@@ -162,9 +183,12 @@ class PUIRTrainer(InvarianceTrainer):
         if not drawn or not len(self.symmetries):
             return logits.new_zeros(())
         elements = draw(self.symmetries, len(image), self.generator).to(image.device)
-        turned = finest(self.network(turn(image, elements), kept))
+        outputs = self.network(turn(image, elements), kept)
         regions = self.label_manager.has_regions
-        return output_equivariance(turn_back(turned, elements), logits, regions) / self.options.equ_probability
+        loss = output_equivariance(turn_back(finest(outputs), elements), logits, regions)
+        # Several ranks wait for a gradient of every parameter, of the coarser outputs too: that of nothing is zero.
+        idle = sum(output.flatten()[:0].sum() for output in outputs[1:]) if isinstance(outputs, list) else 0
+        return loss / self.options.equ_probability + idle
 
     def own_weight(self, name: str) -> float:
         """Of one auxiliary loss."""

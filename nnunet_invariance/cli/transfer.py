@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_invariance.evaluation.missing_modality import choose_subsets
     from nnunet_invariance.modality_transfer.evaluate import evaluate, seen_cases
 
-    subsets = choose_subsets(planned.channel_names, args.sources or planned.channel_names)
+    names = planned.channel_names
+    subsets = choose_subsets(names, args.sources) if args.sources else [(c,) for c in range(len(names))]
     seen = seen_cases(checkpoint_of(planned, args.checkpoint))
     print(f"written: {evaluate(model, args.images, args.out, subsets, seen)}")
     return 0

@@ -39,6 +39,8 @@ def choose_subsets(channels: Sequence[str], words: Sequence[str] | None = None) 
 
 
 def _subset(word: str, channels: Sequence[str]) -> tuple[int, ...]:
+    if word in channels:  # a name may hold the sign itself
+        return (channels.index(word),)
     names = [name.strip() for name in word.split(JOIN) if name.strip()]
     if not names:
         raise ComparisonError(

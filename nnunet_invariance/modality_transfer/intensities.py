@@ -11,7 +11,6 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from tqdm import tqdm
 
 from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsNotFoundError
-from nnunet_invariance.evaluation.cases import LabelledCase
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.atomic import atomic_write
 
@@ -22,13 +21,20 @@ FILE = "intensities.json"
 
 @dataclass(frozen=True)
 class Intensities:
-    """One modality's scale: raw = normalised * scale + offset; ``masked``: raw is 0 outside nnU-Net's nonzero mask."""
+    """One modality's scale.
+
+    Attributes:
+        scale, offset: raw = normalised * scale + offset.
+        masked: outside nnU-Net's nonzero mask raw is 0.
+        background: raw outside nnU-Net's crop.
+    """
 
     channel: str
     scheme: str
     scale: float
     offset: float
     masked: bool
+    background: float = 0.0  # of files from before it was measured
 
 
 def affine_of(scheme: str, values: np.ndarray, properties: dict[str, float]) -> tuple[float, float]:
@@ -49,28 +55,42 @@ def affine_of(scheme: str, values: np.ndarray, properties: dict[str, float]) -> 
     raise UnsupportedConfigurationError(msg)
 
 
-def measure_intensities(planned: PlannedDataset, cases: Sequence[LabelledCase]) -> list[Intensities]:
-    """The scale of each modality: the median over the cases that have it, each measured as nnU-Net normalises it."""
+def measure_intensities(planned: PlannedDataset, cases: Sequence[Sequence[Path]]) -> list[Intensities]:
+    """The scale of each modality: the median over the cases that have it, each measured as nnU-Net normalises it.
+
+    The background of a case is 0, or the least value of a modality where the crop is the whole image.
+
+    Args:
+        cases: raw files, one a channel.
+    """
     manager, plans = planned.configuration, planned.plans
     reader = plans.image_reader_writer_class()
-    found: list[list[tuple[float, float]]] = [[] for _ in planned.channel_names]
+    found: list[list[tuple[float, float, float]]] = [[] for _ in planned.channel_names]
     for case in tqdm(cases, desc="intensities", unit="case", disable=None):
-        image, _ = reader.read_images([str(path) for path in case.images])
-        image, inside, _ = crop_to_nonzero(image.astype(np.float32))
+        raw, _ = reader.read_images([str(path) for path in case])
+        image, inside, _ = crop_to_nonzero(raw.astype(np.float32))
         for channel, scheme in enumerate(manager.normalization_schemes):
             values = image[channel][inside[0] >= 0] if manager.use_mask_for_norm[channel] else image[channel]
             if np.ptp(values) > 0:
                 properties = plans.foreground_intensity_properties_per_channel[str(channel)]
-                found[channel].append(affine_of(scheme, values, properties))
-    if lacking := [name for name, pairs in zip(planned.channel_names, found, strict=True) if not pairs]:
+                empty = image.shape != raw.shape or manager.use_mask_for_norm[channel]
+                background = 0.0 if empty else float(image[channel].min())
+                found[channel].append((*affine_of(scheme, values, properties), background))
+    if lacking := [name for name, facts in zip(planned.channel_names, found, strict=True) if not facts]:
         msg = f"No case of {planned.name} has an image of {', '.join(lacking)}, so nothing can be transferred to it."
         raise UnsupportedConfigurationError(f"{msg} Add such cases, or remove the channel.")
     return [
-        Intensities(name, scheme, *np.median(pairs, axis=0).tolist(), bool(masked))
-        for name, scheme, pairs, masked in zip(
-            planned.channel_names, manager.normalization_schemes, found, manager.use_mask_for_norm, strict=True
+        _median(name, scheme, bool(masked), np.array(facts))
+        for name, scheme, masked, facts in zip(
+            planned.channel_names, manager.normalization_schemes, manager.use_mask_for_norm, found, strict=True
         )
     ]
+
+
+def _median(channel: str, scheme: str, masked: bool, facts: np.ndarray) -> Intensities:
+    scale, offset = np.median(facts[:, :2], axis=0).tolist()
+    background = np.quantile(facts[:, 2], 0.5, method="lower").item()  # between air and 0 lies tissue
+    return Intensities(channel, scheme, scale, offset, masked, background)
 
 
 def write_intensities(folder: Path, intensities: Sequence[Intensities]) -> None:

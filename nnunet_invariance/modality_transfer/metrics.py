@@ -10,9 +10,10 @@ WINDOW = 7  # voxels, skimage's own
 
 
 def _similarity(real: np.ndarray, drawn: np.ndarray, span: float) -> float:
-    """SSIM with a uniform window of 7 voxels, or of what fits."""
+    """SSIM with a uniform window of 7 voxels, or of what fits; NaN where not even 3 do, because one has no variance."""
     smallest = min(real.shape)
-    return float(structural_similarity(real, drawn, data_range=span, win_size=min(WINDOW, smallest - 1 + smallest % 2)))
+    window = min(WINDOW, smallest - 1 + smallest % 2)
+    return float(structural_similarity(real, drawn, data_range=span, win_size=window)) if window >= 3 else math.nan
 
 
 def plain_scores(real: np.ndarray, drawn: np.ndarray) -> tuple[float, float, float]:

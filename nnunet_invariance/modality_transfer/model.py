@@ -16,7 +16,7 @@ from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncom
 from nnunet_invariance.modality_transfer.intensities import Intensities, read_intensities
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.networks.puir import PUIRNet
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, require_supported
 from nnunet_invariance.pretraining.puir_transfer import PUIRTransfer
 from nnunet_invariance.pretraining.state import restore_module
 from nnunet_invariance.weights.checkpoint import load_checkpoint
@@ -58,7 +58,8 @@ class TransferModel:
         place = tuple(slice(low, high) for low, high in box)
         for channel, i in enumerate(self.intensities):
             values = drawn[channel] * i.scale + i.offset
-            whole[(channel, *place)] = np.where(inside[0] >= 0, values, 0) if i.masked else values
+            whole[channel] = i.background
+            whole[(channel, *place)] = np.where(inside[0] >= 0, values, i.background) if i.masked else values
         return whole.transpose([0, *(i + 1 for i in plans.transpose_backward)])
 
     @torch.inference_mode()
@@ -90,11 +91,9 @@ def load_model(planned: PlannedDataset, checkpoint: Path | None = None, device: 
     Raises:
         WeightsNotFoundError: nothing was trained, or the intensities are not beside the checkpoint.
         WeightsIncompatibleError: of another method, network or other modalities.
-        UnsupportedConfigurationError: the images are not read by SimpleITK or NiBabel in its own orientation.
+        UnsupportedConfigurationError: see :func:`require_transferable`.
     """
-    if (reader := planned.plans.image_reader_writer_class.__name__) not in READERS:
-        msg = f"{planned.name} is read by {reader}; transferred images are written for {' and '.join(READERS)}."
-        raise UnsupportedConfigurationError(f"{msg} Plan with one of these readers.")
+    require_transferable(planned)
     path = checkpoint_of(planned, checkpoint)
     loaded = load_checkpoint(path, ["network"])
     if (method := loaded.metadata["method"]) != PUIRTransfer.name:
@@ -111,6 +110,20 @@ def load_model(planned: PlannedDataset, checkpoint: Path | None = None, device: 
     network = PUIRNet(architecture, planned.patch_size, options["tokens"], options["prior"])
     restore_module(network, loaded.section("network"))
     return TransferModel(planned, network.to(device).eval(), read_intensities(path.parent), torch.device(device))
+
+
+def require_transferable(planned: PlannedDataset) -> None:
+    """Refuse a data set or plans between whose modalities nothing can be transferred.
+
+    Raises:
+        UnsupportedConfigurationError: one channel, two of one name, 2-D or cascaded plans, another network, or images
+            that are not read by SimpleITK or NiBabel in its own orientation.
+    """
+    kind = PUIRTransfer
+    require_supported(planned, "modality transfer", kind.dimensions, kind.minimum_channels, kind.networks)
+    if (reader := planned.plans.image_reader_writer_class.__name__) not in READERS:
+        msg = f"{planned.name} is read by {reader}; transferred images are written for {' and '.join(READERS)}."
+        raise UnsupportedConfigurationError(f"{msg} Plan with one of these readers.")
 
 
 def checkpoint_of(planned: PlannedDataset, checkpoint: Path | None = None) -> Path:

@@ -36,7 +36,7 @@ def predict(
     """Write every other modality of each case in a folder, float32 on the grid of its images; the number of cases.
 
     Args:
-        images: files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``, some of them absent.
+        images: files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``, some of them absent or constant.
         out: a folder that is empty or not there.
         sources: modalities to use, by name; none: all that a case has.
         targets: modalities to write; none: all that are not used.
@@ -49,13 +49,15 @@ def predict(
     """
     names, ending = model.planned.channel_names, model.planned.dataset_json["file_ending"]
     allowed, wanted = channels_of(sources or names, names), channels_of(targets, names)
-    cases = find_cases(images, ending, names)
-    used = {case: {c: path for c, path in files.items() if c in allowed} for case, files in cases.items()}
-    for case, files in used.items():
-        if not files:
-            msg = f"Case {case} in {images} has no image of {', '.join(sources)}. Name others, or leave the case out."
-            raise ImagesFolderError(msg)
-        check_same_grid(list(files.values()))
+    used: dict[str, dict[int, Path]] = {}
+    for case, files in find_cases(images, ending, names).items():
+        if given := {c: path for c, path in files.items() if c in allowed}:
+            check_same_grid(list(given.values()))
+        used[case] = {c: path for c, path in given.items() if not is_empty(path)}
+        if not used[case]:
+            whose = ", ".join(sources or names)
+            msg = f"Case {case} in {images} has no image of {whose}; one that is constant stands for a missing one. "
+            raise ImagesFolderError(f"{msg}Name others, or leave the case out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} is not empty and is not written into. Give a new folder.")
     try:
@@ -71,6 +73,11 @@ def predict(
         msg = f"{out} could not be written ({error.strerror}). Free space, or give a place that is writable."
         raise OutputError(msg) from error
     return len(used)
+
+
+def is_empty(path: Path) -> bool:
+    """Whether an image is constant, and so stands for a modality that is missing."""
+    return not np.ptp(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
 
 
 def write_like(array: np.ndarray, reference: Path, path: Path) -> None:

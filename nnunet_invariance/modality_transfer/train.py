@@ -1,12 +1,13 @@
 """Training a modality transfer on the one loop, with the scales of the modalities beside it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_invariance.evaluation.cases import labelled_cases
+from nnunet_invariance.errors import DatasetNotFoundError
 from nnunet_invariance.modality_transfer.intensities import measure_intensities, write_intensities
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, require_supported
+from nnunet_invariance.modality_transfer.model import require_transferable
+from nnunet_invariance.pretraining.grids import check_training_grids
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, training_images
 from nnunet_invariance.pretraining.puir_transfer import SCRATCH, PUIRTransfer, find_start
 from nnunet_invariance.pretraining.run import run_pretraining
 from nnunet_invariance.weights.locate import pretraining_folder
@@ -28,14 +29,15 @@ def train(
     Raises:
         InvarianceError: one of its kinds, see ``run_pretraining`` and ``measure_intensities``.
     """
-    require_supported(planned, "modality transfer", PUIRTransfer.dimensions, PUIRTransfer.minimum_channels)
+    require_transferable(planned)
     names = (planned.name, planned.plans.plans_name, planned.configuration_name)
     if not resume and start != SCRATCH:
         find_start(pretraining_folder(PUIRTransfer.name, *names), start)
-    raw = Path(os.environ["nnUNet_raw"]) / planned.name
-    cases = labelled_cases(raw, planned.dataset_json)
-    preprocessed = {path.stem for path in planned.folder.glob("*.pkl")}
-    intensities = measure_intensities(planned, [case for name, case in cases.items() if name in preprocessed])
+    if not (images := training_images(planned)):
+        msg = f"No preprocessed case of {planned.name} has its images in nnUNet_raw; intensities are measured on them. "
+        raise DatasetNotFoundError(f"{msg}Set nnUNet_raw to where they lie, or preprocess the dataset.")
+    check_training_grids(planned)
+    intensities = measure_intensities(planned, list(images.values()))
     name, plans_name, configuration = names
     words = [*settings, f"start={start}"]
     path = run_pretraining(

@@ -1,5 +1,6 @@
 """The network of PUIR on nnU-Net's planned U-Net (arXiv 2411.06106): one encoder for all modalities."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -100,9 +101,8 @@ class PUIRNet(nn.Module):
         return (logits, estimates, fused[-1]) if return_estimates else logits
 
     def compute_conv_feature_map_size(self, size: Sequence[int]) -> np.int64:
-        """Feature voxels of one sample, the encoder counted once a modality; nnU-Net's planners ask for it."""
-        encoder = self.encoder.compute_conv_feature_map_size(size)
-        return self.modalities * encoder + self.decoder.compute_conv_feature_map_size(size)
+        """Feature voxels of one sample, see :func:`feature_voxels`."""
+        return feature_voxels(self, self.modalities, size)
 
     def _encode(self, x: Tensor) -> list[Tensor]:
         """Maps (B, C, F_s, *spatial_s) of each stage."""
@@ -111,6 +111,27 @@ class PUIRNet(nn.Module):
         # One modality after the other: the activations of one are held at a time, also while they are made again.
         each = [checkpoint(self.encoder, x[:, i : i + 1], use_reentrant=False) for i in range(x.shape[1])]
         return [torch.stack(maps, 1) for maps in zip(*each, strict=True)]
+
+
+def feature_voxels(network: nn.Module, modalities: int, size: Sequence[int]) -> np.int64:
+    """What one sample of a training step keeps for the gradient, counted as nnU-Net's planners do: voxels of maps.
+
+    The encoder and the gates of the skip connections once a modality; the decoder of the segmentation and that of the
+    reconstruction once. A voxel stands for two numbers, what a convolution and its norm keep; a gate keeps as many.
+
+    Args:
+        network: has the planned encoder and decoder.
+    """
+    encoder = network.encoder
+    widths, strides = encoder.output_channels, cumulative_strides(encoder.strides)
+    voxels = [math.prod(n // s for n, s in zip(size, stride, strict=True)) for stride in strides]
+    gates = sum(width * n for width, n in zip(widths, voxels, strict=True))
+    # A stage of the reconstruction convolves to the next finer width; what it draws larger keeps one number.
+    narrowed = [widths[0], *widths[:-1]]
+    rebuilt = sum(width * n for width, n in zip(narrowed, voxels, strict=True))
+    rebuilt += sum(width * n for width, n in zip(widths[:-1], voxels[:-1], strict=True)) // 2
+    each = encoder.compute_conv_feature_map_size(size) + gates
+    return modalities * each + network.decoder.compute_conv_feature_map_size(size) + rebuilt
 
 
 def gigabytes(feature_voxels: float, batch_size: int) -> float:

@@ -7,7 +7,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_invariance.errors import ImagesFolderError
+from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, training_images
 
+READ_BY_SIMPLEITK = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
 TOLERANCE = 1e-3  # mm, and of direction cosines
 
 
@@ -43,3 +45,10 @@ def check_same_grid(files: Sequence[Path]) -> None:
                     f"{file} has the {name} {found}, but {files[0]} has {wanted}. Channels of a case must be "
                     "co-registered on one grid: resample one onto the other."
                 )
+
+
+def check_training_grids(dataset: PlannedDataset) -> None:
+    """Refuse a raw training case whose channels differ: nnU-Net warns and preprocesses it; see `check_same_grid`."""
+    if dataset.plans.image_reader_writer_class.__name__ in READ_BY_SIMPLEITK:
+        for files in training_images(dataset).values():
+            check_same_grid(files)

@@ -15,13 +15,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_invariance.errors import ImagesFolderError
-from nnunet_invariance.pretraining.grids import check_same_grid
+from nnunet_invariance.pretraining.grids import READ_BY_SIMPLEITK, check_same_grid
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 
-READ_BY_SIMPLEITK = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 

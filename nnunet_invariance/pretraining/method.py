@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
 from nnunet_invariance.pretraining.cases import Case, Manifest
 from nnunet_invariance.pretraining.distributed import Ranks
+from nnunet_invariance.pretraining.planned_dataset import NETWORKS
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,17 @@ class StepOutput:
         losses: name to scalar, with gradient; the loop adds them up with :attr:`Method.loss_weights`.
         diagnostics: name to scalar without gradient, averaged over the epoch and logged.
         state: tensors that :meth:`Method.after_step` needs; means over samples, averaged where gradients accumulate.
+        rows: tensors (N, ...) that it needs one by one, of any type; joined where gradients accumulate.
     """
 
     losses: dict[str, Tensor]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
 
 def average(outputs: Sequence[StepOutput]) -> StepOutput:
-    """The means of several outputs of one method, without gradient; a single one as it is."""
+    """The means of several outputs of one method and the rows of all, without gradient; a single one as it is."""
     if len(outputs) == 1:
         return outputs[0]
 
@@ -61,7 +64,8 @@ def average(outputs: Sequence[StepOutput]) -> StepOutput:
         parts = [getattr(output, part) for output in outputs]
         return {name: torch.stack([p[name].detach() for p in parts]).mean(0) for name in parts[0]}
 
-    return StepOutput(mean("losses"), mean("diagnostics"), mean("state"))
+    rows = {name: torch.cat([output.rows[name].detach() for output in outputs]) for name in outputs[0].rows}
+    return StepOutput(mean("losses"), mean("diagnostics"), mean("state"), rows)
 
 
 class Method(nn.Module):
@@ -80,6 +84,7 @@ class Method(nn.Module):
     minimum_volumes: ClassVar[int] = 1
     loop_defaults: ClassVar[Mapping[str, Any]] = {}  # of LoopOptions, where the method's differ
     minimum_channels: ClassVar[int] = 1
+    networks: ClassVar[tuple[str, ...]] = NETWORKS
     #: Whether a case may have a constant channel in place of a missing modality.
     missing_channels: ClassVar[bool] = False
     #: Ends of the names of parameters that are not decayed although they are matrices.

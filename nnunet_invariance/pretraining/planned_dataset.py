@@ -8,6 +8,7 @@ from typing import Any
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_invariance.errors import (
     DatasetNotFoundError,
@@ -19,6 +20,9 @@ from nnunet_invariance.errors import (
 from nnunet_invariance.networks.nnformer import check_patch
 
 ENVIRONMENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+NNFORMER = "NNFormerUNet"
+CONVOLUTIONAL = ("PlainConvUNet", "ResidualEncoderUNet")
+NETWORKS = (*CONVOLUTIONAL, NNFORMER)
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,28 @@ def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nn
     return PlannedDataset(name, plans, configuration, manager, load_json(str(base / "dataset.json")), base, folder)
 
 
-def require_supported(dataset: PlannedDataset, method: str, dimensions: tuple[int, ...], channels: int = 1) -> None:
-    """Refuse cascades, numbers of dimensions that a method does not support, and fewer channels than it needs."""
+def training_images(dataset: PlannedDataset) -> dict[str, list[Path]]:
+    """Raw files, one a channel, of the training cases that nnU-Net has preprocessed, as far as they are still there."""
+    raw = Path(os.environ["nnUNet_raw"]) / dataset.name
+    if "dataset" not in dataset.dataset_json and not (raw / "imagesTr").is_dir():
+        return {}
+    listed = get_filenames_of_train_images_and_targets(str(raw), dataset.dataset_json)
+    files = {name: [Path(path) for path in case["images"]] for name, case in listed.items()}
+    preprocessed = {path.stem for path in dataset.folder.glob("*.pkl")}
+    return {name: paths for name, paths in files.items() if name in preprocessed and all(p.is_file() for p in paths)}
+
+
+def require_supported(
+    dataset: PlannedDataset,
+    method: str,
+    dimensions: tuple[int, ...],
+    channels: int = 1,
+    networks: tuple[str, ...] = NETWORKS,
+) -> None:
+    """Refuse cascades, and dimensions, channels or networks that a method cannot do with.
+
+    Where it needs several channels, each must have a name of its own.
+    """
     where = f"Configuration {dataset.configuration_name!r} of {dataset.name}"
     if dataset.configuration.previous_stage_name is not None:
         msg = f"{where} is the second stage of a cascade, which no method supports. Use 3d_fullres or 3d_lowres."
@@ -124,15 +148,19 @@ def require_supported(dataset: PlannedDataset, method: str, dimensions: tuple[in
     if len(found) < channels:
         msg = (
             f"{where} has {len(found)} channel(s), {', '.join(found)}; {method} learns what the modalities of one "
-            f"individual have in common and needs at least {channels}. Pre-train this dataset with mae or alice."
+            f"individual have in common and needs at least {channels}. Take a dataset with several; `pretrain mae` and "
+            "`pretrain alice` take one."
         )
         raise UnsupportedConfigurationError(msg)
+    if channels > 1 and len(set(found)) < len(found):
+        msg = f"{where} has the channels {', '.join(found)}, but {method} knows modalities by name. "
+        raise UnsupportedConfigurationError(f"{msg}Give each channel its own name in {dataset.base / 'dataset.json'}.")
     architecture = dataset.configuration.network_arch_class_name.rsplit(".", 1)[-1]
-    if architecture == "NNFormerUNet":
-        check_patch(dataset.patch_size)
-    elif architecture not in {"PlainConvUNet", "ResidualEncoderUNet"}:
+    if architecture not in networks:
         msg = (
-            f"{where} names the network {architecture}, but {method} pre-trains PlainConvUNet, ResidualEncoderUNet "
-            "and NNFormerUNet. Plan with nnU-Net's default or a ResEnc planner, and give those plans with -p."
+            f"{where} names the network {architecture}, but {method} takes {', '.join(networks[:-1])} and "
+            f"{networks[-1]}. Plan with nnU-Net's default or a ResEnc planner, and give those plans with -p."
         )
         raise UnsupportedConfigurationError(msg)
+    if architecture == NNFORMER:
+        check_patch(dataset.patch_size)

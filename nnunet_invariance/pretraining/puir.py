@@ -24,6 +24,7 @@ from nnunet_invariance.networks.presence import over_maps, present_channels
 from nnunet_invariance.networks.puir import PUIRNet
 from nnunet_invariance.pretraining.crops import RandomCrops
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.planned_dataset import CONVOLUTIONAL
 from nnunet_invariance.pretraining.profiles import measure, random_present, warnings_of
 
 EMBEDDING = 128  # length of a contrast row
@@ -130,6 +131,7 @@ class PUIR(Method):
     )
     options_class = PUIROptions
     minimum_channels = 2
+    networks = CONVOLUTIONAL
     missing_channels = True
     without_decay = (".prior",)
     pretrained = ("encoder",)
@@ -207,14 +209,14 @@ class PUIR(Method):
             "decom": self._decomposition(turned_profiles, profiles, views),
             "inv": self.invariance(profiles, present, views["order"]),
         }
-        state = {}
+        rows = {}
         if self.options.weight_equ or self.options.weight_contr:
             with torch.no_grad():
                 second = self.network.estimate(views["second"], present).profiles
             losses["equ"] = feature_equivariance(profiles, second, present)
             if self.options.weight_contr:
-                losses["contr"], state = self._contrast(profiles, second, views)
-        return StepOutput(losses, measure(profiles.detach(), present), state)
+                losses["contr"], rows = self._contrast(profiles, second, views)
+        return StepOutput(losses, measure(profiles.detach(), present), rows=rows)
 
     def _decomposition(self, turned_profiles: Tensor, profiles: Tensor, views: dict[str, Tensor]) -> Tensor:
         """From single modalities, in their turned frame and turned back as images, and from a fused subset."""
@@ -249,10 +251,10 @@ class PUIR(Method):
     @torch.no_grad()
     def after_step(self, output: StepOutput, progress: float) -> None:
         """The newest rows come into the queue, the oldest leave it."""
-        if output.state:
+        if output.rows:
             length = len(self.heads.queue)
-            self.heads.queue.copy_(torch.cat((output.state["keys"], self.heads.queue))[:length])
-            self.heads.queue_ids.copy_(torch.cat((output.state["ids"], self.heads.queue_ids))[:length])
+            self.heads.queue.copy_(torch.cat((output.rows["keys"], self.heads.queue))[:length])
+            self.heads.queue_ids.copy_(torch.cat((output.rows["ids"], self.heads.queue_ids))[:length])
 
     def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
         """Signs of collapse in an epoch's means."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class PUIRTransfer(PUIR):
     def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
         """See the class; :class:`Method` has the contract."""
         output = super().forward(views, progress)
-        return StepOutput({**output.losses, "transfer": self._transfer(views)}, output.diagnostics, output.state)
+        return replace(output, losses={**output.losses, "transfer": self._transfer(views)})
 
     def _transfer(self, views: dict[str, Tensor]) -> Tensor:
         """From single modalities and from a random subset, in the crop's own frame."""

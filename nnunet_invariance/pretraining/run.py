@@ -21,6 +21,7 @@ from nnunet_invariance.pretraining.alice import Alice
 from nnunet_invariance.pretraining.anatomix import Anatomix
 from nnunet_invariance.pretraining.cases import Manifest, make_manifest
 from nnunet_invariance.pretraining.distributed import Ranks, ranks
+from nnunet_invariance.pretraining.grids import check_training_grids
 from nnunet_invariance.pretraining.images import find_scans, preprocess_images
 from nnunet_invariance.pretraining.loop import FINAL, LATEST, Loop, LoopOptions
 from nnunet_invariance.pretraining.mae import MAE
@@ -103,7 +104,9 @@ def run_pretraining(
         raise OptionError(f"--preview shows matches of the anatomical embedding; {method} makes none. Leave it away.")
     _check_device(device)
     planned = open_planned_dataset(dataset, configuration, plans_name)
-    require_supported(planned, method, kind.dimensions, kind.minimum_channels)
+    require_supported(planned, method, kind.dimensions, kind.minimum_channels, kind.networks)
+    if kind.minimum_channels > 1:
+        check_training_grids(planned)
     if images and not kind.reads_cases:
         raise OptionError(f"--images: {method} makes its own images and reads none. Leave --images away.")
     for scans in images:
