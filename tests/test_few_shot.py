@@ -78,6 +78,19 @@ def test_the_stock_trainer_becomes_the_baseline_where_iterations_differ_from_sto
     assert names(["AliceTrainer_5epochs"], ["MAETrainer"], stock) == "MAETrainer_5epochs"
 
 
+def test_no_trainer_of_a_selection_is_longer_than_another(stock, short):
+    def names(trainers, baselines, planned=stock):
+        return [arm.name for arm in choose_arms(trainers, baselines, planned).arms]
+
+    assert names(["MAETrainer_5epochs", "ICMSegTrainer"], []) == [
+        *("MAETrainer_5epochs", "MAETrainer_scratch_5epochs", "ICMSegTrainer_5epochs")
+    ]
+    assert names(["ICMSegTrainer"], ["MAETrainer_5epochs"]) == ["ICMSegTrainer_5epochs", "MAETrainer_5epochs"]
+    assert names(["ICMSegTrainer", "nnUNetTrainer"], [], short) == ["ICMSegTrainer", "BaselineTrainer"]
+    assert names(["nnUNetTrainer"], ["nnUNetTrainer_5epochs"]) == ["BaselineTrainer_5epochs"]
+    assert names(["nnUNetTrainer"], []) == ["nnUNetTrainer"]
+
+
 def test_twins():
     assert twin_of("AliceTrainer_5epochs") == "AliceTrainer_scratch_5epochs"
     assert twin_of("AliceTrainer_scratch") is None

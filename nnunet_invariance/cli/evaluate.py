@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
 
     planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
     selection = choose_arms(args.trainers, args.baselines, planned)
+    print(f"trainers: {', '.join(arm.name for arm in selection.arms)}")
     for name, reason in selection.left_out.items():
         print(f"left out: {name} {reason}")
     protocols = {"few-shot": _few_shot, "missing-modality": _missing_modality, "cross-modality": _cross_modality}
