@@ -32,10 +32,10 @@ class Selection:
 def choose_arms(trainers: Sequence[str], baselines: Sequence[str], planned: PlannedDataset) -> Selection:
     """Every trainer with its ``_scratch`` twin, then the baselines, all for the same number of iterations.
 
-    A name without a length takes that of the others. nnU-Net's own trainers know neither another length nor the options of the plans block; where these differ from stock
-    BaselineTrainer stands in for nnUNetTrainer, and BaselineTrainerDA5 for nnUNetTrainerDA5. A trainer is compared with
-    its twin and with every baseline; one that would start from random weights anyway has no twin. ``NAME@PLANS`` is a
-    trainer with the options of another plans copy.
+    A name without a length takes that of the others. nnU-Net's own trainers know no other length and no options of the
+    plans block; where these differ from stock, BaselineTrainer stands in for nnUNetTrainer, and BaselineTrainerDA5
+    for nnUNetTrainerDA5. A trainer is compared with its twin and with every baseline; one that would start from random
+    weights anyway has no twin. ``NAME@PLANS`` is a trainer with the options of another plans copy.
 
     Raises:
         ComparisonError: a name is unknown, lengths differ, plans do not fit, or no trainer applies.
