@@ -176,7 +176,7 @@ def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], enviro
 
     def run(step: str, command: list[str]) -> None:
         log = job.folder / f"{step}.log"
-        with kept(job.record, step, command):
+        with kept(job.record, step, command, setting.device):
             run_command(f"{job.name}, {step}", command, log, setting.out, environment, on_poll, keep_open)
 
     if not (job.model / "checkpoint_final.pth").is_file():

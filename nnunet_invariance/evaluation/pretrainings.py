@@ -276,7 +276,7 @@ def pretrain(
     environment = {f"nnUNet_{name}": str(tree / f"nnUNet_{name}") for name in ("preprocessed", "results")}
     logger.info("pre-training %s on %d images, no test case among them", method, len(names - set(test)))
     log = tree / f"{method}.log"
-    with kept(tree / f"{method}.json", "pretrain", command):
+    with kept(tree / f"{method}.json", "pretrain", command, device):
         run_command(f"pretrain {method}", command, log, out, environment, keep_open=keep_open)
     return folder / FINAL
 

@@ -1,5 +1,6 @@
 """What a comparison writes down about itself: cases, commands and times, versions, machine; no paths."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -68,19 +69,21 @@ def _merge(before: Any, now: Any) -> Any:
     return now if json.loads(json.dumps(now)) == before else None
 
 
-def keep(path: Path, step: str, command: list[str], seconds: float) -> None:
-    """Add a command to a record; the seconds of a step are those of all its commands."""
+def keep(path: Path, step: str, command: list[str], seconds: float, place: dict[str, Any] | None = None) -> None:
+    """Add a command and the place it ran in to a record; the seconds of a step are those of all its commands."""
     content = read_json(path)
     entry = content.setdefault(step, {"commands": [], "seconds": 0.0})
     entry["commands"].append(" ".join(command))
     entry["seconds"] = round(entry["seconds"] + seconds, 1)
+    if place is not None and place not in (places := entry.setdefault("places", [])):
+        places.append(place)
     write_json(path, content)
 
 
 @contextmanager
-def kept(path: Path, step: str, command: list[str]) -> Iterator[None]:
-    """Record a command that the block runs, and its seconds however it ends."""
-    keep(path, step, command, 0.0)  # at once: a kill of this process leaves no time to
+def kept(path: Path, step: str, command: list[str], device: str) -> Iterator[None]:
+    """Record a command that the block runs, where it runs, and its seconds however it ends."""
+    keep(path, step, command, 0.0, ran_on(device))  # at once: a kill of this process leaves no time to
     start = time.monotonic()
     try:
         yield
@@ -98,6 +101,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, atomically."""
     atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+@functools.cache
+def ran_on(device: str) -> dict[str, Any]:
+    """Machine and versions of what this process runs."""
+    return {"machine": machine(device) | {"device": device}, "versions": versions()}
 
 
 def versions() -> dict[str, str | None]:

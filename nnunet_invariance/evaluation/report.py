@@ -205,8 +205,16 @@ def _cost(jobs: Sequence[Job], record: Mapping[str, Any]) -> str:
         before = "-" if cost.get("seconds") is None else f"{cost['seconds'] / 60:.1f} min, {cost['steps']} steps"
         rows.append((arm.name, start or "random weights", before, str(arm.epochs), str(len(entries)), *times))
     head = ("arm", "starts from", "pre-training", "epochs", "trainings", "train (mean)", "predict (mean)")
-    machine = ", ".join(f"{key}: {value}" for key, value in record["machine"].items() if value)
-    return f"<h2>Cost</h2><p>{html.escape(machine)}</p>" + table(head, rows, 5)
+    machines = (", ".join(f"{key}: {value}" for key, value in m.items() if value) for m in _places(record, "machine"))
+    return "<h2>Cost</h2>" + "".join(f"<p>{html.escape(m)}</p>" for m in machines) + table(head, rows, 5)
+
+
+def _places(record: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+    """The different machines, or versions, of all commands; the record's own for those that an earlier release ran."""
+    first = {what: record[what]}
+    steps = [step for job in record["jobs"].values() for step in job.values()]
+    found = [place[what] for step in steps for place in step.get("places", [first])] or [first[what]]
+    return [place for number, place in enumerate(found) if place not in found[:number]]
 
 
 def _minutes(seconds: Sequence[float]) -> str:
@@ -234,11 +242,15 @@ def _made(record: Mapping[str, Any], out: Path) -> str:
     """Versions, seeds, cases and commands."""
     described = record["comparison"]
     block = _plans_block(out, described)
-    seed, iterations = block.get("seed", "none"), block.get("iterations_per_epoch") or STOCK_ITERATIONS["iterations_per_epoch"]
-    facts = [f"seed of draws and intervals: {described['seed']}; training seed in the plans: {seed}"]
-    facts += [f"{iterations} iterations per epoch", f"mirroring at prediction: {'yes' if described['mirroring'] else 'no'}"]
+    iterations = block.get("iterations_per_epoch") or STOCK_ITERATIONS["iterations_per_epoch"]
+    seeds = f"seed of draws and intervals: {described['seed']}; training seed in the plans: {block.get('seed', 'none')}"
+    mirroring = "yes" if described["mirroring"] else "no"
+    facts = [seeds, f"{iterations} iterations per epoch", f"mirroring at prediction: {mirroring}"]
     facts += [f"tolerance of NSD: {described['tolerance']} mm"] if described["tolerance"] is not None else []
-    facts += [f"{package} {version}" for package, version in record["versions"].items() if version]
+    several = _places(record, "versions")
+    for package in dict.fromkeys(package for versions in several for package in versions):
+        found = dict.fromkeys(versions[package] for versions in several if versions.get(package))
+        facts += [f"{package} {' and '.join(found)}"] if found else []
     facts += [f"{name}: sha256 {entry['sha256']}" for name, entry in described["pretrainings"].items()]
     subsets = "\n".join(
         f"{s['name']}: train {' '.join(s['train'])}; val {' '.join(s['val'])}" for s in described["subsets"]
