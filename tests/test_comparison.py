@@ -252,6 +252,20 @@ def test_the_tree_holds_the_drawn_cases_and_no_other(tiny, plans_name, tmp_path)
     ]
 
 
+def test_images_of_any_name_are_linked_as_those_of_their_case(tiny, tmp_path):
+    label = tiny.raw / tiny.name / "labelsTr" / "case_000.nii.gz"
+    cases = []
+    for name in ("a", "b"):  # named as a "dataset" block in dataset.json may name them
+        (tmp_path / name).mkdir()
+        images = tuple(tmp_path / name / f"{kind}.nii.gz" for kind in ("t1", "t2"))
+        for image in images:
+            image.write_text(f"{name} {image.name}")
+        cases.append(LabelledCase(name, images, label))
+    build_tests(tmp_path / "out", [CaseSet("", cases)], ".nii.gz", SimpleITKIO())
+    found = {p.name: p.read_text() for p in (tmp_path / "out" / "test_images").iterdir()}
+    assert found == {f"{n}_000{i}.nii.gz": f"{n} t{i + 1}.nii.gz" for n in "ab" for i in (0, 1)}
+
+
 def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no hard links here")
@@ -262,6 +276,20 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
     assert (tmp_path / "sub" / "b").read_text() == "content"
     with pytest.raises(OutputError, match=r"a/c could not be written"):
         link(tmp_path / "a", tmp_path / "a" / "c")
+
+
+def test_a_link_to_a_symlink_is_one_to_the_file(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "a").write_text("content")
+    (tmp_path / "b").symlink_to("store/a")
+    target = tmp_path / "other" / "tree" / "b"
+    target.parent.mkdir(parents=True)
+    target.symlink_to("store/a")  # what an earlier version left; it leads nowhere from here
+    link(tmp_path / "b", target)
+    assert target.read_text() == "content"
+    link(tmp_path / "b", target.with_name("c"))
+    assert not target.with_name("c").is_symlink()
+    assert target.with_name("c").read_text() == "content"
 
 
 def test_labelled_cases_are_those_with_a_label_file(tiny, tmp_path):
@@ -275,8 +303,15 @@ def test_labelled_cases_are_those_with_a_label_file(tiny, tmp_path):
     (case,) = labelled_cases(raw, planned.dataset_json).values()
     assert (case.name, [p.name for p in case.images]) == ("t1", ["t1_0000.nii.gz"])
     two = planned.dataset_json | {"channel_names": {"0": "T1", "1": "T2"}}
+    for channel in range(2):
+        (raw / f"imagesTs/t1_{channel:04d}.nii.gz").touch()
+    assert list(labelled_cases(raw, two)) == ["t1"]  # t2 lacks a channel, and has no label
+    (raw / "imagesTs/t1_0001.nii.gz").unlink()
     with pytest.raises(ComparisonError, match=r"Case t1 .* has 1 image file\(s\), expected 2"):
         labelled_cases(raw, two)
+    for file in (raw / "imagesTs").iterdir():
+        file.unlink()
+    assert labelled_cases(raw, two) == {}  # a folder without images is as none
 
 
 # --- one job
@@ -315,6 +350,36 @@ def test_a_job_with_its_predictions_is_only_scored(job):
     written = job.scores.stat().st_mtime_ns
     run_job(job)
     assert job.scores.stat().st_mtime_ns == written
+
+
+def test_a_prediction_that_is_gone_is_made_again(job, monkeypatch):
+    pretend_trained(job)
+    predictions = job.folder / "predictions"
+    link(job.setting.tests[0].cases[0].label, predictions / "another_case.nii.gz")
+
+    def run_command(name, command, *_):
+        target = job.setting.out / command[command.index("-o") + 1]
+        link(job.setting.tests[0].cases[0].label, target / "case_000.nii.gz")
+        return 1.0
+
+    monkeypatch.setattr("nnunet_invariance.evaluation.jobs.run_command", run_command)
+    run_job(job)
+    assert [p.name for p in predictions.iterdir()] == ["case_000.nii.gz"]
+    assert len(read_scores(job.scores)) == 2
+
+
+def test_a_command_that_fails_is_recorded_with_its_time(job, monkeypatch):
+    def run_command(*_):
+        time.sleep(0.06)
+        raise ComparisonError("it broke")
+
+    monkeypatch.setattr("nnunet_invariance.evaluation.jobs.run_command", run_command)
+    for _ in range(2):
+        with pytest.raises(ComparisonError, match="it broke"):
+            run_job(job)
+    train = json.loads(job.record.read_text())["train"]
+    assert train["commands"] == [" ".join(job.train_command())] * 2
+    assert train["seconds"] >= 0.2  # each rounded to tenths
 
 
 def test_a_half_finished_training_is_continued(job):
@@ -431,7 +496,7 @@ def compare(tiny, plans_name: str, out: Path, **changes) -> Path:
         ({"shots": [4]}, r"4 shots and 1 validation cases need 5 .*found 4"),
         ({"test": None, "n_test": 7}, r"7 test cases .* 6 of the 6 labelled"),
         ({"test": Path("nowhere")}, r"nowhere holds no test image: expected imagesTs/CASE_0000\.nii\.gz"),
-        ({"pretraining": [], "slurm": {}}, r"--pretrain runs here, not on Slurm"),
+        ({"pretraining": [], "slurm": {"timeout_min": 9}}, r"--pretrain runs here, not on Slurm"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_and_leaves_nothing(tiny, plans_name, tmp_path, changes, message):

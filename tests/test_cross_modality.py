@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import small_checkpoints
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from tiny_dataset import cut_down, synthetic_case
@@ -276,8 +277,8 @@ def test_patients_need_common_names_and_targets_must_be_there(planned, target, t
 
 def test_equal_names_in_the_sources_own_folder_are_other_images(tmp_path):
     cases = [{"name": "case_000", "source": "plans_3d"}, {"name": "case_001", "source": "scans_1234"}]
-    (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases}))
-    checkpoint = tmp_path / "checkpoint_final.safetensors"
+    (tmp_path / "manifest.json").write_text(json.dumps({"sha256": "0" * 64, "cases": cases}))
+    checkpoint = small_checkpoints.write(tmp_path / "checkpoint_final.safetensors")
     assert seen_cases([checkpoint]) == {"case_000", "case_001"}
     assert seen_cases([checkpoint], besides="plans_3d") == {"case_001"}
 

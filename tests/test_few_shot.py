@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+import small_checkpoints
 import stored_comparison
 from tiny_dataset import cut_down
 from tiny_trainers import write_weights
@@ -21,21 +22,26 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import ComparisonError, MissingPackageError
 from nnunet_invariance.evaluation import running
 from nnunet_invariance.evaluation.arms import choose_arms, twin_of, why_not
+from nnunet_invariance.evaluation.cases import seen_cases
+from nnunet_invariance.evaluation.comparison import prepare
 from nnunet_invariance.evaluation.effects import Contrast
 from nnunet_invariance.evaluation.few_shot import _test_cases
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.pretrainings import (
+    bring_checkpoints,
     describe_checkpoint,
     find_checkpoints,
     pretrain,
     require_all,
     require_unseen,
 )
+from nnunet_invariance.evaluation.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.record import open_record
 from nnunet_invariance.evaluation.running import run_jobs, submit_slurm
 from nnunet_invariance.evaluation.scores import Score, write_csv
 from nnunet_invariance.evaluation.stored import stored_jobs
 from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, LATEST
 
 
 def plan(tiny, name: str, **options):
@@ -78,6 +84,19 @@ def test_the_stock_trainer_becomes_the_baseline_where_iterations_differ_from_sto
     assert names(["AliceTrainer_5epochs"], ["MAETrainer"], stock) == "MAETrainer_5epochs"
 
 
+def test_no_trainer_of_a_selection_is_longer_than_another(stock, short):
+    def names(trainers, baselines, planned=stock):
+        return [arm.name for arm in choose_arms(trainers, baselines, planned).arms]
+
+    assert names(["MAETrainer_5epochs", "ICMSegTrainer"], []) == [
+        *("MAETrainer_5epochs", "MAETrainer_scratch_5epochs", "ICMSegTrainer_5epochs")
+    ]
+    assert names(["ICMSegTrainer"], ["MAETrainer_5epochs"]) == ["ICMSegTrainer_5epochs", "MAETrainer_5epochs"]
+    assert names(["ICMSegTrainer", "nnUNetTrainer"], [], short) == ["ICMSegTrainer", "BaselineTrainer"]
+    assert names(["nnUNetTrainer"], ["nnUNetTrainer_5epochs"]) == ["BaselineTrainer_5epochs"]
+    assert names(["nnUNetTrainer"], []) == ["nnUNetTrainer"]
+
+
 def test_twins():
     assert twin_of("AliceTrainer_5epochs") == "AliceTrainer_scratch_5epochs"
     assert twin_of("AliceTrainer_scratch") is None
@@ -109,13 +128,19 @@ def test_a_trainer_that_does_not_apply_is_left_out_with_the_reason(tiny, stock, 
 # --- weights
 
 
+def write_manifest(folder: Path, *names: str) -> None:
+    """A manifest with the checksum that the weights of the tests name."""
+    text = json.dumps({"sha256": "0" * 64, "cases": [{"name": name} for name in names]})
+    (folder / "manifest.json").write_text(text)
+
+
 @pytest.fixture
 def alice(tiny, short) -> tuple:
     """A finished Alice pre-training of two cases, and the place it lies in."""
     place = tiny.results / tiny.name / "pretraining"
     folder = place / "alice__ShortPlans__3d_fullres"
     write_weights(tiny, folder / "checkpoint_final.safetensors")
-    (folder / "manifest.json").write_text(json.dumps({"cases": [{"name": "case_004"}, {"name": "case_005"}]}))
+    write_manifest(folder, "case_004", "case_005")
     (folder / "metrics.csv").write_text("epoch,seconds\n1,2.5\n2,3.0\n")
     yield place, folder
     for file in folder.iterdir():
@@ -190,6 +215,36 @@ def test_a_test_case_that_a_pretraining_has_seen_is_refused(tiny, short, alice, 
     require_unseen({"a": path}, ["case_000"])
 
 
+def test_a_manifest_of_other_weights_says_nothing_of_what_was_seen(short, alice):
+    place, folder = alice
+    (folder / "manifest.json").write_text(json.dumps({"sha256": "1" * 64, "cases": []}))
+    with pytest.raises(ComparisonError, match=r"manifest\.json lists other cases than checkpoint_final\.safetensors"):
+        seen_cases(find_checkpoints(ARMS, short, [place]).values())
+
+
+@pytest.fixture
+def made(tiny, short, monkeypatch) -> list[list[str]]:
+    """Commands of pre-trainings, which leave weights and a manifest at once; comparisons are prepared and not run."""
+    commands = []
+
+    def run_command(job, command, log, folder, environment, keep_open=()):
+        commands.append(command)
+        trees = (Path(environment[f"nnUNet_{name}"]) / tiny.name for name in ("preprocessed", "results"))
+        cases, place = next(trees) / short.folder.name, next(trees) / "pretraining" / "alice__ShortPlans__3d_fullres"
+        write_weights(tiny, place / "checkpoint_final.safetensors")
+        write_manifest(place, *(file.stem for file in sorted(cases.glob("*.pkl"))))
+        return 1.0
+
+    def only_prepare(comparison, out, **_):
+        prepare(comparison, out)
+        return out
+
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr("nnunet_invariance.evaluation.pretrainings.run_command", run_command)
+    monkeypatch.setattr("nnunet_invariance.evaluation.protocol.run_comparison", only_prepare)
+    return commands
+
+
 def test_a_pretraining_of_the_command_sees_no_test_case(tiny, short, tmp_path, monkeypatch):
     ran = []
 
@@ -208,7 +263,91 @@ def test_a_pretraining_of_the_command_sees_no_test_case(tiny, short, tmp_path, m
     cases = Path(environment["nnUNet_preprocessed"]) / tiny.name / short.folder.name
     assert {p.name[:8] for p in cases.iterdir()} == {f"case_{i:03d}" for i in (1, 2, 3, 5)}
     assert path == Path(environment["nnUNet_results"]) / tiny.name / "pretraining" / path.parent.name / path.name
-    assert json.loads((tmp_path / "pretraining" / "alice.json").read_text())["pretrain"]["seconds"] == 1.0
+    kept = json.loads((tmp_path / "pretraining" / "alice.json").read_text())["pretrain"]
+    assert kept["commands"] == [" ".join(command)]
+
+
+def test_an_earlier_calls_cases_are_not_pre_trained_on(tiny, short, tmp_path, made):
+    pretrain("alice", short, ["case_000"], tmp_path, "cpu")
+    path = pretrain("alice", short, ["case_001"], tmp_path, "cpu")
+    assert seen_cases([path]) == {f"case_{i:03d}" for i in (0, 2, 3, 4, 5)}
+    path.rename(path.with_name(LATEST))
+    pretrain("alice", short, ["case_001"], tmp_path, "cpu")
+    pretrain("alice", short, ["case_002"], tmp_path, "cpu")  # it has begun with this one
+    assert [command[-1] == "--c" for command in made] == [False, False, True, False]
+
+
+def test_another_comparison_is_refused_before_anything_is_pre_trained(tiny, short, tmp_path, made, capsys):
+    words = few_shot_words(tiny, tmp_path / "out", "--pretrain", "--test", "case_000")
+    assert main(words) == 0
+    assert main([*words[:-1], "case_001"]) == 2
+    assert "is of another comparison: subsets, tests differ" in capsys.readouterr().err
+    assert main([*words, "--seed", "1"]) == 2
+    assert "is of another comparison: seed" in capsys.readouterr().err
+    assert main(words) == 0
+    assert len(made) == 1
+
+
+def test_drawn_test_cases_that_a_pretraining_has_seen_are_kept_out_of_a_new_one(
+    tiny, short, alice, tmp_path, made, capsys
+):
+    words = few_shot_words(tiny, tmp_path / "free", "--n-test", "2")
+    assert main([*words, "--pretrain"]) == 0
+    assert made == []  # four cases are free
+    write_manifest(alice[1], *(f"case_{i:03d}" for i in range(6)))
+    words = few_shot_words(tiny, tmp_path / "out", "--n-test", "2")
+    assert main(words) == 2
+    assert "0 of the 6 labelled cases are free" in capsys.readouterr().err
+    assert main([*words, "--pretrain"]) == 0
+    (test,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparison"]["tests"]
+    manifest = next((tmp_path / "out" / "pretraining").rglob("manifest.json")).read_text()
+    assert not any(case in manifest for case in test["cases"])
+
+
+def test_what_has_seen_a_test_case_is_refused_before_others_are_made(tiny, short, tmp_path, made):
+    named = tmp_path / "named" / "weights.safetensors"
+    write_weights(tiny, named)
+    write_manifest(named.parent, "case_000")
+    arms = [ARMS[0], Arm("named", "TransferTrainer_1epoch", {ENVIRONMENT_VARIABLE: str(named)})]
+    arguments = (short, arms, ["case_000"], tmp_path / "out", "cpu", [])
+    with pytest.raises(ComparisonError, match=r"in the pre-training weights\.safetensors: case_000"):
+        bring_checkpoints(*arguments, transductive=False, here=True)
+    assert made == []
+    assert bring_checkpoints(*arguments, transductive=True, here=True)[1] == {"case_000"}
+    assert len(made) == 1
+
+
+def test_a_setting_for_an_unknown_pretraining_is_refused(tiny, short, tmp_path, made, capsys):
+    assert main(few_shot_words(tiny, tmp_path / "out", "--test", "case_000", "--pretrain", "alcie:pairs=1")) == 2
+    assert (
+        "--pretrain alcie:pairs=1: there is no pre-training 'alcie'. Expected one of alice" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_the_package_are_the_last_place(tiny, short, tmp_path, monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr("nnunet_invariance.weights.locate.SHIPPED", tmp_path / "shipped")
+    arm = Arm("AnatomixTrainer_1epoch", "AnatomixTrainer_1epoch")
+    path = tmp_path / "shipped" / "anatomix_tiny.safetensors"
+    small_checkpoints.write(path, method="anatomix")  # of another network
+    assert find_checkpoints([arm], short, []) == {}
+    write_weights(tiny, path, method="anatomix")
+    found = find_checkpoints([arm], short, [])
+    assert found == {arm.name: path}
+    require_all([arm], found, short)
+    own = tmp_path / "place" / "anatomix__ShortPlans__3d_fullres" / "checkpoint_final.safetensors"
+    write_weights(tiny, own, method="anatomix")
+    assert find_checkpoints([arm], short, [tmp_path / "place"]) == {arm.name: own}
+    own.rename(own.with_name(LATEST))
+    assert find_checkpoints([arm], short, [tmp_path / "place"]) == {}  # as for the trainer
+
+
+def test_an_unfinished_pretraining_is_to_be_continued(tiny, short, alice):
+    place, folder = alice
+    (folder / "checkpoint_final.safetensors").rename(folder / LATEST)
+    with pytest.raises(ComparisonError, match=r"pretrain alice Dataset777_Tiny 3d_fullres -p ShortPlans --c\n"):
+        require_all(ARMS, find_checkpoints(ARMS, short, [place]), short)
 
 
 # --- test cases
@@ -227,14 +366,39 @@ def write_test_folder(tiny, folder: Path) -> Path:
 
 def test_a_folder_of_test_cases(tiny, stock, tmp_path):
     folder = write_test_folder(tiny, tmp_path / "external")
-    assert [case.name for case in _test_cases(stock, folder, 0, 0, set())] == ["new_case_000", "new_case_001"]
+    assert [case.name for case in _test_cases(stock, folder, 0, 0, [])] == ["new_case_000", "new_case_001"]
+    described = folder / "dataset.json"
+    described.write_text(json.dumps({"labels": {"background": 0, "core": 1, "body": 2}}))
+    with pytest.raises(ComparisonError, match=r"dataset\.json has the labels .*'core': 1.* expected .*'body': 1"):
+        _test_cases(stock, folder, 0, 0, [])
+    described.write_text(json.dumps({"labels": stock.dataset_json["labels"]}))
     label = folder / "labelsTs" / "new_case_001.nii.gz"
     sitk.WriteImage(sitk.ReadImage(label) + 5, label)
     with pytest.raises(ComparisonError, match=r"new_case_001\.nii\.gz holds the label\(s\) 5, 6, 7, but dataset"):
-        _test_cases(stock, folder, 0, 0, set())
+        _test_cases(stock, folder, 0, 0, [])
     label.unlink()
     with pytest.raises(ComparisonError, match=r"1 test case\(s\) have no image with a label: new_case_001"):
-        _test_cases(stock, folder, 0, 0, set())
+        _test_cases(stock, folder, 0, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tolerance": -1.0}, r"--tolerance -1\.0: expected a distance in mm"),
+        ({"tolerance": float("nan")}, r"--tolerance nan"),
+        ({"tolerance": float("inf")}, r"--tolerance inf"),
+        ({"slurm": {"slurm_partition": "gpu"}}, r"without a time limit.*timeout_min=MINUTES"),
+        ({"slurm": {"timeout_min": 9}, "devices": ["0", "1"]}, r"--devices 0 1 .*--submit"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_before_anything(settings, message):
+    with pytest.raises(ComparisonError, match=message):
+        ProtocolSettings(**settings)
+
+
+def test_parameters_of_slurm_need_slurm(tiny, short, tmp_path, capsys):
+    assert main(few_shot_words(tiny, tmp_path / "out", "--test", "case_000", "--slurm", "timeout_min=9")) == 2
+    assert "--slurm timeout_min=9 without --submit" in capsys.readouterr().err
 
 
 # --- the record
@@ -293,6 +457,21 @@ def test_jobs_run_in_parallel_each_on_its_device_and_a_failure_stops_no_other(jo
     with pytest.raises(ComparisonError):
         run_jobs(jobs, parallel=2, devices=["3"])
     assert seen == [(jobs[1].name, "3")]  # what is finished is not run again
+
+
+def test_an_error_that_nobody_foresaw_stops_no_other(jobs, monkeypatch, caplog):
+    ran = []
+
+    def run_job(job, *_):
+        ran.append(job.name)
+        if job.name == jobs[0].name:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    with pytest.raises(ComparisonError, match=rf"1 of 12 .*{jobs[0].name}\. .*OSError\('no space left'\)"):
+        run_jobs(jobs)
+    assert len(ran) == 12
+    assert "Traceback" in caplog.text
 
 
 def test_a_stopped_run_stops_every_job(jobs, monkeypatch):

@@ -172,6 +172,27 @@ def test_continuing_a_finished_run_changes_nothing(tiny, results):
     assert path.stat().st_mtime_ns == stamp
 
 
+def test_the_manifest_stays_that_of_the_weights(tiny, results, tmp_path):
+    path = pretrain(tiny, "epochs=1")
+    before = (path.parent / "manifest.json").read_text()
+    cases = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
+    gone = {file: tmp_path / file.name for file in cases.glob("case_005*")}
+    for file, away in gone.items():
+        file.rename(away)
+    try:
+        assert pretrain(tiny, "epochs=1", resume=True) == path  # it is finished
+        assert (path.parent / "manifest.json").read_text() == before
+        path.rename(path.with_name("checkpoint_latest.safetensors"))
+        with pytest.raises(
+            WeightsIncompatibleError, match=r"manifest_sha256 differs .*manifest\.json lists what it was"
+        ):
+            pretrain(tiny, "epochs=1", resume=True)
+        assert (path.parent / "manifest.json").read_text() == before
+    finally:
+        for file, away in gone.items():
+            away.rename(file)
+
+
 def test_a_second_run_moves_the_first_one_aside(tiny, results):
     first = tensors(pretrain(tiny, "epochs=1"))
     pretrain(tiny, "epochs=1", "seed=5")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from stored_comparison import UNFINISHED, write_comparison
+from stored_comparison import DATASET, UNFINISHED, write_comparison
 
 from nnunet_invariance.cli.main import main
+from nnunet_invariance.evaluation.record import keep, write_json
 from nnunet_invariance.evaluation.report import natural, write_report
 from nnunet_invariance.evaluation.stored import state, stored_jobs
 
@@ -47,6 +48,26 @@ def test_nothing_is_fetched_and_every_picture_decodes(text):
     assert len(pictures) == text.count("<img ") == 2 + 4  # curves, differences, two worst and two best cases
     for _, data in pictures:
         assert min(matplotlib.image.imread(io.BytesIO(base64.b64decode(data)), format="png").shape[:2]) > 50
+
+
+def test_how_it_was_made_is_said(tmp_path, monkeypatch):
+    out = write_comparison(tmp_path / "made")
+    plans = out / "nnUNet_preprocessed" / DATASET / "P.json"
+    block = {"seed": 7, "iterations_per_epoch": 33}
+    write_json(plans, {"configurations": {"3d_fullres": {"nnunet_invariance": block}}})
+    first, second = (stored_jobs(out)[i].record for i in (0, 1))
+    for record, name, torch in ((first, "node one", "2.0"), (first, "node one", "2.0"), (second, "node two", "2.1")):
+        place = {"machine": {"cpu": name, "device": "cuda"}, "versions": {"torch": torch}}
+        keep(record, "train", ["again"], 1.0, place)
+    monkeypatch.setattr("nnunet_invariance.evaluation.report.SHOWN_ARMS", 2)
+    text = write_report(out).read_text()
+    for said in (
+        *("training seed in the plans: 7", "33 iterations per epoch", "mirroring at prediction: no"),
+        *("tolerance of NSD: 1.0 mm", "Not in the pictures, which hold 2 arms: MAETrainer_2epochs"),
+        *("<p>cpu: node one, device: cuda</p>", "<p>cpu: node two, device: cuda</p>", "<p>cpu: &lt;c&gt;</p>"),
+        "torch 2.0 and 2 and 2.1",
+    ):
+        assert said in text, said
 
 
 def test_losses_are_said_as_such(text, out):

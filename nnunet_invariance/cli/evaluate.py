@@ -109,7 +109,13 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=_positive, default=1, metavar="N", help="trainings at a time")
     add("--devices", nargs="+", default=[], metavar="ID", help="GPUs, dealt out over the trainings")
     add("--submit", choices=["slurm"], help="hand the trainings to Slurm as an array, --jobs at a time")
-    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="submitit's parameters, as timeout_min=600")
+    add(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="submitit's parameters; timeout_min=MINUTES must be given",
+    )
     add(
         "--out",
         type=Path,
@@ -135,12 +141,16 @@ def run(args: argparse.Namespace) -> int:
     if args.protocol == "report":
         print(f"written: {write_report(args.folder)}")
         return 0
+    from nnunet_invariance.errors import OptionError
     from nnunet_invariance.evaluation.arms import choose_arms
     from nnunet_invariance.evaluation.protocol import ProtocolSettings
     from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 
+    if args.slurm and not args.submit:
+        raise OptionError(f"--slurm {' '.join(args.slurm)} without --submit: add --submit slurm, or leave it away.")
     planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
     selection = choose_arms(args.trainers, args.baselines, planned)
+    print(f"trainers: {', '.join(arm.name for arm in selection.arms)}")
     for name, reason in selection.left_out.items():
         print(f"left out: {name} {reason}")
     protocols = {"few-shot": _few_shot, "missing-modality": _missing_modality, "cross-modality": _cross_modality}

@@ -32,16 +32,16 @@ class Selection:
 def choose_arms(trainers: Sequence[str], baselines: Sequence[str], planned: PlannedDataset) -> Selection:
     """Every trainer with its ``_scratch`` twin, then the baselines, all for the same number of iterations.
 
-    nnU-Net's own trainers know neither another length nor the options of the plans block; where these differ from stock
-    BaselineTrainer stands in for nnUNetTrainer, and BaselineTrainerDA5 for nnUNetTrainerDA5. A trainer is compared with
-    its twin and with every baseline; one that would start from random weights anyway has no twin. ``NAME@PLANS`` is a
-    trainer with the options of another plans copy.
+    A name without a length takes that of the others. nnU-Net's own trainers know no other length and no options of the
+    plans block; where these differ from stock, BaselineTrainer stands in for nnUNetTrainer, and BaselineTrainerDA5
+    for nnUNetTrainerDA5. A trainer is compared with its twin and with every baseline; one that would start from random
+    weights anyway has no twin. ``NAME@PLANS`` is a trainer with the options of another plans copy.
 
     Raises:
         ComparisonError: a name is unknown, lengths differ, plans do not fit, or no trainer applies.
     """
     length = _common_length([*trainers, *baselines])
-    baselines = [_as_baseline(name, length, planned) for name in baselines]
+    trainers, baselines = ([_of_length(n, length, planned) for n in names] for names in (trainers, baselines))
     left_out, arms, contrasts = {}, [], []
     for name in dict.fromkeys([*trainers, *baselines]):
         if reason := why_not(name, planned):
@@ -92,7 +92,7 @@ def twin_of(name: str) -> str | None:
 
 
 def _common_length(names: Sequence[str]) -> str:
-    """The suffix that says the length; a baseline without one takes that of the trainers."""
+    """The suffix that says the length; "" where no name has one."""
     lengths = {(match := _LENGTH.search(name.partition("@")[0])) and match[0] for name in names} - {None}
     if len(lengths) > 1:
         msg = f"The trainers' lengths differ ({', '.join(sorted(lengths))}): equal iterations are compared. "
@@ -100,7 +100,8 @@ def _common_length(names: Sequence[str]) -> str:
     return next(iter(lengths), "")
 
 
-def _as_baseline(name: str, length: str, planned: PlannedDataset) -> str:
+def _of_length(name: str, length: str, planned: PlannedDataset) -> str:
+    """The name with the common length; what stands in for a stock trainer where iterations are not stock."""
     trainer, at, plans = name.partition("@")
     base = _LENGTH.sub("", trainer)
     block = planned.configuration.configuration.get(BLOCK, {})

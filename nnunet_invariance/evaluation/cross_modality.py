@@ -12,7 +12,6 @@ from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.cases import labelled_cases, preprocessed_cases
 from nnunet_invariance.evaluation.jobs import CaseSet
 from nnunet_invariance.evaluation.label_maps import Named, match_labels
-from nnunet_invariance.evaluation.pretrainings import bring_checkpoints
 from nnunet_invariance.evaluation.protocol import ProtocolSettings, run_protocol
 from nnunet_invariance.evaluation.scores import require_known_labels
 from nnunet_invariance.evaluation.splits import Subset, draw_parts, draw_subsets, draw_test_cases
@@ -62,18 +61,7 @@ def cross_modality(
     if remedy := ct_remedy(schemes, planned.name, planned.plans.plans_name, planned.configuration_name):
         logger.warning("%s", remedy)
     elsewhere = {case.name for test in tests if test.name != planned.name for case in test.cases}
-    checkpoints, seen = bring_checkpoints(
-        planned,
-        selection.arms,
-        of_source,
-        settings.folder(PROTOCOL, planned),
-        settings.device,
-        settings.pretraining,
-        transductive=settings.transductive,
-        here=settings.slurm is None,
-        elsewhere=elsewhere,
-    )
-    return run_protocol(PROTOCOL, planned, selection, settings, subsets, tests, checkpoints, seen)
+    return run_protocol(PROTOCOL, planned, selection, settings, subsets, lambda: tests, of_source, elsewhere)
 
 
 def _deal(

@@ -13,8 +13,8 @@ from nnunet_invariance.evaluation.cases import (
     seen_cases,
     test_folder_cases,
 )
-from nnunet_invariance.evaluation.jobs import CaseSet
-from nnunet_invariance.evaluation.pretrainings import bring_checkpoints, find_checkpoints
+from nnunet_invariance.evaluation.jobs import Arm, CaseSet
+from nnunet_invariance.evaluation.pretrainings import find_checkpoints
 from nnunet_invariance.evaluation.protocol import ProtocolSettings, run_protocol
 from nnunet_invariance.evaluation.scores import require_known_labels
 from nnunet_invariance.evaluation.splits import draw_subsets, draw_test_cases, require_disjoint
@@ -44,7 +44,8 @@ def few_shot(
 
     Args:
         test: names of cases, or a folder with imagesTs and labelsTs; None draws ``n_test`` by seed from the labelled
-            raw cases that no finished pre-training of these arms has seen.
+            raw cases that no finished pre-training of these arms has seen; if these are too few and pre-trainings
+            are made, from those that no named checkpoint has seen.
         protocol: name of the comparison and its folder.
         conditions: test sets of the test cases; may write images below the folder that it is given.
 
@@ -53,39 +54,37 @@ def few_shot(
             a command failed.
         ImagesFolderError: channels of a test case lie on different grids.
     """
-    out, seed, transductive = settings.folder(protocol, planned), settings.seed, settings.transductive
-    results = Path(os.environ["nnUNet_results"]) / planned.name
-    checkpoints = find_checkpoints(selection.arms, planned, [results / "pretraining"])
-    cases = _test_cases(planned, test, n_test, seed, () if transductive else seen_cases(checkpoints.values()))
+    out, seed = settings.folder(protocol, planned), settings.seed
+    cases = _test_cases(planned, test, n_test, seed, _seen(planned, selection.arms, settings))
     names = [case.name for case in cases]
     ending = planned.dataset_json["file_ending"]
     pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending) - set(names)
     subsets = draw_subsets(pool, settings.shots, settings.draws, settings.n_val, seed)
     require_disjoint(names, subsets)
-    checkpoints, seen = bring_checkpoints(
-        planned,
-        selection.arms,
-        names,
-        out,
-        settings.device,
-        settings.pretraining,
-        transductive=transductive,
-        here=settings.slurm is None,
-    )
-    tests = conditions(cases, out)
-    return run_protocol(protocol, planned, selection, settings, subsets, tests, checkpoints, seen)
+    return run_protocol(protocol, planned, selection, settings, subsets, lambda: conditions(cases, out), names)
+
+
+def _seen(planned: PlannedDataset, arms: Sequence[Arm], settings: ProtocolSettings) -> list[set[str]]:
+    """What test cases are not drawn from; the last, where several are given, if the others leave too few cases."""
+    if settings.transductive:
+        return [set()]
+    places = [[Path(os.environ["nnUNet_results"]) / planned.name / "pretraining"]]
+    if settings.pretraining is not None:
+        places.append([])  # pre-trainings in places are made again without the test cases, named checkpoints are not
+    return [seen_cases(find_checkpoints(arms, planned, among).values()) for among in places]
 
 
 def _test_cases(
-    planned: PlannedDataset, test: Sequence[str] | Path | None, n_test: int, seed: int, seen: set[str]
+    planned: PlannedDataset, test: Sequence[str] | Path | None, n_test: int, seed: int, seen: Sequence[set[str]]
 ) -> list[LabelledCase]:
-    """The test cases, each on one grid and with a label that holds known values only."""
+    """The test cases, each on one grid and with a label that holds known values only; ``seen``: as of ``_seen``."""
     if isinstance(test, Path):
         cases = test_folder_cases(test, planned.dataset_json)
         names = sorted(cases)
     else:
         cases = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
-        names = list(dict.fromkeys(test)) if test else draw_test_cases(cases, n_test, seed, seen)
+        left_out = next((s for s in seen if len(cases.keys() - s) >= n_test), seen[-1])
+        names = list(dict.fromkeys(test)) if test else draw_test_cases(cases, n_test, seed, left_out)
     require_labelled(names, cases)
     reader = planned.plans.image_reader_writer_class()
     for name in names:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_invariance.evaluation.cases import LabelledCase
 from nnunet_invariance.evaluation.locks import locked
-from nnunet_invariance.evaluation.record import keep
+from nnunet_invariance.evaluation.record import kept
 from nnunet_invariance.evaluation.scores import Score, score_case, write_csv
 from nnunet_invariance.evaluation.splits import Subset
 from nnunet_invariance.evaluation.stock import run_command
@@ -168,7 +168,7 @@ def run_job(
 
 def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], environment: dict[str, str]) -> None:
     """The commands that are left of a job."""
-    setting = job.setting
+    setting, ending = job.setting, job.setting.dataset_json["file_ending"]
     environment["nnUNet_preprocessed"] = str(setting.out / "nnUNet_preprocessed")
     environment["nnUNet_results"] = str(job.results)
     if checkpoint := environment.get(ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE)):
@@ -176,18 +176,19 @@ def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], enviro
 
     def run(step: str, command: list[str]) -> None:
         log = job.folder / f"{step}.log"
-        seconds = run_command(f"{job.name}, {step}", command, log, setting.out, environment, on_poll, keep_open)
-        keep(job.record, step, command, seconds)
+        with kept(job.record, step, command, setting.device):
+            run_command(f"{job.name}, {step}", command, log, setting.out, environment, on_poll, keep_open)
 
     if not (job.model / "checkpoint_final.pth").is_file():
         run("train", job.train_command())
     for test in setting.tests:
         target = job.predictions(test)
-        if not target.is_dir():
+        if not all((target / f"{case.name}{ending}").is_file() for case in test.cases):
             # Under another name until all is there: a killed nnUNetv2_predict leaves truncated files.
             partial = target.with_name(f"{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             run("predict", job.predict_command(test, partial))
+            shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
 
 

@@ -9,17 +9,25 @@ from typing import Any
 
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.errors import ComparisonError
-from nnunet_invariance.evaluation.cases import seen_cases
+from nnunet_invariance.evaluation.cases import PREPROCESSED_ENDINGS, seen_cases
 from nnunet_invariance.evaluation.jobs import Arm
 from nnunet_invariance.evaluation.locks import locked
-from nnunet_invariance.evaluation.record import keep
+from nnunet_invariance.evaluation.record import kept
 from nnunet_invariance.evaluation.splits import shared_cases
 from nnunet_invariance.evaluation.stock import run_command
 from nnunet_invariance.evaluation.tree import copy_plans, link_preprocessed
-from nnunet_invariance.plans.options import BLOCK
+from nnunet_invariance.plans.options import BLOCK, read_options
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
-from nnunet_invariance.weights.checkpoint import read_metadata
-from nnunet_invariance.weights.locate import ANY_METHOD, ENVIRONMENT_VARIABLE, FINAL, LATEST
+from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
+from nnunet_invariance.weights.locate import (
+    ANY_METHOD,
+    ENVIRONMENT_VARIABLE,
+    FINAL,
+    LATEST,
+    find_shipped,
+    pretraining_folder,
+)
+from nnunet_invariance.weights.transfer import SECTION_OF, fits
 
 logger = logging.getLogger(__name__)
 
@@ -63,30 +71,53 @@ def bring_checkpoints(
     if words is not None:
         if not here:
             raise ComparisonError("--pretrain runs here, not on Slurm: run it without --submit first, then submit.")
-        checkpoints = _pretrain_missing(planned, arms, checkpoints, test, out, device, words)
+        require_methods(words)
+        made = _to_make(planned, arms, checkpoints, test)
+        others = {arm.name: checkpoints[arm.name] for arm in arms if arm not in made and arm.name in checkpoints}
+        if not transductive:  # hours before the others are made
+            require_unseen(others, _seen(planned, others, test, elsewhere))
+        with locked(out) as lock:
+            for method in dict.fromkeys(map(method_of, made)):
+                pretrain(method, planned, test, out, device, words, [lock])
+        checkpoints |= find_checkpoints(made, planned, places[:1])
     require_all(arms, checkpoints, planned)
-    found = checkpoints.values()
-    seen = seen_cases(found) & set(test)
-    if elsewhere:
-        seen |= seen_cases(found, besides=planned.folder.name) & set(elsewhere)
+    seen = _seen(planned, checkpoints, test, elsewhere)
     if not transductive:
         require_unseen(checkpoints, seen)
     return checkpoints, seen
 
 
-def _pretrain_missing(
-    planned: PlannedDataset,
-    arms: Sequence[Arm],
-    checkpoints: Mapping[str, Path],
-    test: Collection[str],
-    out: Path,
-    device: str,
-    words: Sequence[str],
-) -> dict[str, Path]:
-    """Make the pre-trainings that are not there or have seen a test case; the checkpoints after that.
+def _seen(
+    planned: PlannedDataset, checkpoints: Mapping[str, Path], test: Collection[str], elsewhere: Collection[str]
+) -> set[str]:
+    """Test cases that a pre-training has seen."""
+    found = checkpoints.values()
+    seen = seen_cases(found) & set(test)
+    return seen | seen_cases(found, besides=planned.folder.name) & set(elsewhere) if elsewhere else seen
+
+
+def require_methods(words: Sequence[str]) -> None:
+    """Refuse a setting for a pre-training that there is not.
 
     Raises:
-        ComparisonError: an arm lacks weights that cannot be made here, or a command failed.
+        ComparisonError: names the word.
+    """
+    from nnunet_invariance.pretraining.run import METHODS
+
+    for word in words:
+        method, colon, _ = word.partition(":")
+        if colon and method not in METHODS:
+            known = ", ".join(METHODS)
+            raise ComparisonError(f"--pretrain {word}: there is no pre-training {method!r}. Expected one of {known}.")
+
+
+def _to_make(
+    planned: PlannedDataset, arms: Sequence[Arm], checkpoints: Mapping[str, Path], test: Collection[str]
+) -> list[Arm]:
+    """Arms whose pre-trainings are not there or have seen a test case.
+
+    Raises:
+        ComparisonError: an arm lacks weights that cannot be made here.
     """
     clean = {arm: path for arm, path in checkpoints.items() if not seen_cases([path]) & set(test)}
     missing = [arm for arm in arms if arm.name not in clean and not named_checkpoint(arm, planned)]
@@ -94,10 +125,7 @@ def _pretrain_missing(
     require_all([arm for arm in arms if arm not in made], checkpoints, planned)
     if own := [arm.name for arm in made if arm.plans]:
         raise ComparisonError(f"{own[0]} has plans of its own; --pretrain makes weights for the shared ones alone.")
-    with locked(out) as lock:
-        for method in dict.fromkeys(map(method_of, made)):
-            pretrain(method, planned, test, out, device, words, [lock])
-    return {**checkpoints, **find_checkpoints(made, planned, [own_folder(out, planned)])}
+    return made
 
 
 def plans_of(arm: Arm, planned: PlannedDataset) -> PlannedDataset:
@@ -121,17 +149,36 @@ def named_checkpoint(arm: Arm, planned: PlannedDataset) -> Path | None:
 
 def find_checkpoints(arms: Sequence[Arm], planned: PlannedDataset, places: Sequence[Path]) -> dict[str, Path]:
     """The existing checkpoint that each arm would start from; ``places`` are folders of pre-trainings, best first."""
-    found = {}
-    for arm in arms:
-        if named := named_checkpoint(arm, planned):
-            candidates = [named]
-        else:
-            own = plans_of(arm, planned)
-            folders = [p / folder_name(method, own) for p in places] if (method := method_of(arm)) else []
-            candidates = [folder / FINAL for folder in folders]
-        if path := next((c for c in candidates if c.is_file()), None):
-            found[arm.name] = path
-    return found
+    found = {arm.name: _find_checkpoint(arm, planned, places) for arm in arms}
+    return {name: path for name, path in found.items() if path}
+
+
+def _find_checkpoint(arm: Arm, planned: PlannedDataset, places: Sequence[Path]) -> Path | None:
+    """The first of the four places that holds one, as for the arm's trainer; an unfinished run ends the search."""
+    if named := named_checkpoint(arm, planned):
+        return named if named.is_file() else None
+    own, method = plans_of(arm, planned), method_of(arm)
+    if method in (None, ANY_METHOD):
+        return None
+    folders = [place / folder_name(method, own) for place in places]
+    if finished := next((folder / FINAL for folder in folders if (folder / FINAL).is_file()), None):
+        return finished
+    if any((folder / LATEST).is_file() for folder in folders):
+        return None
+    shipped = find_shipped(method, lambda path: _fits(path, arm, own))
+    return shipped.path if shipped else None
+
+
+def _fits(path: Path, arm: Arm, planned: PlannedDataset) -> bool:
+    """Whether a file of the package fills the network of the arm's trainer."""
+    trainer, configuration = find_trainer(arm.trainer), planned.configuration
+    heads = planned.plans.get_label_manager(planned.dataset_json).num_segmentation_heads
+    channels = len(planned.channel_names)
+    network = trainer.build_network_architecture(planned.plans, configuration, channels, heads, False)
+    network = getattr(getattr(network, "encoder", None), "backbone", network)  # what makes frozen features, if any
+    options = read_options(trainer.options_class, configuration.configuration)
+    rules = {"transfer": options.transfer, "source": options.source, "min_coverage": options.min_coverage}
+    return fits(network, load_checkpoint(path, [SECTION_OF[options.source]]), **rules)
 
 
 def folder_name(method: str, planned: PlannedDataset) -> str:
@@ -163,7 +210,7 @@ def require_all(arms: Sequence[Arm], checkpoints: Mapping[str, Path], planned: P
         if arm.name in checkpoints or not (named or method):
             continue
         words = f"{planned.name} {planned.configuration_name} -p {arm.plans or planned.plans.plans_name}"
-        remedy = f"nnunet-invariance pretrain {method} {words}"
+        remedy = f"nnunet-invariance pretrain {method} {words}{' --c' if _begun(arm, planned) else ''}"
         remedy = f"name a checkpoint in {ENVIRONMENT_VARIABLE} or the plans" if method == ANY_METHOD else remedy
         lines.append(f"  {arm.name}: {named} does not exist" if named else f"  {arm.name}: {remedy}")
     if lines:
@@ -171,6 +218,13 @@ def require_all(arms: Sequence[Arm], checkpoints: Mapping[str, Path], planned: P
         raise ComparisonError(
             f"{msg}\nMake them, or give --pretrain to have them made on images that are not test cases."
         )
+
+
+def _begun(arm: Arm, planned: PlannedDataset) -> bool:
+    """Whether the user has an unfinished pre-training for the arm."""
+    own, method = plans_of(arm, planned), method_of(arm)
+    names = (own.name, own.plans.plans_name, own.configuration_name)
+    return method is not None and (pretraining_folder(method, *names) / LATEST).is_file()
 
 
 def title(checkpoint: Path) -> str:
@@ -209,18 +263,21 @@ def pretrain(
     base = tree / "nnUNet_preprocessed" / planned.name
     copy_plans(base, planned)
     names = {p.name[: -len(".pkl")] for p in planned.folder.glob("*.pkl")}
+    for file in [base / planned.folder.name / f"{case}{ending}" for case in test for ending in PREPROCESSED_ENDINGS]:
+        file.unlink(missing_ok=True)  # of an earlier call, which tested others
     link_preprocessed(base, planned, names - set(test))
     folder = own_folder(out, planned) / folder_name(method, planned)
+    begun = (folder / LATEST).is_file() and not seen_cases([folder / LATEST]) & set(test)
     command = ["nnunet-invariance", "pretrain", method, planned.name, planned.configuration_name]
     command += ["-p", planned.plans.plans_name, "-device", device]
     settings = [word.removeprefix(f"{method}:") for word in words if ":" not in word or word.startswith(f"{method}:")]
-    command += ["--c"] if (folder / LATEST).is_file() else []
+    command += ["--c"] if begun else []
     command += ["--set", *settings] if settings else []
     environment = {f"nnUNet_{name}": str(tree / f"nnUNet_{name}") for name in ("preprocessed", "results")}
     logger.info("pre-training %s on %d images, no test case among them", method, len(names - set(test)))
     log = tree / f"{method}.log"
-    seconds = run_command(f"pretrain {method}", command, log, out, environment, keep_open=keep_open)
-    keep(tree / f"{method}.json", "pretrain", command, seconds)
+    with kept(tree / f"{method}.json", "pretrain", command, device):
+        run_command(f"pretrain {method}", command, log, out, environment, keep_open=keep_open)
     return folder / FINAL
 
 

@@ -1,15 +1,20 @@
 """What the protocols have in common: their settings, and the way from what one has decided to a comparison."""
 
+import math
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.arms import Selection
 from nnunet_invariance.evaluation.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.jobs import CaseSet
+from nnunet_invariance.evaluation.pretrainings import bring_checkpoints
+from nnunet_invariance.evaluation.record import merged
 from nnunet_invariance.evaluation.splits import Subset
+from nnunet_invariance.evaluation.stored import RECORD
 from nnunet_invariance.evaluation.surfaces import require_monai
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 
@@ -30,6 +35,7 @@ class ProtocolSettings:
         parallel, devices, slurm: see ``run_comparison``.
 
     Raises:
+        ComparisonError: ``tolerance`` is no distance, or ``slurm`` lacks a time limit or meets ``devices``.
         MissingPackageError: ``tolerance`` is given without monai.
     """
 
@@ -49,7 +55,11 @@ class ProtocolSettings:
 
     def __post_init__(self) -> None:
         if self.tolerance is not None:
+            if not 0 <= self.tolerance < math.inf:
+                raise ComparisonError(f"--tolerance {self.tolerance}: expected a distance in mm, 0 or more.")
             require_monai()
+        if self.slurm is not None:
+            _check_slurm(self.slurm, self.devices)
 
     def folder(self, protocol: str, planned: PlannedDataset) -> Path:
         """Where the comparison lies."""
@@ -58,31 +68,59 @@ class ProtocolSettings:
         return (self.out or results / "evaluation" / name).resolve()
 
 
+def _check_slurm(slurm: Mapping[str, str | int], devices: Sequence[str]) -> None:
+    if not {"timeout_min", "slurm_time"} & slurm.keys():
+        msg = "--submit without a time limit: submitit would ask for 5 minutes, after which Slurm ends a training. "
+        raise ComparisonError(f"{msg}Give one with --slurm timeout_min=MINUTES.")
+    if devices:
+        msg = f"--devices {' '.join(devices)} deals out the GPUs of this machine, and --submit runs nothing on it. "
+        raise ComparisonError(f"{msg}Leave one of them out.")
+
+
 def run_protocol(
     protocol: str,
     planned: PlannedDataset,
     selection: Selection,
     settings: ProtocolSettings,
     subsets: Sequence[Subset],
-    tests: Sequence[CaseSet],
-    checkpoints: Mapping[str, Path],
-    seen: Collection[str],
+    tests: Callable[[], Sequence[CaseSet]],
+    names: Collection[str],
+    elsewhere: Collection[str] = (),
 ) -> Path:
-    """The comparison that a protocol has decided on; ``seen``: test images that a pre-training has seen."""
+    """Bring the weights of the comparison that a protocol has decided on, and run it.
+
+    Args:
+        tests: makes the test sets; may write images into the comparison's folder.
+        names: test cases of this data set; ``elsewhere``: of others.
+    """
+    out, slurm = settings.folder(protocol, planned), settings.slurm
     comparison = Comparison(
         protocol,
         planned,
         selection.arms,
         subsets,
-        tests,
-        checkpoints,
+        (),
+        {},
         settings.seed,
         settings.device,
         settings.mirroring,
         settings.tolerance,
         selection.contrasts,
         selection.left_out,
-        seen,
     )
-    out, slurm = settings.folder(protocol, planned), settings.slurm
+    if (out / RECORD).is_file():  # another comparison is refused before hours of pre-training
+        comparison = replace(comparison, tests=tests())
+        merged(out / RECORD, comparison.describe())
+    checkpoints, seen = bring_checkpoints(
+        planned,
+        selection.arms,
+        names,
+        out,
+        settings.device,
+        settings.pretraining,
+        transductive=settings.transductive,
+        here=slurm is None,
+        elsewhere=elsewhere,
+    )
+    comparison = replace(comparison, tests=comparison.tests or tests(), checkpoints=checkpoints, transductive=seen)
     return run_comparison(comparison, out, parallel=settings.parallel, devices=settings.devices, slurm=slurm)

@@ -1,9 +1,13 @@
 """What a comparison writes down about itself: cases, commands and times, versions, machine; no paths."""
 
+import functools
 import importlib.metadata
 import json
 import os
 import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +29,32 @@ PACKAGES = (
 def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str, Any]:
     """Write what a comparison is, or add to the record of one that goes on; returns the whole description.
 
+    Raises:
+        ComparisonError: see ``merged``.
+    """
+    if path.is_file():
+        content = {**read_json(path), "comparison": merged(path, described)}
+    else:
+        content = {"comparison": described, "versions": versions(), "machine": machine(device), "jobs": {}}
+    write_json(path, content)
+    return content["comparison"]
+
+
+def merged(path: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """The description in a record together with that of a call that continues it; nothing is written.
+
     A comparison may be continued with more arms, subsets, pre-trainings or contrasts, or fewer; what it has had stays.
     Subsets keep their order, because it numbers nnU-Net's folds.
 
     Raises:
         ComparisonError: the file is of a comparison that is described otherwise; names what differs.
     """
-    if path.is_file():
-        content = json.loads(path.read_text())
-        before = content["comparison"]
-        merged = {key: _merge(before.get(key), value) for key, value in described.items()}
-        if differing := [key for key, value in merged.items() if value is None and described[key] is not None]:
-            msg = (
-                f"{path} is of another comparison: {', '.join(differing)} differ(s). "
-                "Give the same arguments to continue it, or another folder with --out."
-            )
-            raise ComparisonError(msg)
-        content["comparison"] = merged
-    else:
-        content = {"comparison": described, "versions": versions(), "machine": machine(device), "jobs": {}}
-    write_json(path, content)
-    return content["comparison"]
+    before = read_json(path)["comparison"]
+    both = {key: _merge(before.get(key), value) for key, value in described.items()}
+    if differing := [key for key, value in both.items() if value is None and described[key] is not None]:
+        msg = f"{path} is of another comparison: {', '.join(differing)} differ(s). "
+        raise ComparisonError(f"{msg}Give the same arguments to continue it, or another folder with --out.")
+    return both
 
 
 def _merge(before: Any, now: Any) -> Any:
@@ -60,13 +69,28 @@ def _merge(before: Any, now: Any) -> Any:
     return now if json.loads(json.dumps(now)) == before else None
 
 
-def keep(path: Path, step: str, command: list[str], seconds: float) -> None:
-    """Add a command that has ended to a record; the seconds of a step are those of all its commands."""
+def keep(path: Path, step: str, command: list[str], seconds: float, place: dict[str, Any] | None = None) -> None:
+    """Add a command and the place it ran in to a record; the seconds of a step are those of all its commands."""
     content = read_json(path)
     entry = content.setdefault(step, {"commands": [], "seconds": 0.0})
     entry["commands"].append(" ".join(command))
     entry["seconds"] = round(entry["seconds"] + seconds, 1)
+    if place is not None and place not in (places := entry.setdefault("places", [])):
+        places.append(place)
     write_json(path, content)
+
+
+@contextmanager
+def kept(path: Path, step: str, command: list[str], device: str) -> Iterator[None]:
+    """Record a command that the block runs, where it runs, and its seconds however it ends."""
+    keep(path, step, command, 0.0, ran_on(device))  # at once: a kill of this process leaves no time to
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        content = read_json(path)
+        content[step]["seconds"] = round(content[step]["seconds"] + time.monotonic() - start, 1)
+        write_json(path, content)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,6 +101,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, atomically."""
     atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+@functools.cache
+def ran_on(device: str) -> dict[str, Any]:
+    """Machine and versions of what this process runs."""
+    return {"machine": machine(device) | {"device": device}, "versions": versions()}
 
 
 def versions() -> dict[str, str | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_invariance.evaluation.arms import STOCK_ITERATIONS
 from nnunet_invariance.evaluation.effects import OVERALL, SMALLER_IS_BETTER, Contrast, Effect, Level, compare, levels
 from nnunet_invariance.evaluation.html import bullets, folded, inline, page, table, transfer_table
 from nnunet_invariance.evaluation.jobs import Job
@@ -19,6 +20,7 @@ from nnunet_invariance.evaluation.pretrainings import OWN
 from nnunet_invariance.evaluation.record import read_json
 from nnunet_invariance.evaluation.scores import Score, write_csv
 from nnunet_invariance.evaluation.stored import RECORD, state, stored_jobs, write_tables
+from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.weights.atomic import atomic_write
 
 PAGE = "report.html"
@@ -118,7 +120,9 @@ def _results(means: Sequence[Level], effects: Sequence[Effect]) -> Iterable[str]
         head = ("condition", "arm", "against", "class", "verdict", "mean", "95 % interval", "draws x cases", "coverage")
         yield table((*head, "p (Holm)", "effect"), map(_row, rows), 6, [e.verdict.split()[0] for e in rows])
     yield "<h2>Means of the arms</h2>"
-    yield table(("condition", "arm", "class", "metric", "mean", "95 % interval", "draws x cases"), map(_mean, means), 3)
+    coverage = {(e.draws, e.cases): _coverage(e) for e in effects}
+    head = ("condition", "arm", "class", "metric", "mean", "95 % interval", "draws x cases", "coverage")
+    yield table(head, ((*_mean(v), coverage.get((v.draws, v.cases), "-")) for v in means), 4)
 
 
 def _heat_map(means: Sequence[Level], tests: Sequence[Mapping[str, Any]]) -> str:
@@ -134,10 +138,13 @@ def _heat_map(means: Sequence[Level], tests: Sequence[Mapping[str, Any]]) -> str
 
 def _row(e: Effect) -> tuple[str, ...]:
     interval = f"{e.low:+.3f} to {e.high:+.3f}"
-    coverage = f"{e.coverage_low:.2f}-{e.coverage_high:.2f}"
     names = (e.condition, e.arm, e.reference, e.label, e.verdict)
     size = f"{e.draws} x {e.cases}"
-    return (*names, f"{e.mean:+.3f}", interval, size, coverage, f"{e.p:.3g} ({e.p_holm:.3g})", f"{e.effect:+.2f}")
+    return (*names, f"{e.mean:+.3f}", interval, size, _coverage(e), f"{e.p:.3g} ({e.p_holm:.3g})", f"{e.effect:+.2f}")
+
+
+def _coverage(e: Effect) -> str:
+    return f"{e.coverage_low:.2f}-{e.coverage_high:.2f}"
 
 
 def _mean(v: Level) -> tuple[str, ...]:
@@ -148,10 +155,13 @@ def _mean(v: Level) -> tuple[str, ...]:
 def _cases(jobs: Sequence[Job], scores: Sequence[Score]) -> str:
     """The worst and the best test cases of the first subset, as pictures."""
     done = [job for job in jobs if job.scores.is_file()]
-    done = [job for job in done if job.subset == done[0].subset][:SHOWN_ARMS]
+    done = [job for job in done if job.subset == done[0].subset]
     if not done:
         return ""
     parts = [f"<h2>Worst and best test cases ({html.escape(done[0].subset.name)})</h2>"]
+    if hidden := ", ".join(job.arm.name for job in done[SHOWN_ARMS:]):
+        parts.append(f"<p>Not in the pictures, which hold {SHOWN_ARMS} arms: {html.escape(hidden)}</p>")
+    done = done[:SHOWN_ARMS]
     for test in done[0].setting.tests[:SHOWN_TESTS]:
         dice = _mean_dice(scores, done[0].condition(test), done[0].subset.draw)
         tested = [case for case in test.cases if case.name in dice and done[0].subset.tests(case)]
@@ -195,8 +205,16 @@ def _cost(jobs: Sequence[Job], record: Mapping[str, Any]) -> str:
         before = "-" if cost.get("seconds") is None else f"{cost['seconds'] / 60:.1f} min, {cost['steps']} steps"
         rows.append((arm.name, start or "random weights", before, str(arm.epochs), str(len(entries)), *times))
     head = ("arm", "starts from", "pre-training", "epochs", "trainings", "train (mean)", "predict (mean)")
-    machine = ", ".join(f"{key}: {value}" for key, value in record["machine"].items() if value)
-    return f"<h2>Cost</h2><p>{html.escape(machine)}</p>" + table(head, rows, 5)
+    machines = (", ".join(f"{key}: {value}" for key, value in m.items() if value) for m in _places(record, "machine"))
+    return "<h2>Cost</h2>" + "".join(f"<p>{html.escape(m)}</p>" for m in machines) + table(head, rows, 5)
+
+
+def _places(record: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+    """The different machines, or versions, of all commands; the record's own for those that an earlier release ran."""
+    first = {what: record[what]}
+    steps = [step for job in record["jobs"].values() for step in job.values()]
+    found = [place[what] for step in steps for place in step.get("places", [first])] or [first[what]]
+    return [place for number, place in enumerate(found) if place not in found[:number]]
 
 
 def _minutes(seconds: Sequence[float]) -> str:
@@ -214,11 +232,25 @@ def _transfer(jobs: Sequence[Job]) -> str:
     return "<h2>What was taken from the pre-trainings</h2>" + "\n".join(parts) if parts else ""
 
 
+def _plans_block(out: Path, described: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in the comparison's own copy of the plans."""
+    plans = read_json(out / "nnUNet_preprocessed" / described["dataset"] / f"{described['plans']}.json")
+    return plans.get("configurations", {}).get(described["configuration"], {}).get(BLOCK, {})
+
+
 def _made(record: Mapping[str, Any], out: Path) -> str:
     """Versions, seeds, cases and commands."""
     described = record["comparison"]
-    facts = [f"seed of draws and intervals: {described['seed']}; training seeds: as in the plans"]
-    facts += [f"{package} {version}" for package, version in record["versions"].items() if version]
+    block = _plans_block(out, described)
+    iterations = block.get("iterations_per_epoch") or STOCK_ITERATIONS["iterations_per_epoch"]
+    seeds = f"seed of draws and intervals: {described['seed']}; training seed in the plans: {block.get('seed', 'none')}"
+    mirroring = "yes" if described["mirroring"] else "no"
+    facts = [seeds, f"{iterations} iterations per epoch", f"mirroring at prediction: {mirroring}"]
+    facts += [f"tolerance of NSD: {described['tolerance']} mm"] if described["tolerance"] is not None else []
+    several = _places(record, "versions")
+    for package in dict.fromkeys(package for versions in several for package in versions):
+        found = dict.fromkeys(versions[package] for versions in several if versions.get(package))
+        facts += [f"{package} {' and '.join(found)}"] if found else []
     facts += [f"{name}: sha256 {entry['sha256']}" for name, entry in described["pretrainings"].items()]
     subsets = "\n".join(
         f"{s['name']}: train {' '.join(s['train'])}; val {' '.join(s['val'])}" for s in described["subsets"]

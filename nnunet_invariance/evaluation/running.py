@@ -34,7 +34,7 @@ def run_jobs(
     Raises:
         ComparisonError: jobs failed; names all of them, with the first one's message.
     """
-    failed: dict[str, InvarianceError] = {}
+    failed: dict[str, Exception] = {}
     stop = threading.Event()
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for number in range(parallel):
@@ -46,14 +46,17 @@ def run_jobs(
         running = {pool.submit(work, job): job for job in todo}
         for future in as_completed(running):
             error = future.exception()
-            if isinstance(error, InvarianceError):
+            if isinstance(error, Exception) and not isinstance(error, _Cancelled):
                 failed[running[future].name] = error
-                logger.error("%s failed: %s", running[future].name, error)
+                unexpected = None if isinstance(error, InvarianceError) else error
+                logger.error("%s failed: %s", running[future].name, error, exc_info=unexpected)
             elif error is not None:
                 raise error
     if failed:
         msg = f"{len(failed)} of {len(jobs)} trainings did not finish: {', '.join(failed)}. "
-        raise ComparisonError(f"{msg}The others did. The first one said: {next(iter(failed.values()))}")
+        first = next(iter(failed.values()))
+        said = first if isinstance(first, InvarianceError) else repr(first)
+        raise ComparisonError(f"{msg}The others did. The first one said: {said}") from first
 
 
 def _work(job: Job, stop: threading.Event, free: queue.SimpleQueue, keep_open: Sequence[int], bar: Progress) -> None:

@@ -29,7 +29,7 @@ def link(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(source, target)
+            os.link(source.resolve(), target)  # link() does not follow a symlink, and a relative one would break
         except OSError:
             partial = target.with_name(f"{target.name}.partial")
             shutil.copyfile(source, partial)
@@ -80,8 +80,8 @@ def build_tests(out: Path, tests: Sequence[CaseSet], ending: str, reader: BaseRe
     """
     for test in tests:
         for case in test.cases:
-            for image in case.images:
-                link(image, test.within(out / TEST_IMAGES) / image.name)
+            for channel, image in enumerate(case.images):  # dataset.json may give files any name
+                link(image, test.within(out / TEST_IMAGES) / f"{case.name}_{channel:04d}{ending}")
             label = test.within(out / TEST_LABELS) / f"{case.name}{ending}"
             if test.values is None:
                 link(case.label, label)

@@ -151,6 +151,9 @@ def _run(
             logger.info("pre-training %s on %s", kind.name, target.title)
             manifest = collect(group)
             loop = _make_loop(target, manifest, options, kind, group)
+            if group.first and not resume:  # a run that goes on has its own: what its weights have seen
+                text = json.dumps(manifest.to_dict(), indent=1)
+                atomic_write(folder / "manifest.json", lambda file: file.write(text.encode()))
             if resume and (folder / FINAL).is_file():
                 logger.info("this pre-training is finished: %s", folder / FINAL)
             else:
@@ -233,8 +236,6 @@ def _make_loop(
         seed(loop_options.seed)
     method = kind(dataclasses.replace(target.setup, cases=manifest.cases), method_options)
     if group.first:
-        manifest_file = target.folder / "manifest.json"
-        atomic_write(manifest_file, lambda f: f.write(json.dumps(manifest.to_dict(), indent=1).encode()))
         trained = sum(p.numel() for p in method.network.parameters())
         name = method.setup.architecture.network_class_name.rsplit(".", 1)[-1]
         logger.info("network %s, %.2f M parameters", name, trained / 1e6)
