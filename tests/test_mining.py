@@ -1,5 +1,6 @@
 """Mined pairs: who is paired with whom, the table and its file, drawing, and what mining is good for."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -109,6 +110,17 @@ def test_pairs_are_drawn_from_the_good_rows_and_matches_follow_the_nearest():
     assert score[0] == table.score[row]
     with pytest.raises(WeightsIncompatibleError, match="has none of"):
         pairs.match(target, source, table.point[:1])
+
+
+def test_a_similar_pair_that_the_way_back_misses_is_not_sure():
+    table = dataclasses.replace(small_table(), score=np.full(12, 0.95, np.float32), good=np.arange(12) > 1)
+    table.cycle_error[:2] = 80.0
+    pairs = MinedPairs(CASES, table)
+    assert {p.source.name: p.score for p in (pairs.draw(CASES, np.random.default_rng(i)) for i in range(60))} == {
+        case.name: -1.0 if case is CASES[0] else pytest.approx(0.95) for case in CASES
+    }
+    assert pairs.match(CASES[0], CASES[2], table.point[:1])[1].tolist() == [-1.0]
+    assert pairs.match(CASES[1], CASES[3], table.point[2:3])[1] == pytest.approx(0.95)
 
 
 def test_the_other_alignments():

@@ -146,7 +146,9 @@ def mine_pairs(embed: Embedder, cases: Sequence[Case], options: MiningOptions) -
 
 
 class MinedPairs(Alignment):
-    """Draws from a table of mined pairs; a volume without a good pair gives its best one, and its low score.
+    """Draws from a table of mined pairs; a volume without a good pair gives its most similar one.
+
+    Pairs beyond either limit have the score -1, whatever their similarity: one that the way back misses is as wrong.
 
     Args:
         cases: in the order of the table.
@@ -154,6 +156,7 @@ class MinedPairs(Alignment):
 
     def __init__(self, cases: Sequence[Case], table: PairTable) -> None:
         self.cases, self.table = tuple(cases), table
+        self.score = np.where(table.good, table.score, -1.0)
         self.index = {(case.name, case.folder): i for i, case in enumerate(cases)}
         self.rows = []
         for i in range(len(cases)):
@@ -166,7 +169,7 @@ class MinedPairs(Alignment):
         row = rng.choice(self.rows[rng.integers(len(self.rows))])
         t = self.table
         source, target = self.cases[t.source[row]], self.cases[t.target[row]]
-        return Pair(source, t.point[row].astype(float), target, t.match[row].astype(float), float(t.score[row]))
+        return Pair(source, t.point[row].astype(float), target, t.match[row].astype(float), float(self.score[row]))
 
     def match(self, source: Case, target: Case, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As the nearest mined point of these two volumes was moved, good ones first; see :class:`Alignment`.
@@ -184,7 +187,7 @@ class MinedPairs(Alignment):
         distance = np.linalg.norm(points[:, None] - self.table.point[rows], axis=2)
         nearest = rows[distance.argmin(1)]
         moved = points + self.table.match[nearest] - self.table.point[nearest]
-        return moved, self.table.score[nearest].astype(float)
+        return moved, self.score[nearest]
 
 
 def save_pairs(folder: Path, table: PairTable, sheet: dict[str, Any]) -> None:
