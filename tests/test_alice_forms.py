@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from distributed_alice import build
+from distributed_alice import build, views
 from test_networks import architecture
 from torch import nn
 
@@ -226,10 +226,90 @@ FORMS = [
 ]
 
 
-def views_of(alice):
-    batch = {"image": random(4, 1, 16, 16, 16, dtype=torch.float32), "score": torch.tensor([0.9, 0.2])}
-    batch["valid"] = torch.ones(4, 1, 16, 16, 16, dtype=torch.bool)
-    return alice.make_views(batch, torch.Generator().manual_seed(0))
+def views_of(alice, image=None, step=0):
+    """All pairs of given crops are sure; of the others' two, one is."""
+    score = torch.tensor([0.9, 0.2]) if image is None else torch.ones(2)
+    image = random(4, 1, 16, 16, 16, dtype=torch.float32) if image is None else image
+    batch = {"image": image, "valid": torch.ones_like(image, dtype=torch.bool), "score": score}
+    return alice.make_views(batch, torch.Generator().manual_seed(step))
+
+
+def different_crops(seed=0):
+    """Four crops of smooth waves, each of its own length and direction, with spots: (4, 1, 16, 16, 16)."""
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.stack(torch.meshgrid(*[torch.linspace(0, 1, 16)] * 3, indexing="ij"))
+    direction = torch.randn(4, 3, generator=generator) * torch.tensor([3.0, 6.0, 12.0, 24.0])[:, None]
+    waves = torch.einsum("bi,ixyz->bxyz", direction, place).sin()
+    spots = torch.rand(4, 16, 16, 16, generator=generator) < torch.tensor([0.0, 0.02, 0.1, 0.3])[:, None, None, None]
+    return (waves + 2 * spots)[:, None]
+
+
+def test_the_student_predicts_the_teachers_class_token_of_the_other_volume():
+    """Crop by crop from the equation: Q1 Q2 K1 K2 are paired as (Q1, K1), (Q2, K2), in both directions."""
+    alice = build()
+    with torch.no_grad():
+        for p in alice.teacher.parameters():
+            p.mul_(1.3)
+        for p in alice.heads.parameters():
+            p.mul_(4 if p.ndim > 1 else 0)  # or codes of untrained heads are nearly those of their biases, for any crop
+    alice.heads.inter.update_center(random(16, dtype=torch.float32, seed=4))
+    seen = views_of(alice, different_crops())
+
+    def class_token(side, network, image):
+        pooled = network.encoder(image)[alice.stage].flatten(2).mean(2)
+        return alice.heads.get_submodule(side)["head"].class_token(pooled)[0]
+
+    with torch.no_grad():
+        students = [class_token("student", alice.network, seen["student"][i : i + 1]) for i in range(4)]
+        teachers = [class_token("teacher", alice.teacher, seen["teacher"][i : i + 1]) for i in range(4)]
+        targets = [((t - alice.heads.inter.center).double() / 0.01).softmax(0) for t in teachers]
+    crossed, own = (
+        sum(slow_loss(students[a].double(), targets[b], 0.1) for a, b in zip(range(4), partners, strict=True)) / 4
+        for partners in ((2, 3, 0, 1), range(4))
+    )
+    assert abs(crossed - own) > 1e-4 * crossed
+    assert alice(seen, 0.5).losses["inter"].item() == pytest.approx(crossed, rel=1e-5)
+
+
+def test_the_student_sees_no_hidden_voxel_and_the_teacher_all():
+    seen = views()
+    everywhere = seen["hidden"].expand_as(seen["student"])
+    assert (seen["student"][everywhere] == 0).all()
+    assert (seen["student"][~everywhere & seen["inside"]] != 0).all()
+    assert (seen["teacher"][seen["inside"]] != 0).all()
+    assert not (seen["hidden"] & ~seen["inside"]).any()
+
+
+@pytest.mark.parametrize("mim_voxels", ["masked", "all"])
+def test_the_voxels_that_mim_voxels_names_count(mim_voxels):
+    alice, seen = build(mim_voxels=mim_voxels), views()
+    counted = seen["hidden"] if mim_voxels == "masked" else seen["inside"]
+    with torch.no_grad():
+        errors = (alice.network(seen["student"]) - seen["image"]).double().square()
+    expected = sum(errors[b][counted[b]].mean().item() for b in range(4)) / 4
+    assert alice(seen, 0.5).losses["mim"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_teachers_temperature_rises_over_three_percent_of_the_run():
+    alice = build()
+    rising = [alice._teacher_temperature(progress) for progress in (0, 0.015, 0.03, 0.5)]
+    assert rising == pytest.approx([0.008, 0.009, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(("progress", "momentum"), [(0, 0.996), (0.5, 0.998), (1, 1.0)])
+def test_network_and_heads_of_the_teacher_are_moving_averages(progress, momentum):
+    alice = build()
+    output = alice(views_of(alice), progress)
+    sides = ((alice.teacher, alice.network), (alice.heads.teacher, alice.heads.student))
+    with torch.no_grad():
+        for _, student in sides:
+            for p in student.parameters():
+                p.add_(1)
+    before = [[p.clone() for p in teacher.parameters()] for teacher, _ in sides]
+    alice.after_step(output, progress)
+    for olds, (teacher, student) in zip(before, sides, strict=True):
+        for old, now, new in zip(olds, teacher.parameters(), student.parameters(), strict=True):
+            assert torch.allclose(now, momentum * old + (1 - momentum) * new, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
