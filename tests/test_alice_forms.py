@@ -312,6 +312,17 @@ def test_network_and_heads_of_the_teacher_are_moving_averages(progress, momentum
             assert torch.allclose(now, momentum * old + (1 - momentum) * new, atol=1e-6)
 
 
+def test_the_teacher_has_the_batch_statistics_of_the_student():
+    planned = architecture()
+    planned.arch_kwargs["norm_op"] = "torch.nn.BatchNorm3d"
+    alice = Alice(dataclasses.replace(build().setup, architecture=planned), AliceOptions(hidden=16, codes=16)).train()
+    for _ in range(2):
+        alice.after_step(alice(views_of(alice), 0.5), 0.5)
+    own, student = dict(alice.teacher.named_buffers()), dict(alice.network.named_buffers())
+    assert any(name.endswith("running_mean") and value.any() for name, value in own.items())
+    assert all(torch.equal(value, student[name]) for name, value in own.items())
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_trains_all_its_parameters_and_every_term_reaches_the_encoder(form):
     alice = build(**form)

@@ -221,7 +221,8 @@ class Alice(Method):
     def after_step(self, output: StepOutput, progress: float) -> None:
         """Centres, then the teacher: m times itself plus (1 - m) times the student, m to 1 along a cosine.
 
-        A shared CASA is the student's at once; its copy differs in that it has no dropout.
+        Buffers of the network (statistics of batch norms, averages themselves) and a shared CASA are the student's at
+        once; the copy of CASA differs in that it has no dropout.
         """
         self.heads.inter.update_center(output.state["class_mean"])
         self.heads.intra.update_center(output.state["token_mean"])
@@ -229,6 +230,8 @@ class Alice(Method):
         update = get_ema_multi_avg_fn(momentum)
         for old, new in ((self.teacher, self.network), (self.heads.teacher, self.heads.student)):
             update(list(old.parameters()), list(new.parameters()), None)
+        for old, new in zip(self.teacher.buffers(), self.network.buffers(), strict=True):
+            old.copy_(new)
         if self.options.casa_target == "shared":
             self.heads.teacher["casa"].load_state_dict(self.heads.student["casa"].state_dict())
 
