@@ -20,8 +20,10 @@ from nnunet_invariance.networks.skip_decoder import SkipDecoder
 from nnunet_invariance.networks.sparse import SparseEncoding, masked_instance_norm, visibility
 from nnunet_invariance.pretraining.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.loop import LoopOptions
+from nnunet_invariance.pretraining.mae import MAEOptions
 from nnunet_invariance.pretraining.method import Setup
 from nnunet_invariance.pretraining.run import parse_settings
+from nnunet_invariance.pretraining.sam import SAMOptions
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
 
@@ -462,6 +464,30 @@ def test_presets_are_settings_and_fields_beside_them_win():
     assert (options.mask_mode, options.mim_voxels, options.casa_target) == ("block3d", "all", "shared")
     assert AliceOptions(**AliceOptions.presets["a-paper"]).encoding == "sparse"
     assert AliceOptions() == AliceOptions(casa="residual", target_kv="decoder", mim_voxels="masked")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "expected"),
+    [
+        (AliceOptions, "codes", 12, "a multiple of 8"),
+        (AliceOptions, "codes", 0, "a multiple of 8"),
+        (AliceOptions, "pairs", -1, r"in \[0, inf\)"),
+        (AliceOptions, "mask_ratio", -3.0, r"in \(0, 1\)"),
+        (AliceOptions, "mask_ratio", 1.0, r"in \(0, 1\)"),
+        (AliceOptions, "score_threshold", 5.0, r"in \[-1, 1\]"),
+        (AliceOptions, "ema_start", 1.5, r"in \[0, 1\]"),
+        (AliceOptions, "teacher_temperature", 0.0, r"in \(0, inf\)"),
+        (AliceOptions, "weight_inter", math.nan, r"in \[0, inf\)"),
+        (AliceOptions, "weight_mim", math.inf, r"in \[-1, inf\)"),
+        (SAMOptions, "features", 0, r"in \[1, inf\)"),
+        (SAMOptions, "others", -1, r"in \[0, inf\)"),
+        (MAEOptions, "mask_ratio", 1.2, r"in \(0, 1\)"),
+        (MAEOptions, "samples", -2, r"in \[0, inf\)"),
+    ],
+)
+def test_numbers_out_of_range_are_named(kind, field, value, expected):
+    with pytest.raises(OptionError, match=rf"--set {field}={value}: expected .*{expected}"):
+        kind(**{field: value})
 
 
 def test_words_that_no_setting_knows_are_named():

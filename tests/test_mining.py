@@ -95,6 +95,20 @@ def test_a_table_is_read_as_written_and_only_for_its_own_data(tmp_path):
         load_pairs(tmp_path, sheet)
 
 
+def test_pairs_that_cannot_be_read_say_what_to_do(tmp_path):
+    sheet = {"manifest_sha256": "abc"}
+    save_pairs(tmp_path, small_table(), sheet)
+    written = (tmp_path / "pairs.json").read_text()
+    for content in (written[:20], "[1, 2]", "3", "\xff"):
+        (tmp_path / "pairs.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(CheckpointCorruptError, match=r"cannot be read.*pairs\.json away and the pairs are mined"):
+            load_pairs(tmp_path, sheet)
+    (tmp_path / "pairs.json").write_text(written)
+    (tmp_path / "pairs.safetensors").unlink()
+    with pytest.raises(CheckpointCorruptError, match=r"cannot be read.*pairs\.safetensors.*mined anew"):
+        load_pairs(tmp_path, sheet)
+
+
 def test_pairs_are_drawn_from_the_good_rows_and_matches_follow_the_nearest():
     table = small_table()
     pairs, rng = MinedPairs(CASES, table), np.random.default_rng(0)

@@ -1,10 +1,13 @@
 """Settings of Alice's pre-training, and the two sets of them that the release and the paper's figures describe."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from nnunet_invariance.errors import OptionError
+from nnunet_invariance.networks.casa import HEADS
 from nnunet_invariance.pretraining.mining import EVERYONE
+from nnunet_invariance.pretraining.ranges import check_range
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class AliceOptions:
         codes: size of the code book, and width of CASA.
 
     Raises:
-        OptionError: a word that its field does not know.
+        OptionError: a word that its field does not know, or a number out of range.
     """
 
     pairs: int = 0
@@ -82,3 +85,12 @@ class AliceOptions:
             if get_origin(kind) is Literal and value not in get_args(kind):
                 known = ", ".join(get_args(kind))
                 raise OptionError(f"--set {name}={value}: expected one of {known}. Correct the word.")
+        check_range(self, 0, math.inf, "pairs", "hidden", "weight_inter", "weight_intra")
+        check_range(self, -1, math.inf, "weight_mim")
+        check_range(self, 0, 1, "mask_ratio", ends=False)
+        check_range(self, -1, 1, "score_threshold")
+        check_range(self, 0, 1, "ema_start")
+        temperatures = ("student_temperature", "teacher_temperature", "teacher_temperature_start")
+        check_range(self, 0, math.inf, *temperatures, ends=False)
+        if self.codes < HEADS or self.codes % HEADS:
+            raise OptionError(f"--set codes={self.codes}: expected a multiple of {HEADS}, CASA's heads. Correct it.")

@@ -208,10 +208,14 @@ def load_pairs(folder: Path, expected: dict[str, Any]) -> PairTable:
 
     Raises:
         WeightsIncompatibleError: it was mined from other data, with another embedding or other options than
-            ``expected`` says. CheckpointCorruptError: the two files do not belong together.
+            ``expected`` says. CheckpointCorruptError: one cannot be read, or the two do not belong together.
     """
     remedy = f"Move {folder / SHEET} away and the pairs are mined anew."
-    sheet, data = json.loads((folder / SHEET).read_text()), (folder / TABLE).read_bytes()
+    try:
+        sheet, data = dict(json.loads((folder / SHEET).read_text())), (folder / TABLE).read_bytes()
+    except (OSError, ValueError, TypeError) as error:
+        msg = f"The mined pairs in {folder} cannot be read ({type(error).__name__}: {error}). "
+        raise CheckpointCorruptError(msg + remedy) from error
     for field, value in expected.items():
         if sheet.get(field) != value:
             msg = f"{folder / TABLE} was mined for other data or settings: {field} is {sheet.get(field)!r}, "
