@@ -379,28 +379,46 @@ def test_targets_attend_to_what_target_kv_names():
         assert torch.isclose(before["intra"], after["intra"], rtol=1e-5) == (kv == "encoder")
 
 
-@pytest.mark.parametrize("guard", ["center", "sinkhorn"])
-def test_masked_error_falls_and_the_target_entropy_stays_off_both_ends(guard):
-    alice = build(collapse_guard=guard)
-    torch.manual_seed(1)
-    axis = torch.linspace(0, 6, 16)
-    image = (axis.sin()[:, None, None] + axis.cos()[None, :, None] + 0 * axis).expand(4, 1, 16, 16, 16).clone()
-    image += torch.arange(4).view(4, 1, 1, 1, 1) * 0.2
-    batch = {"image": image, "valid": torch.ones_like(image, dtype=torch.bool), "score": torch.ones(2)}
-    optimizer = torch.optim.AdamW([p for p in alice.parameters() if p.requires_grad], 3e-3)
+ENTROPIES = ("mean_target_entropy", "target_entropy", "class_target_entropy")
+
+
+def short_run(seed, steps, lr=LoopOptions.lr, **form):
+    """Masked error (steps,) and entropies (steps, 3) of a run in which each step has crops of its own."""
+    alice = build(seed, **form)
+    optimizer = torch.optim.AdamW([p for p in alice.parameters() if p.requires_grad], lr)
     errors, entropies = [], []
-    for step in range(40):
-        output = alice(alice.make_views(batch, torch.Generator().manual_seed(step)), step / 40)
+    for step in range(steps):
+        output = alice(views_of(alice, different_crops(100 * seed + step), step), step / steps)
         optimizer.zero_grad()
         sum(output.losses.values()).backward()
         optimizer.step()
-        alice.after_step(output, step / 40)
+        alice.after_step(output, step / steps)
         errors.append(output.losses["mim"].item())
-        entropies.append([output.diagnostics[n].item() for n in ("mean_target_entropy", "target_entropy")])
-    assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
-    mean_target, target = torch.tensor(entropies[20:]).mean(0).tolist()
-    assert mean_target > 0.05  # more than one code is used
-    assert 1e-4 < target < 0.95  # neither one-hot to the last digit nor uniform
+        entropies.append([output.diagnostics[name].item() for name in ENTROPIES])
+    return torch.tensor(errors), torch.tensor(entropies)
+
+
+def test_the_masked_error_falls():
+    errors, _ = short_run(0, 20, lr=3e-3)
+    assert errors[-5:].mean() < 0.7 * errors[:5].mean()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_sinkhorn_keeps_the_token_targets_off_both_ends_in_every_step(seed):
+    _, entropies = short_run(seed, 30, collapse_guard="sinkhorn")
+    mean_target, target, class_target = entropies[15:].T
+    assert mean_target.min() > 0.3  # several codes are used
+    assert 0.01 < target.min() <= target.max() < 0.5  # neither one-hot nor uniform
+    assert class_target.min() > 0.99  # four class tokens can share sixteen codes equally in no other way
+
+
+def test_centring_does_not_keep_them_off_in_every_run():
+    """What docs/alice.md says of the default guard; :meth:`Alice.warnings` names both ends."""
+    runs = torch.stack([short_run(seed, 40, lr=1e-3)[1][20:] for seed in (1, 2)])
+    lowest, highest = runs.amin((0, 1)), runs.amax((0, 1))
+    print(f"center, least and largest of {ENTROPIES}: {lowest.tolist()}, {highest.tolist()}")
+    assert lowest[0] < 0.05
+    assert highest[2] > 0.95
 
 
 # ---- any encoder -----------------------------------------------------------------------------------------------------
