@@ -17,6 +17,7 @@ from nnunet_invariance.errors import (
     WeightsIncompatibleError,
     WeightsNotFoundError,
 )
+from nnunet_invariance.pretraining.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.alignment import BodyCoordinates, RandomPlaces, SameVolume
 from nnunet_invariance.pretraining.cases import Case, load_volume
 from nnunet_invariance.pretraining.embedder import Embedder
@@ -28,9 +29,9 @@ from nnunet_invariance.pretraining.mining import (
     choose_partners,
     load_pairs,
     mine_pairs,
-    patients_of,
     save_pairs,
 )
+from nnunet_invariance.pretraining.patients import patients_of
 from nnunet_invariance.pretraining.run import run_pretraining
 from nnunet_invariance.pretraining.sam import SAM, SAMOptions
 
@@ -78,6 +79,30 @@ def test_patients_are_kept_apart():
 def test_patterns_that_name_no_patient_are_refused(pattern, error):
     with pytest.raises(OptionError, match=error):
         patients_of(CASES, pattern)
+
+
+@pytest.mark.parametrize("alignment", [BodyCoordinates, RandomPlaces])
+def test_partners_without_a_table_are_of_different_patients_too(alignment):
+    rng = np.random.default_rng(0)
+    drawn = [alignment(r"(p\d)_.*").draw(CASES, rng) for _ in range(100)]
+    assert all(pair.source.name[:2] != pair.target.name[:2] for pair in drawn)
+    assert {pair.source.name for pair in drawn} == {case.name for case in CASES}
+    twins = [Case("scan", folder, (20, 20, 20), ((0, 20),) * 3) for folder in ("a", "b")]
+    assert {alignment().draw(twins, rng).source.folder for _ in range(20)} == {"a", "b"}
+
+
+def test_patterns_are_checked_for_every_way_of_pairing():
+    setup = Setup(architecture(), (16, 16, 16), (1.0, 1.0, 1.0), 2, False, tuple(CASES))
+    for pairs in ("coordinates", "random", "same-volume"):
+        with pytest.raises(OptionError, match="not a regular expression"):
+            AliceOptions(alignment=pairs, patients="(p")
+        with pytest.raises(OptionError, match="does not fit the case"):
+            Alice(setup, AliceOptions(alignment=pairs, patients="(x)"))
+    with pytest.raises(TooFewVolumesError, match="two patients or more"):
+        Alice(setup, AliceOptions(patients="(p)"))
+    alice = Alice(setup, AliceOptions(patients=r"(p\d)", hidden=8, codes=8))
+    assert alice.alignment.patients == r"(p\d)"
+    assert Alice(setup, AliceOptions(alignment="same-volume", patients="(p)", hidden=8, codes=8)).pairs == 1
 
 
 def test_a_table_is_read_as_written_and_only_for_its_own_data(tmp_path):

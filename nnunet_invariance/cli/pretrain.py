@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--patients",
         metavar="PATTERN",
-        help="alice --pairs sam: pattern whose first group is the patient in a case's name",
+        help="alice: pattern whose first group is the patient in a case's name; partners are of different patients",
     )
     parser.add_argument("--preview", action="store_true", help="sam: leave preview.png, points and their matches")
     parser.add_argument(

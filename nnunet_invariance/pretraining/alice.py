@@ -27,6 +27,7 @@ from nnunet_invariance.pretraining.crops import PairedCrops
 from nnunet_invariance.pretraining.distributed import Ranks
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
 from nnunet_invariance.pretraining.mining import MiningOptions, mined_pairs
+from nnunet_invariance.pretraining.patients import patients_of, require_two
 from nnunet_invariance.weights.locate import FINAL
 
 #: Beside "sam", the pairs that are mined with an anatomical embedding.
@@ -80,7 +81,10 @@ class Alice(Method):
         if options.alignment not in (*ALIGNMENTS, "sam"):
             known = ", ".join((*ALIGNMENTS, "sam"))
             raise OptionError(f"--pairs {options.alignment}: expected one of {known}.")
-        self.alignment = alignment or ALIGNMENTS.get(options.alignment, BodyCoordinates)()
+        patients = patients_of(setup.cases, options.patients)
+        if patients and options.alignment != "same-volume":
+            require_two(patients)
+        self.alignment = alignment or ALIGNMENTS.get(options.alignment, BodyCoordinates)(options.patients)
         self.pairs = options.pairs or max(1, setup.batch_size // 2)
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
         encoder = self.network.encoder

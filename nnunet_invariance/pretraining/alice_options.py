@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.networks.casa import HEADS
-from nnunet_invariance.pretraining.mining import EVERYONE
+from nnunet_invariance.pretraining.patients import EVERYONE, patients_of
 from nnunet_invariance.pretraining.ranges import check_range
 
 
@@ -37,12 +37,13 @@ class AliceOptions:
         ema_start: the teacher's momentum in step 0; goes to 1 along a cosine.
         alignment: what aligns the crops of a pair: "coordinates", "sam" (pairs mined by ``pretrain sam``),
             "same-volume" or "random"; the flag ``--pairs``.
-        patients: pattern whose first group is the patient in a case's name, for mining; the flag ``--patients``.
+        patients: pattern whose first group is the patient in a case's name; the two volumes of a pair are of different
+            patients; the flag ``--patients``.
         hidden: width of the projection head's MLP; 0 means eight times the token stage's channels, at most 2048.
         codes: size of the code book, and width of CASA.
 
     Raises:
-        OptionError: a word that its field does not know, or a number out of range.
+        OptionError: a word that its field does not know, a number out of range, or a pattern that is none.
     """
 
     pairs: int = 0
@@ -85,6 +86,7 @@ class AliceOptions:
             if get_origin(kind) is Literal and value not in get_args(kind):
                 known = ", ".join(get_args(kind))
                 raise OptionError(f"--set {name}={value}: expected one of {known}. Correct the word.")
+        patients_of((), self.patients)  # a pattern that is none is named before anything is written
         check_range(self, 0, math.inf, "pairs", "hidden", "weight_inter", "weight_intra")
         check_range(self, -1, math.inf, "weight_mim")
         check_range(self, 0, 1, "mask_ratio", ends=False)

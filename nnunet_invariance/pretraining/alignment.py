@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_invariance.pretraining.cases import Case
+from nnunet_invariance.pretraining.patients import EVERYONE, patients_of
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,28 @@ def point_in_body(case: Case, rng: np.random.Generator) -> np.ndarray:
 
 
 class Alignment(ABC):
-    """Matches points of one volume in another. Points are voxel coordinates (n, 3) of the preprocessed volumes."""
+    """Matches points of one volume in another. Points are voxel coordinates (n, 3) of the preprocessed volumes.
+
+    Args:
+        patients: pattern whose first group is the patient in a case's name.
+    """
+
+    def __init__(self, patients: str = EVERYONE) -> None:
+        self.patients = patients
 
     @abstractmethod
     def match(self, source: Case, target: Case, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The matched points (n, 3) in ``target`` and how sure each is (n,), in [-1, 1]."""
 
     def draw(self, cases: Sequence[Case], rng: np.random.Generator) -> Pair:
-        """Two different volumes, a place in the body of the first, and its match in the second."""
-        source, target = (cases[i] for i in rng.choice(len(cases), 2, replace=False))
+        """Volumes of two patients, a place in the body of the first, and its match in the second.
+
+        There must be two patients (:func:`~nnunet_invariance.pretraining.patients.require_two`).
+        """
+        patients: list[str] = []
+        while len(set(patients)) < 2:
+            source, target = (cases[i] for i in rng.choice(len(cases), 2, replace=False))
+            patients = patients_of((source, target), self.patients)
         point = point_in_body(source, rng)
         match, score = self.match(source, target, point[None])
         return Pair(source, point, target, match[0], float(score[0]))

@@ -9,8 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-#: How long ranks wait for one another. The first one alone preprocesses scans and mines pairs, which takes hours on large
-#: data; the defaults (10 min with nccl, 30 with gloo) would end the run. A rank that dies is torchrun's to notice.
+#: How long ranks wait for one another. The first one alone preprocesses scans and mines pairs, which takes hours on
+#: large data; the defaults (10 min with nccl, 30 with gloo) would end the run. A rank that dies is torchrun's to notice.
 PATIENCE = timedelta(days=7)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from tqdm import tqdm
 
 from nnunet_invariance.errors import (
     CheckpointCorruptError,
-    OptionError,
-    TooFewVolumesError,
     WeightsIncompatibleError,
     WeightsNotFoundError,
 )
@@ -26,12 +23,12 @@ from nnunet_invariance.networks.matching import Descriptors, describe, locate
 from nnunet_invariance.pretraining.alignment import Alignment, Pair, point_in_body
 from nnunet_invariance.pretraining.cases import Case, Manifest, load_volume
 from nnunet_invariance.pretraining.embedder import Embedder
+from nnunet_invariance.pretraining.patients import EVERYONE, patients_of, require_two
 from nnunet_invariance.weights.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 
 TABLE, SHEET = "pairs.safetensors", "pairs.json"
-EVERYONE = "(.*)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,35 +69,13 @@ class PairTable:
     good: np.ndarray
 
 
-def patients_of(cases: Sequence[Case], pattern: str) -> list[str]:
-    """The first group of ``pattern`` in each name.
-
-    Raises:
-        OptionError: the pattern is not one, has no group, or does not fit a name.
-    """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise OptionError(f"--patients {pattern!r} is not a regular expression ({error}).") from error
-    example = r"Example: '(patient\d+)_.*'."
-    if not compiled.groups:
-        raise OptionError(f"--patients {pattern!r} has no group; expected the patient in parentheses. {example}")
-    found = [compiled.match(case.name) for case in cases]
-    for case, match in zip(cases, found, strict=True):
-        if match is None:
-            raise OptionError(f"--patients {pattern!r} does not fit the case {case.name!r}. {example}")
-    return [match[1] for match in found]
-
-
 def choose_partners(patients: Sequence[str], count: int, rng: np.random.Generator) -> list[list[int]]:
     """For every volume up to ``count`` volumes of other patients: those that follow it in one random order.
 
     Raises:
         TooFewVolumesError: all volumes are of one patient.
     """
-    if len(set(patients)) < 2:
-        msg = f"{len(patients)} volume(s) of {len(set(patients))} patient(s): pairs need two patients or more. "
-        raise TooFewVolumesError(msg + "Add volumes, or mend the pattern of --patients.")
+    require_two(patients)
     order = rng.permutation(len(patients)).tolist()
     place = {volume: position for position, volume in enumerate(order)}
     partners = []
