@@ -479,7 +479,7 @@ def test_an_encoder_of_monai_is_pretrained_on_three_channels():
 def test_presets_are_settings_and_fields_beside_them_win():
     parsed = parse_settings(["mask_mode=block3d", "preset=a-code"], LoopOptions, AliceOptions)[AliceOptions]
     options = AliceOptions(**parsed)
-    assert (options.mask_mode, options.mim_voxels, options.casa_target) == ("block3d", "all", "shared")
+    assert (options.mask_mode, options.mim_voxels, options.casa_target) == ("block3d", "masked", "shared")
     assert AliceOptions(**AliceOptions.presets["a-paper"]).encoding == "sparse"
     assert AliceOptions() == AliceOptions(casa="residual", target_kv="decoder", mim_voxels="masked")
 

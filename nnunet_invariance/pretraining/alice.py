@@ -1,6 +1,7 @@
 """Alice on any encoder that yields skips (arXiv 2302.05615): self-distillation, CASA and masked reconstruction."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,12 @@ class Alice(Method):
         self.reconstruction_loss = MaskedReconstructionLoss()
         mim = options.weight_mim if options.weight_mim >= 0 else (10.0 if setup.unit_range else 1.0)
         self.loss_weights = {"inter": options.weight_inter, "intra": options.weight_intra, "mim": mim}
+
+    def describe(self) -> str:
+        """See :class:`Method`; and the settings that are not the default ones."""
+        options = ((f.name, f.default, getattr(self.options, f.name)) for f in dataclasses.fields(self.options))
+        changed = " ".join(f"{name}={value}" for name, default, value in options if value != default)
+        return f"{super().describe()}, {changed or 'default settings'}"
 
     def train(self, mode: bool = True) -> "Alice":
         """The teacher's side stays in evaluation mode (no dropout in the target)."""

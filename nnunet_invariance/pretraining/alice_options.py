@@ -73,12 +73,13 @@ class AliceOptions:
         "a-code": {
             "mask_mode": "tube",
             "casa_target": "shared",
-            "mim_voxels": "all",
-            "weight_mim": 5.0,  # the release weighs half the mean squared error with 10
+            "weight_mim": 5.0,  # the release weighs half the mean squared error, of images in [0, 1], with 10
             "hidden": 2048,
         },
         "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "hidden": 2048},
     }
+    #: The preset of a planned network, by its class, where none is given.
+    presets_of_networks: ClassVar[dict[str, str]] = {"NNFormerUNet": "a-code"}
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

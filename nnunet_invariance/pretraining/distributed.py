@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 #: How long ranks wait for one another. The first one alone preprocesses scans and mines pairs, which takes hours on
-#: large data; the defaults (10 min with nccl, 30 with gloo) would end the run. A rank that dies is torchrun's to notice.
+#: large data; the defaults (10 min with nccl, 30 with gloo) would end the run. Dead ranks are torchrun's to notice.
 PATIENCE = timedelta(days=7)
 
 
