@@ -17,9 +17,10 @@ from nnunet_invariance.errors import (
     WeightsIncompatibleError,
     WeightsNotFoundError,
 )
+from nnunet_invariance.pretraining import mining
 from nnunet_invariance.pretraining.alice import Alice, AliceOptions
-from nnunet_invariance.pretraining.alignment import BodyCoordinates, RandomPlaces, SameVolume
-from nnunet_invariance.pretraining.cases import Case, load_volume
+from nnunet_invariance.pretraining.alignment import BodyCoordinates, RandomPlaces, SameVolume, points_in_body
+from nnunet_invariance.pretraining.cases import Case, body_box, load_volume
 from nnunet_invariance.pretraining.embedder import Embedder
 from nnunet_invariance.pretraining.method import Setup
 from nnunet_invariance.pretraining.mining import (
@@ -160,6 +161,34 @@ def test_a_similar_pair_that_the_way_back_misses_is_not_sure():
     }
     assert pairs.match(CASES[0], CASES[2], table.point[:1])[1].tolist() == [-1.0]
     assert pairs.match(CASES[1], CASES[3], table.point[2:3])[1] == pytest.approx(0.95)
+
+
+def test_points_that_are_mined_lie_in_the_body_not_only_in_its_box():
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 0.1, (40, 40, 40)).astype(np.float32)
+    away = np.square(np.indices(image.shape) + 0.5 - 20).sum(0)
+    image[away < 15**2] += 2  # a ball: half of its box is air
+    case = Case("ball", "", image.shape, body_box(image))
+    points = points_in_body(case, image, 256, rng)
+    assert points.shape == (256, 3)
+    assert (image[tuple(points.astype(int).T)] > 1).all()
+    assert len(np.unique(points, axis=0)) == 256
+    assert np.allclose(points.mean(0), 20, atol=1.5)
+    thin = np.zeros((40, 40, 40), np.float32)
+    thin[[1, -2], [1, -2], [1, -2]] = 1  # two voxels of a body that is a box for the rest
+    points = points_in_body(Case("thin", "", thin.shape, body_box(thin)), thin, 256, rng)
+    assert points.shape == (256, 3)
+    assert ((points >= 1) & (points < 39)).all()
+
+
+def test_descriptors_wait_on_the_cpu(tmp_path, monkeypatch):
+    """Mining holds one embedding at a time on the device, not the descriptors of all pairs."""
+    moved = []
+    monkeypatch.setattr(mining, "_moved", lambda parts, device: moved.append(device) or parts)
+    cases, _ = write_volumes(tmp_path / "volumes", 2)
+    mine_pairs(embedder(make_sam(cases, features=8)), cases, MiningOptions(points=4))
+    assert moved.count("cpu") == 4  # put away: of two volumes, and of two pairs
+    assert moved.count(torch.device("cpu")) == 4  # fetched to the embedder's device
 
 
 def test_the_other_alignments():

@@ -296,8 +296,10 @@ def pretrain(tiny, *settings, **kwargs):
     return run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*SHORT, *settings], **kwargs)
 
 
-def test_a_run_leaves_an_embedding_and_a_picture(tiny, results):
+def test_a_run_leaves_an_embedding_and_a_picture(tiny, results, caplog):
+    caplog.set_level("INFO")
     path = pretrain(tiny, preview=True)
+    assert f"matches drawn: {results / 'preview.png'}" in (results / "log.txt").read_text()
     assert path == results / "checkpoint_final.safetensors"
     assert (results / "preview.png").read_bytes().startswith(b"\x89PNG")
     checkpoint = load_checkpoint(path)

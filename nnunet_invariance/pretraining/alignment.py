@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_invariance.pretraining.cases import Case
+from nnunet_invariance.pretraining.cases import Case, body_threshold
 from nnunet_invariance.pretraining.patients import EVERYONE, patients_of
 
 
@@ -25,6 +25,21 @@ def point_in_body(case: Case, rng: np.random.Generator) -> np.ndarray:
     """A point (3,) drawn uniformly from the bounding box of the body."""
     body = np.asarray(case.body, dtype=float)
     return rng.uniform(body[:, 0], body[:, 1])
+
+
+def points_in_body(case: Case, image: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` points (count, 3) in voxels that are body themselves, not only in its bounding box.
+
+    Of 16 times as many points in the box, the first ones whose voxel is above Otsu's threshold. Where these are too few
+    (a body that fills less than a sixteenth of its box), others of the box follow.
+
+    Args:
+        image: one channel of the volume, ``case.shape``.
+    """
+    low, high = np.asarray(case.body, dtype=float).T
+    points = rng.uniform(low, high, (16 * count, len(low)))
+    bright = image[tuple(points.astype(int).T)] > body_threshold(image)
+    return points[np.argsort(~bright, kind="stable")[:count]]
 
 
 class Alignment(ABC):

@@ -20,7 +20,7 @@ from nnunet_invariance.errors import (
     WeightsNotFoundError,
 )
 from nnunet_invariance.networks.matching import Descriptors, describe, locate
-from nnunet_invariance.pretraining.alignment import Alignment, Pair, point_in_body
+from nnunet_invariance.pretraining.alignment import Alignment, Pair, points_in_body
 from nnunet_invariance.pretraining.cases import Case, Manifest, load_volume
 from nnunet_invariance.pretraining.embedder import Embedder
 from nnunet_invariance.pretraining.patients import EVERYONE, patients_of, require_two
@@ -85,6 +85,10 @@ def choose_partners(patients: Sequence[str], count: int, rng: np.random.Generato
     return partners
 
 
+def _moved(descriptors: Descriptors, device: torch.device | str) -> Descriptors:
+    return Descriptors(*(part.to(device) for part in descriptors))
+
+
 def mine_pairs(embed: Embedder, cases: Sequence[Case], options: MiningOptions) -> PairTable:
     """Match body points of every volume in its partners, and back.
 
@@ -93,30 +97,34 @@ def mine_pairs(embed: Embedder, cases: Sequence[Case], options: MiningOptions) -
     """
     rng = np.random.default_rng(options.seed)
     partners = choose_partners(patients_of(cases, options.patients), options.partners, rng)
-    points = [torch.tensor(np.stack([point_in_body(c, rng) for _ in range(options.points)])).float() for c in cases]
     sources_of = [[i for i, chosen in enumerate(partners) if j in chosen] for j in range(len(cases))]
 
     def embedded(what: str):
         for i, case in enumerate(tqdm(cases, desc=f"mining pairs: {what}", unit="volume", disable=None)):
-            yield i, embed(load_volume(case)[:])
+            image = np.asarray(load_volume(case)[:])
+            yield i, image, embed(image)
 
-    wanted = [describe(e, points[i].to(e.fine.device)) for i, e in embedded("points")]
+    # descriptors wait in the main memory: 262 kB a volume, and as much again a pair of volumes
+    points, wanted = [], []
+    for i, image, embedding in embedded("points"):
+        points.append(torch.tensor(points_in_body(cases[i], image[0], options.points, rng)).float())
+        wanted.append(_moved(describe(embedding, points[i].to(embed.device)), "cpu"))
     found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Descriptors]] = {}
-    for j, embedding in embedded("matches"):
+    for j, _, embedding in embedded("matches"):
         for i in sources_of[j]:
-            match, score = locate(wanted[i], embedding)
-            found[i, j] = match, score, describe(embedding, match)
+            match, score = locate(_moved(wanted[i], embed.device), embedding)
+            found[i, j] = match.cpu(), score.cpu(), _moved(describe(embedding, match), "cpu")
     rows = []
     spacing, cell = np.asarray(embed.spacing), np.asarray(embed.head.fine_cell)
-    for i, embedding in embedded("ways back"):
+    for i, _, embedding in embedded("ways back"):
         for j in partners[i]:
             match, score, back = found.pop((i, j))
-            miss = locate(back, embedding)[0].cpu().numpy() - points[i].numpy()
-            score = score.cpu().numpy()
+            miss = locate(_moved(back, embed.device), embedding)[0].cpu().numpy() - points[i].numpy()
+            score = score.numpy()
             good = (score > options.threshold) & (np.linalg.norm(miss / cell, axis=1) <= options.cycle)
             which = np.full(len(miss), i, np.int32), np.full(len(miss), j, np.int32)
             error = np.linalg.norm(miss * spacing, axis=1).astype(np.float32)
-            rows.append((*which, points[i].numpy(), match.cpu().numpy(), score, error, good))
+            rows.append((*which, points[i].numpy(), match.numpy(), score, error, good))
     return PairTable(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
