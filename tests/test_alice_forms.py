@@ -11,6 +11,7 @@ from test_networks import architecture
 from torch import nn
 
 from nnunet_invariance.augmentation.masking import sample_block_mask, sample_tube_mask
+from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.losses.self_distillation import SelfDistillationLoss
@@ -43,6 +44,42 @@ def test_the_tube_mask_hides_whole_columns_twelve_of_sixteen():
     assert not torch.equal(hidden[0], hidden[1])
     cells[:, :, 2] = False  # padding is not hidden
     assert not (sample_tube_mask(cells, 0.75, torch.Generator()) & ~cells).any()
+
+
+def test_a_tube_runs_along_the_axis_that_is_named():
+    cells = torch.ones(1, 1, 4, 4, 4, dtype=torch.bool)
+    for axis in range(3):
+        hidden = sample_tube_mask(cells, 0.75, torch.Generator().manual_seed(0), axis)
+        assert [(hidden.all(2 + a) == hidden.any(2 + a)).all().item() for a in range(3)].index(True) == axis
+
+
+@pytest.mark.parametrize(("axes", "along"), [((2, 1, 0), 0), ((0, 2, 1), 1)])
+def test_alice_hides_tubes_along_the_z_of_the_encoder(axes, along):
+    alice = build(mask_mode="tube")
+    alice.network.encoder.axes = axes
+    hidden = alice._mask(torch.ones(2, 1, 4, 4, 4, dtype=torch.bool), torch.Generator().manual_seed(0))
+    assert (hidden.all(2 + along) == hidden.any(2 + along)).all()
+    assert all((hidden.all(2 + a) != hidden.any(2 + a)).any() for a in range(3) if a != along)
+
+
+def test_something_stays_visible_however_small_the_grid():
+    one = torch.zeros(2, 1, 3, 2, 2, dtype=torch.bool)
+    one[0, :, 1, 1, 1] = True  # one cell
+    one[1, :, :, 0, 0] = True  # one column of three
+    assert sample_block_mask(one, 0.75, torch.Generator()).flatten(1).sum(1).tolist() == [0, 2]
+    assert not sample_tube_mask(one, 0.75, torch.Generator()).any()
+
+
+@pytest.mark.parametrize("mask_mode", ["block3d", "tube"])
+def test_a_sparse_student_of_small_bodies_measures_finite_numbers(mask_mode):
+    alice = build(encoding="sparse", mask_mode=mask_mode)
+    valid = torch.zeros(4, 1, 16, 16, 16, dtype=torch.bool)
+    valid[..., :3, :3, :3] = True  # within one cell
+    batch = {"image": random(4, 1, 16, 16, 16, dtype=torch.float32) * valid, "valid": valid, "score": torch.ones(2)}
+    output = alice(alice.make_views(batch, torch.Generator().manual_seed(0)), 0.5)
+    assert all(value.isfinite() for value in (*output.losses.values(), *output.diagnostics.values()))
+    sum(output.losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in alice.parameters())
 
 
 def test_the_block_mask_hides_its_share_of_single_cells():
@@ -506,6 +543,18 @@ def test_presets_are_settings_and_fields_beside_them_win():
 def test_numbers_out_of_range_are_named(kind, field, value, expected):
     with pytest.raises(OptionError, match=rf"--set {field}={value}: expected .*{expected}"):
         kind(**{field: value})
+
+
+@pytest.mark.parametrize("flag", ["pairs", "patients"])
+def test_flags_of_alice_are_named_as_they_were_given_to_another_method(flag, capsys):
+    value = {"pairs": "sam", "patients": "(.*)"}[flag]
+    assert main(["pretrain", "mae", "Dataset001_None", "3d_fullres", f"--{flag}", value]) == 2
+    assert f"--{flag} is for alice; mae draws no pairs" in capsys.readouterr().err
+
+
+def test_mined_pairs_that_were_not_read_are_not_replaced_by_others():
+    with pytest.raises(OptionError, match="alignment=sam: no pairs were read"):
+        build(alignment="sam").source(1, 0, 0)
 
 
 def test_words_that_no_setting_knows_are_named():

@@ -91,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what is neither of the two forms of the command."""
+    """Refuse what is neither of the two forms of the command, and Alice's flags beside another method."""
+    for flag in ("pairs", "patients"):
+        if args.method != "alice" and getattr(args, flag) is not None:
+            raise OptionError(f"--{flag} is for alice; {args.method} draws no pairs of volumes. Leave it away.")
     if args.network and args.out and not args.dataset and not args.images:
         return
     if args.configuration and not args.network and not args.out:

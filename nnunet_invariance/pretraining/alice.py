@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from nnunet_invariance.augmentation.device_views import apply_intensity, sample_intensity, turned
-from nnunet_invariance.augmentation.masking import MASKS, upsample_cells, valid_cells
+from nnunet_invariance.augmentation.masking import sample_block_mask, sample_tube_mask, upsample_cells, valid_cells
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.losses.self_distillation import SelfDistillationLoss
@@ -85,7 +85,9 @@ class Alice(Method):
         patients = patients_of(setup.cases, options.patients)
         if patients and options.alignment != "same-volume":
             require_two(patients)
-        self.alignment = alignment or ALIGNMENTS.get(options.alignment, BodyCoordinates)(options.patients)
+        if alignment is None and options.alignment != "sam":
+            alignment = ALIGNMENTS[options.alignment](options.patients)
+        self.alignment = alignment  # mined pairs are read in :meth:`prepare`
         self.pairs = options.pairs or max(1, setup.batch_size // 2)
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
         encoder = self.network.encoder
@@ -117,7 +119,7 @@ class Alice(Method):
 
     def prepare(self, manifest: Manifest, folder: Path, group: Ranks) -> None:
         """Read the mined pairs of ``pretrain sam`` where they are asked for; the first rank mines what is not there."""
-        if self.options.alignment != "sam":
+        if self.options.alignment != "sam" or self.alignment is not None:
             return
         embedding = folder.with_name(folder.name.replace(self.name, "sam", 1))
         options = MiningOptions(patients=self.options.patients)
@@ -129,7 +131,13 @@ class Alice(Method):
             self.alignment = mined_pairs(*found)
 
     def source(self, steps: int, seed: int, rank: int) -> Dataset:
-        """See :class:`Method`."""
+        """See :class:`Method`.
+
+        Raises:
+            OptionError: pairs of ``pretrain sam`` are asked for and were not read.
+        """
+        if self.alignment is None:
+            raise OptionError("alignment=sam: no pairs were read. Call prepare first, or give Alice mined_pairs(...).")
         return PairedCrops(self.setup.cases, self.setup.patch_size, self.alignment, self.pairs, seed, steps, rank)
 
     @torch.no_grad()
@@ -137,7 +145,7 @@ class Alice(Method):
         """One geometry a crop, independent intensities for student and teacher, and the student's mask."""
         image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
         cells = valid_cells(inside, self.cell)
-        hidden_cells = MASKS[self.options.mask_mode](cells, self.options.mask_ratio, generator)
+        hidden_cells = self._mask(cells, generator)
         hidden = upsample_cells(hidden_cells, self.cell)
         student, teacher = (apply_intensity(image, sample_intensity(image.shape, generator)) * inside for _ in range(2))
         return {
@@ -151,6 +159,13 @@ class Alice(Method):
             "encoder_valid": cells.flatten(1),
             "decoder_valid": valid_cells(inside, self.decoder_cell).flatten(1),
         }
+
+    def _mask(self, cells: Tensor, generator: torch.Generator) -> Tensor:
+        if self.options.mask_mode == "block3d":
+            return sample_block_mask(cells, self.options.mask_ratio, generator)
+        # z, which the release's encoder reads last; the first axis of other encoders, whose axes nothing names
+        axis = getattr(self.network.encoder, "axes", (0,))[-1]
+        return sample_tube_mask(cells, self.options.mask_ratio, generator, axis)
 
     def _student_skips(self, views: dict[str, Tensor]) -> list[Tensor]:
         if self.sparse is None:

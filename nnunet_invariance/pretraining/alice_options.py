@@ -17,7 +17,8 @@ class AliceOptions:
     Attributes:
         pairs: pairs of crops a step and rank; 0 means half the planned batch size, at least 1.
         mask_ratio: share of the cells that is hidden from the student.
-        mask_mode: ``block3d`` hides single cells, ``tube`` hides columns of cells along the first axis.
+        mask_mode: ``block3d`` hides single cells, ``tube`` hides columns of cells along the first axis, with
+            the release's encoder along z.
         encoding: ``dense`` gives the student zeros for hidden voxels; ``sparse`` keeps hidden cells out of its
             convolutions and norms, and fills them with a learned token a stage before the decoder (arXiv 2301.03580).
         casa: ``residual`` as in the release; ``plain`` as drawn in the paper: attention and output map alone.
