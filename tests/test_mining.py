@@ -181,6 +181,14 @@ def test_points_that_are_mined_lie_in_the_body_not_only_in_its_box():
     assert ((points >= 1) & (points < 39)).all()
 
 
+def test_the_limits_do_not_tell_an_untrained_embedding(tmp_path):
+    """What docs/alice.md says of them."""
+    cases, _ = write_volumes(tmp_path / "volumes", 3)
+    table = mine_pairs(embedder(make_sam(cases, features=32)), cases, MiningOptions(points=32))
+    assert (table.score > 0.7).mean() > 0.9
+    assert table.good.mean() > 0.3
+
+
 def test_descriptors_wait_on_the_cpu(tmp_path, monkeypatch):
     """Mining holds one embedding at a time on the device, not the descriptors of all pairs."""
     moved = []
