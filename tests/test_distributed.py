@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from nnunet_invariance.pretraining.distributed import ranks
 from nnunet_invariance.weights.checkpoint import read_metadata
 
 SCRIPT = """
@@ -106,6 +109,19 @@ def test_two_ranks_of_other_methods_equal_one_rank_on_the_joined_batch(tmp_path,
     assert len(one) > 15
     for parameter, gradient in one.items():
         assert torch.allclose(two["gradients"][parameter], gradient, rtol=1e-6, atol=1e-10), parameter
+
+
+def test_ranks_wait_for_hours_of_work_of_the_first_one(monkeypatch):
+    """Longer than the 10 min of nccl and the 30 of gloo, which preprocessing or mining of real data exceeds."""
+    started = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **given: started.update(given, backend=backend))
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: started.update(left=True))
+    with ranks("cpu") as group:
+        assert (group.rank, group.world) == (1, 2)
+    assert started.keys() == {"backend", "timeout", "left"}
+    assert started["timeout"] >= timedelta(days=1)
 
 
 @pytest.mark.slow

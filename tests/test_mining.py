@@ -1,5 +1,6 @@
 """Mined pairs: who is paired with whom, the table and its file, drawing, and what mining is good for."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,8 +17,10 @@ from nnunet_invariance.errors import (
     WeightsIncompatibleError,
     WeightsNotFoundError,
 )
-from nnunet_invariance.pretraining.alignment import BodyCoordinates, RandomPlaces, SameVolume
-from nnunet_invariance.pretraining.cases import Case, load_volume
+from nnunet_invariance.pretraining import mining
+from nnunet_invariance.pretraining.alice import Alice, AliceOptions
+from nnunet_invariance.pretraining.alignment import BodyCoordinates, RandomPlaces, SameVolume, points_in_body
+from nnunet_invariance.pretraining.cases import Case, body_box, load_volume
 from nnunet_invariance.pretraining.embedder import Embedder
 from nnunet_invariance.pretraining.method import Setup
 from nnunet_invariance.pretraining.mining import (
@@ -27,9 +30,9 @@ from nnunet_invariance.pretraining.mining import (
     choose_partners,
     load_pairs,
     mine_pairs,
-    patients_of,
     save_pairs,
 )
+from nnunet_invariance.pretraining.patients import patients_of
 from nnunet_invariance.pretraining.run import run_pretraining
 from nnunet_invariance.pretraining.sam import SAM, SAMOptions
 
@@ -79,6 +82,30 @@ def test_patterns_that_name_no_patient_are_refused(pattern, error):
         patients_of(CASES, pattern)
 
 
+@pytest.mark.parametrize("alignment", [BodyCoordinates, RandomPlaces])
+def test_partners_without_a_table_are_of_different_patients_too(alignment):
+    rng = np.random.default_rng(0)
+    drawn = [alignment(r"(p\d)_.*").draw(CASES, rng) for _ in range(100)]
+    assert all(pair.source.name[:2] != pair.target.name[:2] for pair in drawn)
+    assert {pair.source.name for pair in drawn} == {case.name for case in CASES}
+    twins = [Case("scan", folder, (20, 20, 20), ((0, 20),) * 3) for folder in ("a", "b")]
+    assert {alignment().draw(twins, rng).source.folder for _ in range(20)} == {"a", "b"}
+
+
+def test_patterns_are_checked_for_every_way_of_pairing():
+    setup = Setup(architecture(), (16, 16, 16), (1.0, 1.0, 1.0), 2, False, tuple(CASES))
+    for pairs in ("coordinates", "random", "same-volume"):
+        with pytest.raises(OptionError, match="not a regular expression"):
+            AliceOptions(alignment=pairs, patients="(p")
+        with pytest.raises(OptionError, match="does not fit the case"):
+            Alice(setup, AliceOptions(alignment=pairs, patients="(x)"))
+    with pytest.raises(TooFewVolumesError, match="two patients or more"):
+        Alice(setup, AliceOptions(patients="(p)"))
+    alice = Alice(setup, AliceOptions(patients=r"(p\d)", hidden=8, codes=8))
+    assert alice.alignment.patients == r"(p\d)"
+    assert Alice(setup, AliceOptions(alignment="same-volume", patients="(p)", hidden=8, codes=8)).pairs == 1
+
+
 def test_a_table_is_read_as_written_and_only_for_its_own_data(tmp_path):
     table, sheet = small_table(), {"manifest_sha256": "abc", "points": 256}
     save_pairs(tmp_path, table, sheet)
@@ -91,6 +118,20 @@ def test_a_table_is_read_as_written_and_only_for_its_own_data(tmp_path):
     data[-1] ^= 1
     (tmp_path / "pairs.safetensors").write_bytes(data)
     with pytest.raises(CheckpointCorruptError, match="does not match the checksum"):
+        load_pairs(tmp_path, sheet)
+
+
+def test_pairs_that_cannot_be_read_say_what_to_do(tmp_path):
+    sheet = {"manifest_sha256": "abc"}
+    save_pairs(tmp_path, small_table(), sheet)
+    written = (tmp_path / "pairs.json").read_text()
+    for content in (written[:20], "[1, 2]", "3", "\xff"):
+        (tmp_path / "pairs.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(CheckpointCorruptError, match=r"cannot be read.*pairs\.json away and the pairs are mined"):
+            load_pairs(tmp_path, sheet)
+    (tmp_path / "pairs.json").write_text(written)
+    (tmp_path / "pairs.safetensors").unlink()
+    with pytest.raises(CheckpointCorruptError, match=r"cannot be read.*pairs\.safetensors.*mined anew"):
         load_pairs(tmp_path, sheet)
 
 
@@ -109,6 +150,53 @@ def test_pairs_are_drawn_from_the_good_rows_and_matches_follow_the_nearest():
     assert score[0] == table.score[row]
     with pytest.raises(WeightsIncompatibleError, match="has none of"):
         pairs.match(target, source, table.point[:1])
+
+
+def test_a_similar_pair_that_the_way_back_misses_is_not_sure():
+    table = dataclasses.replace(small_table(), score=np.full(12, 0.95, np.float32), good=np.arange(12) > 1)
+    table.cycle_error[:2] = 80.0
+    pairs = MinedPairs(CASES, table)
+    assert {p.source.name: p.score for p in (pairs.draw(CASES, np.random.default_rng(i)) for i in range(60))} == {
+        case.name: -1.0 if case is CASES[0] else pytest.approx(0.95) for case in CASES
+    }
+    assert pairs.match(CASES[0], CASES[2], table.point[:1])[1].tolist() == [-1.0]
+    assert pairs.match(CASES[1], CASES[3], table.point[2:3])[1] == pytest.approx(0.95)
+
+
+def test_points_that_are_mined_lie_in_the_body_not_only_in_its_box():
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 0.1, (40, 40, 40)).astype(np.float32)
+    away = np.square(np.indices(image.shape) + 0.5 - 20).sum(0)
+    image[away < 15**2] += 2  # a ball: half of its box is air
+    case = Case("ball", "", image.shape, body_box(image))
+    points = points_in_body(case, image, 256, rng)
+    assert points.shape == (256, 3)
+    assert (image[tuple(points.astype(int).T)] > 1).all()
+    assert len(np.unique(points, axis=0)) == 256
+    assert np.allclose(points.mean(0), 20, atol=1.5)
+    thin = np.zeros((40, 40, 40), np.float32)
+    thin[[1, -2], [1, -2], [1, -2]] = 1  # two voxels of a body that is a box for the rest
+    points = points_in_body(Case("thin", "", thin.shape, body_box(thin)), thin, 256, rng)
+    assert points.shape == (256, 3)
+    assert ((points >= 1) & (points < 39)).all()
+
+
+def test_the_limits_do_not_tell_an_untrained_embedding(tmp_path):
+    """What docs/alice.md says of them."""
+    cases, _ = write_volumes(tmp_path / "volumes", 3)
+    table = mine_pairs(embedder(make_sam(cases, features=32)), cases, MiningOptions(points=32))
+    assert (table.score > 0.7).mean() > 0.9
+    assert table.good.mean() > 0.3
+
+
+def test_descriptors_wait_on_the_cpu(tmp_path, monkeypatch):
+    """Mining holds one embedding at a time on the device, not the descriptors of all pairs."""
+    moved = []
+    monkeypatch.setattr(mining, "_moved", lambda parts, device: moved.append(device) or parts)
+    cases, _ = write_volumes(tmp_path / "volumes", 2)
+    mine_pairs(embedder(make_sam(cases, features=8)), cases, MiningOptions(points=4))
+    assert moved.count("cpu") == 4  # put away: of two volumes, and of two pairs
+    assert moved.count(torch.device("cpu")) == 4  # fetched to the embedder's device
 
 
 def test_the_other_alignments():

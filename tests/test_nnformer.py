@@ -1,5 +1,6 @@
 """The original backbone of Alice: shapes, attention, axes, plans, importer, and training under a plan that names it."""
 
+import argparse
 import itertools
 import json
 import shutil
@@ -13,7 +14,12 @@ from small_checkpoints import build
 from tiny_trainers import make_trainer, values
 
 from nnunet_invariance.cli.main import main
-from nnunet_invariance.errors import CheckpointCorruptError, UnsupportedConfigurationError, WeightsIncompatibleError
+from nnunet_invariance.errors import (
+    CheckpointCorruptError,
+    OptionError,
+    UnsupportedConfigurationError,
+    WeightsIncompatibleError,
+)
 from nnunet_invariance.networks.nnformer import NNFormerEncoder, NNFormerUNet
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.networks.window_attention import (
@@ -25,6 +31,7 @@ from nnunet_invariance.networks.window_attention import (
 from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 from nnunet_invariance.plans.nnformer import NETWORK, nnformer_patch, read_axes, write_nnformer_plans
 from nnunet_invariance.plans.normalization import SoftTissueWindowNormalization
+from nnunet_invariance.pretraining.alice import AliceOptions
 from nnunet_invariance.pretraining.cases import load_volume, scan_cases
 from nnunet_invariance.pretraining.run import run_pretraining
 from nnunet_invariance.weights.checkpoint import load_checkpoint
@@ -219,12 +226,22 @@ def test_a_patch_that_does_not_fit_stops_the_pretraining_before_it_writes(tiny, 
     assert not list(tmp_path.iterdir())
 
 
-def test_alice_pretrains_it_with_the_released_settings_and_the_trainer_takes_it(tiny, plans):
-    words = ["preset=a-code", "epochs=1", "iterations=1", "workers=0", "hidden=16", "codes=16"]
+def test_a_preset_that_it_cannot_run_says_what_it_can(tiny, plans):
+    words = ["preset=a-paper", "hidden=16", "codes=16"]
+    with pytest.raises(OptionError, match=r"NNFormerEncoder holds.*--set preset=a-paper encoding=dense"):
+        run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
+
+
+def test_alice_pretrains_it_with_the_released_settings_and_the_trainer_takes_it(tiny, plans, caplog):
+    words = ["epochs=1", "iterations=1", "workers=0", "hidden=16", "codes=16"]
+    caplog.set_level("INFO")
     path = run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
+    assert "the plans name NNFormerUNet: preset=a-code" in caplog.text
     checkpoint = load_checkpoint(path)
-    assert checkpoint.metadata["options"]["mask_mode"] == "tube"
-    assert checkpoint.metadata["options"]["weight_mim"] == 5
+    released = {**AliceOptions.presets["a-code"], "hidden": 16, "mim_voxels": "masked"}
+    assert {name: checkpoint.metadata["options"][name] for name in released} == released
+    changed = "mask_mode=tube casa_target=shared weight_mim=5.0 hidden=16 codes=16"
+    assert changed in (path.parent / "log.txt").read_text()
     trainer = make_trainer(tiny, "AliceTrainer_1epoch", plans)
     trainer.on_train_start()
     assert trainer.transfer_report["coverage"] == 1
@@ -319,13 +336,40 @@ def test_other_layouts_are_refused_and_nothing_is_written(tmp_path, change, erro
     assert [p.name for p in tmp_path.iterdir()] == ["alice.pth"]
 
 
-def test_a_whole_training_checkpoint_asks_for_the_extract_script(tmp_path):
+def training_checkpoint(state):
+    """Layout of the release's own checkpoints; the teacher's tensors are twice the student's."""
+    student = {f"module.backbone.{k}": v for k, v in state.items()}
+    teacher = {f"backbone.{k}": v if k.endswith("index") else 2 * v for k, v in state.items()}
+    rest = {"epoch": 3, "args": argparse.Namespace(arch="nnformer"), "optimizer": {}, "alice_loss": {}}
+    student["module.head.mlp.0.weight"] = teacher["head.mlp.0.weight"] = torch.ones(2, 2)
+    return {"student": student, "teacher": teacher, **rest}
+
+
+@pytest.mark.parametrize(("side", "factor"), [("teacher", 2), ("student", 1)])
+def test_a_training_checkpoint_gives_its_teacher_or_else_its_student(tmp_path, side, factor):
+    state, file = released_state(), tmp_path / "checkpoint.pth"
+    content = training_checkpoint(state)
+    if side == "student":
+        del content["teacher"]
+    torch.save(content, file)
+    checkpoint = load_checkpoint(import_foreign(file))
+    assert checkpoint.metadata["method"] == "alice"
+    assert checkpoint.metadata["options"]["read"] == side
+    name = "layers.1.downsample.reduction.weight"
+    assert torch.equal(checkpoint.section("network")[f"encoder.{name}"], factor * state[f"model_down.{name}"])
+
+
+def test_a_training_checkpoint_of_another_method_or_with_a_gap_is_refused(tmp_path):
     file = tmp_path / "checkpoint.pth"
-    torch.save(
-        {"student": {"module.backbone.x": torch.ones(1)}, "teacher": {"backbone.x": torch.ones(1)}, "epoch": 3}, file
-    )
-    with pytest.raises(WeightsIncompatibleError, match="extract_backbone_weights"):
+    torch.save({"student": {"module.backbone.x": torch.ones(1)}, "teacher": {"backbone.x": torch.ones(1)}}, file)
+    with pytest.raises(WeightsIncompatibleError, match="of no source that is known here"):
         import_foreign(file)
+    content = training_checkpoint(released_state())
+    del content["teacher"]["backbone.model_down.norm2.weight"]
+    torch.save(content, file)
+    with pytest.raises(WeightsIncompatibleError, match=r"norms\.2\.weight: not in the file"):
+        import_foreign(file)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]
 
 
 def test_weights_plan_writes_the_plan_of_an_imported_file(tiny, plans, tmp_path, capsys):

@@ -296,8 +296,10 @@ def pretrain(tiny, *settings, **kwargs):
     return run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*SHORT, *settings], **kwargs)
 
 
-def test_a_run_leaves_an_embedding_and_a_picture(tiny, results):
+def test_a_run_leaves_an_embedding_and_a_picture(tiny, results, caplog):
+    caplog.set_level("INFO")
     path = pretrain(tiny, preview=True)
+    assert f"matches drawn: {results / 'preview.png'}" in (results / "log.txt").read_text()
     assert path == results / "checkpoint_final.safetensors"
     assert (results / "preview.png").read_bytes().startswith(b"\x89PNG")
     checkpoint = load_checkpoint(path)
@@ -312,8 +314,14 @@ def test_a_run_leaves_an_embedding_and_a_picture(tiny, results):
     assert path.stat().st_mtime_ns == stamp
 
 
-def test_a_stopped_run_continues_bit_identical(tiny, results, monkeypatch):
-    whole = load_checkpoint(pretrain(tiny, "epochs=2")).tensors
+@pytest.mark.parametrize("backbone", ["planned", "resnet"])
+def test_a_stopped_run_continues_bit_identical(tiny, results, monkeypatch, backbone):
+    monkeypatch.setattr(ResNet3d, "output_channels", (8, 8, 16, 16))
+    words = ("epochs=2", f"backbone={backbone}")
+    whole = load_checkpoint(pretrain(tiny, *words)).tensors
+    means = [tensor for name, tensor in whole.items() if name.endswith("running_mean")]
+    assert bool(means) == (backbone == "resnet")
+    assert all(mean.any() for mean in means)
     from nnunet_invariance.pretraining import loop
 
     end = loop.Loop._end_epoch
@@ -324,9 +332,9 @@ def test_a_stopped_run_continues_bit_identical(tiny, results, monkeypatch):
 
     monkeypatch.setattr(loop.Loop, "_end_epoch", stop_after_one)
     with pytest.raises(loop.Stopped):
-        pretrain(tiny, "epochs=2")
+        pretrain(tiny, *words)
     monkeypatch.setattr(loop.Loop, "_end_epoch", end)
-    again = load_checkpoint(pretrain(tiny, "epochs=2", resume=True)).tensors
+    again = load_checkpoint(pretrain(tiny, *words, resume=True)).tensors
     assert whole.keys() == again.keys()
     assert [n for n in whole if not torch.equal(whole[n], again[n])] == []
 

@@ -21,27 +21,25 @@ def valid_cells(valid: Tensor, cell: Sequence[int]) -> Tensor:
 def sample_block_mask(cells: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
     """Hide ``ratio`` of the valid cells of every sample, chosen uniformly.
 
-    Shape: cells (B, 1, *grid) boolean; returns (B, 1, *grid) boolean, True where hidden. At least one valid cell is
-    hidden and, where there are two or more, at least one stays visible. Cells that are not valid are never hidden.
+    Shape: cells (B, 1, *grid) boolean; returns (B, 1, *grid) boolean, True where hidden. At least one valid cell stays
+    visible and, where there are two or more, at least one is hidden. Cells that are not valid are never hidden.
     """
     flat = cells.flatten(1)
     score = torch.rand(flat.shape, generator=generator, device=flat.device).masked_fill(~flat, 2.0)
     rank = score.argsort(1).argsort(1)
     count = flat.sum(1, keepdim=True)
     hidden = (count * ratio).round().clamp(min=1)
-    hidden = torch.minimum(hidden, (count - 1).clamp(min=1))
+    hidden = torch.minimum(hidden, (count - 1).clamp(min=0))
     return ((rank < hidden) & flat).view_as(cells)
 
 
-def sample_tube_mask(cells: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """Hide ``ratio`` of the columns of valid cells along the first spatial axis, whole columns.
+def sample_tube_mask(cells: Tensor, ratio: float, generator: torch.Generator, axis: int = 0) -> Tensor:
+    """Hide ``ratio`` of the columns of valid cells along a spatial ``axis``, whole columns.
 
-    Else as :func:`sample_block_mask`. The mask of Alice's release (arXiv 2302.05615), whose pattern is drawn in 2-D.
+    Else as :func:`sample_block_mask`, with columns in place of cells. The mask of Alice's release (arXiv 2302.05615),
+    whose pattern is drawn in 2-D.
     """
-    return sample_block_mask(cells.any(2, keepdim=True), ratio, generator) & cells
-
-
-MASKS = {"block3d": sample_block_mask, "tube": sample_tube_mask}
+    return sample_block_mask(cells.any(2 + axis, keepdim=True), ratio, generator) & cells
 
 
 def upsample_cells(cells: Tensor, cell: Sequence[int]) -> Tensor:

@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--patients",
         metavar="PATTERN",
-        help="alice --pairs sam: pattern whose first group is the patient in a case's name",
+        help="alice: pattern whose first group is the patient in a case's name; partners are of different patients",
     )
     parser.add_argument("--preview", action="store_true", help="sam: leave preview.png, points and their matches")
     parser.add_argument(
@@ -91,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what is neither of the two forms of the command."""
+    """Refuse what is neither of the two forms of the command, and Alice's flags beside another method."""
+    for flag in ("pairs", "patients"):
+        if args.method != "alice" and getattr(args, flag) is not None:
+            raise OptionError(f"--{flag} is for alice; {args.method} draws no pairs of volumes. Leave it away.")
     if args.network and args.out and not args.dataset and not args.images:
         return
     if args.configuration and not args.network and not args.out:

@@ -133,7 +133,7 @@ def _plan_preset(args: argparse.Namespace) -> int:
     command = preprocessing_command(args.dataset, path.stem, args.configuration)
     if command:
         print(f"preprocess first: {command}")
-    words = f"{args.dataset} {args.configuration} -p {path.stem} --set preset=a-code"
+    words = f"{args.dataset} {args.configuration} -p {path.stem}"
     print(f"pre-train: nnunet-invariance pretrain alice {words}")
     return 0
 

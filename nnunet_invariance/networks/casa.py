@@ -5,6 +5,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HEADS = 8
+
 
 class CrossAttentionAlignment(nn.Module):
     r"""One post-norm cross-attention layer that re-expresses target tokens at the places of the query tokens.
@@ -25,7 +27,7 @@ class CrossAttentionAlignment(nn.Module):
     def __init__(
         self,
         dim: int = 512,
-        heads: int = 8,
+        heads: int = HEADS,
         hidden: int = 2048,
         dropout: float = 0.1,
         form: Literal["residual", "plain"] = "residual",

@@ -63,7 +63,8 @@ class SparseEncoding:
             elif next(module.parameters(recurse=False), None) is not None:
                 raise OptionError(
                     "encoding=sparse needs an encoder of convolutions and instance norms, but "
-                    f"{type(encoder).__name__} holds {type(module).__name__}. Take encoding=dense."
+                    f"{type(encoder).__name__} holds {type(module).__name__}. Take "
+                    "--set encoding=dense, or --set preset=a-paper encoding=dense for the rest of that preset."
                 )
 
     @contextmanager

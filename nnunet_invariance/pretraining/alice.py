@@ -1,6 +1,7 @@
 """Alice on any encoder that yields skips (arXiv 2302.05615): self-distillation, CASA and masked reconstruction."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from nnunet_invariance.augmentation.device_views import apply_intensity, sample_intensity, turned
-from nnunet_invariance.augmentation.masking import MASKS, upsample_cells, valid_cells
+from nnunet_invariance.augmentation.masking import sample_block_mask, sample_tube_mask, upsample_cells, valid_cells
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.losses.self_distillation import SelfDistillationLoss
@@ -27,6 +28,7 @@ from nnunet_invariance.pretraining.crops import PairedCrops
 from nnunet_invariance.pretraining.distributed import Ranks
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
 from nnunet_invariance.pretraining.mining import MiningOptions, mined_pairs
+from nnunet_invariance.pretraining.patients import patients_of, require_two
 from nnunet_invariance.weights.locate import FINAL
 
 #: Beside "sam", the pairs that are mined with an anatomical embedding.
@@ -80,7 +82,12 @@ class Alice(Method):
         if options.alignment not in (*ALIGNMENTS, "sam"):
             known = ", ".join((*ALIGNMENTS, "sam"))
             raise OptionError(f"--pairs {options.alignment}: expected one of {known}.")
-        self.alignment = alignment or ALIGNMENTS.get(options.alignment, BodyCoordinates)()
+        patients = patients_of(setup.cases, options.patients)
+        if patients and options.alignment != "same-volume":
+            require_two(patients)
+        if alignment is None and options.alignment != "sam":
+            alignment = ALIGNMENTS[options.alignment](options.patients)
+        self.alignment = alignment  # mined pairs are read in :meth:`prepare`
         self.pairs = options.pairs or max(1, setup.batch_size // 2)
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
         encoder = self.network.encoder
@@ -97,6 +104,12 @@ class Alice(Method):
         mim = options.weight_mim if options.weight_mim >= 0 else (10.0 if setup.unit_range else 1.0)
         self.loss_weights = {"inter": options.weight_inter, "intra": options.weight_intra, "mim": mim}
 
+    def describe(self) -> str:
+        """See :class:`Method`; and the settings that are not the default ones."""
+        options = ((f.name, f.default, getattr(self.options, f.name)) for f in dataclasses.fields(self.options))
+        changed = " ".join(f"{name}={value}" for name, default, value in options if value != default)
+        return f"{super().describe()}, {changed or 'default settings'}"
+
     def train(self, mode: bool = True) -> "Alice":
         """The teacher's side stays in evaluation mode (no dropout in the target)."""
         super().train(mode)
@@ -106,7 +119,7 @@ class Alice(Method):
 
     def prepare(self, manifest: Manifest, folder: Path, group: Ranks) -> None:
         """Read the mined pairs of ``pretrain sam`` where they are asked for; the first rank mines what is not there."""
-        if self.options.alignment != "sam":
+        if self.options.alignment != "sam" or self.alignment is not None:
             return
         embedding = folder.with_name(folder.name.replace(self.name, "sam", 1))
         options = MiningOptions(patients=self.options.patients)
@@ -118,7 +131,13 @@ class Alice(Method):
             self.alignment = mined_pairs(*found)
 
     def source(self, steps: int, seed: int, rank: int) -> Dataset:
-        """See :class:`Method`."""
+        """See :class:`Method`.
+
+        Raises:
+            OptionError: pairs of ``pretrain sam`` are asked for and were not read.
+        """
+        if self.alignment is None:
+            raise OptionError("alignment=sam: no pairs were read. Call prepare first, or give Alice mined_pairs(...).")
         return PairedCrops(self.setup.cases, self.setup.patch_size, self.alignment, self.pairs, seed, steps, rank)
 
     @torch.no_grad()
@@ -126,7 +145,7 @@ class Alice(Method):
         """One geometry a crop, independent intensities for student and teacher, and the student's mask."""
         image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
         cells = valid_cells(inside, self.cell)
-        hidden_cells = MASKS[self.options.mask_mode](cells, self.options.mask_ratio, generator)
+        hidden_cells = self._mask(cells, generator)
         hidden = upsample_cells(hidden_cells, self.cell)
         student, teacher = (apply_intensity(image, sample_intensity(image.shape, generator)) * inside for _ in range(2))
         return {
@@ -140,6 +159,13 @@ class Alice(Method):
             "encoder_valid": cells.flatten(1),
             "decoder_valid": valid_cells(inside, self.decoder_cell).flatten(1),
         }
+
+    def _mask(self, cells: Tensor, generator: torch.Generator) -> Tensor:
+        if self.options.mask_mode == "block3d":
+            return sample_block_mask(cells, self.options.mask_ratio, generator)
+        # z, which the release's encoder reads last; the first axis of other encoders, whose axes nothing names
+        axis = getattr(self.network.encoder, "axes", (0,))[-1]
+        return sample_tube_mask(cells, self.options.mask_ratio, generator, axis)
 
     def _student_skips(self, views: dict[str, Tensor]) -> list[Tensor]:
         if self.sparse is None:
@@ -221,7 +247,8 @@ class Alice(Method):
     def after_step(self, output: StepOutput, progress: float) -> None:
         """Centres, then the teacher: m times itself plus (1 - m) times the student, m to 1 along a cosine.
 
-        A shared CASA is the student's at once; its copy differs in that it has no dropout.
+        Buffers of the network (statistics of batch norms, averages themselves) and a shared CASA are the student's at
+        once; the copy of CASA differs in that it has no dropout.
         """
         self.heads.inter.update_center(output.state["class_mean"])
         self.heads.intra.update_center(output.state["token_mean"])
@@ -229,6 +256,8 @@ class Alice(Method):
         update = get_ema_multi_avg_fn(momentum)
         for old, new in ((self.teacher, self.network), (self.heads.teacher, self.heads.student)):
             update(list(old.parameters()), list(new.parameters()), None)
+        for old, new in zip(self.teacher.buffers(), self.network.buffers(), strict=True):
+            old.copy_(new)
         if self.options.casa_target == "shared":
             self.heads.teacher["casa"].load_state_dict(self.heads.student["casa"].state_dict())
 

@@ -1,10 +1,13 @@
 """Settings of Alice's pre-training, and the two sets of them that the release and the paper's figures describe."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from nnunet_invariance.errors import OptionError
-from nnunet_invariance.pretraining.mining import EVERYONE
+from nnunet_invariance.networks.casa import HEADS
+from nnunet_invariance.pretraining.patients import EVERYONE, patients_of
+from nnunet_invariance.pretraining.ranges import check_range
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class AliceOptions:
     Attributes:
         pairs: pairs of crops a step and rank; 0 means half the planned batch size, at least 1.
         mask_ratio: share of the cells that is hidden from the student.
-        mask_mode: ``block3d`` hides single cells, ``tube`` hides columns of cells along the first axis.
+        mask_mode: ``block3d`` hides single cells, ``tube`` hides columns of cells along the first axis, with
+            the release's encoder along z.
         encoding: ``dense`` gives the student zeros for hidden voxels; ``sparse`` keeps hidden cells out of its
             convolutions and norms, and fills them with a learned token a stage before the decoder (arXiv 2301.03580).
         casa: ``residual`` as in the release; ``plain`` as drawn in the paper: attention and output map alone.
@@ -34,12 +38,13 @@ class AliceOptions:
         ema_start: the teacher's momentum in step 0; goes to 1 along a cosine.
         alignment: what aligns the crops of a pair: "coordinates", "sam" (pairs mined by ``pretrain sam``),
             "same-volume" or "random"; the flag ``--pairs``.
-        patients: pattern whose first group is the patient in a case's name, for mining; the flag ``--patients``.
+        patients: pattern whose first group is the patient in a case's name; the two volumes of a pair are of different
+            patients; the flag ``--patients``.
         hidden: width of the projection head's MLP; 0 means eight times the token stage's channels, at most 2048.
         codes: size of the code book, and width of CASA.
 
     Raises:
-        OptionError: a word that its field does not know.
+        OptionError: a word that its field does not know, a number out of range, or a pattern that is none.
     """
 
     pairs: int = 0
@@ -69,12 +74,13 @@ class AliceOptions:
         "a-code": {
             "mask_mode": "tube",
             "casa_target": "shared",
-            "mim_voxels": "all",
-            "weight_mim": 5.0,  # the release weighs half the mean squared error with 10
+            "weight_mim": 5.0,  # the release weighs half the mean squared error, of images in [0, 1], with 10
             "hidden": 2048,
         },
         "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "hidden": 2048},
     }
+    #: The preset of a planned network, by its class, where none is given.
+    presets_of_networks: ClassVar[dict[str, str]] = {"NNFormerUNet": "a-code"}
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -82,3 +88,13 @@ class AliceOptions:
             if get_origin(kind) is Literal and value not in get_args(kind):
                 known = ", ".join(get_args(kind))
                 raise OptionError(f"--set {name}={value}: expected one of {known}. Correct the word.")
+        patients_of((), self.patients)  # a pattern that is none is named before anything is written
+        check_range(self, 0, math.inf, "pairs", "hidden", "weight_inter", "weight_intra")
+        check_range(self, -1, math.inf, "weight_mim")
+        check_range(self, 0, 1, "mask_ratio", ends=False)
+        check_range(self, -1, 1, "score_threshold")
+        check_range(self, 0, 1, "ema_start")
+        temperatures = ("student_temperature", "teacher_temperature", "teacher_temperature_start")
+        check_range(self, 0, math.inf, *temperatures, ends=False)
+        if self.codes < HEADS or self.codes % HEADS:
+            raise OptionError(f"--set codes={self.codes}: expected a multiple of {HEADS}, CASA's heads. Correct it.")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_invariance.pretraining.cases import Case
+from nnunet_invariance.pretraining.cases import Case, body_threshold
+from nnunet_invariance.pretraining.patients import EVERYONE, patients_of
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,44 @@ def point_in_body(case: Case, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(body[:, 0], body[:, 1])
 
 
+def points_in_body(case: Case, image: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` points (count, 3) in voxels that are body themselves, not only in its bounding box.
+
+    Of 16 times as many points in the box, the first ones whose voxel is above Otsu's threshold. Where these are too few
+    (a body that fills less than a sixteenth of its box), others of the box follow.
+
+    Args:
+        image: one channel of the volume, ``case.shape``.
+    """
+    low, high = np.asarray(case.body, dtype=float).T
+    points = rng.uniform(low, high, (16 * count, len(low)))
+    bright = image[tuple(points.astype(int).T)] > body_threshold(image)
+    return points[np.argsort(~bright, kind="stable")[:count]]
+
+
 class Alignment(ABC):
-    """Matches points of one volume in another. Points are voxel coordinates (n, 3) of the preprocessed volumes."""
+    """Matches points of one volume in another. Points are voxel coordinates (n, 3) of the preprocessed volumes.
+
+    Args:
+        patients: pattern whose first group is the patient in a case's name.
+    """
+
+    def __init__(self, patients: str = EVERYONE) -> None:
+        self.patients = patients
 
     @abstractmethod
     def match(self, source: Case, target: Case, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The matched points (n, 3) in ``target`` and how sure each is (n,), in [-1, 1]."""
 
     def draw(self, cases: Sequence[Case], rng: np.random.Generator) -> Pair:
-        """Two different volumes, a place in the body of the first, and its match in the second."""
-        source, target = (cases[i] for i in rng.choice(len(cases), 2, replace=False))
+        """Volumes of two patients, a place in the body of the first, and its match in the second.
+
+        There must be two patients (:func:`~nnunet_invariance.pretraining.patients.require_two`).
+        """
+        patients: list[str] = []
+        while len(set(patients)) < 2:
+            source, target = (cases[i] for i in rng.choice(len(cases), 2, replace=False))
+            patients = patients_of((source, target), self.patients)
         point = point_in_body(source, rng)
         match, score = self.match(source, target, point[None])
         return Pair(source, point, target, match[0], float(score[0]))

@@ -50,10 +50,20 @@ def load_volume(case: Case) -> Any:
     return infer_dataset_class(case.folder)(case.folder, [case.name]).load_case(case.name)[0]
 
 
+def _thinned(shape: Sequence[int]) -> tuple[slice, ...]:
+    """Every n-th voxel of an axis, so that 64 to 127 are left of a long one."""
+    return tuple(slice(None, None, max(1, n // 64)) for n in shape)
+
+
+def body_threshold(image: np.ndarray) -> float:
+    """Otsu's threshold of one channel, of thinned out voxels; what is brighter is body."""
+    return float(threshold_otsu(image[_thinned(image.shape)]))
+
+
 def body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Bounding box of the bright part (above Otsu's threshold) of one channel, ((lo, hi), ...) in voxels."""
-    step = tuple(slice(None, None, max(1, n // 64)) for n in image.shape)
-    bright = np.argwhere(image[step] > threshold_otsu(image[step]))
+    step = _thinned(image.shape)
+    bright = np.argwhere(image[step] > body_threshold(image))
     low, high = bright.min(0), bright.max(0) + 1
     return tuple(
         (int(a * s.step), int(min(b * s.step, n))) for a, b, s, n in zip(low, high, step, image.shape, strict=True)

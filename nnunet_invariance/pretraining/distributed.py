@@ -4,9 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+#: How long ranks wait for one another. The first one alone preprocesses scans and mines pairs, which takes hours on
+#: large data; the defaults (10 min with nccl, 30 with gloo) would end the run. Dead ranks are torchrun's to notice.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def ranks(device: str) -> Iterator[Ranks]:
     if device == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), world, place)
     finally:

@@ -1,5 +1,6 @@
 """Masked autoencoder on nnU-Net's planned network (arXiv 2111.06377): the plain baseline of every other method."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_c
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.pretraining.crops import RandomCrops
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.ranges import check_range
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,17 @@ class MAEOptions:
     Attributes:
         samples: crops a step and rank; 0 means the planned batch size.
         mask_ratio: share of the cells that is hidden.
+
+    Raises:
+        OptionError: a number is out of range.
     """
 
     samples: int = 0
     mask_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "samples")
+        check_range(self, 0, 1, "mask_ratio", ends=False)
 
 
 class MAE(Method):

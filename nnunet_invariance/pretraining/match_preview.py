@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_invariance.networks.matching import match_points
-from nnunet_invariance.pretraining.alignment import point_in_body
+from nnunet_invariance.pretraining.alignment import points_in_body
 from nnunet_invariance.pretraining.cases import Case, load_volume
 from nnunet_invariance.pretraining.embedder import Embedder
 from nnunet_invariance.weights.atomic import atomic_write
@@ -29,9 +29,9 @@ def preview_matches(folder: Path, cases: Sequence[Case], device: str = "cpu", se
     """
     rng = np.random.default_rng(seed)
     chosen = [cases[i] for i in rng.permutation(len(cases))[: TARGETS + 1]]
-    queries = torch.tensor(np.stack([point_in_body(chosen[0], rng) for _ in range(POINTS)])).float()
     embed = Embedder.load(folder / FINAL, device)
     images = [np.asarray(load_volume(case)[:]) for case in chosen]
+    queries = torch.tensor(points_in_body(chosen[0], images[0][0], POINTS, rng)).float()
     source = embed(images[0])
     figure = Figure(figsize=(2.6 * len(chosen), 2.8 * POINTS), layout="constrained")
     FigureCanvasAgg(figure)

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,19 @@ from tqdm import tqdm
 
 from nnunet_invariance.errors import (
     CheckpointCorruptError,
-    OptionError,
-    TooFewVolumesError,
     WeightsIncompatibleError,
     WeightsNotFoundError,
 )
 from nnunet_invariance.networks.matching import Descriptors, describe, locate
-from nnunet_invariance.pretraining.alignment import Alignment, Pair, point_in_body
+from nnunet_invariance.pretraining.alignment import Alignment, Pair, points_in_body
 from nnunet_invariance.pretraining.cases import Case, Manifest, load_volume
 from nnunet_invariance.pretraining.embedder import Embedder
+from nnunet_invariance.pretraining.patients import EVERYONE, patients_of, require_two
 from nnunet_invariance.weights.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 
 TABLE, SHEET = "pairs.safetensors", "pairs.json"
-EVERYONE = "(.*)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,35 +69,13 @@ class PairTable:
     good: np.ndarray
 
 
-def patients_of(cases: Sequence[Case], pattern: str) -> list[str]:
-    """The first group of ``pattern`` in each name.
-
-    Raises:
-        OptionError: the pattern is not one, has no group, or does not fit a name.
-    """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise OptionError(f"--patients {pattern!r} is not a regular expression ({error}).") from error
-    example = r"Example: '(patient\d+)_.*'."
-    if not compiled.groups:
-        raise OptionError(f"--patients {pattern!r} has no group; expected the patient in parentheses. {example}")
-    found = [compiled.match(case.name) for case in cases]
-    for case, match in zip(cases, found, strict=True):
-        if match is None:
-            raise OptionError(f"--patients {pattern!r} does not fit the case {case.name!r}. {example}")
-    return [match[1] for match in found]
-
-
 def choose_partners(patients: Sequence[str], count: int, rng: np.random.Generator) -> list[list[int]]:
     """For every volume up to ``count`` volumes of other patients: those that follow it in one random order.
 
     Raises:
         TooFewVolumesError: all volumes are of one patient.
     """
-    if len(set(patients)) < 2:
-        msg = f"{len(patients)} volume(s) of {len(set(patients))} patient(s): pairs need two patients or more. "
-        raise TooFewVolumesError(msg + "Add volumes, or mend the pattern of --patients.")
+    require_two(patients)
     order = rng.permutation(len(patients)).tolist()
     place = {volume: position for position, volume in enumerate(order)}
     partners = []
@@ -108,6 +83,10 @@ def choose_partners(patients: Sequence[str], count: int, rng: np.random.Generato
         rest = order[place[volume] + 1 :] + order[: place[volume]]
         partners.append([other for other in rest if patients[other] != patient][:count])
     return partners
+
+
+def _moved(descriptors: Descriptors, device: torch.device | str) -> Descriptors:
+    return Descriptors(*(part.to(device) for part in descriptors))
 
 
 def mine_pairs(embed: Embedder, cases: Sequence[Case], options: MiningOptions) -> PairTable:
@@ -118,35 +97,41 @@ def mine_pairs(embed: Embedder, cases: Sequence[Case], options: MiningOptions) -
     """
     rng = np.random.default_rng(options.seed)
     partners = choose_partners(patients_of(cases, options.patients), options.partners, rng)
-    points = [torch.tensor(np.stack([point_in_body(c, rng) for _ in range(options.points)])).float() for c in cases]
     sources_of = [[i for i, chosen in enumerate(partners) if j in chosen] for j in range(len(cases))]
 
     def embedded(what: str):
         for i, case in enumerate(tqdm(cases, desc=f"mining pairs: {what}", unit="volume", disable=None)):
-            yield i, embed(load_volume(case)[:])
+            image = np.asarray(load_volume(case)[:])
+            yield i, image, embed(image)
 
-    wanted = [describe(e, points[i].to(e.fine.device)) for i, e in embedded("points")]
+    # descriptors wait in the main memory: 262 kB a volume, and as much again a pair of volumes
+    points, wanted = [], []
+    for i, image, embedding in embedded("points"):
+        points.append(torch.tensor(points_in_body(cases[i], image[0], options.points, rng)).float())
+        wanted.append(_moved(describe(embedding, points[i].to(embed.device)), "cpu"))
     found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Descriptors]] = {}
-    for j, embedding in embedded("matches"):
+    for j, _, embedding in embedded("matches"):
         for i in sources_of[j]:
-            match, score = locate(wanted[i], embedding)
-            found[i, j] = match, score, describe(embedding, match)
+            match, score = locate(_moved(wanted[i], embed.device), embedding)
+            found[i, j] = match.cpu(), score.cpu(), _moved(describe(embedding, match), "cpu")
     rows = []
     spacing, cell = np.asarray(embed.spacing), np.asarray(embed.head.fine_cell)
-    for i, embedding in embedded("ways back"):
+    for i, _, embedding in embedded("ways back"):
         for j in partners[i]:
             match, score, back = found.pop((i, j))
-            miss = locate(back, embedding)[0].cpu().numpy() - points[i].numpy()
-            score = score.cpu().numpy()
+            miss = locate(_moved(back, embed.device), embedding)[0].cpu().numpy() - points[i].numpy()
+            score = score.numpy()
             good = (score > options.threshold) & (np.linalg.norm(miss / cell, axis=1) <= options.cycle)
             which = np.full(len(miss), i, np.int32), np.full(len(miss), j, np.int32)
             error = np.linalg.norm(miss * spacing, axis=1).astype(np.float32)
-            rows.append((*which, points[i].numpy(), match.cpu().numpy(), score, error, good))
+            rows.append((*which, points[i].numpy(), match.numpy(), score, error, good))
     return PairTable(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
 class MinedPairs(Alignment):
-    """Draws from a table of mined pairs; a volume without a good pair gives its best one, and its low score.
+    """Draws from a table of mined pairs; a volume without a good pair gives its most similar one.
+
+    Pairs beyond either limit have the score -1, whatever their similarity: one that the way back misses is as wrong.
 
     Args:
         cases: in the order of the table.
@@ -154,6 +139,7 @@ class MinedPairs(Alignment):
 
     def __init__(self, cases: Sequence[Case], table: PairTable) -> None:
         self.cases, self.table = tuple(cases), table
+        self.score = np.where(table.good, table.score, -1.0)
         self.index = {(case.name, case.folder): i for i, case in enumerate(cases)}
         self.rows = []
         for i in range(len(cases)):
@@ -166,7 +152,7 @@ class MinedPairs(Alignment):
         row = rng.choice(self.rows[rng.integers(len(self.rows))])
         t = self.table
         source, target = self.cases[t.source[row]], self.cases[t.target[row]]
-        return Pair(source, t.point[row].astype(float), target, t.match[row].astype(float), float(t.score[row]))
+        return Pair(source, t.point[row].astype(float), target, t.match[row].astype(float), float(self.score[row]))
 
     def match(self, source: Case, target: Case, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As the nearest mined point of these two volumes was moved, good ones first; see :class:`Alignment`.
@@ -184,7 +170,7 @@ class MinedPairs(Alignment):
         distance = np.linalg.norm(points[:, None] - self.table.point[rows], axis=2)
         nearest = rows[distance.argmin(1)]
         moved = points + self.table.match[nearest] - self.table.point[nearest]
-        return moved, self.table.score[nearest].astype(float)
+        return moved, self.score[nearest]
 
 
 def save_pairs(folder: Path, table: PairTable, sheet: dict[str, Any]) -> None:
@@ -205,10 +191,14 @@ def load_pairs(folder: Path, expected: dict[str, Any]) -> PairTable:
 
     Raises:
         WeightsIncompatibleError: it was mined from other data, with another embedding or other options than
-            ``expected`` says. CheckpointCorruptError: the two files do not belong together.
+            ``expected`` says. CheckpointCorruptError: one cannot be read, or the two do not belong together.
     """
     remedy = f"Move {folder / SHEET} away and the pairs are mined anew."
-    sheet, data = json.loads((folder / SHEET).read_text()), (folder / TABLE).read_bytes()
+    try:
+        sheet, data = dict(json.loads((folder / SHEET).read_text())), (folder / TABLE).read_bytes()
+    except (OSError, ValueError, TypeError) as error:
+        msg = f"The mined pairs in {folder} cannot be read ({type(error).__name__}: {error}). "
+        raise CheckpointCorruptError(msg + remedy) from error
     for field, value in expected.items():
         if sheet.get(field) != value:
             msg = f"{folder / TABLE} was mined for other data or settings: {field} is {sheet.get(field)!r}, "

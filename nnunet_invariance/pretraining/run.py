@@ -99,7 +99,7 @@ def run_pretraining(
         Stopped: the run was asked to stop and is saved.
     """
     kind = METHODS[method]
-    options = _options(kind, settings)
+    _options(kind, settings)  # what is wrong with them comes before what is wrong with the dataset
     if preview and kind is not SAM:
         raise OptionError(f"--preview shows matches of the anatomical embedding; {method} makes none. Leave it away.")
     _check_device(device)
@@ -111,6 +111,7 @@ def run_pretraining(
         raise OptionError(f"--images: {method} makes its own images and reads none. Leave --images away.")
     for scans in images:
         find_scans(scans, planned)
+    options = _options(kind, _with_preset(kind, planned, settings))
     target = planned_target(kind, planned, plans_name)
     return _run(kind, target, options, device, resume, lambda group: _collect(planned, images, group, kind), preview)
 
@@ -130,6 +131,16 @@ def _options(kind: type[Method], settings: Sequence[str]) -> tuple[LoopOptions, 
     given = parse_settings(settings, LoopOptions, kind.options_class)
     loop = LoopOptions(**{**kind.loop_defaults, **given[LoopOptions]})
     return loop, kind.options_class(**given[kind.options_class])
+
+
+def _with_preset(kind: type[Method], planned: PlannedDataset, settings: Sequence[str]) -> list[str]:
+    """``settings``, and the preset that the method has for the planned network where they name none."""
+    network = planned.configuration.network_arch_class_name.rsplit(".", 1)[-1]
+    preset = getattr(kind.options_class, "presets_of_networks", {}).get(network)
+    if preset is None or any(word.startswith("preset=") for word in settings):
+        return list(settings)
+    logger.info("the plans name %s: preset=%s, beside what --set says", network, preset)
+    return [*settings, f"preset={preset}"]
 
 
 def _run(
@@ -162,7 +173,7 @@ def _run(
                 loop.method.prepare(manifest, folder, group)
                 loop.run()
             if preview and group.first:
-                preview_matches(folder, manifest.cases, device)
+                logger.info("matches drawn: %s", preview_matches(folder, manifest.cases, device))
             return folder / FINAL
 
 

@@ -1,5 +1,6 @@
 """Self-supervised Anatomical eMbedding (SAM, arXiv 2012.02383) on nnU-Net's preprocessed volumes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from nnunet_invariance.networks.anatomical_embedding import FEATURES, EmbeddingH
 from nnunet_invariance.networks.planned import Architecture, to_tokens
 from nnunet_invariance.pretraining.crops import OverlappingCrops
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.ranges import check_range
 from nnunet_invariance.pretraining.state import restore_module
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 
@@ -42,6 +44,9 @@ class SAMOptions:
         others: places of other volumes that every query of the coarse embedding meets.
         features: length of the embeddings; fewer take less memory and time.
         start: checkpoint whose encoder and heads are the first weights, as ``weights import sam`` writes it.
+
+    Raises:
+        OptionError: no such backbone, or a number out of range.
     """
 
     volumes: int = 0
@@ -50,6 +55,12 @@ class SAMOptions:
     others: int = 1000
     features: int = FEATURES
     start: str = ""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in ("planned", "resnet"):
+            raise OptionError(f"--set backbone={self.backbone}: expected 'planned' or 'resnet'. Correct the word.")
+        check_range(self, 0, math.inf, "volumes", "ignore", "others")
+        check_range(self, 1, math.inf, "features")
 
 
 class SAM(Method):
@@ -70,8 +81,6 @@ class SAM(Method):
     pretrained = ("encoder",)
 
     def __init__(self, setup: Setup, options: SAMOptions) -> None:
-        if options.backbone not in ("planned", "resnet"):
-            raise OptionError(f"--set backbone={options.backbone}: expected 'planned' or 'resnet'.")
         if options.backbone == "resnet":
             channels = setup.architecture.input_channels
             setup = replace(setup, architecture=Architecture(RESNET, {}, (), channels, channels))

@@ -1,6 +1,7 @@
-"""Backbones as the extract script of Alice's release writes them, for the student and for the teacher.
+"""Backbones of Alice's release: training checkpoints, and what its extract script writes for student and teacher.
 
-The student's tensors stand at the top level, beside an empty ``state_dict``; the teacher's stand inside it.
+A training checkpoint holds ``student`` and ``teacher``. The script puts the student's tensors at the top level, beside
+an empty ``state_dict``, and the teacher's inside it.
 """
 
 from collections.abc import Mapping
@@ -10,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
+from nnunet_invariance.errors import CheckpointCorruptError
 from nnunet_invariance.networks.nnformer import SMALLEST
 from nnunet_invariance.weights.importers.network import NNFORMER, ForeignNetwork, architecture_of, facts_without_plans
 
-DESCRIPTION = "a backbone of Alice's release (nnFormer), as its extract script writes it"
+DESCRIPTION = "a backbone of Alice's release (nnFormer): a training checkpoint, or what its extract script writes"
 KEYS = ("model_down.",)
 CITATION = (
     "Jiang et al., Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D "
@@ -27,23 +28,20 @@ INDEX, TABLE = "relative_position_index", "relative_position_bias_table"
 
 def recognises(content: Mapping[str, Any]) -> bool:
     """Whether a file has the keys of this source."""
-    whole = isinstance(content.get("student"), Mapping) and isinstance(content.get("teacher"), Mapping)
-    return whole or any(key.startswith(ENCODER) for key in _state(content))
+    return any(key.startswith(ENCODER) for key in _state(content))
 
 
 def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> ForeignNetwork:
     """The encoder of the file; ``plans`` and ``configuration`` are not needed.
 
     Tables and indices of relative positions are the file's: the release computes indices in which offsets share rows.
-    Its table of absolute positions is noise that was drawn at every start and never saved; ours starts at 0.
+    Its table of absolute positions is noise that was drawn at every start and never saved; ours starts at 0. Of a
+    training checkpoint the teacher is read, or the student where there is none; ``notes`` say which.
 
     Raises:
-        WeightsIncompatibleError: a whole training checkpoint. CheckpointCorruptError: another layout.
+        CheckpointCorruptError: another layout.
     """
-    state = _state(content)
-    if not state:
-        msg = f"{path} is a training checkpoint of Alice's release with student and teacher. "
-        raise WeightsIncompatibleError(msg + "Extract one of them first (its extract_backbone_weights.py).")
+    state, side = _state(content), _side(content)
     own = {_own_name(path, name): tensor for name, tensor in state.items()}
     _check_indices(path, own)
     width = own["encoder.norms.0.weight"].shape[0]
@@ -57,12 +55,18 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
     }
     entry = {"network_class_name": NNFORMER, "arch_kwargs": arguments, "_kw_requires_import": []}
     facts = facts_without_plans([SMALLEST] * 3, ["CT"] * channels, ["SoftTissueWindowNormalization"] * channels)
-    return ForeignNetwork(own, architecture_of(path, entry, channels, 1), facts, citation=CITATION)
+    notes = {"read": side} if side else {}
+    return ForeignNetwork(own, architecture_of(path, entry, channels, 1), facts, citation=CITATION, notes=notes)
+
+
+def _side(content: Mapping[str, Any]) -> str | None:
+    """Which network of a training checkpoint is read; None for other files."""
+    return next((side for side in ("teacher", "student") if isinstance(content.get(side), Mapping)), None)
 
 
 def _state(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of either layout, without the prefixes that the script leaves on some of them."""
-    nested = content.get("state_dict")
+    """The tensors of any layout, without the prefixes that some of them have."""
+    nested = content.get(_side(content) or "state_dict")
     box = nested if isinstance(nested, Mapping) and nested else content
     tensors = {str(key): value for key, value in box.items() if isinstance(value, Tensor)}
     return {key.removeprefix("module.").removeprefix("backbone."): value for key, value in tensors.items()}
