@@ -1,4 +1,4 @@
-"""The few-shot command: its arms, the weights they start from, several trainings at a time, and what it refuses."""
+"""The few-shot command: its arms, the weights they start from, its test cases, and what it refuses."""
 
 import json
 import os
