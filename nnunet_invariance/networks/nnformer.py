@@ -10,6 +10,7 @@ from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.networks.skip_decoder import SkipDecoder
 from nnunet_invariance.networks.window_attention import WindowBlock
 
+NNFORMER = "NNFormerUNet"  # the class below, as plans name it
 WINDOWS = (4, 4, 8, 4)
 DEPTH = 2  # blocks a stage: one with plain, one with shifted windows
 HEAD_CHANNELS = 8

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.networks.casa import HEADS
+from nnunet_invariance.networks.nnformer import NNFORMER
 from nnunet_invariance.pretraining.patients import EVERYONE, patients_of
 from nnunet_invariance.pretraining.ranges import check_range
 
@@ -80,7 +81,7 @@ class AliceOptions:
         "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "hidden": 2048},
     }
     #: The preset of a planned network, by its class, where none is given.
-    presets_of_networks: ClassVar[dict[str, str]] = {"NNFormerUNet": "a-code"}
+    presets_of_networks: ClassVar[dict[str, str]] = {NNFORMER: "a-code"}
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

@@ -17,10 +17,9 @@ from nnunet_invariance.errors import (
     UnknownConfigurationError,
     UnsupportedConfigurationError,
 )
-from nnunet_invariance.networks.nnformer import check_patch
+from nnunet_invariance.networks.nnformer import NNFORMER, check_patch
 
 ENVIRONMENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-NNFORMER = "NNFormerUNet"
 CONVOLUTIONAL = ("PlainConvUNet", "ResidualEncoderUNet")
 NETWORKS = (*CONVOLUTIONAL, NNFORMER)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.errors import CheckpointCorruptError
-from nnunet_invariance.networks.nnformer import SMALLEST
-from nnunet_invariance.weights.importers.network import NNFORMER, ForeignNetwork, architecture_of, facts_without_plans
+from nnunet_invariance.networks.nnformer import NNFORMER, SMALLEST
+from nnunet_invariance.weights.importers.network import ForeignNetwork, architecture_of, facts_without_plans
 
 DESCRIPTION = "a backbone of Alice's release (nnFormer): a training checkpoint, or what its extract script writes"
 KEYS = ("model_down.",)

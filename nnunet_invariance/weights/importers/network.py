@@ -13,6 +13,7 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatible
 from nnunet_invariance.networks.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.anatomix_unet import DESIGNS, arch_kwargs
 from nnunet_invariance.networks.anatomix_unet import NETWORK as ANATOMIX
+from nnunet_invariance.networks.nnformer import NNFORMER
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.networks.primus import NETWORK as PRIMUS_NETWORK
 from nnunet_invariance.networks.puir_swin import NETWORK as PUIR_SWIN_NETWORK
@@ -25,7 +26,7 @@ CLASSES = {
     name: f"dynamic_network_architectures.architectures.unet.{name}"
     for name in ("PlainConvUNet", "ResidualEncoderUNet")
 }
-NNFORMER, SWIN, PUIR_SWIN, PRIMUS = "NNFormerUNet", "SwinUNETR", "PUIRSwinUNETR", "Primus"
+SWIN, PUIR_SWIN, PRIMUS = "SwinUNETR", "PUIRSwinUNETR", "Primus"
 #: Network classes of ours that check their own arguments.
 OURS = {
     NNFORMER: f"nnunet_invariance.networks.nnformer.{NNFORMER}",
