@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -420,3 +422,32 @@ def test_the_command_from_pretraining_to_page_then_grown(tiny, short, tmp_path, 
     assert list(record["comparison"]["arms"])[-1] == "BaselineTrainer_1epoch"
     assert {p: p.stat().st_mtime_ns for p in trained} == trained
     assert "AliceTrainer_1epoch against BaselineTrainer_1epoch" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.commands
+def test_a_comparison_killed_while_pre_training_then_while_training_goes_on(tiny, short, tmp_path, monkeypatch):
+    monkeypatch.delenv("NNUNET_INVARIANCE_CHECKPOINT", raising=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "nnUNet_npp": "0", "nnUNet_nps": "0"}
+    out = tmp_path / "out"
+    words = few_shot_words(tiny, out, "--test", "case_000", "--pretrain", "epochs=1", "iterations=1", "workers=0")
+    command = [sys.executable, "-m", "nnunet_invariance", *words]
+
+    def call(kill_at: str | None = None) -> tuple[int, str]:
+        """Run the command, killed as soon as there is such a file, once the processes of a killed one have ended."""
+        while True:
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            while kill_at and process.poll() is None and not any(out.glob(kill_at)):
+                time.sleep(0.1)
+            if kill_at and process.poll() is None:
+                process.kill()  # SIGKILL to it alone: what it started lives on for a while, and keeps the folder
+            said = process.communicate(timeout=900)[1]
+            if "is in use" not in said:
+                return process.returncode, said
+
+    assert call(kill_at="pretraining/**/log.txt")[0] == -signal.SIGKILL
+    assert call(kill_at="arms/*/shots1_draw0/train.log")[0] == -signal.SIGKILL
+    status, said = call()
+    assert status == 0, said
+    assert "AliceTrainer_1epoch against AliceTrainer_scratch_1epoch" in (out / "report.html").read_text()
+    assert not list(out.rglob("*.partial"))
