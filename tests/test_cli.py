@@ -53,6 +53,15 @@ def test_help_lists_every_verb_and_imports_no_torch():
         assert re.search(rf"\n    {verb}\s", result.stdout)
 
 
+def test_help_names_a_default_where_there_is_one(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of initialisation, data and augmentation (default: 0)" in said
+    assert "plans identifier (default: nnUNetPlans)" in said
+    assert not re.search(r"default: (None|\[\]|False)", said)
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--version"])

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.cli.defaults import ShowDefaults
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb, its protocols and their flags."""
@@ -16,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Draws k labelled cases by seed, trains every trainer, its _scratch twin and the baselines on them "
         "with nnUNetv2_train, predicts the test cases with nnUNetv2_predict, and writes scores, statistics and a page. "
         "The same command continues a run that was stopped, or adds trainers, draws and shots to it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     _add_what(few_shot)
     _add_drawn(few_shot)
@@ -27,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Trains as few-shot does and predicts the test cases once for each subset of the modalities, with "
         "images of zeros in the slots of the others. A case that lacks a modality itself is left out of the subsets "
         "that hold it. Writes Dice per class and subset, statistics, and a page with a heat map.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     _add_what(missing, ["PUIRTrainer"], ["BaselineTrainer", "ChannelDropoutTrainer"])
     _add_drawn(missing, ["all"])
@@ -39,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Trains every trainer on the source with nnUNetv2_train, predicts all labelled cases of the "
         "targets with nnUNetv2_predict, and scores the classes that both label maps have, matched by name. The same "
         "command continues a run that was stopped, or adds trainers and draws to it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     _add_what(cross)
     _add_targets(cross)
@@ -77,7 +79,7 @@ def _add_what(
         nargs="*",
         metavar="KEY=VALUE",
         help="make missing pre-trainings first, without the test cases; settings as for pretrain --set, for one method "
-        "with METHOD: before them (default: none is made)",
+        "with METHOD: before them",
     )
     add("--transductive", action="store_true", help="allow test cases that a pre-training has seen")
 

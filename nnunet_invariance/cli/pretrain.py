@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.defaults import ShowDefaults
 from nnunet_invariance.errors import OptionError
 
 
@@ -15,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "preprocessed, and any folders given with --images; anatomix makes its own images and needs none. Leaves its "
         "checkpoint in nnUNet_results/DATASET/pretraining/, where the trainers find it. Without a dataset: "
         "pretrain anatomix --network anatomix --out DIR.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     parser.add_argument("method", choices=["alice", "mae", "anatomix", "puir", "sam"], help="the method")
     parser.add_argument("dataset", nargs="?", help="name or id of the dataset")

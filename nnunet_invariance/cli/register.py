@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.defaults import ShowDefaults
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb and its flags."""
@@ -12,7 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Affine alignment by mutual information, then ConvexAdam on features of both images. Writes "
         "OUT/warped.nii.gz, OUT/displacement.nii.gz (mm, the whole way, for SimpleITK's DisplacementFieldTransform), "
         "OUT/registration.json (folded voxels and other Jacobian statistics) and OUT/checkerboard.png.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     add = parser.add_argument
     add("fixed", type=Path, metavar="FIXED", help="image that stays")

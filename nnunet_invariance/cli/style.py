@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.cli.defaults import ShowDefaults
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb, its actions and their flags."""
@@ -30,7 +32,7 @@ def _add_plans(parser: argparse.ArgumentParser) -> None:
 
 
 def _folder_parser(actions: argparse._SubParsersAction, name: str, words: str) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = actions.add_parser(name, help=words, formatter_class=ShowDefaults)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of slices, networks and views")
     return parser
 

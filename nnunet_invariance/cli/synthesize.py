@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.defaults import ShowDefaults
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb and its flags."""
@@ -12,7 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Paints random label maps out of shape templates, gives each two random appearances and writes "
         "them as NIfTI: OUT/labels, OUT/view1, OUT/view2. With --as-dataset: a labelled data set in nnUNet_raw, one "
         "appearance a map, OUT being the data set's name. The same command continues a run that was stopped.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder, or the data set's name")

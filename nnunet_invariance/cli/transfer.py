@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.defaults import ShowDefaults
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb, its three steps and their flags."""
@@ -13,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="go on from pretrain puir, until any modalities give all others",
         description="Trains PUIR's network with nnU-Net's decoder to draw all modalities from any that are there, on "
         "the preprocessed cases of a dataset. Starts from the finished `pretrain puir` of the same plans.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     _add_dataset(train)
     train.add_argument("--start", default="", metavar="FILE", help="another checkpoint of pretrain puir, or none")

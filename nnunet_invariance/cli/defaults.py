@@ -1,0 +1,12 @@
+"""Help that names a default where there is one."""
+
+import argparse
+
+
+class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """As argparse's own, without "(default: None)", "(default: [])" and "(default: False)"."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
