@@ -128,6 +128,23 @@ def test_a_random_decoder_is_for_nnunet_alone(tmp_path, form, capsys):
     assert main(words) == 0
 
 
+@pytest.mark.parametrize("form", ["nnunet", "nnssl", "card"])
+def test_a_file_without_a_teacher_gives_its_only_network(tmp_path, form, capsys):
+    file, out = write(tmp_path / "c.safetensors", teacher=False), tmp_path / "out"
+    words = ["weights", "export", str(file), str(out), "--format", form]
+    assert main([*words, "--source", "teacher"]) == 2
+    assert f"{file} holds no teacher. Ask for its student: --source student." in capsys.readouterr().err
+    assert not out.exists()
+    assert main(words) == 0
+    first = load_checkpoint(file).section("network")
+    if form == "card":
+        written = load_checkpoint(out / "model.safetensors").section("network")
+    else:
+        written = torch.load(out, weights_only=True)["network_weights"]
+    for name, tensor in first.items():
+        assert ".seg_layers." in name or torch.equal(tensor, written[name]), name
+
+
 def native(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and native(item) for key, item in value.items())
@@ -147,7 +164,7 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     file = write(tmp_path / "c.safetensors", teacher=False)
     for export in (export_nnssl, export_card):
         with pytest.raises(WeightsIncompatibleError, match="holds no teacher"):
-            export(file, tmp_path / "out")
+            export(file, tmp_path / "out", source="teacher")
         (tmp_path / "there").touch()
         with pytest.raises(OutputError, match="there exists"):
             export(file, tmp_path / "there")

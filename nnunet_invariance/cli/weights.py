@@ -29,10 +29,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     take.add_argument("-c", dest="configuration", default="3d_fullres", help="of --plans; default: 3d_fullres")
 
     export = actions.add_parser("export", help="write a file or folder for other tools")
-    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
     export.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth; a folder for --format card")
     export.add_argument("--format", choices=["nnunet", "nnssl", "card"], required=True)
-    export.add_argument("--source", choices=["teacher", "student"], default="teacher", help="default: teacher")
+    export.add_argument("--source", choices=["teacher", "student"], help="default: teacher where there is one")
     export.add_argument(
         "--random-decoder", action="store_true", help="fill a decoder that was not pre-trained with random weights"
     )
@@ -108,18 +108,20 @@ def _import(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.export import export_nnunet
     from nnunet_invariance.weights.export_nnssl import export_nnssl
+    from nnunet_invariance.weights.hub import local_file
     from nnunet_invariance.weights.model_card import export_card
 
     if args.random_decoder and args.format != "nnunet":
         raise OptionError(f"--random-decoder is for --format nnunet; {args.format} needs no decoder. Leave it away.")
+    file = local_file(args.file)
     if args.format == "card":
-        print(f"written: {export_card(args.file, args.out, args.source)}")
+        print(f"written: {export_card(file, args.out, args.source)}")
         return 0
     if args.format == "nnssl":
-        print(export_nnssl(args.file, args.out, args.source).to_text())
+        print(export_nnssl(file, args.out, args.source).to_text())
         print(f"written: {args.out}")
         return 0
-    print(export_nnunet(args.file, args.out, args.source, args.random_decoder).to_text())
+    print(export_nnunet(file, args.out, args.source, args.random_decoder).to_text())
     print(f"written: {args.out}\nuse it: nnUNetv2_train DATASET CONFIGURATION FOLD -pretrained_weights {args.out}")
     return 0
 

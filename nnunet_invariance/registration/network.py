@@ -11,10 +11,9 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from torch import Tensor, nn
 
 from nnunet_invariance.errors import WeightsIncompatibleError, WeightsNotFoundError
-from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import find_shipped, named_weights
 from nnunet_invariance.weights.nnssl_format import trusted_architecture
-from nnunet_invariance.weights.transfer import SECTION_OF, inject
+from nnunet_invariance.weights.transfer import inject, load_network
 
 METHOD = "anatomix"
 OVERLAP = 0.5  # of neighbouring windows; the authors take 0.8, at four to ten times the time
@@ -75,7 +74,7 @@ def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
         WeightsIncompatibleError: not 3-D, several input channels, a decoder that was not pre-trained, or a
             normalisation without a rule.
     """
-    checkpoint = load_checkpoint(path, sections=("network", "teacher"))
+    checkpoint, source = load_network(path)
     metadata = checkpoint.metadata
     architecture, schemes = trusted_architecture(checkpoint), metadata["normalization_schemes"]
     wrong = None
@@ -90,7 +89,6 @@ def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
     if wrong:
         msg = f"{path} cannot give features for registration: found {wrong[0]}, expected {wrong[1]}. "
         raise WeightsIncompatibleError(f"{msg}Take another checkpoint, or --features mind.")
-    source = "teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student"
     network = architecture.build()
     inject(network, checkpoint, transfer="encoder+decoder", source=source)
     patch = tuple(int(n) for n in metadata["patch_size"])

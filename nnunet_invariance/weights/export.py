@@ -8,9 +8,8 @@ import torch
 
 from nnunet_invariance.errors import OutputError, WeightsIncompatibleError
 from nnunet_invariance.weights.atomic import atomic_write
-from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.nnssl_format import trusted_architecture
-from nnunet_invariance.weights.transfer import SECTION_OF, TransferReport, inject
+from nnunet_invariance.weights.transfer import TransferReport, inject, load_network
 
 
 def check_new(path: Path) -> None:
@@ -26,7 +25,7 @@ def check_new(path: Path) -> None:
 def export_nnunet(
     checkpoint_path: str | os.PathLike,
     out_path: str | os.PathLike,
-    source: Literal["teacher", "student"] = "teacher",
+    source: Literal["teacher", "student"] | None = None,
     random_decoder: bool = False,
 ) -> TransferReport:
     """Write ``{"network_weights": state_dict, "nnunet_invariance": metadata}``, tensors and native types only.
@@ -35,15 +34,16 @@ def export_nnunet(
     classes. It wants every tensor but the segmentation layers, the decoder's included.
 
     Args:
+        source: not given: the teacher where there is one, else the student.
         random_decoder: give a decoder that was not pre-trained freshly initialised values (of seed 0).
 
     Raises:
-        WeightsIncompatibleError: the decoder was not pre-trained, and ``random_decoder`` is False.
+        WeightsIncompatibleError: no such network, or no pre-trained decoder and ``random_decoder`` is False.
         OutputError: ``out_path`` exists or cannot be written.
     """
     out_path = Path(out_path)
     check_new(out_path)
-    checkpoint = load_checkpoint(checkpoint_path, sections=[SECTION_OF[source]])
+    checkpoint, source = load_network(checkpoint_path, source)
     decoder = "decoder" in checkpoint.metadata["pretrained"]
     if not decoder and not random_decoder:
         msg = (

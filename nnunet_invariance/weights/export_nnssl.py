@@ -8,31 +8,33 @@ import torch
 
 from nnunet_invariance.errors import CheckpointCorruptError
 from nnunet_invariance.weights.atomic import atomic_write
-from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.importers.nnssl import PLAN
 from nnunet_invariance.weights.nnssl_format import adaptation_plan, citations_of, trusted_architecture
 from nnunet_invariance.weights.report import ENCODER
-from nnunet_invariance.weights.transfer import SECTION_OF, TransferReport, inject
+from nnunet_invariance.weights.transfer import TransferReport, inject, load_network
 
 
 def export_nnssl(
     checkpoint_path: str | os.PathLike,
     out_path: str | os.PathLike,
-    source: Literal["teacher", "student"] = "teacher",
+    source: Literal["teacher", "student"] | None = None,
 ) -> TransferReport:
     """Write nnssl's checkpoint: tensors and native types only, with the adaptation plan that says how to take it.
 
     ``network_weights`` are the whole state dict, aliases included; the encoder's alone where the decoder was not
     pre-trained, because its readers take the encoder only.
 
+    Args:
+        source: not given: the teacher where there is one, else the student.
+
     Raises:
-        WeightsIncompatibleError: no such section. CheckpointCorruptError: damaged, or metadata that lack something.
+        WeightsIncompatibleError: no such network. CheckpointCorruptError: damaged, or metadata that lack something.
         OutputError: ``out_path`` exists or cannot be written.
     """
     out_path = Path(out_path)
     check_new(out_path)
-    checkpoint = load_checkpoint(checkpoint_path, sections=[SECTION_OF[source]])
+    checkpoint, source = load_network(checkpoint_path, source)
     metadata = checkpoint.metadata
     decoder = "decoder" in metadata["pretrained"]
     network = trusted_architecture(checkpoint).build()

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.weights.atomic import atomic_write
-from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
+from nnunet_invariance.weights.checkpoint import save_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.importers.importing import file_sha256
-from nnunet_invariance.weights.transfer import SECTION_OF
+from nnunet_invariance.weights.transfer import load_network
 
 MODEL, SUMS, PAGE = "model.safetensors", "SHA256SUMS", "README.md"
 CONFIG = ("method", "architecture", "channel_names", "pretrained", "options", "step", "total_steps", "finished")
@@ -23,23 +22,23 @@ PREPROCESSING = ("spacing", "patch_size", "normalization_schemes", "data_identif
 def export_card(
     checkpoint_path: str | os.PathLike,
     folder: str | os.PathLike,
-    source: Literal["teacher", "student"] = "teacher",
+    source: Literal["teacher", "student"] | None = None,
 ) -> Path:
     """Write ``model.safetensors``, ``config.json``, ``preprocessing.json``, ``metrics.json``, ``SHA256SUMS``, a page.
 
     The model holds the chosen network alone (no heads, optimiser or random state) in our format, under its own section.
     Metrics are those of the last epoch in the ``metrics.csv`` beside the checkpoint; without one, none are claimed.
 
+    Args:
+        source: not given: the teacher where there is one, else the student.
+
     Raises:
-        WeightsIncompatibleError: no such section. OutputError: the folder exists or cannot be written.
+        WeightsIncompatibleError: no such network. OutputError: the folder exists or cannot be written.
         WeightsNotFoundError, CheckpointCorruptError
     """
     folder = Path(folder)
     check_new(folder)
-    checkpoint = load_checkpoint(checkpoint_path, sections=[SECTION_OF[source]])
-    if not checkpoint.tensors:
-        msg = f"{checkpoint.path} holds no {source}. Export the other with --source."
-        raise WeightsIncompatibleError(msg)
+    checkpoint, source = load_network(checkpoint_path, source)
     metadata = checkpoint.metadata
     # Made beside its place and renamed: a card is there as a whole, or not at all.
     making = folder.with_name(f".{folder.name}.tmp")

@@ -1,7 +1,8 @@
 """Bringing pre-trained weights into a planned network, by stated rules and with a report of every tensor."""
 
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import unique_tensors
-from nnunet_invariance.weights.checkpoint import Checkpoint, tensor_bytes
+from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, tensor_bytes
 from nnunet_invariance.weights.locate import ANY_METHOD
 from nnunet_invariance.weights.positions import fitting_positions
 from nnunet_invariance.weights.report import DECODER, ENCODER, KINDS, Entry, TransferReport, shortened
@@ -17,6 +18,24 @@ from nnunet_invariance.weights.report import DECODER, ENCODER, KINDS, Entry, Tra
 SEGMENTATION = "decoder.seg_layers."
 UPSAMPLING = "decoder.transpconvs."
 SECTION_OF = {"teacher": "teacher", "student": "network"}
+
+
+def load_network(
+    path: str | os.PathLike, source: Literal["teacher", "student"] | None = None
+) -> tuple[Checkpoint, Literal["teacher", "student"]]:
+    """A checkpoint with one of its networks alone, and which it is; not asked for one, the teacher where there is one.
+
+    Raises:
+        WeightsIncompatibleError: it holds no such network. WeightsNotFoundError, CheckpointCorruptError
+    """
+    whole = load_checkpoint(path, SECTION_OF.values())
+    chosen = source or ("teacher" if whole.section(SECTION_OF["teacher"]) else "student")
+    prefix = f"{SECTION_OF[chosen]}."
+    tensors = {name: tensor for name, tensor in whole.tensors.items() if name.startswith(prefix)}
+    if not tensors:
+        other = "student" if chosen == "teacher" else "teacher"
+        raise WeightsIncompatibleError(f"{whole.path} holds no {chosen}. Ask for its {other}: --source {other}.")
+    return replace(whole, tensors=tensors), chosen
 
 
 def inject(
