@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nnunet_invariance.errors import InvarianceError, TemplateError
 from nnunet_invariance.networks.levels import feature_maps
 from nnunet_invariance.pretraining.anatomix import Anatomix, AnatomixOptions
-from nnunet_invariance.pretraining.crops import crop
+from nnunet_invariance.pretraining.crops import crop, crop_origin
 from nnunet_invariance.pretraining.loop import LATEST
 from nnunet_invariance.pretraining.retrieval import label_retrieval
 from nnunet_invariance.pretraining.run import run_preset
@@ -189,8 +189,8 @@ def read_case(dataset: Path, file: Path, patch_size: Sequence[int]) -> tuple[Ten
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(dataset / "imagesTr" / f"{name}_0000.nii.gz"))).astype(np.float32)
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
     image = (image - image.mean()) / max(float(image.std()), 1e-8)
-    centre = np.argwhere(labels > 0).mean(0)
-    (image, _), (labels, inside) = (crop(array[None], centre, patch_size) for array in (image, labels))
+    low = crop_origin(labels.shape, np.argwhere(labels > 0).mean(0), patch_size)
+    (image, _), (labels, inside) = (crop(array[None], low, patch_size) for array in (image, labels))
     labels[~inside] = -1  # padding has no label
     return torch.from_numpy(image), torch.from_numpy(labels[0]).long()
 

@@ -314,7 +314,10 @@ def test_presets_are_settings_and_fields_beside_them_win():
     parsed = parse_settings(["mask_mode=block3d", "preset=a-code"], LoopOptions, AliceOptions)[AliceOptions]
     options = AliceOptions(**parsed)
     assert (options.mask_mode, options.mim_voxels, options.casa_target) == ("block3d", "masked", "shared")
-    assert AliceOptions(**AliceOptions.presets["a-paper"]).encoding == "sparse"
+    assert AliceOptions.presets == {
+        "a-code": {"mask_mode": "tube", "casa_target": "shared", "weight_mim": 5.0, "hidden": 2048},
+        "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "hidden": 2048},
+    }
     assert AliceOptions() == AliceOptions(casa="residual", target_kv="decoder", mim_voxels="masked")
 
 

@@ -8,6 +8,7 @@ from distributed_alice import build, views
 from test_alice_forms import random, slow_loss
 from test_networks import architecture
 
+from nnunet_invariance.networks.planned import decode
 from nnunet_invariance.pretraining.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.loop import LoopOptions
 
@@ -62,6 +63,53 @@ def test_the_student_predicts_the_teachers_class_token_of_the_other_volume():
     )
     assert abs(crossed - own) > 1e-4 * crossed
     assert alice(seen, 0.5).losses["inter"].item() == pytest.approx(crossed, rel=1e-5)
+
+
+@pytest.mark.parametrize("target_kv", ["decoder", "encoder"])
+def test_tokens_agree_at_the_students_queries_and_padding_is_not_attended_to(target_kv):
+    """Crop by crop from the equation; padded tokens are taken out by hand, where the method masks them."""
+    alice = build(target_kv=target_kv)
+    with torch.no_grad():
+        for p in alice.teacher.parameters():
+            p.mul_(1.3)
+        for p in alice.heads.parameters():
+            p.mul_(4 if p.ndim > 1 else 0)
+    alice.heads.intra.update_center(random(16, dtype=torch.float32, seed=4))
+    seen, terms = views(), []
+    assert not seen["encoder_valid"].all()
+    assert not seen["decoder_valid"].all()
+
+    def tokens(feature_map):
+        return feature_map.flatten(2).transpose(1, 2)
+
+    def attend(side, query, keys, valid):
+        return alice.heads.get_submodule(side)["casa"](query, keys[:, valid], torch.ones(1, int(valid.sum())).bool())
+
+    for i in range(4):
+        encoder_valid, decoder_valid = seen["encoder_valid"][i], seen["decoder_valid"][i]
+        with torch.no_grad():
+            sides = {}
+            for side, network in (("student", alice.network), ("teacher", alice.teacher)):
+                skips = network.encoder(seen[side][i : i + 1])
+                head = alice.heads.get_submodule(side)["head"]
+                decoded = decode(network.decoder, skips)[alice.decoder_stage]
+                sides[side] = head.encoder_tokens(tokens(skips[alice.stage])), head.decoder_tokens(tokens(decoded))
+            query = sides["student"][0]
+            s = attend("student", query, sides["student"][1], decoder_valid)[0]
+            kind = ("encoder", "decoder").index(target_kv)
+            t = attend("teacher", query, sides["teacher"][kind], (encoder_valid, decoder_valid)[kind])[0]
+            targets = ((t - alice.heads.intra.center).double() / 0.01).softmax(1)
+        rows = encoder_valid.nonzero()[:, 0].tolist()
+        terms.append(sum(slow_loss(s[n].double(), targets[n], 0.1) for n in rows) / len(rows))
+    assert alice(seen, 0.5).losses["intra"].item() == pytest.approx(sum(terms) / 4, rel=1e-5)
+
+
+def test_masked_reconstruction_weighs_as_the_intensities_are_scaled_and_can_be_off():
+    setup = build().setup
+    for unit_range, given, weight in ((False, -1.0, 1.0), (True, -1.0, 10.0), (True, 0.0, 0.0), (False, 3.0, 3.0)):
+        options = AliceOptions(hidden=16, codes=16, weight_mim=given)
+        alice = Alice(dataclasses.replace(setup, unit_range=unit_range), options)
+        assert alice.loss_weights == {"inter": 1.0, "intra": 1.0, "mim": weight}
 
 
 def test_the_student_sees_no_hidden_voxel_and_the_teacher_all():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from nnunet_invariance.errors import (
     WeightsIncompatibleError,
     WeightsNotFoundError,
 )
+from nnunet_invariance.networks.matching import describe, locate, make_embedding, match_points
 from nnunet_invariance.pretraining import mining
 from nnunet_invariance.pretraining.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.alignment import BodyCoordinates, RandomPlaces, SameVolume, points_in_body
@@ -35,6 +37,7 @@ from nnunet_invariance.pretraining.mining import (
 from nnunet_invariance.pretraining.patients import patients_of
 from nnunet_invariance.pretraining.run import run_pretraining
 from nnunet_invariance.pretraining.sam import SAM, SAMOptions
+from nnunet_invariance.weights.checkpoint import read_metadata
 
 CASES = [Case(f"p{i // 2}_{i}", "", (20, 20, 20), ((0, 20),) * 3) for i in range(6)]
 
@@ -189,6 +192,46 @@ def test_the_limits_do_not_tell_an_untrained_embedding(tmp_path):
     assert table.good.mean() > 0.3
 
 
+class Stub:
+    """An embedding of random vectors, the same for the same image: 12 x 4 x 4 fine cells, anisotropic voxels."""
+
+    device, spacing, head = torch.device("cpu"), (1.0, 2.0, 3.0), SimpleNamespace(fine_cell=(2, 2, 2))
+
+    def __call__(self, image):
+        drawn = torch.Generator().manual_seed(int(image.flat[0]))
+        maps = (torch.randn(3, *grid, generator=drawn) for grid in ((12, 4, 4), (6, 2, 2)))
+        fine, coarse = (torch.nn.functional.normalize(m, dim=0) for m in maps)
+        return make_embedding(fine, coarse, (2, 2, 2), (4, 4, 4), (24, 8, 8), self.spacing)
+
+
+def test_the_table_holds_every_match_and_both_limits(monkeypatch):
+    """Against matching pair by pair: 8 partners, similarity above 0.7, a way back of at most 4 fine cells, in mm."""
+    cases = [Case(str(i), "", (24, 8, 8), ((0, 24), (0, 8), (0, 8))) for i in range(10)]
+    images = {case.name: np.random.default_rng(i).normal(i, 0.3, (1, 24, 8, 8)) for i, case in enumerate(cases)}
+    for i, case in enumerate(cases):
+        images[case.name].flat[0] = i
+    monkeypatch.setattr(mining, "load_volume", lambda case: images[case.name])
+    embed = Stub()
+    table = mine_pairs(embed, cases, MiningOptions())
+    assert len(table.source) == 10 * 8 * 256
+    seen = set()
+    for i in range(10):
+        assert len(set(table.target[table.source == i])) == 8
+        for j in sorted(set(table.target[table.source == i])):
+            rows = (table.source == i) & (table.target == j)
+            first, second = embed(images[str(i)]), embed(images[str(j)])
+            found = match_points(first, second, torch.from_numpy(table.point[rows]))
+            back = locate(describe(second, found.points), first)[0].numpy()
+            cells = np.linalg.norm((back - table.point[rows]) / 2, axis=1)
+            assert np.array_equal(table.match[rows], found.points.numpy())
+            assert np.allclose(table.score[rows], found.similarity, atol=1e-6)
+            assert np.allclose(table.cycle_error[rows], found.cycle_error, atol=1e-4)
+            limits = table.score[rows] > 0.7, cells <= 4
+            assert np.array_equal(table.good[rows], limits[0] & limits[1])
+            seen |= set(zip(*(limit.tolist() for limit in limits), strict=True))
+    assert len(seen) == 4
+
+
 def test_descriptors_wait_on_the_cpu(tmp_path, monkeypatch):
     """Mining holds one embedding at a time on the device, not the descriptors of all pairs."""
     moved = []
@@ -228,6 +271,11 @@ def test_mining_finds_the_points_of_a_copy_of_the_volume(tmp_path):
     assert again.fine.shape[1:] == tuple(n // 2 if n % 2 == 0 else (n + 1) // 2 - 1 for n in cases[0].shape)
 
 
+def listing(folder):
+    """Every file below a folder, with when it was last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture
 def results(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
@@ -235,7 +283,7 @@ def results(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_alice_draws_from_pairs_that_are_mined_once(tiny, results):
+def test_alice_draws_from_pairs_that_are_mined_once(tiny, results, capsys):
     words = ["epochs=1", "iterations=1", "workers=0"]
     alice = ["-device", "cpu", "--epochs", "1", "--iterations", "1", "--set", "workers=0", "hidden=8", "codes=8"]
     command = ["pretrain", "alice", tiny.name, "3d_fullres", *alice]
@@ -250,9 +298,25 @@ def test_alice_draws_from_pairs_that_are_mined_once(tiny, results):
     stamp = (folder / "pairs.safetensors").stat().st_mtime_ns
     assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)"]) == 0
     assert (folder / "pairs.safetensors").stat().st_mtime_ns == stamp
+    run = results / "alice__nnUNetPlans__3d_fullres"
+    prepared = read_metadata(run / "checkpoint_final.safetensors")["prepared"]
+    assert prepared == {"pairs_sha256": sheet["sha256"]}
+    (run / "checkpoint_final.safetensors").rename(run / "checkpoint_latest.safetensors")
+    (folder / "pairs.json").unlink()
+    data = (folder / "pairs.safetensors").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            mining, "points_in_body", lambda case, image, count, rng: points_in_body(case, image, count, rng) + 1
+        )
+        assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)", "--c"]) == 2
+    assert "prepared differs (pairs_sha256: was" in capsys.readouterr().err
+    (folder / "pairs.safetensors").write_bytes(data)
+    (folder / "pairs.json").write_text(json.dumps(sheet))
     sheet["manifest_sha256"] = "of other data"
     (folder / "pairs.json").write_text(json.dumps(sheet))
+    before = listing(results)
     assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)"]) == 2
+    assert listing(results) == before
     assert main([*command, "--pairs", "random"]) == 0
     assert main([*command, "--pairs", "same-volume"]) == 0
 

@@ -21,10 +21,12 @@ from nnunet_invariance.errors import (
     DatasetNotFoundError,
     EnvironmentNotSetError,
     ImagesFolderError,
+    InvarianceError,
     NonFiniteLossError,
     NotPreprocessedError,
     OptionError,
     OutputError,
+    TooFewVolumesError,
     UnknownConfigurationError,
     UnsupportedConfigurationError,
     WeightsIncompatibleError,
@@ -200,6 +202,45 @@ def test_a_second_run_moves_the_first_one_aside(tiny, results):
     assert len(moved) == 1
     assert moved[0].name.startswith(results.name + "_")
     assert_same(tensors(moved[0] / "checkpoint_final.safetensors"), first)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["alignment=sam"], "finished anatomical embedding"),
+        (["alignment=elsewhere"], "expected one of"),
+        (["patients=(nobody)"], "does not fit the case"),
+    ],
+)
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_is_refused_leaves_no_trace_and_an_earlier_run_where_it_is(
+    tiny, results, reference, words, message, earlier
+):
+    if earlier:
+        shutil.copytree(reference.parent, results)
+
+    def listing():
+        return {path: path.stat().st_mtime_ns for path in results.parents[1].rglob("*")}
+
+    before = listing()
+    with pytest.raises(InvarianceError, match=message):
+        pretrain(tiny, *words)
+    assert listing() == before
+
+
+def test_one_volume_leaves_no_trace(tiny, results, tmp_path):
+    cases = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
+    gone = {file: tmp_path / file.name for file in cases.glob("case_00[1-5]*")}
+    for file, away in gone.items():
+        file.rename(away)
+    try:
+        for method in ("alice", "sam"):
+            with pytest.raises(TooFewVolumesError, match="1 usable volume"):
+                run_pretraining(method, tiny.name, "3d_fullres", device="cpu", settings=SHORT[:4])
+    finally:
+        for file, away in gone.items():
+            away.rename(file)
+    assert not results.parent.exists()
 
 
 def test_nothing_to_continue(tiny, results):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import blosc2
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,8 @@ from nnunet_invariance.errors import TooFewVolumesError
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.pretraining.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.alignment import BodyCoordinates
-from nnunet_invariance.pretraining.cases import Case, make_manifest, scan_cases
-from nnunet_invariance.pretraining.crops import PairedCrops, crop
+from nnunet_invariance.pretraining.cases import Case, body_box, make_manifest, scan_cases
+from nnunet_invariance.pretraining.crops import PairedCrops, crop, crop_origin, matched_origins
 from nnunet_invariance.pretraining.loop import LoopOptions, learning_rate
 from nnunet_invariance.pretraining.method import Setup
 from nnunet_invariance.pretraining.probes import masked_error, position_retrieval, token_centres
@@ -136,13 +137,65 @@ def test_schedule_warms_up_and_falls_to_its_end():
 
 def test_crops_stay_inside_where_they_can_and_are_padded_where_not():
     volume = np.arange(2 * 10 * 6 * 8, dtype=np.float32).reshape(2, 10, 6, 8)
-    image, valid = crop(volume, np.array([0.0, 3.0, 7.9]), (4, 8, 4))
+    image, valid = crop(volume, crop_origin(volume.shape[1:], np.array([0.0, 3.0, 7.9]), (4, 8, 4)), (4, 8, 4))
     assert image.shape == (2, 4, 8, 4)
     assert valid.shape == (1, 4, 8, 4)
     assert np.array_equal(image[:, :, 1:7], volume[:, 0:4, :, 4:8])
     assert valid[:, :, 1:7].all()
     assert not valid[:, :, [0, 7]].any()
     assert (image[:, :, [0, 7]] == 0).all()
+
+
+def outside(lows, size, shapes):
+    """Voxels of one axis of crops that lie outside their volumes."""
+    return sum(max(0, -low) + max(0, low + size - n) for low, n in zip(lows, shapes, strict=True))
+
+
+def test_matched_points_are_at_the_same_voxel_of_both_crops_with_the_least_padding():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shapes, size = rng.integers(6, 40, (2, 3)).tolist(), rng.integers(4, 24, 3).tolist()
+        points = [rng.uniform(0, shape) for shape in shapes]
+        origins = matched_origins(shapes, points, size)
+        place, other = (np.round(p).astype(int) - low for p, low in zip(points, origins, strict=True))
+        assert np.array_equal(place, other)
+        for *lows, p, s, first, second in zip(*origins, place, size, *shapes, strict=True):
+            padding = {d: outside([low + d for low in lows], s, (first, second)) for d in range(-40, 41)}
+            assert padding[0] == min(padding.values())
+            assert abs(p - s // 2) == min(abs(p - d - s // 2) for d in padding if padding[d] == padding[0])
+            assert 0 <= p <= s
+
+
+def test_a_pair_shows_matched_anatomy_where_fields_of_view_differ(tiny):
+    """Two cuts of one image, matched exactly: what both crops show is the same image."""
+    whole = np.random.default_rng(0).normal(size=(1, 40, 40, 40)).astype(np.float32)
+    first, second = whole[:, :30, 5:], whole[:, 8:, :, 12:]
+    point = np.array([20.0, 20.0, 20.0])
+    points = [point - (0, 5, 0), point - (8, 0, 12)]
+    lows = matched_origins([first.shape[1:], second.shape[1:]], points, (24, 24, 24))
+    (a, in_a), (b, in_b) = (crop(v, low, (24, 24, 24)) for v, low in zip((first, second), lows, strict=True))
+    both = in_a & in_b
+    assert both.mean() > 0.5
+    assert np.array_equal(a[both], b[both])
+
+
+def test_a_body_that_thinning_misses_is_found():
+    image = np.zeros((128, 128, 128), np.float32)
+    image[33, 33, 33] = 1
+    assert body_box(image) == ((33, 34),) * 3
+
+
+def test_other_voxels_are_other_data(tiny, tmp_path):
+    hashes = []
+    for kind in ("one", "again", "scaled"):
+        copy_cases(tiny, tmp_path / kind, ["case_000", "case_001"])
+        if kind == "scaled":
+            file = tmp_path / kind / "case_001.b2nd"
+            image = 2 * blosc2.open(str(file))[:]  # the same shape and body
+            file.unlink()
+            blosc2.asarray(image, urlpath=str(file))
+        hashes.append(make_manifest([tmp_path / kind], 1, (4, 4, 4), 2).sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_body_coordinates_map_the_box_onto_the_box():

@@ -340,14 +340,18 @@ def test_a_stopped_run_continues_bit_identical(tiny, results, monkeypatch, backb
 
 
 def test_a_run_starts_from_an_earlier_one(tiny, results, tmp_path):
-    first = pretrain(tiny).rename(tmp_path / "first.safetensors")
-    second = load_checkpoint(pretrain(tiny, f"start={first}", "lr=1e-12", "lr_end=1e-12", "weight_decay=0"))
+    first = pretrain(tiny)
     before = load_checkpoint(first)
+    words = (f"start={first}", "lr=1e-12", "lr_end=1e-12", "weight_decay=0")
+    second = load_checkpoint(pretrain(tiny, *words))  # in the place of the first one, which it moves aside
     for name, tensor in before.tensors.items():
         if name.startswith(("network.encoder", "heads.")):
             assert torch.allclose(second.tensors[name], tensor, atol=1e-6), name
-    with pytest.raises(WeightsIncompatibleError, match="Set backbone to that of the file"):
-        pretrain(tiny, f"start={first}", "backbone=resnet")
+    files = {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")}
+    for other in ("backbone=resnet", "features=4"):
+        with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to the file's"):
+            pretrain(tiny, f"start={first}", other)
+    assert {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")} == files
 
 
 def test_bad_input_is_named(tiny, results, tmp_path):
@@ -378,6 +382,38 @@ def test_one_volume_is_too_few(tiny, tmp_path):
     copy_cases(tiny, tmp_path / "one", [make_cases(tiny)[0].name])
     with pytest.raises(TooFewVolumesError, match="1 usable volume"):
         make_manifest([tmp_path / "one"], 1, (4, 4, 4), SAM.minimum_volumes)
+
+
+def test_the_losses_are_those_of_the_paper_in_cells():
+    sam = SAM(Setup(architecture(), (16, 16, 16), (1.0,) * 3, 2, False, ()), SAMOptions())
+    fine, coarse = sam.fine_loss, sam.coarse_loss
+    names = ("distance", "ignore", "queries", "hardest", "negatives", "others", "temperature")
+    assert [getattr(fine, name) for name in names] == [0.5, 5.0, 100, 2000, 500, 0, 0.5]
+    assert [getattr(coarse, name) for name in names] == [0.75, 0.75, 0, 250, 200, 1000, 0.5]
+    assert sam.loss_weights == {"fine": 1.0, "coarse": 1.0}
+
+
+def test_the_coarse_map_guides_which_negatives_the_fine_loss_meets(tiny):
+    setup = Setup(architecture(), (32, 32, 32), (1.0,) * 3, 4, False, tuple(make_cases(tiny)))
+    sam = SAM(setup, SAMOptions(features=8)).train()
+    views = sam.make_views({k: v for k, v in sam.source(5, 0, 0)[0].items() if k != "keys"}, generator())
+    before = sam(views, 0.0).losses["fine"]
+    with torch.no_grad():
+        for p in sam.heads.coarse.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator(1)))
+    after = sam(views, 0.0).losses["fine"]
+    assert after != before
+    assert torch.isclose(after, before, rtol=0.5)
+
+
+def test_a_volume_thinner_than_a_fine_cell_is_matched(tiny):
+    setup = Setup(architecture(), (16, 16, 16), (1.0,) * 3, 2, False, ())
+    sam = SAM(setup, SAMOptions(features=8))
+    embed = Embedder(sam.network.encoder, sam.heads, sam.size, (1.0,) * 3, "cpu")
+    flat = embed(np.random.default_rng(0).normal(size=(1, 1, 20, 20)).astype(np.float32))
+    found = match_points(flat, flat, torch.tensor([[0.5, 7.0, 9.0]]))
+    assert found.points.tolist() == [[1.0, 7.0, 9.0]]
+    assert found.similarity.item() == pytest.approx(1, abs=1e-5)
 
 
 def test_volumes_thinner_than_the_crop_are_padded_and_padding_counts_nowhere(tiny):

@@ -17,7 +17,8 @@ class Embedding:
     """The two embeddings of a volume of ``shape`` voxels.
 
     Attributes:
-        fine: (D, *fine grid), unit vectors; cells of ``fine_cell`` voxels whose centres lie in the volume.
+        fine: (D, *fine grid), unit vectors; cells of ``fine_cell`` voxels whose centres lie in the volume, at least one
+            an axis.
         coarse: (D, *coarse grid), unit vectors; may reach beyond the volume.
         norm: (*fine grid) length of the coarse vectors after trilinear interpolation at the fine cells.
         spacing: mm per voxel.
@@ -58,7 +59,7 @@ def make_embedding(
     spacing: Sequence[float],
 ) -> Embedding:  # fmt: skip
     """Join the maps (D, *grid) of a volume that was padded at its end to whole coarse cells."""
-    inside = tuple(slice(math.ceil(n / c - 0.5)) for n, c in zip(shape, fine_cell, strict=True))
+    inside = tuple(slice(max(1, math.ceil(n / c - 0.5))) for n, c in zip(shape, fine_cell, strict=True))
     square = torch.zeros(fine.shape[1:], dtype=fine.dtype, device=fine.device)
     for part in coarse.split(16):  # all channels at once would need as much memory as the fine map again
         upsampled = F.interpolate(part[None], size=fine.shape[1:], mode="trilinear", align_corners=False)

@@ -117,7 +117,7 @@ class Alice(Method):
         self.heads.teacher.eval()
         return self
 
-    def prepare(self, manifest: Manifest, folder: Path, group: Ranks) -> None:
+    def prepare(self, manifest: Manifest, folder: Path, group: Ranks, resume: bool) -> None:
         """Read the mined pairs of ``pretrain sam`` where they are asked for; the first rank mines what is not there."""
         if self.options.alignment != "sam" or self.alignment is not None:
             return
@@ -129,6 +129,7 @@ class Alice(Method):
         group.barrier()
         if not group.first:
             self.alignment = mined_pairs(*found)
+        self.prepared = {"pairs_sha256": self.alignment.sha256}
 
     def source(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`.

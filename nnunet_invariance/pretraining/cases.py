@@ -29,12 +29,14 @@ class Case:
         shape: spatial size in voxels.
         body: bounding box of the bright part (above Otsu's threshold of the first channel that is not constant),
             ((lo, hi), ...) in voxels.
+        content: hash of thinned out voxels.
     """
 
     name: str
     folder: str
     shape: tuple[int, ...]
     body: tuple[tuple[int, int], ...]
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,20 @@ def _thinned(shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(None, None, max(1, n // 64)) for n in shape)
 
 
+def _looked_at(image: np.ndarray) -> tuple[slice, ...]:
+    """Which voxels tell the body: thinned out ones, or all where these are constant."""
+    step = _thinned(image.shape)
+    return step if np.ptp(image[step]) > 0 else (slice(None, None, 1),) * image.ndim
+
+
 def body_threshold(image: np.ndarray) -> float:
-    """Otsu's threshold of one channel, of thinned out voxels; what is brighter is body."""
-    return float(threshold_otsu(image[_thinned(image.shape)]))
+    """Otsu's threshold of one channel that is not constant; what is brighter is body."""
+    return float(threshold_otsu(image[_looked_at(image)]))
 
 
 def body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Bounding box of the bright part (above Otsu's threshold) of one channel, ((lo, hi), ...) in voxels."""
-    step = _thinned(image.shape)
+    step = _looked_at(image)
     bright = np.argwhere(image[step] > body_threshold(image))
     low, high = bright.min(0), bright.max(0) + 1
     return tuple(
@@ -85,7 +93,8 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missin
         return SkippedCase(name, "has a constant channel" if images else "has no channel that is not constant")
     if any(n < c for n, c in zip(shape, cell, strict=True)):
         return SkippedCase(name, f"is too small: {shape} voxels, expected at least {tuple(cell)}")
-    return Case(name, str(folder), tuple(int(n) for n in shape), body_box(images[0]))
+    content = hashlib.sha256(np.ascontiguousarray(image[(slice(None), *_thinned(shape))])).hexdigest()
+    return Case(name, str(folder), tuple(int(n) for n in shape), body_box(images[0]), content)
 
 
 def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], missing: bool) -> str:
@@ -136,7 +145,7 @@ def _holds_cases(folder: Path) -> bool:
 def _from_json(known: dict[str, Any], name: str, folder: str) -> Case | SkippedCase:
     if "reason" in known:
         return SkippedCase(name, known["reason"])
-    return Case(name, folder, tuple(known["shape"]), tuple(tuple(b) for b in known["body"]))
+    return Case(name, folder, tuple(known["shape"]), tuple(tuple(b) for b in known["body"]), known["content"])
 
 
 @dataclass(frozen=True)
@@ -148,8 +157,8 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Hash of names, shapes and boxes in order; the same data give the same hash on another machine."""
-        rows = [(c.name, c.shape, c.body) for c in self.cases]
+        """Hash of names, shapes, boxes and voxels in order; the same files give the same hash on another machine."""
+        rows = [(c.name, c.shape, c.body, c.content) for c in self.cases]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,13 +19,35 @@ def crop_origin(shape: Sequence[int], center: np.ndarray, size: Sequence[int]) -
     ]
 
 
-def crop(volume, center: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cut ``size`` voxels around ``center``, shifted to stay inside the volume where it is large enough, else padded.
+def matched_origins(
+    shapes: Sequence[Sequence[int]], points: Sequence[np.ndarray], size: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """First voxels of two crops that show matched points at the same place, both in voxels of their own volumes.
+
+    Both are centred on their points and then moved by one offset an axis: the least of those that leave the fewest
+    voxels of both outside their volumes.
+    """
+    origins: tuple[list[int], list[int]] = ([], [])
+    for *ends, first, second, s in zip(*shapes, *points, size, strict=True):
+        lows = [round(first) - s // 2, round(second) - s // 2]
+
+        def outside(offset: int, lows: list[int] = lows, ends: list[int] = ends, s: int = s) -> tuple[int, int]:
+            beyond = ((max(0, -(a + offset)), max(0, a + offset + s - n)) for a, n in zip(lows, ends, strict=True))
+            return sum(sum(sides) for sides in beyond), abs(offset)
+
+        corners = [d for a, n in zip(lows, ends, strict=True) for d in (-a, n - s - a)]  # of a convex function
+        best = min((0, *corners), key=outside)
+        for origin, low in zip(origins, lows, strict=True):
+            origin.append(low + best)
+    return origins
+
+
+def crop(volume, low: Sequence[int], size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cut ``size`` voxels from the voxel ``low`` on, which may lie outside.
 
     Returns the crop (C, *size) with zeros outside, and a mask (1, *size) that is True inside the volume.
     """
     shape = volume.shape[1:]
-    low = crop_origin(shape, center, size)
     inside = tuple(slice(max(0, a), min(n, a + s)) for a, s, n in zip(low, size, shape, strict=True))
     place = tuple(slice(i.start - a, i.stop - a) for i, a in zip(inside, low, strict=True))
     image = np.zeros((volume.shape[0], *size), np.float32)
@@ -70,13 +92,13 @@ class RandomCrops(Dataset):
         """``image`` (B, C, *size), ``valid`` (B, 1, *size) boolean and ``keys`` (B names)."""
         rng = self._generator(step)
         drawn = [self.cases[i] for i in rng.integers(len(self.cases), size=self.samples)]
-        return self._batch([(case, point_in_body(case, rng)) for case in drawn])
+        return self._batch([(case, crop_origin(case.shape, point_in_body(case, rng), self.size)) for case in drawn])
 
     def _generator(self, step: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, self.rank, step))
 
-    def _batch(self, places: Sequence[tuple[Case, np.ndarray]]) -> dict:
-        images, valid = zip(*(crop(self._open(case), point, self.size) for case, point in places), strict=True)
+    def _batch(self, places: Sequence[tuple[Case, Sequence[int]]]) -> dict:
+        images, valid = zip(*(crop(self._open(case), low, self.size) for case, low in places), strict=True)
         return {
             "image": torch.from_numpy(np.stack(images)),
             "valid": torch.from_numpy(np.stack(valid)),
@@ -87,9 +109,11 @@ class RandomCrops(Dataset):
 class PairedCrops(RandomCrops):
     """Pairs of crops of the same body part from two volumes: P pairs (Q, K), ordered Q1..QP, K1..KP.
 
+    Matched points are at the same voxel of both crops (:func:`matched_origins`).
+
     Args:
         cases: two or more.
-        alignment: where the partner's crop is centred.
+        alignment: what is the same place in both.
         pairs: P, on this rank.
     """
 
@@ -112,8 +136,10 @@ class PairedCrops(RandomCrops):
         first, second, scores = [], [], []
         for _ in range(self.samples):
             pair = self.alignment.draw(self.cases, rng)
-            first.append((pair.source, pair.point))
-            second.append((pair.target, pair.match))
+            shapes, points = (pair.source.shape, pair.target.shape), (pair.point, pair.match)
+            low, other = matched_origins(shapes, points, self.size)
+            first.append((pair.source, low))
+            second.append((pair.target, other))
             scores.append(pair.score)
         return {**self._batch(first + second), "score": torch.tensor(scores, dtype=torch.float32)}
 
@@ -143,9 +169,8 @@ class OverlappingCrops(RandomCrops):
             for view, place in zip(views, (point, other), strict=True):
                 view.append((case, self._box(case, place, rng)))
         boxes = views[0] + views[1]
-        centres = [box.mean(1) for _, box in boxes]
-        batch = self._batch([(case, centre) for (case, _), centre in zip(boxes, centres, strict=True)])
-        origins = [crop_origin(case.shape, c, self.size) for (case, _), c in zip(boxes, centres, strict=True)]
+        origins = [crop_origin(case.shape, box.mean(1), self.size) for case, box in boxes]
+        batch = self._batch([(case, low) for (case, _), low in zip(boxes, origins, strict=True)])
         for valid, (_, box), origin in zip(batch["valid"], boxes, origins, strict=True):
             low, high = (box.round().astype(int) - np.asarray(origin)[:, None]).clip(0).T
             shown = torch.zeros_like(valid)

@@ -97,10 +97,12 @@ class Method(nn.Module):
     heads: nn.Module
     loss_weights: dict[str, float]
     cell: tuple[int, ...]
+    prepared: dict[str, str]
 
     def __init__(self, setup: Setup, options: Any) -> None:
         super().__init__()
         self.setup, self.options = setup, options
+        self.prepared = {}
         self.network = self.build_network()
         if hasattr(self.network, "decoder"):
             # only the full-resolution output is used; DDP wants no idle parameters
@@ -122,8 +124,11 @@ class Method(nn.Module):
         """The network that is pre-trained, with an encoder and a decoder as nnU-Net plans them."""
         return self.setup.architecture.build()
 
-    def prepare(self, manifest: Manifest, folder: Path, group: Ranks) -> None:
-        """Called on every rank before the first step: read, or make on the first rank, what lies beside ``folder``."""
+    def prepare(self, manifest: Manifest, folder: Path, group: Ranks, resume: bool) -> None:
+        """Called on every rank before anything is written; reads, or makes on the first, what is beside ``folder``.
+
+        What ``prepared`` then says is kept in the checkpoint, and must be the same when the run is continued.
+        """
 
     @abstractmethod
     def source(self, steps: int, seed: int, rank: int) -> Dataset:

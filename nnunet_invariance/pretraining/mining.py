@@ -135,10 +135,11 @@ class MinedPairs(Alignment):
 
     Args:
         cases: in the order of the table.
+        sha256: of the table's file.
     """
 
-    def __init__(self, cases: Sequence[Case], table: PairTable) -> None:
-        self.cases, self.table = tuple(cases), table
+    def __init__(self, cases: Sequence[Case], table: PairTable, sha256: str = "") -> None:
+        self.cases, self.table, self.sha256 = tuple(cases), table, sha256
         self.score = np.where(table.good, table.score, -1.0)
         self.index = {(case.name, case.folder): i for i, case in enumerate(cases)}
         self.rows = []
@@ -230,7 +231,7 @@ def mined_pairs(
         table = mine_pairs(Embedder.load(checkpoint, device), manifest.cases, options)
         save_pairs(folder, table, {**expected, "cases": [c.name for c in manifest.cases], **_summary(table)})
         logger.info("pairs stored: %s", folder / TABLE)
-    pairs = MinedPairs(manifest.cases, table)
+    pairs = MinedPairs(manifest.cases, table, hashlib.sha256((folder / TABLE).read_bytes()).hexdigest())
     without = sum(not table.good[rows].any() for rows in pairs.rows)
     logger.info(
         "%d mined pairs, %.0f %% of them within the limits; volumes without any: %d",

@@ -13,12 +13,13 @@ from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_c
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.networks.planned import cumulative_strides, to_tokens, token_stage
 from nnunet_invariance.pretraining.cases import Case, load_volume
-from nnunet_invariance.pretraining.crops import crop
+from nnunet_invariance.pretraining.crops import crop, crop_origin
 
 
 def _central_crops(cases: Sequence[Case], size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     for case in cases:
-        image, valid = crop(load_volume(case), np.asarray(case.body, dtype=float).mean(1), size)
+        middle = np.asarray(case.body, dtype=float).mean(1)
+        image, valid = crop(load_volume(case), crop_origin(case.shape, middle, size), size)
         yield torch.from_numpy(image)[None], torch.from_numpy(valid)[None]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunet_invariance.errors import OptionError, WeightsNotFoundError
 from nnunet_invariance.pretraining.cases import Manifest
 from nnunet_invariance.pretraining.distributed import Ranks
-from nnunet_invariance.pretraining.loop import FINAL, LATEST
+from nnunet_invariance.pretraining.loop import FINAL
 from nnunet_invariance.pretraining.method import Setup, StepOutput
 from nnunet_invariance.pretraining.puir import PUIR, PUIROptions
 from nnunet_invariance.pretraining.state import restore_module
@@ -84,14 +84,14 @@ class PUIRTransfer(PUIR):
         self.network.fusions.requires_grad_(True)
         self.loss_weights["transfer"] = options.weight_transfer
 
-    def prepare(self, manifest: Manifest, folder: Path, group: Ranks) -> None:
+    def prepare(self, manifest: Manifest, folder: Path, group: Ranks, resume: bool) -> None:
         """Take encoder, prior, gates and reconstruction decoder from the pre-training; a continued run has its own.
 
         Raises:
             WeightsNotFoundError: there is no such file.
             WeightsIncompatibleError: of another method, network or other modalities.
         """
-        if self.options.start == SCRATCH or (folder / LATEST).is_file():
+        if self.options.start == SCRATCH or resume:
             return
         path = find_start(folder, self.options.start)
         checkpoint = load_checkpoint(path, ["network", "heads"])

@@ -6,9 +6,10 @@ import importlib.metadata
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -154,27 +155,33 @@ def _run(
 ) -> Path:
     """The run itself, once it is known what is pre-trained; ``collect`` finds the cases."""
     folder = target.folder
-    with ranks(device) as group:
+    if resume and not any((folder / f).is_file() for f in (LATEST, FINAL)):
+        msg = f"--c: there is nothing to continue, {folder} holds no {LATEST}. Start without --c."
+        raise WeightsNotFoundError(msg)
+    finished = resume and (folder / FINAL).is_file()
+    with ranks(device) as group, _log_for(group) as log:
+        logger.info("pre-training %s on %s", kind.name, target.title)
+        manifest = collect(group)
+        method = _make_method(target, manifest, options, kind, group)
+        if not finished:
+            method.prepare(manifest, folder, group, resume)
+        # Nothing was touched so far: an input that is refused leaves an earlier run where it is.
         if group.first:
-            _prepare_folder(folder, resume)
+            if not resume:
+                _make_folder(folder, manifest)
+            log(folder / "log.txt")
         group.barrier()
-        with _log_file(folder, group):
-            logger.info("pre-training %s on %s", kind.name, target.title)
-            manifest = collect(group)
-            loop = _make_loop(target, manifest, options, kind, group)
-            if group.first and not resume:  # a run that goes on has its own: what its weights have seen
-                text = json.dumps(manifest.to_dict(), indent=1)
-                atomic_write(folder / "manifest.json", lambda file: file.write(text.encode()))
-            if resume and (folder / FINAL).is_file():
-                logger.info("this pre-training is finished: %s", folder / FINAL)
-            else:
-                if resume:
-                    _restore(loop, folder, manifest)
-                loop.method.prepare(manifest, folder, group)
-                loop.run()
-            if preview and group.first:
-                logger.info("matches drawn: %s", preview_matches(folder, manifest.cases, device))
-            return folder / FINAL
+        if finished:
+            logger.info("this pre-training is finished: %s", folder / FINAL)
+        else:
+            metadata = _metadata(target, manifest, method, options[0], group.device.type)
+            loop = Loop(method, options[0], group, folder, metadata)
+            if resume:
+                _restore(loop, folder)
+            loop.run()
+        if preview and group.first:
+            logger.info("matches drawn: %s", preview_matches(folder, manifest.cases, device))
+        return folder / FINAL
 
 
 def _check_device(device: str) -> None:
@@ -186,12 +193,8 @@ def _check_device(device: str) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def _prepare_folder(folder: Path, resume: bool) -> None:
-    if resume:
-        if not any((folder / f).is_file() for f in (LATEST, FINAL)):
-            msg = f"--c: there is nothing to continue, {folder} holds no {LATEST}. Start without --c."
-            raise WeightsNotFoundError(msg)
-        return
+def _make_folder(folder: Path, manifest: Manifest) -> None:
+    """A new folder that says what the weights will have seen; an earlier run is moved aside."""
     try:
         if any(folder.glob("checkpoint_*")):
             moved = folder.with_name(f"{folder.name}_{datetime.now():%Y%m%d_%H%M%S_%f}")
@@ -201,22 +204,32 @@ def _prepare_folder(folder: Path, resume: bool) -> None:
     except OSError as error:
         msg = f"The output folder {folder} cannot be made ({error.strerror}). Check the place and its permissions."
         raise OutputError(msg) from error
+    text = json.dumps(manifest.to_dict(), indent=1)
+    atomic_write(folder / "manifest.json", lambda file: file.write(text.encode()))
 
 
 @contextmanager
-def _log_file(folder: Path, group: Ranks):
-    """Copy the package's log to ``log.txt`` in the folder, on the first rank; the others only warn."""
+def _log_for(group: Ranks) -> Iterator[Callable[[Path], None]]:
+    """Keep the package's log until the given function names its file, on the first rank; the others only warn."""
     package = logging.getLogger("nnunet_invariance")
     if not group.first:
         package.setLevel(logging.WARNING)
-    handler: logging.Handler = logging.FileHandler(folder / "log.txt") if group.first else logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package.addHandler(handler)
+    keeper = MemoryHandler(capacity=1)  # hands everything on as soon as it has a target
+    package.addHandler(keeper)
+
+    def write_to(file: Path) -> None:
+        handler = logging.FileHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        keeper.setTarget(handler)
+        keeper.flush()
+
     try:
-        yield
+        yield write_to
     finally:
-        package.removeHandler(handler)
-        handler.close()
+        package.removeHandler(keeper)
+        if keeper.target:
+            keeper.target.close()
+        keeper.close()
 
 
 def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks, kind: type[Method]) -> Manifest:
@@ -239,9 +252,9 @@ def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks, kind
     return manifest if group.first else collect()
 
 
-def _make_loop(
+def _make_method(
     target: Target, manifest: Manifest, options: tuple[LoopOptions, Any], kind: type[Method], group: Ranks
-) -> Loop:
+) -> Method:
     loop_options, method_options = options
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(loop_options.seed)
@@ -251,8 +264,7 @@ def _make_loop(
         name = method.setup.architecture.network_class_name.rsplit(".", 1)[-1]
         logger.info("network %s, %.2f M parameters", name, trained / 1e6)
         logger.info("%s, %d steps", method.describe(), loop_options.steps)
-    metadata = _metadata(target, manifest, method, loop_options, group.device.type)
-    return Loop(method, loop_options, group, target.folder, metadata)
+    return method
 
 
 def _metadata(target: Target, manifest: Manifest, method: Method, options: LoopOptions, device: str) -> dict[str, Any]:
@@ -265,6 +277,7 @@ def _metadata(target: Target, manifest: Manifest, method: Method, options: LoopO
         "pretrained": list(method.pretrained),
         "options": {**dataclasses.asdict(options), **dataclasses.asdict(method.options)},
         "manifest_sha256": manifest.sha256,
+        "prepared": method.prepared,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": device,
         "citation": method.citation,
@@ -273,18 +286,19 @@ def _metadata(target: Target, manifest: Manifest, method: Method, options: LoopO
     }
 
 
-def _restore(loop: Loop, folder: Path, manifest: Manifest) -> None:
+def _restore(loop: Loop, folder: Path) -> None:
     """Load the last state; refuse when data, network or settings are no longer the same."""
     checkpoint = load_checkpoint(folder / LATEST)
     before, now = checkpoint.metadata, loop.metadata
     for field, remedy in (
         ("manifest_sha256", "The data changed since the run was started (manifest.json lists what it was)."),
+        ("prepared", "The pairs were mined anew since the run was started."),
         ("architecture", "The plans' network changed."),
         ("options", "The settings differ."),
         ("total_steps", "The length differs."),
     ):
-        if before[field] != now[field]:
-            changed = _difference(before[field], now[field])
+        if before.get(field) != now[field]:
+            changed = _difference(before.get(field), now[field])
             msg = f"--c: {folder / LATEST} cannot be continued: {field} differs ({changed}). "
             raise WeightsIncompatibleError(f"{msg}{remedy} Restore it, or start anew without --c.")
     loop.restore(checkpoint)

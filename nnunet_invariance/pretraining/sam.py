@@ -22,7 +22,9 @@ from nnunet_invariance.errors import OptionError, WeightsIncompatibleError
 from nnunet_invariance.losses.hard_negative_info_nce import HardNegativeInfoNCE
 from nnunet_invariance.networks.anatomical_embedding import FEATURES, EmbeddingHead, upsample_unit
 from nnunet_invariance.networks.planned import Architecture, to_tokens
+from nnunet_invariance.pretraining.cases import Manifest
 from nnunet_invariance.pretraining.crops import OverlappingCrops
+from nnunet_invariance.pretraining.distributed import Ranks
 from nnunet_invariance.pretraining.method import Method, Setup, StepOutput
 from nnunet_invariance.pretraining.ranges import check_range
 from nnunet_invariance.pretraining.state import restore_module
@@ -90,8 +92,6 @@ class SAM(Method):
             self.network.decoder.requires_grad_(False)
         encoder = self.network.encoder.requires_grad_(True)  # nnU-Net's decoder holds the encoder too
         self.heads = EmbeddingHead(encoder.output_channels, encoder.strides, options.features)
-        if options.start:
-            load_start(Path(options.start), self)
         self.size = padded_size(setup.patch_size, self.heads.deepest_cell)
         wanted = max(2, options.volumes or setup.batch_size // 2)
         self.volumes = min(wanted, len(setup.cases)) if setup.cases else wanted
@@ -100,6 +100,11 @@ class SAM(Method):
             0.75, 0.75, queries=0, hardest=250, negatives=200, others=options.others
         )  # fmt: skip
         self.loss_weights = {"fine": 1.0, "coarse": 1.0}
+
+    def prepare(self, manifest: Manifest, folder: Path, group: Ranks, resume: bool) -> None:
+        """Take the first weights from ``start``; a continued run has its own."""
+        if self.options.start and not resume:
+            load_start(Path(self.options.start), self)
 
     def source(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
@@ -169,5 +174,6 @@ def load_start(path: Path, method: SAM) -> None:
             differ = [n for n in (*own, *found) if own.get(n) != found.get(n)]
             msg = f"--set start={path}: {checkpoint.metadata['method']!r} weights do not fit backbone="
             msg += f"{method.options.backbone} with {method.setup.architecture.input_channels} channel(s); "
-            raise WeightsIncompatibleError(f"{msg}first difference: {differ[0]}. Set backbone to that of the file.")
+            msg += f"first difference: {differ[0]}. Set backbone and features to the file's."
+            raise WeightsIncompatibleError(msg)
         restore_module(module, tensors)
