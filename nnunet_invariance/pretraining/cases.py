@@ -18,6 +18,8 @@ from nnunet_invariance.weights.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 
+CACHE_FORMAT = 2  # of what is remembered of a volume; another one is looked at again
+
 
 @dataclass(frozen=True)
 class Case:
@@ -100,7 +102,8 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missin
 def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], missing: bool) -> str:
     files = sorted(folder.glob(f"{name}.b2nd")) or sorted(folder.glob(f"{name}.npz"))
     stat = files[0].stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}:{channels}:{'x'.join(map(str, cell))}" + ":missing" * missing
+    words = (CACHE_FORMAT, stat.st_size, stat.st_mtime_ns, channels, "x".join(map(str, cell)))
+    return ":".join(map(str, words)) + ":missing" * missing
 
 
 def scan_cases(
