@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from test_networks import architecture
 
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.resnet3d import ResNet3d
+from nnunet_invariance.pretraining.cases import Manifest
+from nnunet_invariance.pretraining.distributed import Ranks
 from nnunet_invariance.pretraining.embedder import Embedder
+from nnunet_invariance.pretraining.method import Setup
+from nnunet_invariance.pretraining.sam import SAM, SAMOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.importers.importing import import_foreign, recognise
 from nnunet_invariance.weights.importers.sam import HEADS
@@ -51,6 +56,26 @@ def test_a_released_file_becomes_a_checkpoint(released, tmp_path):
     embed = Embedder.load(out)
     assert embed.window == (32, 96, 96)
     assert torch.equal(embed.encoder.conv1.bn.running_var, released["backbone.conv1.bn.running_var"])
+
+
+def test_it_is_a_start_for_a_run_of_the_same_backbone_and_features(released, tmp_path):
+    path = tmp_path / "SAM.pth"
+    torch.save({"state_dict": released}, path)
+    out = import_foreign(path)
+
+    def method(**options):
+        torch.manual_seed(1)
+        return SAM(Setup(architecture(), (32, 96, 96), (1.0,) * 3, 2, False, ()), SAMOptions(start=str(out), **options))
+
+    sam, nothing = method(backbone="resnet"), (Manifest((), ()), tmp_path, Ranks(0, 1, torch.device("cpu")))
+    sam.prepare(*nothing, resume=True)  # a continued run has its own weights
+    assert not torch.equal(sam.network.encoder.conv1.conv.weight, released["backbone.conv1.conv.weight"])
+    sam.prepare(*nothing, resume=False)
+    assert torch.equal(sam.network.encoder.conv1.conv.weight, released["backbone.conv1.conv.weight"])
+    assert torch.equal(sam.heads.coarse.smooth.weight, released["read_out_head.fpn_convs.0.conv.weight"])
+    for options in ({}, {"backbone": "resnet", "features": 64}):
+        with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to the file's"):
+            method(**options).prepare(*nothing, resume=False)
 
 
 @pytest.mark.parametrize(
