@@ -231,7 +231,7 @@ def mined_pairs(
         table = mine_pairs(Embedder.load(checkpoint, device), manifest.cases, options)
         save_pairs(folder, table, {**expected, "cases": [c.name for c in manifest.cases], **_summary(table)})
         logger.info("pairs stored: %s", folder / TABLE)
-    pairs = MinedPairs(manifest.cases, table, hashlib.sha256((folder / TABLE).read_bytes()).hexdigest())
+    pairs = MinedPairs(manifest.cases, table, json.loads((folder / SHEET).read_text())["sha256"])
     without = sum(not table.good[rows].any() for rows in pairs.rows)
     logger.info(
         "%d mined pairs, %.0f %% of them within the limits; volumes without any: %d",

@@ -227,9 +227,10 @@ def _log_for(group: Ranks) -> Iterator[Callable[[Path], None]]:
         yield write_to
     finally:
         package.removeHandler(keeper)
-        if keeper.target:
-            keeper.target.close()
+        file_handler = keeper.target
         keeper.close()
+        if file_handler:
+            file_handler.close()
 
 
 def _collect(planned: PlannedDataset, images: Sequence[Path], group: Ranks, kind: type[Method]) -> Manifest:
