@@ -228,6 +228,7 @@ def mined_pairs(
         table = load_pairs(folder, expected)
     else:
         patients_of(manifest.cases, options.patients)
+        logger.info("mining pairs in %d volumes, once; they are kept in %s", len(manifest.cases), folder)
         table = mine_pairs(Embedder.load(checkpoint, device), manifest.cases, options)
         save_pairs(folder, table, {**expected, "cases": [c.name for c in manifest.cases], **_summary(table)})
         logger.info("pairs stored: %s", folder / TABLE)
