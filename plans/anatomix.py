@@ -8,7 +8,7 @@ from nnunet_invariance.networks.anatomix_unet import NETWORK, arch_kwargs, fitti
 from nnunet_invariance.plans.copies import FittedPlans, write_plans_copy
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.checkpoint import Checkpoint
-from nnunet_invariance.weights.nnssl_format import trusted_architecture
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 RESCALE, CT, WINDOW = "RescaleTo01Normalization", "CTNormalization", "CTWindowTo01Normalization"
 #: Normalisations after which an image is in [0, 1].

@@ -13,13 +13,9 @@ from nnunet_invariance.plans.nnformer import read_axes
 from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
-from nnunet_invariance.weights.nnssl_format import (
-    is_known_to_nnssl,
-    pretrain_info,
-    recommended_patch,
-    trusted_architecture,
-)
+from nnunet_invariance.weights.nnssl_format import is_known_to_nnssl, pretrain_info, recommended_patch
 from nnunet_invariance.weights.transfer import inject
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 #: Arguments of nnU-Net's networks that decide the shapes of the encoder; those with one value a stage first.
 PER_STAGE = ("features_per_stage", "n_conv_per_stage", "n_blocks_per_stage")

@@ -16,8 +16,9 @@ from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.export import export_nnunet
 from nnunet_invariance.weights.importers.importing import SOURCES, import_foreign, read_network, recognise
 from nnunet_invariance.weights.inspect import describe
-from nnunet_invariance.weights.nnssl_format import names_of, trusted_architecture
+from nnunet_invariance.weights.nnssl_format import names_of
 from nnunet_invariance.weights.transfer import inject
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 
 def vit_state() -> dict[str, torch.Tensor]:

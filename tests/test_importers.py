@@ -15,10 +15,10 @@ from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import REQUIRED, load_checkpoint
 from nnunet_invariance.weights.export import export_nnunet
 from nnunet_invariance.weights.importers.importing import file_sha256, import_foreign, recognise
-from nnunet_invariance.weights.importers.network import architecture_of
 from nnunet_invariance.weights.importers.nnssl import IMPORTED, RESENC_L
 from nnunet_invariance.weights.inspect import describe
 from nnunet_invariance.weights.transfer import inject
+from nnunet_invariance.weights.trusted import architecture_of
 
 CELLS = [(source, network) for source in FILES for network in NETWORKS]
 

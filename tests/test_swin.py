@@ -22,8 +22,9 @@ from nnunet_invariance.weights.export import export_nnunet
 from nnunet_invariance.weights.importers.importing import import_foreign, recognise
 from nnunet_invariance.weights.importers.monai_swin import own_name
 from nnunet_invariance.weights.inspect import describe
-from nnunet_invariance.weights.nnssl_format import names_of, trusted_architecture
+from nnunet_invariance.weights.nnssl_format import names_of
 from nnunet_invariance.weights.transfer import inject
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 pytest.importorskip("monai")
 

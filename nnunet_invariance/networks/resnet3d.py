@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+NETWORK = "nnunet_invariance.networks.resnet3d.ResNet3dNetwork"
+
 
 class _ConvNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int] = (1, 1, 1)) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.matching import Embedding, make_embedding
-from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.pretraining.sam import SAM, padded_size
 from nnunet_invariance.pretraining.state import restore_module
 from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 
 class Embedder:
@@ -46,7 +46,7 @@ class Embedder:
         if metadata["method"] != SAM.name:
             msg = f"{path} was pre-trained with {metadata['method']!r}, which embeds no places; expected 'sam'. "
             raise WeightsIncompatibleError(msg + "Run `nnunet-invariance pretrain sam` for these plans.")
-        network = Architecture(**metadata["architecture"]).build()
+        network = trusted_architecture(checkpoint).build()
         heads = checkpoint.section("heads")
         features = len(heads["fine.smooth.bias"])
         head = EmbeddingHead(network.encoder.output_channels, network.encoder.strides, features)

@@ -22,6 +22,7 @@ from nnunet_invariance.errors import OptionError, WeightsIncompatibleError
 from nnunet_invariance.losses.hard_negative_info_nce import HardNegativeInfoNCE
 from nnunet_invariance.networks.anatomical_embedding import FEATURES, EmbeddingHead, upsample_unit
 from nnunet_invariance.networks.planned import Architecture, to_tokens
+from nnunet_invariance.networks.resnet3d import NETWORK as RESNET
 from nnunet_invariance.pretraining.cases import Manifest
 from nnunet_invariance.pretraining.crops import OverlappingCrops
 from nnunet_invariance.pretraining.distributed import Ranks
@@ -30,7 +31,6 @@ from nnunet_invariance.pretraining.ranges import check_range
 from nnunet_invariance.pretraining.state import restore_module
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 
-RESNET = "nnunet_invariance.networks.resnet3d.ResNet3dNetwork"
 SCALE = (0.8, 1.2)
 
 

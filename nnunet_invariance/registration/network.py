@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nnunet_invariance.errors import WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.weights.locate import find_shipped, named_weights
-from nnunet_invariance.weights.nnssl_format import trusted_architecture
 from nnunet_invariance.weights.transfer import inject, load_network
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 METHOD = "anatomix"
 OVERLAP = 0.5  # of neighbouring windows; the authors take 0.8, at four to ten times the time

@@ -8,8 +8,8 @@ import torch
 
 from nnunet_invariance.errors import OutputError, WeightsIncompatibleError
 from nnunet_invariance.weights.atomic import atomic_write
-from nnunet_invariance.weights.nnssl_format import trusted_architecture
 from nnunet_invariance.weights.transfer import TransferReport, inject, load_network
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 
 def check_new(path: Path) -> None:

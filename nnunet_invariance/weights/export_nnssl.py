@@ -10,9 +10,10 @@ from nnunet_invariance.errors import CheckpointCorruptError
 from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.importers.nnssl import PLAN
-from nnunet_invariance.weights.nnssl_format import adaptation_plan, citations_of, trusted_architecture
+from nnunet_invariance.weights.nnssl_format import adaptation_plan, citations_of
 from nnunet_invariance.weights.report import ENCODER
 from nnunet_invariance.weights.transfer import TransferReport, inject, load_network
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 
 def export_nnssl(

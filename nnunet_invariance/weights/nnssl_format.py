@@ -10,7 +10,7 @@ from torch import nn
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.checkpoint import Checkpoint
-from nnunet_invariance.weights.importers.network import architecture_of
+from nnunet_invariance.weights.trusted import trusted_architecture
 
 NAMES = ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
 _CARRIED = (
@@ -23,19 +23,6 @@ _CARRIED = (
     "spacing",
     "patch_size",
 )
-
-
-def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) -> Architecture:
-    """The architecture in a checkpoint's header, checked as that of a foreign file: it says which classes are called.
-
-    Args:
-        channels: input channels in place of the file's own.
-
-    Raises:
-        WeightsIncompatibleError, CheckpointCorruptError
-    """
-    entry = checkpoint.metadata["architecture"]
-    return architecture_of(checkpoint.path, entry, channels or entry["input_channels"], entry["num_classes"])
 
 
 def is_known_to_nnssl(network: nn.Module) -> bool:

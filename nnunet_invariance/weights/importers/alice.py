@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nnunet_invariance.errors import CheckpointCorruptError
 from nnunet_invariance.networks.nnformer import NNFORMER, SMALLEST
-from nnunet_invariance.weights.importers.network import ForeignNetwork, architecture_of, facts_without_plans
+from nnunet_invariance.weights.importers.network import ForeignNetwork, facts_without_plans
+from nnunet_invariance.weights.trusted import architecture_of
 
 DESCRIPTION = "a backbone of Alice's release (nnFormer): a training checkpoint, or what its extract script writes"
 KEYS = ("model_down.",)
