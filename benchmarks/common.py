@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-from nnunet_invariance.evaluation.record import read_json, write_json
-from nnunet_invariance.evaluation.stock import run_command
-from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.evaluation.runner.record import read_json, write_json
+from nnunet_invariance.evaluation.runner.stock_commands import run_command
 
 # On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
 # while they wait slow everything down tenfold once the cores have other work; and memory that glibc hands back after

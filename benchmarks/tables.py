@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_invariance.evaluation.effects import OVERALL
+from nnunet_invariance.evaluation.statistics.effects import OVERALL
 
 #: What a comparison leaves that is small and shows no image.
 COMPARISON_TABLES = ("scores.csv", "levels.csv", "effects.csv", "comparison.json")

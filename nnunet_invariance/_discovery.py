@@ -42,7 +42,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "nnunetv2.preprocessing.normalization": {
         "CTWindowTo01Normalization": "nnunet_invariance.plans.ct_window",
-        "SoftTissueWindowNormalization": "nnunet_invariance.plans.normalization",
+        "SoftTissueWindowNormalization": "nnunet_invariance.plans.soft_tissue_window",
     },
 }
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunet_invariance.errors import OptionError, UnsupportedConfigurationError
-from nnunet_invariance.networks.anatomix_unet import NETWORK, arch_kwargs, fitting_patch
+from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, arch_kwargs, fitting_patch
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.plans.copies import FittedPlans, write_plans_copy
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.checkpoint import Checkpoint
-from nnunet_invariance.weights.trusted import trusted_architecture
+from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 RESCALE, CT, WINDOW = "RescaleTo01Normalization", "CTNormalization", "CTWindowTo01Normalization"
 #: Normalisations after which an image is in [0, 1].
@@ -51,7 +51,7 @@ def fit_anatomix(
         "normalization_schemes": schemes,
         "use_mask_for_norm": [False] * len(schemes),
     }
-    block = {"checkpoint": str(checkpoint.path.absolute()), "source": "student"}
+    block = {"checkpoint": str(checkpoint.path.absolute()), "branch": "student"}
     if frozen_features:
         block["frozen_features"] = variant
         _check_strides(changes["patch_size"], before)

@@ -10,24 +10,13 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import OptionError, OutputError
+from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
+from nnunet_invariance.nnunet.preprocessing_fingerprint import PREPROCESSING
 from nnunet_invariance.plans.options import BLOCK, TrainerOptions, read_options
-from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
-from nnunet_invariance.weights.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
-
-#: Keys of a configuration that say what the preprocessed files hold.
-PREPROCESSING = (
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "preprocessor_name",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-    "resampling_fn_seg",
-    "resampling_fn_seg_kwargs",
-)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any, Literal
 
 from nnunet_invariance.errors import OptionError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.plans.anatomix import fit_anatomix, holds_anatomix
 from nnunet_invariance.plans.copies import FittedPlans, write_plans_copy
 from nnunet_invariance.plans.nnformer import read_axes
 from nnunet_invariance.plans.options import BLOCK
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
 from nnunet_invariance.weights.nnssl_format import is_known_to_nnssl, pretrain_info, recommended_patch
-from nnunet_invariance.weights.transfer import inject
-from nnunet_invariance.weights.trusted import trusted_architecture
+from nnunet_invariance.weights.transfer import load_pretrained
+from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 #: Arguments of nnU-Net's networks that decide the shapes of the encoder; those with one value a stage first.
 PER_STAGE = ("features_per_stage", "n_conv_per_stage", "n_blocks_per_stage")
@@ -42,7 +42,7 @@ def fit_plans_to_checkpoint(
     Args:
         new_plans_name: default ``<base>_<method>``.
         keep: ``"plans"``: architecture, patch, spacing and normalisation stay the plans' own, and the encoder in the
-            file is adapted by the rules of :func:`~nnunet_invariance.weights.transfer.inject` (input channels, kernels
+            file is adapted by the rules of :func:`.load_pretrained` (input channels, kernels
             of one tap, the stages that both have). ``"checkpoint"``: they become the file's, and where that changes
             preprocessing, the copy has its own ``data_identifier``.
         min_coverage: least share of the encoder that must come from the file; goes into the block where it is below 1,
@@ -74,17 +74,17 @@ def fit_plans_to_checkpoint(
         unsaid = [words for key, words in UNSAID.items() if not checkpoint.metadata[key]]
         decisions += [f"{words}: the plans' own, the file does not say its own" for words in unsaid]
         decisions.append("architecture: the file's; batch size: the plans' own")
-    source: Literal["teacher", "student"] = "teacher" if checkpoint.section("teacher") else "student"
+    branch: Literal["teacher", "student"] = "teacher" if checkpoint.section("teacher") else "student"
     planned = changes.get("architecture") or dataset.configuration.configuration["architecture"]
     network = Architecture.from_plans(planned, len(dataset.channel_names), 1).build()
-    report = inject(network, checkpoint, source=source, min_coverage=min_coverage)
+    report = load_pretrained(network, checkpoint, branch=branch, min_coverage=min_coverage)
     rules = Counter(entry.rule for entry in report.adapted)
     decisions += [f"adapted: {rule} ({number} tensors)" for rule, number in rules.items()]
     decisions.append(f"encoder: {report.coverage:.2%} from the file")
 
     method = checkpoint.metadata["method"]
     name = new_plans_name or f"{base_plans_name}_{method}"
-    block = {"checkpoint": str(checkpoint.path.absolute()), "source": source}
+    block = {"checkpoint": str(checkpoint.path.absolute()), "branch": branch}
     block |= {"min_coverage": min_coverage} if min_coverage < 1 else {}
     nnssl = checkpoint.path.absolute().with_suffix(".nnssl.pth")
     info = pretrain_info(checkpoint, nnssl) if is_known_to_nnssl(network) else None
@@ -92,7 +92,7 @@ def fit_plans_to_checkpoint(
     options = ", ".join(f"{key}: {value}" for key, value in block.items())
     decisions += [_progress(checkpoint), f'block "{BLOCK}": {options}']
     if info:
-        export = f"nnunet-invariance weights export {checkpoint.path} {nnssl} --format nnssl --source {source}"
+        export = f"nnunet-invariance weights export {checkpoint.path} {nnssl} --format nnssl --branch {branch}"
         decisions.append(f'block "pretrain_info" for nnU-Net\'s own fine-tuning, once it is exported: {export}')
     decisions.append(f"plans copy: {path}")
     trainer = "AnatomixTrainer" if method == "anatomix" else "TransferTrainer"
@@ -171,7 +171,7 @@ def _misfit(checkpoint: Checkpoint, dataset: PlannedDataset, differences: list[s
 
 
 def _pretraining(checkpoint: Checkpoint) -> str:
-    """An imported file's method is its source, which no command of ours trains."""
+    """An imported file's method is its branch, which no command of ours trains."""
     return "METHOD" if "imported" in checkpoint.metadata["options"] else checkpoint.metadata["method"]
 
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_invariance.networks.nnformer import SMALLEST, STRIDE, check_patch
+from nnunet_invariance.networks.architectures.nnformer import SMALLEST, STRIDE, check_patch
+from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset, require_supported
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.plans.zscore import CT
-from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset, require_supported
 
 NORMALIZATION = "SoftTissueWindowNormalization"
-NETWORK = "nnunet_invariance.networks.nnformer.NNFormerUNet"
+NETWORK = "nnunet_invariance.networks.architectures.nnformer.NNFormerUNet"
 WIDTHS = (48, 48, 96, 192, 384)
 
 

@@ -2,72 +2,37 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
+from nnunet_invariance.common.options import Options, choice, count, flag, is_int, number, option
 from nnunet_invariance.errors import OptionError
 
 BLOCK = "nnunet_invariance"
 
 
-def _option(default: Any, expected: str, accepts: Callable[[Any], bool]) -> Any:
-    """A field of the block: its default, its range in words, and its range as a test."""
-    return field(default=default, metadata={"expected": expected, "accepts": accepts})
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _count(default: int | None, least: int, optional: bool = False) -> Any:
-    expected = f"a whole number of at least {least}" + (", or null" if optional else "")
-    return _option(default, expected, lambda v: (optional and v is None) or (_is_int(v) and v >= least))
-
-
-def _number(default: float, low: float, high: float, low_excluded: bool = False) -> Any:
-    expected = f"a number in {'(' if low_excluded else '['}{low:g}, {high:g}]"
-
-    def accepts(value: Any) -> bool:
-        number = _is_int(value) or isinstance(value, float)
-        return number and (low < value if low_excluded else low <= value) and value <= high
-
-    return _option(default, expected, accepts)
-
-
-def _choice(*values: str) -> Any:
-    return _option(values[0], "one of " + ", ".join(map(repr, values)), lambda v: isinstance(v, str) and v in values)
-
-
 @dataclass(frozen=True)
-class BaselineOptions:
+class BaselineOptions(Options):
     """What every trainer understands, BaselineTrainer too.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
     """
 
+    subject: ClassVar[str] = f"Option {{name!r}} of the plans block {BLOCK!r} is {{value!r}}"
+    remedy: ClassVar[str] = "Correct it in your plans copy."
+
     #: Training iterations per epoch; null keeps nnU-Net's own number (250).
-    iterations_per_epoch: int | None = _count(None, 1, optional=True)
+    iterations_per_epoch: int | None = count(None, 1, optional=True)
     #: Validation iterations per epoch; null keeps nnU-Net's own number (50).
-    val_iterations_per_epoch: int | None = _count(None, 1, optional=True)
+    val_iterations_per_epoch: int | None = count(None, 1, optional=True)
     #: Seed of initialisation, sampling and augmentation; null leaves them unseeded, as nnU-Net does.
-    seed: int | None = _option(
+    seed: int | None = option(
         None,
         "a whole number from 0 to 4294967295 (the range of NumPy's seeds), or null",
-        lambda v: v is None or (_is_int(v) and 0 <= v < 2**32),
+        lambda v: v is None or (is_int(v) and 0 <= v < 2**32),
     )
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if not item.metadata["accepts"](value):
-                msg = f"Option {item.name!r} of the plans block {BLOCK!r} is {value!r}; "
-                raise OptionError(f"{msg}expected {item.metadata['expected']}. Correct it in your plans copy.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Native types, for the checkpoint."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -79,33 +44,33 @@ class TrainerOptions(BaselineOptions):
     """
 
     #: Checkpoint to start from, written by ``weights plan``; null looks at the other places.
-    checkpoint: str | None = _option(
+    checkpoint: str | None = option(
         None, "the path of a checkpoint, or null", lambda v: v is None or (isinstance(v, str) and v.strip() != "")
     )
     #: Least share of the encoder's parameters that must come from the file; below it the run stops.
-    min_coverage: float = _number(1.0, 0.0, 1.0)
+    min_coverage: float = number(1.0, 0.0, 1.0)
     #: What is taken from the file. Segmentation layers are always the network's own.
-    transfer: Literal["encoder", "encoder+decoder"] = _choice("encoder", "encoder+decoder")
+    transfer: Literal["encoder", "encoder+decoder"] = choice("encoder", "encoder+decoder")
     #: Which network of the file is taken: the averaged teacher or the student that was trained.
-    source: Literal["teacher", "student"] = _choice("teacher", "student")
+    branch: Literal["teacher", "student"] = choice("teacher", "student")
     #: Auxiliary loss between the two views of a patch; "none" makes no second view at all.
-    aux: Literal["info_nce", "none"] = _choice("info_nce", "none")
+    aux: Literal["info_nce", "none"] = choice("info_nce", "none")
     #: Weight of the auxiliary loss beside the segmentation loss.
-    aux_weight: float = _number(0.1, 0.0, 100.0)
+    aux_weight: float = number(0.1, 0.0, 100.0)
     #: Share of the run over which the auxiliary weight rises linearly from 0.
-    aux_ramp: float = _number(0.1, 0.0, 1.0)
+    aux_ramp: float = number(0.1, 0.0, 1.0)
     #: Temperature of InfoNCE.
-    temperature: float = _number(0.2, 0.0, 10.0, low_excluded=True)
+    temperature: float = number(0.2, 0.0, 10.0, low_excluded=True)
     #: Positions drawn per sample and encoder stage for InfoNCE; 2 is the least that has a negative.
-    positions: int = _count(256, 2)
+    positions: int = count(256, 2)
     #: Learning rate of the encoder as a share of the rest's; 0 would never train it, use ``frozen_epochs`` to wait.
     #: A tenth cost 0.02 of Dice in short runs (docs/results/few-shot.md).
-    encoder_lr_factor: float = _number(1.0, 0.0, 10.0)
+    encoder_lr_factor: float = number(1.0, 0.0, 10.0)
     #: Share of the epochs over which the learning rate of the encoder rises linearly; decoder and ``_scratch`` wait for
     #: nothing.
-    warmup: float = _number(0.0, 0.0, 1.0)
+    warmup: float = number(0.0, 0.0, 1.0)
     #: Epochs at the start in which the encoder is not trained.
-    frozen_epochs: int = _count(0, 0)
+    frozen_epochs: int = count(0, 0)
 
 
 @dataclass(frozen=True)
@@ -117,9 +82,9 @@ class MAETrainerOptions(TrainerOptions):
     """
 
     #: ``pretrain mae`` leaves no teacher.
-    source: Literal["student"] = _choice("student")
+    branch: Literal["student"] = choice("student")
     #: The plain baseline has no auxiliary loss.
-    aux: Literal["none"] = _choice("none")
+    aux: Literal["none"] = choice("none")
 
 
 @dataclass(frozen=True)
@@ -131,11 +96,11 @@ class ChannelDropoutOptions(BaselineOptions):
     """
 
     #: Share of the samples that are segmented from a random subset of their channels.
-    modality_dropout: float = _number(0.5, 0.0, 1.0)
+    modality_dropout: float = number(0.5, 0.0, 1.0)
 
 
 def _is_stages(value: Any) -> bool:
-    whole = isinstance(value, list) and all(_is_int(stage) and stage >= 0 for stage in value)
+    whole = isinstance(value, list) and all(is_int(stage) and stage >= 0 for stage in value)
     return whole and len(value) > 0 and len(set(value)) == len(value)
 
 
@@ -148,23 +113,23 @@ class ICMSegOptions(TrainerOptions):
     """
 
     #: Intervention that makes the second view; docs/icmseg.md describes each.
-    style: Literal["mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"] = _choice(
+    style: Literal["mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"] = choice(
         "mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"
     )
     #: What InfoNCE contrasts a position with; ``same_position`` of other samples is ICMSeg's own, for large batches.
-    contrast: Literal["all_positions", "within_image", "same_position"] = _choice(
+    contrast: Literal["all_positions", "within_image", "same_position"] = choice(
         "all_positions", "within_image", "same_position"
     )
     #: What becomes of positions of the anchor's own label: negatives, nothing, or positives.
-    label_mask: Literal["none", "exclude_same_class", "supcon"] = _choice("none", "exclude_same_class", "supcon")
+    label_mask: Literal["none", "exclude_same_class", "supcon"] = choice("none", "exclude_same_class", "supcon")
     #: Chance that the second view of a patch is a stored one, made by ``style preprocess``.
-    views_probability: float = _number(0.0, 0.0, 1.0)
+    views_probability: float = number(0.0, 0.0, 1.0)
     #: Weight of the divergence between what both views are segmented as.
-    consistency_weight: float = _number(0.0, 0.0, 100.0)
+    consistency_weight: float = number(0.0, 0.0, 100.0)
     #: Mirroring in training and prediction as nnU-Net plans it; false where left and right organs differ.
-    mirroring: bool = _option(True, "true or false", lambda v: isinstance(v, bool))
+    mirroring: bool = flag(True)
     #: Encoder stages of InfoNCE, 0 is the finest; null takes the deepest one with enough positions.
-    stages: Sequence[int] | None = _option(
+    stages: Sequence[int] | None = option(
         None, "a list of different whole numbers of at least 0, or null", lambda v: v is None or _is_stages(v)
     )
 
@@ -177,12 +142,12 @@ class TransferOptions(TrainerOptions):
         OptionError: a value has the wrong type or is out of range.
     """
 
-    source: Literal["student", "teacher"] = _choice("student", "teacher")
-    aux: Literal["none", "info_nce"] = _choice("none", "info_nce")
+    branch: Literal["student", "teacher"] = choice("student", "teacher")
+    aux: Literal["none", "info_nce"] = choice("none", "info_nce")
     #: Upstream fine-tunes imported files with a tenth of nnU-Net's rate, after a warm-up; both cost a short run dearly
     #: (docs/results/fine-tuning.md, few-shot.md), and are not measured on files from long pre-trainings.
-    encoder_lr_factor: float = _number(0.1, 0.0, 10.0)
-    warmup: float = _number(0.05, 0.0, 1.0)
+    encoder_lr_factor: float = number(0.1, 0.0, 10.0)
+    warmup: float = number(0.05, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -194,18 +159,18 @@ class AnatomixOptions(TrainerOptions):
     """
 
     #: Encoder and decoder were both pre-trained.
-    transfer: Literal["encoder+decoder", "encoder"] = _choice("encoder+decoder", "encoder")
+    transfer: Literal["encoder+decoder", "encoder"] = choice("encoder+decoder", "encoder")
     #: ``pretrain anatomix`` leaves no teacher.
-    source: Literal["student"] = _choice("student")
+    branch: Literal["student"] = choice("student")
     #: Temperature and positions of the pre-training.
-    temperature: float = _number(0.33, 0.0, 10.0, low_excluded=True)
-    positions: int = _count(512, 2)
+    temperature: float = number(0.33, 0.0, 10.0, low_excluded=True)
+    positions: int = count(512, 2)
     #: The second view: nnU-Net's intensity transforms, or a random appearance painted over the labels.
-    second_view: Literal["intensity", "synthetic"] = _choice("intensity", "synthetic")
+    second_view: Literal["intensity", "synthetic"] = choice("intensity", "synthetic")
     #: Frozen features of this U-Net beside the image, in front of the planned network.
-    frozen_features: Literal["none", "anatomix", "anatomix-dev"] = _choice("none", "anatomix", "anatomix-dev")
+    frozen_features: Literal["none", "anatomix", "anatomix-dev"] = choice("none", "anatomix", "anatomix-dev")
     #: Probability that training hides a channel, of the features or of the image, from the planned network.
-    feature_dropout: float = _number(0.75, 0.0, 0.99)
+    feature_dropout: float = number(0.75, 0.0, 0.99)
 
 
 @dataclass(frozen=True)
@@ -217,34 +182,34 @@ class PUIRTrainerOptions(TrainerOptions):
     """
 
     #: ``pretrain puir`` leaves no teacher.
-    source: Literal["student"] = _choice("student")
+    branch: Literal["student"] = choice("student")
     #: "none": as if the three weights were 0. Modalities are dropped all the same.
-    aux: Literal["puir", "none"] = _choice("puir", "none")
+    aux: Literal["puir", "none"] = choice("puir", "none")
     #: Who reads the prior, as in pre-training.
-    tokens: Literal["spatial", "channel"] = _choice("spatial", "channel")
+    tokens: Literal["spatial", "channel"] = choice("spatial", "channel")
     #: Entries of a "spatial" prior, as in pre-training.
-    prior: int = _count(64, 1)
+    prior: int = count(64, 1)
     #: Share of the samples that are segmented from a random subset of their modalities.
-    modality_dropout: float = _number(0.5, 0.0, 1.0)
+    modality_dropout: float = number(0.5, 0.0, 1.0)
     #: Weight of the invariance between modalities; 0 leaves it away.
-    weight_inv: float = _number(1.0, 0.0, 100.0)
+    weight_inv: float = number(1.0, 0.0, 100.0)
     #: Weight of the equivariance of the segmentation; 0 leaves it away.
-    weight_equ: float = _number(1.0, 0.0, 100.0)
+    weight_equ: float = number(1.0, 0.0, 100.0)
     #: Weight of the reconstruction of all modalities; 0 leaves it away.
-    weight_dec: float = _number(1.0, 0.0, 100.0)
+    weight_dec: float = number(1.0, 0.0, 100.0)
     #: Share of the steps with a second, turned pass for the equivariance.
-    equ_probability: float = _number(0.25, 0.0, 1.0, low_excluded=True)
+    equ_probability: float = number(0.25, 0.0, 1.0, low_excluded=True)
     #: Recompute the encoder's activations; "auto" does where the estimate is above the GPU's memory.
-    checkpointing: Literal["auto", "on", "off"] = _choice("auto", "on", "off")
+    checkpointing: Literal["auto", "on", "off"] = choice("auto", "on", "off")
 
 
 #: Every options class; a plans copy may hold fields of all of them.
 OPTIONS = (TrainerOptions, ICMSegOptions, AnatomixOptions, PUIRTrainerOptions)
 
-Options = TypeVar("Options", bound=BaselineOptions)
+TrainerOptionsType = TypeVar("TrainerOptionsType", bound=BaselineOptions)
 
 
-def read_options(cls: type[Options], configuration: Mapping[str, Any]) -> Options:
+def read_options(cls: type[TrainerOptionsType], configuration: Mapping[str, Any]) -> TrainerOptionsType:
     """Read the block of one configuration; what it does not say has its default.
 
     A trainer passes over fields that only other trainers know, because all of a comparison share one plans copy.

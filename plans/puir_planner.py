@@ -9,7 +9,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_invariance.networks.puir import feature_voxels
+from nnunet_invariance.networks.architectures.puir import feature_voxels
 
 
 class PUIRPlanner(ExperimentPlanner):

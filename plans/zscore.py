@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_invariance.errors import OptionError
+from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.plans.copies import write_plans_copy
-from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 
 CT, ZSCORE = "CTNormalization", "ZScoreNormalization"
 #: Why a plans copy is needed.

@@ -18,12 +18,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny_modalities
 import torch
-from tiny_dataset import NAME, cut_down, write_raw_dataset
 
 from nnunet_invariance._discovery import autoload
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
+from tests.helpers import tiny_modalities
+from tests.helpers.tiny_dataset import NAME, cut_down, write_raw_dataset
 
 autoload()  # an uninstalled checkout has no entry point
 torch.set_num_threads(1)
@@ -88,7 +88,7 @@ def results(tiny: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a whole tiny diffusion model; for tests that have diffusers."""
-    from tiny_diffusion import write_model
+    from tests.helpers.tiny_diffusion import write_model
 
     return write_model(tmp_path_factory.mktemp("model") / "sd")
 

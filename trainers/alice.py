@@ -5,7 +5,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
-from nnunet_invariance.networks.projection import ProjectionHead, contrast_stage, gather_positions, sample_positions
+from nnunet_invariance.networks.heads.projection import (
+    ProjectionHead,
+    contrast_stage,
+    gather_positions,
+    sample_positions,
+)
 from nnunet_invariance.trainers.base import InvarianceTrainer
 
 

@@ -10,12 +10,17 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnunet_invariance.augmentation.interventions.contract import match_statistics
+from nnunet_invariance.augmentation.interventions.base import match_statistics
 from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncompatibleError
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
-from nnunet_invariance.networks.anatomix_unet import NETWORK, AnatomixUNet, check_patch
-from nnunet_invariance.networks.features_beside import put_features_beside
-from nnunet_invariance.networks.projection import ProjectionHead, contrast_stage, gather_positions, sample_positions
+from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, AnatomixUNet, check_patch
+from nnunet_invariance.networks.frozen_features import add_frozen_features
+from nnunet_invariance.networks.heads.projection import (
+    ProjectionHead,
+    contrast_stage,
+    gather_positions,
+    sample_positions,
+)
 from nnunet_invariance.plans.anatomix import TO_01
 from nnunet_invariance.plans.options import AnatomixOptions, read_options
 from nnunet_invariance.synthesis.appearance import apply_appearance, sample_appearance
@@ -23,8 +28,8 @@ from nnunet_invariance.synthesis.corruptions import apply_corruption, sample_cor
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.trainers.base import InvarianceTrainer
 from nnunet_invariance.trainers.configuration import configuration_of
-from nnunet_invariance.trainers.pretrained import bring_weights
 from nnunet_invariance.trainers.targets import finest, tissue_labels
+from nnunet_invariance.trainers.weights import find_and_load_weights
 
 REMEDY = "`nnunet-invariance weights plan DATASET FILE` writes a plans copy that fits."
 
@@ -69,7 +74,7 @@ class AnatomixTrainer(InvarianceTrainer):
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, channels, num_output_channels, enable_deep_supervision
         )
-        return network if backbone is None else put_features_beside(network, backbone, options.feature_dropout)
+        return network if backbone is None else add_frozen_features(network, backbone, options.feature_dropout)
 
     def build_aux(self, channels: list[int], strides: list[tuple[int, ...]]) -> nn.ModuleDict:
         """A projection head on the deepest encoder stage whose map has enough positions."""
@@ -99,17 +104,19 @@ class AnatomixTrainer(InvarianceTrainer):
                 f"{', '.join(others)}. {REMEDY}"
             )
 
-    def search_weights(self) -> dict[str, Any]:
+    def load_weights(self) -> dict[str, Any]:
         """Weights from the four places, for the network or for what makes the frozen features.
 
         Raises:
             WeightsIncompatibleError: frozen features need a whole U-Net, and a part of it is not in the file.
         """
         if self.options.frozen_features == "none":
-            return super().search_weights()
+            return super().load_weights()
         names = (self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name)
         options = dataclasses.replace(self.options, transfer="encoder+decoder", min_coverage=1.0)
-        report = bring_weights(self.plain_network.encoder.backbone, self.method, names, options, self.print_to_log_file)
+        report = find_and_load_weights(
+            self.plain_network.encoder.backbone, self.method, names, options, self.print_to_log_file
+        )
         if report["missing"]:
             raise WeightsIncompatibleError(
                 f"{report['checkpoint']} lacks {len(report['missing'])} tensors of the U-Net "

@@ -12,20 +12,20 @@ from nnunetv2.utilities.helpers import empty_cache
 from torch import Tensor, nn
 
 from nnunet_invariance.augmentation.views import MultiView
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.networks.feature_hook import EncoderFeatureHook
 from nnunet_invariance.networks.planned import cumulative_strides
-from nnunet_invariance.networks.tap import EncoderTap
 from nnunet_invariance.plans.options import TrainerOptions
 from nnunet_invariance.trainers.baseline import BaselineTrainer
 from nnunet_invariance.trainers.configuration import check_supported, encoder_of
 from nnunet_invariance.trainers.curves import draw_curves, log_curves
-from nnunet_invariance.trainers.groups import Group, sgd, without
-from nnunet_invariance.trainers.guard import FiniteGuard, is_finite
-from nnunet_invariance.trainers.pretrained import bring_weights, versions
+from nnunet_invariance.trainers.finite_guard import FiniteGuard, is_finite
+from nnunet_invariance.trainers.parameter_groups import Group, make_sgd, without
 from nnunet_invariance.trainers.schedule import WarmupPolySchedule, ramp
 from nnunet_invariance.trainers.seeding import mix
 from nnunet_invariance.trainers.stepping import average_gradients, clipped_step, copy_from_first_rank, views_on_device
-from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.trainers.weights import find_and_load_weights, versions
 
 POSITIONS = 2  # the stream of positions, beside those of training and validation batches
 
@@ -66,7 +66,7 @@ class InvarianceTrainer(BaselineTrainer):
         self.check(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.aux: nn.ModuleDict = nn.ModuleDict()
-        self.tap: EncoderTap | None = None
+        self.feature_hook: EncoderFeatureHook | None = None
         self.transfer_report: dict[str, Any] | None = None
         self.generator = torch.Generator()
         self.step_in_epoch = 0
@@ -117,7 +117,7 @@ class InvarianceTrainer(BaselineTrainer):
         # The decoder comes first: nnU-Net's log and progress.png show the rate of the first group.
         groups = [Group(rest, self.initial_lr), Group(encoder, *slow)]
         groups += [Group(list(self.aux.parameters()), self.initial_lr), Group(undecayed, *slow, decay=0.0)]
-        return sgd(groups, self.weight_decay, self.num_epochs)
+        return make_sgd(groups, self.weight_decay, self.num_epochs)
 
     @property
     def trains_on_views(self) -> bool:
@@ -130,7 +130,7 @@ class InvarianceTrainer(BaselineTrainer):
 
     def _build_views(self, encoder: nn.Module) -> None:
         """Tap, second pass and auxiliary modules."""
-        self.tap = EncoderTap(encoder)
+        self.feature_hook = EncoderFeatureHook(encoder)
         # `forward` itself: the tap is for passes of the whole network.
         self.second_pass = torch.compile(encoder.forward) if self._do_i_compile() else encoder.forward
         self.second_samples = self.batch_size
@@ -181,12 +181,12 @@ class InvarianceTrainer(BaselineTrainer):
                 f"WARNING: -pretrained_weights was given: its weights stay, and {self.method} weights are not searched."
             )
             return {"place": "-pretrained_weights"}
-        return self.search_weights()
+        return self.load_weights()
 
-    def search_weights(self) -> dict[str, Any]:
+    def load_weights(self) -> dict[str, Any]:
         """Weights of this method from the four places; where they came from and what came of them."""
         names = (self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name)
-        return bring_weights(self.plain_network, self.method, names, self.options, self.print_to_log_file)
+        return find_and_load_weights(self.plain_network, self.method, names, self.options, self.print_to_log_file)
 
     def checkpoint_block(self) -> dict[str, Any]:
         """Adds method, transfer report and auxiliary modules."""
@@ -255,18 +255,18 @@ class InvarianceTrainer(BaselineTrainer):
             try:
                 return self._backward(batch, self.second_samples)
             except torch.OutOfMemoryError:
-                if self.is_ddp or not self.take_less_memory():
+                if self.is_ddp or not self.reduce_memory():
                     self.print_to_log_file(
                         f"Out of memory with a second view. Remedy: {self.memory_remedy}, or a smaller batch size in "
                         "a plans copy."
                     )
                     raise
-            if self.tap:
-                self.tap.clear()
+            if self.feature_hook:
+                self.feature_hook.clear()
             self.optimizer.zero_grad(set_to_none=True)
             empty_cache(self.device)
 
-    def take_less_memory(self) -> bool:
+    def reduce_memory(self) -> bool:
         """From here on the second view of half the samples, said in the log; False where it is one already."""
         if self.second_samples == 1:
             return False
@@ -303,7 +303,7 @@ class InvarianceTrainer(BaselineTrainer):
         """Segmentation loss, and the auxiliary losses by name, with a second view of the first ``samples`` samples."""
         views = batch["views"]
         segmentation = self.loss(self.network(views.first), batch["target"])
-        first = [skip[:samples] for skip in self.tap.take()]
+        first = [skip[:samples] for skip in self.feature_hook.pop()]
         return segmentation, self.aux_losses(first, self.second_pass(views.second[:samples]), batch)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, np.ndarray]]) -> None:

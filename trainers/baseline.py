@@ -12,12 +12,12 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 import nnunet_invariance
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.builtin_types import to_builtin
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.plans.options import BaselineOptions, read_options
 from nnunet_invariance.trainers.configuration import configuration_of
 from nnunet_invariance.trainers.seeding import Augmenter, seed_everything, seeded_augmenter, without_timing
-from nnunet_invariance.trainers.state import native
-from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.foreign import open_foreign
 
 FORMAT = 1
@@ -100,7 +100,7 @@ class BaselineTrainer(nnUNetTrainer):
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
         # The run goes on with what a continued one would read: nnU-Net's moving average rounds by its terms' types.
-        self.logger.load_checkpoint(native(self.logger.get_checkpoint()))
+        self.logger.load_checkpoint(to_builtin(self.logger.get_checkpoint()))
         state = {
             "network_weights": self.plain_network.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
@@ -113,7 +113,7 @@ class BaselineTrainer(nnUNetTrainer):
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             "nnunet_invariance": self.checkpoint_block(),
         }
-        atomic_write(filename, lambda file: torch.save(native(state), file))
+        atomic_write(filename, lambda file: torch.save(to_builtin(state), file))
 
     def load_checkpoint(self, filename_or_checkpoint: str | os.PathLike | dict) -> None:
         """Continue from a checkpoint of this trainer; the options in force are those of the plans, not of the file.

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
-from nnunet_invariance.augmentation.missing import KeepMissing, drop_modalities
+from nnunet_invariance.augmentation.missing_modalities import ZeroMissingChannels, drop_modalities
 from nnunet_invariance.networks.presence import over_maps, present_channels
-from nnunet_invariance.plans.intensities import empty_slots
+from nnunet_invariance.nnunet.normalization import empty_slots
 from nnunet_invariance.plans.options import ChannelDropoutOptions
 from nnunet_invariance.trainers.baseline import BaselineTrainer
 from nnunet_invariance.trainers.seeding import mix
@@ -36,7 +36,7 @@ class ChannelDropoutTrainer(BaselineTrainer):
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's own; channels that a case lacks stay empty."""
-        return KeepMissing(super().get_training_transforms(*args, **kwargs))
+        return ZeroMissingChannels(super().get_training_transforms(*args, **kwargs))
 
     def on_train_epoch_start(self) -> None:
         """As nnU-Net; draws are new in each epoch and repeat where the run does."""

@@ -8,8 +8,8 @@ import numpy as np
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import distributed as dist
 
-from nnunet_invariance.pretraining.history import draw_history
-from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.pretraining.engine.history import draw_history
 
 
 def log_curves(logger: MetaLogger, values: dict[str, float], epoch: int) -> None:

@@ -11,19 +11,24 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
-from nnunet_invariance.augmentation.interventions.contract import Domain, coarse_axes, match_statistics
+from nnunet_invariance.augmentation.interventions.base import Domain, coarse_axes, match_statistics
 from nnunet_invariance.augmentation.interventions.slaug import apply_global, balance
 from nnunet_invariance.augmentation.stored_views import DatasetWithViews, read_index, views_folder
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.consistency import consistency
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
-from nnunet_invariance.networks.projection import ProjectionHead, contrast_stage, gather_positions, sample_positions
+from nnunet_invariance.networks.heads.projection import (
+    ProjectionHead,
+    contrast_stage,
+    gather_positions,
+    sample_positions,
+)
+from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
 from nnunet_invariance.plans.options import ICMSegOptions
-from nnunet_invariance.plans.preprocessing import preprocessing_hash
 from nnunet_invariance.plans.zscore import ct_remedy
 from nnunet_invariance.trainers.base import InvarianceTrainer
-from nnunet_invariance.trainers.pretrained import bring_found
 from nnunet_invariance.trainers.targets import finest, rows_of, tissue_labels
+from nnunet_invariance.trainers.weights import load_checkpoint_into
 from nnunet_invariance.weights.locate import named_weights
 
 
@@ -73,7 +78,7 @@ class ICMSegTrainer(InvarianceTrainer):
         if self.options.aux == "none" or not self.options.views_probability:
             return train, val
         folder = views_folder(Path(self.preprocessed_dataset_folder))
-        views = read_index(folder, preprocessing_hash(self.plans_manager, self.configuration_manager))
+        views = read_index(folder, preprocessing_fingerprint(self.plans_manager, self.configuration_manager))
         train = DatasetWithViews(train, folder, views, self.options.views_probability)
         self.stored = frozenset(train.of_view)
         cases, share = len(train.cases.identifiers), self.options.views_probability
@@ -87,11 +92,11 @@ class ICMSegTrainer(InvarianceTrainer):
         if remedy := ct_remedy(self.configuration_manager.normalization_schemes, *names):
             self.print_to_log_file(f"WARNING: {remedy}")
 
-    def search_weights(self) -> dict[str, Any]:
+    def load_weights(self) -> dict[str, Any]:
         """A checkpoint of any method that the user has named; random weights without one."""
         found = named_weights(self.options.checkpoint)
         if found is not None:
-            return bring_found(self.plain_network, found, self.options, self.print_to_log_file)
+            return load_checkpoint_into(self.plain_network, found, self.options, self.print_to_log_file)
         self.print_to_log_file("No checkpoint is named: random weights. ICMSegTrainer needs no pre-training.")
         return {"place": "none: random weights"}
 
@@ -99,7 +104,7 @@ class ICMSegTrainer(InvarianceTrainer):
         """Mean of both segmentation losses, and the auxiliary losses; one pass over both views."""
         first, target = batch["views"].first, batch["target"]
         both = self.network(torch.cat((first, self.style_view(batch, samples))))
-        maps = self.tap.take()
+        maps = self.feature_hook.pop()
         own, styled = slice(len(first)), slice(len(first), None)
         losses = [
             self.loss(rows_of(both, own), target),
@@ -136,7 +141,7 @@ class ICMSegTrainer(InvarianceTrainer):
         """Of the segmentation loss by the image; parameters get none."""
         image = image.requires_grad_()
         loss = self.loss(self.plain_network(image), target)
-        self.tap.clear()
+        self.feature_hook.clear()
         loss = loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
         return torch.autograd.grad(loss, image)[0]
 

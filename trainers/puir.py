@@ -8,23 +8,23 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnunet_invariance.augmentation.cube_group import draw, symmetries, turn, turn_back
-from nnunet_invariance.augmentation.missing import KeepMissing, drop_modalities
+from nnunet_invariance.augmentation.cube_group import draw, invert_symmetry, symmetries, turn
+from nnunet_invariance.augmentation.missing_modalities import ZeroMissingChannels, drop_modalities
 from nnunet_invariance.augmentation.views import MultiView
 from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.losses.decomposition import DecompositionLoss
 from nnunet_invariance.losses.equivariance import output_equivariance
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
-from nnunet_invariance.networks.bottleneck_decoder import BottleneckDecoder
+from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
+from nnunet_invariance.networks.architectures.puir import PUIRNet, gigabytes
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides
 from nnunet_invariance.networks.presence import present_channels
-from nnunet_invariance.networks.puir import PUIRNet, gigabytes
+from nnunet_invariance.nnunet.planned_dataset import channel_names_of
 from nnunet_invariance.plans.options import PUIRTrainerOptions, read_options
-from nnunet_invariance.pretraining.planned_dataset import channel_names_of
 from nnunet_invariance.trainers.base import InvarianceTrainer
-from nnunet_invariance.trainers.pretrained import bring_found
 from nnunet_invariance.trainers.seeding import mix
 from nnunet_invariance.trainers.targets import finest
+from nnunet_invariance.trainers.weights import load_checkpoint_into
 from nnunet_invariance.weights.locate import find_weights
 
 EQUIVARIANCE = 3  # the stream that says in which steps the turned pass is made, the same on all ranks
@@ -113,7 +113,7 @@ class PUIRTrainer(InvarianceTrainer):
             + (" Activations of the encoder are not kept but computed again." if network.checkpointing else "")
         )
 
-    def take_less_memory(self) -> bool:
+    def reduce_memory(self) -> bool:
         """Activations of the encoder are not kept from here on, if that is left to us and was not so yet."""
         if self.options.checkpointing != "auto" or self.plain_network.checkpointing:
             return False
@@ -125,7 +125,7 @@ class PUIRTrainer(InvarianceTrainer):
 
     def views_of(self, transforms: BasicTransform) -> BasicTransform:
         """One view and the clean one; missing modalities stay empty in both."""
-        return KeepMissing(MultiView(transforms, second=False))
+        return ZeroMissingChannels(MultiView(transforms, second=False))
 
     def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """All that pre-training leaves; decay would erase the prior and the tables of modalities."""
@@ -134,12 +134,12 @@ class PUIRTrainer(InvarianceTrainer):
         apart = [name for name in shared if name.endswith((".prior", PUIRNet.table))]
         return [p for name, p in shared.items() if name not in apart], [shared[name] for name in apart]
 
-    def search_weights(self) -> dict[str, Any]:
+    def load_weights(self) -> dict[str, Any]:
         """Weights of this method from the four places, modalities matched by their names."""
         names = (self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name)
         found = find_weights(self.method, *names, self.options.checkpoint)
         log = self.print_to_log_file
-        return bring_found(self.plain_network, found, self.options, log, self.method, self.channel_names)
+        return load_checkpoint_into(self.plain_network, found, self.options, log, self.method, self.channel_names)
 
     def losses_of_views(self, batch: dict[str, Any], samples: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Segmentation from a random subset of the modalities, and the auxiliary losses but equivariance."""
@@ -185,7 +185,7 @@ class PUIRTrainer(InvarianceTrainer):
         elements = draw(self.symmetries, len(image), self.generator).to(image.device)
         outputs = self.network(turn(image, elements), kept)
         regions = self.label_manager.has_regions
-        loss = output_equivariance(turn_back(finest(outputs), elements), logits, regions)
+        loss = output_equivariance(invert_symmetry(finest(outputs), elements), logits, regions)
         # Several ranks wait for a gradient of every parameter, of the coarser outputs too: that of nothing is zero.
         idle = sum(output.flatten()[:0].sum() for output in outputs[1:]) if isinstance(outputs, list) else 0
         return loss / self.options.equ_probability + idle

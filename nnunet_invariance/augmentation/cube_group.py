@@ -33,7 +33,7 @@ def turn(x: Tensor, elements: Tensor) -> Tensor:
     return _flip(_exchange(x, elements, (0, 1, 2)), elements)
 
 
-def turn_back(x: Tensor, elements: Tensor) -> Tensor:
+def invert_symmetry(x: Tensor, elements: Tensor) -> Tensor:
     """Undo :func:`turn`, bit by bit."""
     return _exchange(_flip(x, elements), elements, (2, 1, 0))
 

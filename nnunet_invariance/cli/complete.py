@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status."""
-    from nnunet_invariance.evaluation.slots import complete
+    from nnunet_invariance.evaluation.protocols.missing_channels import complete
 
     done = complete(args.images, args.out, args.dataset)
     for case, channels in done.filled.items():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_invariance.cli.defaults import ShowDefaults
+from nnunet_invariance.cli.help import ShowDefaults
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -138,15 +138,15 @@ def _positive(word: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status."""
-    from nnunet_invariance.evaluation.report import write_report
+    from nnunet_invariance.evaluation.report.page import write_report
 
     if args.protocol == "report":
         print(f"written: {write_report(args.folder)}")
         return 0
     from nnunet_invariance.errors import OptionError
-    from nnunet_invariance.evaluation.arms import choose_arms
-    from nnunet_invariance.evaluation.protocol import ProtocolSettings
-    from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+    from nnunet_invariance.evaluation.protocols.arms import choose_arms
+    from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+    from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 
     if args.slurm and not args.submit:
         raise OptionError(f"--slurm {' '.join(args.slurm)} without --submit: add --submit slurm, or leave it away.")
@@ -177,13 +177,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _few_shot(args: argparse.Namespace, *what: Any, **conditions: Any) -> Path:
-    from nnunet_invariance.evaluation.few_shot import few_shot
+    from nnunet_invariance.evaluation.protocols.few_shot import few_shot
 
     return few_shot(*what, test=_test(args.test), n_test=args.n_test, **conditions)
 
 
 def _missing_modality(args: argparse.Namespace, planned: Any, *what: Any) -> Path:
-    from nnunet_invariance.evaluation.missing_modality import PROTOCOL, choose_subsets, missing_modalities
+    from nnunet_invariance.evaluation.protocols.missing_modality import PROTOCOL, choose_subsets, missing_modalities
 
     channels = planned.channel_names
     subsets = choose_subsets(channels, args.subsets)
@@ -192,8 +192,8 @@ def _missing_modality(args: argparse.Namespace, planned: Any, *what: Any) -> Pat
 
 
 def _cross_modality(args: argparse.Namespace, *what: Any) -> Path:
-    from nnunet_invariance.evaluation.cross_modality import cross_modality
-    from nnunet_invariance.evaluation.label_maps import read_names
+    from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality
+    from nnunet_invariance.evaluation.scoring.label_maps import read_names
 
     names = read_names(args.names) if args.names else None
     return cross_modality(*what, args.targets, names=names, n_source=args.n_source, parts=args.parts)

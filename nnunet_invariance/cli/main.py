@@ -12,7 +12,18 @@ from collections.abc import Sequence
 from nnunet_invariance import __version__
 from nnunet_invariance.errors import InvarianceError
 
-VERBS = ("pretrain", "synthesize", "weights", "style", "complete", "transfer", "register", "evaluate", "demo", "doctor")
+VERBS = (
+    "pretrain",
+    "synthesize",
+    "weights",
+    "style",
+    "complete",
+    "translate",
+    "register",
+    "evaluate",
+    "demo",
+    "doctor",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

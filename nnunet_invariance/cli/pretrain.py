@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_invariance.cli.defaults import ShowDefaults
+from nnunet_invariance.cli.help import ShowDefaults
 from nnunet_invariance.errors import OptionError
 
 
@@ -62,8 +62,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status (143 after SIGTERM)."""
-    from nnunet_invariance.pretraining.loop import Stopped
-    from nnunet_invariance.pretraining.run import run_preset, run_pretraining
+    from nnunet_invariance.pretraining.engine.loop import Stopped
+    from nnunet_invariance.pretraining.engine.run import run_preset, run_pretraining
 
     _check(args)
     words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_invariance.cli.defaults import ShowDefaults
+from nnunet_invariance.cli.help import ShowDefaults
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nnunet_invariance.cli.defaults import ShowDefaults
+from nnunet_invariance.cli.help import ShowDefaults
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

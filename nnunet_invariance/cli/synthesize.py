@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_invariance.cli.defaults import ShowDefaults
+from nnunet_invariance.cli.help import ShowDefaults
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -30,9 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status."""
     from nnunet_invariance.synthesis.engine import SynthesisEngine
+    from nnunet_invariance.synthesis.files import dataset_layout, pairs_layout, write_dataset_json, write_elements
     from nnunet_invariance.synthesis.options import SynthesisOptions
     from nnunet_invariance.synthesis.preview import write_preview
-    from nnunet_invariance.synthesis.writing import dataset_layout, pairs_layout, write_dataset_json, write_elements
 
     options = SynthesisOptions(size=(args.size,) * 3)
     as_dataset = args.as_dataset is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nnunet_invariance.errors import OptionError
 
-SOURCES = (
+IMPORTERS = (
     "alice", "nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "puir-swin", "voco",
     "monai-swin", "encoder",
 )  # fmt: skip
@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     inspect.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
 
     take = actions.add_parser("import", help="make another tool's file a checkpoint that our trainers take")
-    take.add_argument("source", choices=SOURCES, help="whose file it is; `inspect` says which")
+    take.add_argument("importer", choices=IMPORTERS, help="whose file it is; `inspect` says which")
     take.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
     take.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: FILE with the suffix .safetensors")
     take.add_argument("--plans", type=Path, metavar="JSON", help="plans file of a bare encoder")
@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     export.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
     export.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth; a folder for --format card")
     export.add_argument("--format", choices=["nnunet", "nnssl", "card"], required=True)
-    export.add_argument("--source", choices=["teacher", "student"], help="default: teacher where there is one")
+    export.add_argument("--branch", choices=["teacher", "student"], help="default: teacher where there is one")
     export.add_argument(
         "--random-decoder", action="store_true", help="fill a decoder that was not pre-trained with random weights"
     )
@@ -96,10 +96,10 @@ def _import(args: argparse.Namespace) -> int:
     plans = read_plans(args.plans) if args.plans else None
     file = local_file(args.file)
     beside = None if file == args.file else Path(file.stem + SUFFIX)  # of a hub's file, not in the hub's cache
-    out = import_foreign(file, args.out or beside, args.source, plans, args.configuration)
+    out = import_foreign(file, args.out or beside, args.importer, plans, args.configuration)
     print(describe_text(out))
     use = f"weights plan DATASET {out}"
-    if args.source == "sam":
+    if args.importer == "sam":
         use = f"pretrain sam DATASET CONFIGURATION --set backbone=resnet start={out}"
     print(f"written: {out}\nuse it: nnunet-invariance {use}")
     return 0
@@ -115,13 +115,13 @@ def _export(args: argparse.Namespace) -> int:
         raise OptionError(f"--random-decoder is for --format nnunet; {args.format} needs no decoder. Leave it away.")
     file = local_file(args.file)
     if args.format == "card":
-        print(f"written: {export_card(file, args.out, args.source)}")
+        print(f"written: {export_card(file, args.out, args.branch)}")
         return 0
     if args.format == "nnssl":
-        print(export_nnssl(file, args.out, args.source).to_text())
+        print(export_nnssl(file, args.out, args.branch).to_text())
         print(f"written: {args.out}")
         return 0
-    print(export_nnunet(file, args.out, args.source, args.random_decoder).to_text())
+    print(export_nnunet(file, args.out, args.branch, args.random_decoder).to_text())
     print(f"written: {args.out}\nuse it: nnUNetv2_train DATASET CONFIGURATION FOLD -pretrained_weights {args.out}")
     return 0
 

@@ -1,5 +1,6 @@
 """anatomix: pre-training on synthetic volumes alone, then its trainer and the twin that starts at random."""
 
+from nnunet_invariance.common.html import inline
 from nnunet_invariance.demo.data import write_dataset
 from nnunet_invariance.demo.page import (
     Page,
@@ -12,7 +13,6 @@ from nnunet_invariance.demo.page import (
     transfer_section,
 )
 from nnunet_invariance.demo.steps import SEED, Demo, compare, plan, pretrain, pretraining_folder
-from nnunet_invariance.evaluation.html import inline
 
 STEPS = 5
 N_TRAIN, N_TEST = 8, 3

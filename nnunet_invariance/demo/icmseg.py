@@ -1,5 +1,6 @@
 """ICMSeg: training on one contrast, testing on two that no training case has."""
 
+from nnunet_invariance.common.html import inline
 from nnunet_invariance.demo.data import ENDING, write_dataset
 from nnunet_invariance.demo.page import (
     Page,
@@ -20,12 +21,11 @@ from nnunet_invariance.demo.steps import (
     remember_commands,
     settings,
 )
-from nnunet_invariance.evaluation.arms import Selection
-from nnunet_invariance.evaluation.cross_modality import cross_modality
-from nnunet_invariance.evaluation.html import inline
-from nnunet_invariance.evaluation.jobs import Arm
-from nnunet_invariance.evaluation.style_pictures import draw_interventions
-from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
+from nnunet_invariance.evaluation.protocols.arms import Selection
+from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality
+from nnunet_invariance.evaluation.report.style_pictures import draw_interventions
+from nnunet_invariance.evaluation.runner.jobs import Arm
+from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 
 STEPS = 3
 N_TRAIN, N_TEST = 8, 3

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.html import inline, page, table, transfer_table
 from nnunet_invariance.demo.data import LABELS
 from nnunet_invariance.demo.pictures import draw_cases, draw_predictions, draw_training
 from nnunet_invariance.demo.steps import Demo, Step
-from nnunet_invariance.evaluation.html import inline, page, table, transfer_table
-from nnunet_invariance.evaluation.pictures import COLOURS
-from nnunet_invariance.evaluation.scores import read_scores, summarize
-from nnunet_invariance.evaluation.stored import stored_jobs
-from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.evaluation.report.pictures import COLOURS
+from nnunet_invariance.evaluation.runner.stored import stored_jobs
+from nnunet_invariance.evaluation.scoring.scores import read_scores, summarize
 
 NOTICE = """<p class="notice"><strong>This page shows the pipeline and is no evidence.</strong> The images are
 synthetic, the networks are tiny, the runs last about a minute, and a few test cases with one seed decide nothing about

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_invariance.demo.data import ENDING, LABELS
-from nnunet_invariance.evaluation.cases import LabelledCase
-from nnunet_invariance.evaluation.pictures import STYLE, panels, png, show
+from nnunet_invariance.evaluation.protocols.cases import LabelledCase
+from nnunet_invariance.evaluation.report.pictures import STYLE, panels, png, show
 from nnunet_invariance.weights.foreign import open_foreign
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_invariance.common.html import inline, table
 from nnunet_invariance.demo.data import ENDING, MODALITIES, write_modalities
 from nnunet_invariance.demo.page import Page, Section, pretraining_section, training_section, transfer_section
 from nnunet_invariance.demo.pictures import read
@@ -18,12 +19,11 @@ from nnunet_invariance.demo.steps import (
     pretrain,
     pretraining_folder,
 )
-from nnunet_invariance.evaluation.effects import levels
-from nnunet_invariance.evaluation.html import inline, table
-from nnunet_invariance.evaluation.missing_modality import JOIN, PROTOCOL, choose_subsets, missing_modalities
-from nnunet_invariance.evaluation.pictures import draw_heat_map, panels, png
-from nnunet_invariance.evaluation.scores import read_scores
-from nnunet_invariance.modality_transfer.evaluate import CONVENTIONS, EXAMPLES, HEAD, read_pairs, summarise
+from nnunet_invariance.evaluation.protocols.missing_modality import JOIN, PROTOCOL, choose_subsets, missing_modalities
+from nnunet_invariance.evaluation.report.pictures import draw_heat_map, panels, png
+from nnunet_invariance.evaluation.scoring.scores import read_scores
+from nnunet_invariance.evaluation.statistics.effects import levels
+from nnunet_invariance.modality_translation.evaluate import CONVENTIONS, EXAMPLES, HEAD, read_pairs, summarise
 
 STEPS = 5
 N_TRAIN, N_TEST = 9, 3
@@ -47,7 +47,7 @@ def run(demo: Demo) -> None:
     with demo.step(f"pre-training puir on {N_TRAIN} cases, without labels"):
         pretrain(demo, "puir", PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS, ["--set", "prior=16"])
     with demo.step(f"modality transfer: training, and scores on {N_TEST} test cases"):
-        words = ["nnunet-invariance", "transfer"]
+        words = ["nnunet-invariance", "translate"]
         where = [DATASET, CONFIGURATION, "-p", PLANS, "-device", "cpu"]
         length = ["--epochs", str(TRANSFER_EPOCHS), "--iterations", str(TRANSFER_ITERATIONS), "--seed", str(SEED)]
         demo.run("transfer_train", [*words, "train", *where, *length, "--set", "prior=16", "lr=0.001"])

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_invariance.evaluation.arms import Selection
-from nnunet_invariance.evaluation.few_shot import few_shot
-from nnunet_invariance.evaluation.jobs import Arm
-from nnunet_invariance.evaluation.protocol import ProtocolSettings
-from nnunet_invariance.evaluation.stock import run_command
+from nnunet_invariance.evaluation.protocols.arms import Selection
+from nnunet_invariance.evaluation.protocols.few_shot import few_shot
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+from nnunet_invariance.evaluation.runner.jobs import Arm
+from nnunet_invariance.evaluation.runner.stock_commands import run_command
+from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.plans.copies import write_plans_copy
-from nnunet_invariance.pretraining.planned_dataset import open_planned_dataset
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from scipy.ndimage import binary_fill_holes
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.contract import unit_range
+from nnunet_invariance.augmentation.interventions.base import unit_range
 from nnunet_invariance.augmentation.interventions.tissues import find_tissues, tissue_count
 from nnunet_invariance.errors import OptionError
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.diffusion import controlnet, dreambooth
 from nnunet_invariance.diffusion.base_model import BaseModel, check_part, open_base, open_part
 from nnunet_invariance.diffusion.conditions import make_condition
@@ -24,7 +25,6 @@ from nnunet_invariance.diffusion.training import DTYPES, place, read_record
 from nnunet_invariance.diffusion.views import FOLDER, RECORD, count_file, count_slices, put_back, view_names
 from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset, read_case, write_like
 from nnunet_invariance.errors import DeviceMemoryError, OptionError, OutputError
-from nnunet_invariance.weights.atomic import atomic_write
 
 MOST_REJECTED = 0.5  # share of slices beyond which a volume is not written
 

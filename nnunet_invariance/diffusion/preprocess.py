@@ -13,15 +13,15 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, inf
 from tqdm import tqdm
 
 from nnunet_invariance.augmentation.stored_views import INDEX, view_key, views_folder
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.diffusion.slices import open_slices
 from nnunet_invariance.diffusion.views import FOLDER
 from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset
 from nnunet_invariance.errors import NotPreprocessedError, ShapeError, StyleFolderError
-from nnunet_invariance.plans.preprocessing import preprocessing_hash
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
+from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
 from nnunet_invariance.plans.zscore import ct_remedy
-from nnunet_invariance.pretraining.planned_dataset import PlannedDataset, open_planned_dataset
-from nnunet_invariance.synthesis.writing import replace_file
-from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.synthesis.files import replace_file
 
 
 def preprocess_views(root: Path, plans_name: str = "nnUNetPlans", configuration: str = "3d_fullres") -> Path:
@@ -51,7 +51,7 @@ def preprocess_views(root: Path, plans_name: str = "nnUNetPlans", configuration:
         msg = f"{planned.folder} does not exist. "
         raise NotPreprocessedError(f"{msg}Run nnUNetv2_preprocess -d {planned.name} -c {configuration} first.")
     target = views_folder(planned.folder)
-    index = _open_index(target, preprocessing_hash(planned.plans, planned.configuration))
+    index = _open_index(target, preprocessing_fingerprint(planned.plans, planned.configuration))
     for (name, view), file in tqdm(files.items(), desc="preprocessing views", unit="view", disable=None):
         stat = file.stat()
         made_of = [stat.st_size, stat.st_mtime_ns]

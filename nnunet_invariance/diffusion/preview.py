@@ -11,7 +11,7 @@ from nnunet_invariance.diffusion.slices import open_slices
 from nnunet_invariance.diffusion.views import FOLDER, RECORD
 from nnunet_invariance.diffusion.volumes import open_raw_dataset, read_case, to_unit
 from nnunet_invariance.errors import StyleFolderError
-from nnunet_invariance.synthesis.writing import replace_file
+from nnunet_invariance.synthesis.files import replace_file
 
 
 def write_preview(root: Path, n: int = 4) -> Path:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from nnunet_invariance.diffusion.volumes import open_raw_dataset, read_case, slice_axis
 from nnunet_invariance.errors import OptionError
-from nnunet_invariance.synthesis.writing import dataset_layout, replace_file
+from nnunet_invariance.synthesis.files import dataset_layout, replace_file
 
 PROJECTIONS = ("mean", "attenuation")
 WATER = 0.02  # attenuation of water at about 70 keV, 1/mm

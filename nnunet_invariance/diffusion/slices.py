@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.diffusion.geometry import Geometry
 from nnunet_invariance.diffusion.volumes import (
     RawDataset,
@@ -21,7 +22,6 @@ from nnunet_invariance.diffusion.volumes import (
     window_of,
 )
 from nnunet_invariance.errors import OptionError, OutputError, StyleFolderError
-from nnunet_invariance.weights.atomic import atomic_write
 
 RECORD = "slices.json"
 FOLDER = "slices"

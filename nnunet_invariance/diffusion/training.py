@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.diffusion.noise import named_generator
 from nnunet_invariance.diffusion.objective import Batch, SliceSampler
 from nnunet_invariance.diffusion.packages import Accelerator
 from nnunet_invariance.errors import NonFiniteLossError, OptionError, OutputError, StyleFolderError
-from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.foreign import open_foreign
 
 #: Left in the folder of a finished network; what it was trained with.

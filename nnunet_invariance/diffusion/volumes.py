@@ -12,8 +12,8 @@ import SimpleITK as sitk
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_invariance.errors import DatasetNotFoundError, EnvironmentNotSetError, StyleFolderError
-from nnunet_invariance.pretraining.planned_dataset import channel_names_of, dataset_name_of
-from nnunet_invariance.synthesis.writing import replace_file
+from nnunet_invariance.nnunet.planned_dataset import channel_names_of, dataset_name_of
+from nnunet_invariance.synthesis.files import replace_file
 
 #: Planes by the world axis (left-right, front-back, foot-head) that is normal to them.
 PLANES = ("sagittal", "coronal", "axial")

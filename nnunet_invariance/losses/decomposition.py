@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nnunet_invariance.losses.precision import at_least_float32
+from nnunet_invariance.common.precision import at_least_float32
 
 
 def foreground(image: Tensor, available: Tensor, inside: Tensor, margin: float = 1e-3) -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from nnunet_invariance.common.precision import at_least_float32
 from nnunet_invariance.losses.modality_invariance import normalised
-from nnunet_invariance.losses.precision import at_least_float32
 
 
 def output_equivariance(undone: Tensor, reference: Tensor, independent: bool = False) -> Tensor:

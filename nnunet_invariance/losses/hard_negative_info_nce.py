@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnunet_invariance.losses.precision import at_least_float32
+from nnunet_invariance.common.precision import at_least_float32
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampledIndices:
     """What is drawn for one step before any feature is known. Indices count a sample's keys, both views joined.
 
     Attributes:
@@ -69,7 +69,7 @@ class HardNegativeInfoNCE(nn.Module):
         self.hardest, self.negatives, self.others, self.temperature = hardest, negatives, others, temperature
 
     @torch.no_grad()
-    def draw(self, position: Tensor, valid: Tensor, generator: torch.Generator) -> Draws:
+    def draw(self, position: Tensor, valid: Tensor, generator: torch.Generator) -> SampledIndices:
         """Queries with their counterparts, and all that is random in the choice of negatives.
 
         Where a sample's views share no place, its queries are cells of any place that are their own positives.
@@ -94,10 +94,10 @@ class HardNegativeInfoNCE(nn.Module):
         pool = _drawn(valid, min(self.pool, 2 * half), generator)
         hardest = min(self.hardest, pool.shape[1])
         ranks = _uniform((*query.shape, hardest), generator).topk(min(self.negatives, hardest), -1).indices
-        return Draws(query, positive, counts, pool, ranks, self._others(*valid.shape, generator))
+        return SampledIndices(query, positive, counts, pool, ranks, self._others(*valid.shape, generator))
 
     def forward(
-        self, keys: Tensor, position: Tensor, valid: Tensor, draws: Draws, guide: Tensor | None = None
+        self, keys: Tensor, position: Tensor, valid: Tensor, draws: SampledIndices, guide: Tensor | None = None
     ) -> Tensor:
         """The loss in float32 or better: a mean over the queries of a sample, then over samples.
 
@@ -121,7 +121,7 @@ class HardNegativeInfoNCE(nn.Module):
 
     @torch.no_grad()
     def _hard_negatives(
-        self, score: Tensor, position: Tensor, valid: Tensor, draws: Draws, guide: Tensor | None
+        self, score: Tensor, position: Tensor, valid: Tensor, draws: SampledIndices, guide: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Indices (B, N, K) into the pool, and which of them may be used; ``score`` (B, N, M) are the cosines."""
         if guide is not None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_invariance.losses.precision import at_least_float32
+from nnunet_invariance.common.precision import at_least_float32
 
 
 class IndividualContrast(nn.Module):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from nnunet_invariance.common.collectives import rank
 from nnunet_invariance.errors import OptionError, ShapeError
-from nnunet_invariance.losses.gathering import rank
 from nnunet_invariance.losses.tiled_info_nce import COUNT_EXPONENTS, info_nce
 
 

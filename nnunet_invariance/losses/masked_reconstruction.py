@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nnunet_invariance.losses.precision import at_least_float32
+from nnunet_invariance.common.precision import at_least_float32
 
 
 class MaskedReconstructionLoss(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_invariance.losses.precision import at_least_float32
+from nnunet_invariance.common.precision import at_least_float32
 
 
 def normalised(maps: Tensor, axis: int) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_invariance.losses.gathering import sum_over_ranks, world
-from nnunet_invariance.losses.precision import at_least_float32
+from nnunet_invariance.common.collectives import sum_over_ranks, world
+from nnunet_invariance.common.precision import at_least_float32
 from nnunet_invariance.losses.sinkhorn import sinkhorn_knopp
 
 

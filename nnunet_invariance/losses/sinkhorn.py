@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from nnunet_invariance.losses.gathering import max_over_ranks, sum_over_ranks
-from nnunet_invariance.losses.precision import at_least_float32
+from nnunet_invariance.common.collectives import max_over_ranks, sum_over_ranks
+from nnunet_invariance.common.precision import at_least_float32
 
 
 @torch.no_grad()

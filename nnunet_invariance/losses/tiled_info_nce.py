@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_invariance.losses.gathering import gather_rows, rank, rows_per_rank, sum_over_ranks, world
-from nnunet_invariance.losses.precision import at_least_float32
+from nnunet_invariance.common.collectives import gather_rows, rank, rows_per_rank, sum_over_ranks, world
+from nnunet_invariance.common.precision import at_least_float32
 
 #: How class counts become weights: n to this power.
 COUNT_EXPONENTS = {"none": 0.0, "sqrt": -0.5, "raw": -1.0}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from nnunet_invariance.common.precision import at_least_float32
 from nnunet_invariance.errors import OptionError
-from nnunet_invariance.losses.precision import at_least_float32
 
 NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
 

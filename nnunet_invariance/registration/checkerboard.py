@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_invariance.synthesis.writing import replace_file
+from nnunet_invariance.synthesis.files import replace_file
 
 SQUARES = 8  # along the longer side of a plane
 COLUMNS = ("fixed", "moving, affine", "moving, warped", "checkerboard before", "checkerboard after")

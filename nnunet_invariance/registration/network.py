@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nnunet_invariance.errors import WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.weights.locate import find_shipped, named_weights
-from nnunet_invariance.weights.transfer import inject, load_network
-from nnunet_invariance.weights.trusted import trusted_architecture
+from nnunet_invariance.weights.transfer import load_network, load_pretrained
+from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 METHOD = "anatomix"
 OVERLAP = 0.5  # of neighbouring windows; the authors take 0.8, at four to ten times the time
@@ -74,7 +74,7 @@ def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
         WeightsIncompatibleError: not 3-D, several input channels, a decoder that was not pre-trained, or a
             normalisation without a rule.
     """
-    checkpoint, source = load_network(path)
+    checkpoint, branch = load_network(path)
     metadata = checkpoint.metadata
     architecture, schemes = trusted_architecture(checkpoint), metadata["normalization_schemes"]
     wrong = None
@@ -90,7 +90,7 @@ def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
         msg = f"{path} cannot give features for registration: found {wrong[0]}, expected {wrong[1]}. "
         raise WeightsIncompatibleError(f"{msg}Take another checkpoint, or --features mind.")
     network = architecture.build()
-    inject(network, checkpoint, transfer="encoder+decoder", source=source)
+    load_pretrained(network, checkpoint, transfer="encoder+decoder", branch=branch)
     patch = tuple(int(n) for n in metadata["patch_size"])
     return FeatureNetwork(network.to(device).eval(), patch, schemes[0])
 

@@ -19,7 +19,7 @@ from nnunet_invariance.registration.convex_adam import ConvexAdamOptions, convex
 from nnunet_invariance.registration.fields import compose, jacobian, jacobian_statistics, to_field, warp
 from nnunet_invariance.registration.network import FeatureNetwork, find_network_file, load_feature_network
 from nnunet_invariance.registration.volumes import bring, read_mask, read_volume, working_grid
-from nnunet_invariance.synthesis.writing import replace_file
+from nnunet_invariance.synthesis.files import replace_file
 
 Features = Literal["anatomix", "mind", "both"]
 CT_WINDOW = (-450.0, 450.0)  # HU

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.synthesis.options import SynthesisOptions
-from nnunet_invariance.synthesis.randomness import happens, noise_grids, noise_seed, uniform, white_noise
+from nnunet_invariance.synthesis.randomness import bernoulli, noise_grids, noise_seed, uniform, white_noise
 from nnunet_invariance.synthesis.separable import smooth_noise
 
 LABELS = 256  # a map's labels are 0 to 255
@@ -30,7 +30,7 @@ def sample_appearance(options: SynthesisOptions, generator: torch.Generator) -> 
         means=uniform(options.mean, generator, LABELS),
         stds=uniform(options.std, generator, LABELS),
         seed=noise_seed(generator),
-        empty_background=happens(options.empty_background, generator),
+        empty_background=bernoulli(options.empty_background, generator),
         texture=noise_grids(options.size, options.texture_scales, options.texture, generator),
     )
 

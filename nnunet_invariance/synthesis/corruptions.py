@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nnunet_invariance.synthesis.appearance import rescale
 from nnunet_invariance.synthesis.options import Range, SynthesisOptions
-from nnunet_invariance.synthesis.randomness import happens, uniform
+from nnunet_invariance.synthesis.randomness import bernoulli, uniform
 from nnunet_invariance.synthesis.separable import along_axes, gaussian_matrix, linear_matrix, nearest_matrix
 
 
@@ -39,7 +39,7 @@ def sample_corruption(options: SynthesisOptions, generator: torch.Generator) -> 
     axes, channels = (2, options.size[0]) if options.official_quirks else (3, 1)
 
     def maybe(probability: float, draw: Callable[[], Any]) -> Any:
-        return draw() if happens(probability, generator) else None
+        return draw() if bernoulli(probability, generator) else None
 
     def number(bounds: Range) -> float:
         return float(uniform(bounds, generator))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_invariance.synthesis.options import SynthesisOptions
-from nnunet_invariance.synthesis.randomness import happens, noise_grids, uniform, whole
+from nnunet_invariance.synthesis.randomness import bernoulli, noise_grids, uniform, uniform_int
 from nnunet_invariance.synthesis.separable import smooth_noise
 from nnunet_invariance.synthesis.templates import TemplateBank
 
@@ -39,7 +39,7 @@ class Ensemble:
 
 def sample_ensemble(n_templates: int, options: SynthesisOptions, generator: torch.Generator) -> Ensemble:
     """Draw templates (with replacement) and their maps M = S R H, S scales and reflections, R turns, H shears."""
-    n = whole(options.templates, generator)
+    n = uniform_int(options.templates, generator)
     templates = torch.randint(n_templates, (n,), generator=generator)
     scales = uniform(options.scale, generator, n, 3) * (1 - 2 * torch.randint(2, (n, 3), generator=generator))
     angles = torch.deg2rad(uniform((-options.rotation, options.rotation), generator, n, 3))
@@ -50,7 +50,7 @@ def sample_ensemble(n_templates: int, options: SynthesisOptions, generator: torc
         templates=templates,
         matrices=torch.diag_embed(scales) @ rotations(angles) @ shear,
         shifts=uniform((-options.shift, options.shift), generator, n, 3),
-        foreground=_sample_foreground(options, generator) if happens(options.foreground, generator) else None,
+        foreground=_sample_foreground(options, generator) if bernoulli(options.foreground, generator) else None,
     )
 
 
@@ -59,9 +59,9 @@ def _sample_foreground(options: SynthesisOptions, generator: torch.Generator) ->
     offset = torch.randint(-options.offset, options.offset, (3,), generator=generator)
     return Foreground(
         centre=size / 2 + offset * options.size_ratio,
-        radius=whole(options.radius, generator) * options.size_ratio,
+        radius=uniform_int(options.radius, generator) * options.size_ratio,
         displacement=noise_grids(options.size, options.displacement_scales, options.displacement, generator, 3),
-        half_width=whole(options.half_width, generator) if happens(options.envelope, generator) else None,
+        half_width=uniform_int(options.half_width, generator) if bernoulli(options.envelope, generator) else None,
     )
 
 

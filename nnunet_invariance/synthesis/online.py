@@ -14,7 +14,7 @@ from nnunet_invariance.augmentation.device_views import apply_affine
 from nnunet_invariance.synthesis.corruptions import bias_field, exponents, on_drawn, smoothing
 from nnunet_invariance.synthesis.engine import Synthetic
 from nnunet_invariance.synthesis.ensembles import rotations
-from nnunet_invariance.synthesis.randomness import happens, noise_seed, uniform, white_noise
+from nnunet_invariance.synthesis.randomness import bernoulli, noise_seed, uniform, white_noise
 
 MOVES = 2  # a scan with motion has this many positions beside the first
 UNIT = (1.0, 1.0, 1.0)  # label maps have no spacing: a voxel is the unit of length
@@ -52,11 +52,11 @@ class Augmentation:
 
 def sample_augmentation(generator: torch.Generator) -> Augmentation:
     """Draw the order of the views, flips, an affine map and both views' intensity changes."""
-    swapped = happens(0.5, generator)
-    flips = happens(0.9, generator)
-    flipped = tuple(axis for axis in range(3) if happens(0.5, generator) and flips)
+    swapped = bernoulli(0.5, generator)
+    flips = bernoulli(0.9, generator)
+    flipped = tuple(axis for axis in range(3) if bernoulli(0.5, generator) and flips)
     matrix = None
-    if happens(0.5, generator):
+    if bernoulli(0.5, generator):
         matrix = torch.diag(uniform((0.6, 1.4), generator, 3)) @ _turns(45.0, 1, generator)[0]
     return Augmentation(swapped, flipped, matrix, (_sample_change(generator), _sample_change(generator)))
 
@@ -67,7 +67,7 @@ def _turns(largest: float, n: int, generator: torch.Generator) -> Tensor:
 
 def _sample_change(generator: torch.Generator) -> IntensityChange:
     def maybe(probability: float, draw: Callable[[], Any]) -> Any:
-        return draw() if happens(probability, generator) else None
+        return draw() if bernoulli(probability, generator) else None
 
     def motion() -> Motion:
         step = 1 / (MOVES + 1)

@@ -8,7 +8,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from nnunet_invariance.synthesis.engine import SynthesisEngine
-from nnunet_invariance.synthesis.writing import replace_file
+from nnunet_invariance.synthesis.files import replace_file
 
 TITLES = ("label map", "first appearance", "second appearance")
 

@@ -21,12 +21,12 @@ def uniform(bounds: Range, generator: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
-def whole(bounds: tuple[int, int], generator: torch.Generator) -> int:
+def uniform_int(bounds: tuple[int, int], generator: torch.Generator) -> int:
     """A whole number, both ends included."""
     return int(torch.randint(bounds[0], bounds[1] + 1, (), generator=generator))
 
 
-def happens(probability: float, generator: torch.Generator) -> bool:
+def bernoulli(probability: float, generator: torch.Generator) -> bool:
     """True with this probability."""
     return bool(torch.rand((), generator=generator) < probability)
 

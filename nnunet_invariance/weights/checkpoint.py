@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from nnunet_invariance.common.atomic import atomic_write, previous_of
+from nnunet_invariance.common.file_types import mistaken_file_type
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsNotFoundError
-from nnunet_invariance.weights.atomic import atomic_write, previous_of
-from nnunet_invariance.weights.mistaken import mistaken_for
 
 FORMAT = 1
 KEY = "nnunet_invariance"
@@ -228,7 +228,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointCorruptError:
     """Name the usual mistakes by their first bytes."""
     with open(path, "rb") as file:
         start = file.read(4)
-    what = mistaken_for(path) or f"it is truncated or not a safetensors file ({error})"
+    what = mistaken_file_type(path) or f"it is truncated or not a safetensors file ({error})"
     if start.startswith((b"PK\x03\x04", b"\x80")):
         what = (
             "it is a PyTorch file (.pth), not a checkpoint of nnunet-invariance "

@@ -6,10 +6,10 @@ from typing import Literal
 
 import torch
 
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import OutputError, WeightsIncompatibleError
-from nnunet_invariance.weights.atomic import atomic_write
-from nnunet_invariance.weights.transfer import TransferReport, inject, load_network
-from nnunet_invariance.weights.trusted import trusted_architecture
+from nnunet_invariance.weights.transfer import TransferReport, load_network, load_pretrained
+from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 
 def check_new(path: Path) -> None:
@@ -25,7 +25,7 @@ def check_new(path: Path) -> None:
 def export_nnunet(
     checkpoint_path: str | os.PathLike,
     out_path: str | os.PathLike,
-    source: Literal["teacher", "student"] | None = None,
+    branch: Literal["teacher", "student"] | None = None,
     random_decoder: bool = False,
 ) -> TransferReport:
     """Write ``{"network_weights": state_dict, "nnunet_invariance": metadata}``, tensors and native types only.
@@ -34,7 +34,7 @@ def export_nnunet(
     classes. It wants every tensor but the segmentation layers, the decoder's included.
 
     Args:
-        source: not given: the teacher where there is one, else the student.
+        branch: not given: the teacher where there is one, else the student.
         random_decoder: give a decoder that was not pre-trained freshly initialised values (of seed 0).
 
     Raises:
@@ -43,7 +43,7 @@ def export_nnunet(
     """
     out_path = Path(out_path)
     check_new(out_path)
-    checkpoint, source = load_network(checkpoint_path, source)
+    checkpoint, branch = load_network(checkpoint_path, branch)
     decoder = "decoder" in checkpoint.metadata["pretrained"]
     if not decoder and not random_decoder:
         msg = (
@@ -54,8 +54,8 @@ def export_nnunet(
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
         network = trusted_architecture(checkpoint).build()
-    report = inject(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", source=source)
-    metadata = {**checkpoint.metadata, "source": source, "decoder": report.decoder}
+    report = load_pretrained(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", branch=branch)
+    metadata = {**checkpoint.metadata, "branch": branch, "decoder": report.decoder}
     content = {"network_weights": dict(network.state_dict()), "nnunet_invariance": metadata}
     atomic_write(out_path, lambda file: torch.save(content, file))
     return report

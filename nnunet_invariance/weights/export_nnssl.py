@@ -6,20 +6,20 @@ from typing import Literal
 
 import torch
 
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import CheckpointCorruptError
-from nnunet_invariance.weights.atomic import atomic_write
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.importers.nnssl import PLAN
 from nnunet_invariance.weights.nnssl_format import adaptation_plan, citations_of
-from nnunet_invariance.weights.report import ENCODER
-from nnunet_invariance.weights.transfer import TransferReport, inject, load_network
-from nnunet_invariance.weights.trusted import trusted_architecture
+from nnunet_invariance.weights.transfer import TransferReport, load_network, load_pretrained
+from nnunet_invariance.weights.transfer_report import ENCODER
+from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 
 def export_nnssl(
     checkpoint_path: str | os.PathLike,
     out_path: str | os.PathLike,
-    source: Literal["teacher", "student"] | None = None,
+    branch: Literal["teacher", "student"] | None = None,
 ) -> TransferReport:
     """Write nnssl's checkpoint: tensors and native types only, with the adaptation plan that says how to take it.
 
@@ -27,7 +27,7 @@ def export_nnssl(
     pre-trained, because its readers take the encoder only.
 
     Args:
-        source: not given: the teacher where there is one, else the student.
+        branch: not given: the teacher where there is one, else the student.
 
     Raises:
         WeightsIncompatibleError: no such network. CheckpointCorruptError: damaged, or metadata that lack something.
@@ -35,11 +35,11 @@ def export_nnssl(
     """
     out_path = Path(out_path)
     check_new(out_path)
-    checkpoint, source = load_network(checkpoint_path, source)
+    checkpoint, branch = load_network(checkpoint_path, branch)
     metadata = checkpoint.metadata
     decoder = "decoder" in metadata["pretrained"]
     network = trusted_architecture(checkpoint).build()
-    report = inject(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", source=source)
+    report = load_pretrained(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", branch=branch)
     if not metadata["spacing"]:
         msg = f"{checkpoint.path} cannot be exported: it does not say its spacing, which nnssl needs. "
         raise CheckpointCorruptError(msg + "Export it with --format nnunet.")
@@ -55,7 +55,7 @@ def export_nnssl(
         "trainer_name": f"nnunet_invariance_{metadata['method']}",
         PLAN: adaptation_plan(checkpoint),
         "citations": citations_of(metadata),
-        "nnunet_invariance": {**metadata, "source": source},
+        "nnunet_invariance": {**metadata, "branch": branch},
     }
     atomic_write(out_path, lambda file: torch.save(content, file))
     return report

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from nnunet_invariance.common.file_types import mistaken_file_type
 from nnunet_invariance.errors import CheckpointCorruptError, UnsafeCheckpointError, WeightsNotFoundError
 from nnunet_invariance.weights.foreign_limits import check_file, check_tensors, check_torch
-from nnunet_invariance.weights.mistaken import mistaken_for
 
 
 class _Dtype:
@@ -78,7 +78,7 @@ def open_foreign(path: str | os.PathLike, map_location: str | torch.device = "cp
     if not path.is_file():
         raise WeightsNotFoundError(f"There is no file {path}. Check the spelling of the path.")
     check_torch()
-    if what := mistaken_for(path):
+    if what := mistaken_file_type(path):
         raise CheckpointCorruptError(f"{path} cannot be read as a checkpoint: {what}.")
     check_file(path)
     try:

@@ -10,7 +10,7 @@ from torch import Tensor
 from nnunet_invariance.errors import CheckpointCorruptError
 from nnunet_invariance.weights.checkpoint import SECTIONS, SUFFIX, holds_metadata, load_checkpoint, read_metadata
 from nnunet_invariance.weights.foreign import open_foreign
-from nnunet_invariance.weights.importers.importing import SOURCES, read_network, recognise
+from nnunet_invariance.weights.importers.importing import IMPORTERS, read_network, recognise
 from nnunet_invariance.weights.importers.network import own_tensors
 from nnunet_invariance.weights.locate import FINAL, LATEST, results_folder
 
@@ -20,7 +20,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         WeightsNotFoundError, CheckpointCorruptError, UnsafeCheckpointError
-        WeightsIncompatibleError: a file of no known source.
+        WeightsIncompatibleError: a file of no known importer.
     """
     if _is_foreign(Path(path)):
         return _describe_foreign(Path(path))
@@ -64,14 +64,14 @@ def _is_foreign(path: Path) -> bool:
 def _describe_foreign(path: Path) -> dict[str, Any]:
     """What another tool's file is, as far as it can be told without plans beside it."""
     content = open_foreign(path)
-    source = recognise(path, content)
-    fields = {"file": str(path), "source": f"{source}: {SOURCES[source].DESCRIPTION}"}
-    unusable = getattr(SOURCES[source], "UNUSABLE", None)
-    if source == "encoder" or unusable:
+    importer = recognise(path, content)
+    fields = {"file": str(path), "source": f"{importer}: {IMPORTERS[importer].DESCRIPTION}"}
+    unusable = getattr(IMPORTERS[importer], "UNUSABLE", None)
+    if importer == "encoder" or unusable:
         tensors = [value for value in content.values() if isinstance(value, Tensor)]
         fields |= {"tensors": len(tensors), "values": sum(tensor.numel() for tensor in tensors)}
         return {**fields, "cannot be used": unusable} if unusable else fields
-    _, network = read_network(path, content, source)
+    _, network = read_network(path, content, importer)
     _, pretrained, left_out = own_tensors(path, network)
     facts, arguments = network.facts, network.architecture.arch_kwargs
     return {
@@ -90,7 +90,7 @@ def _describe_foreign(path: Path) -> dict[str, Any]:
         "pretrained": pretrained,
         "left out at import": len(left_out),
         "citation": network.citation,
-        "to use it": f"nnunet-invariance weights import {source} {path}",
+        "to use it": f"nnunet-invariance weights import {importer} {path}",
     }
 
 

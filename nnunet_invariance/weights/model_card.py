@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_invariance.weights.atomic import atomic_write
+from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import save_checkpoint
 from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.importers.importing import file_sha256
@@ -22,7 +22,7 @@ PREPROCESSING = ("spacing", "patch_size", "normalization_schemes", "data_identif
 def export_card(
     checkpoint_path: str | os.PathLike,
     folder: str | os.PathLike,
-    source: Literal["teacher", "student"] | None = None,
+    branch: Literal["teacher", "student"] | None = None,
 ) -> Path:
     """Write ``model.safetensors``, ``config.json``, ``preprocessing.json``, ``metrics.json``, ``SHA256SUMS``, a page.
 
@@ -30,7 +30,7 @@ def export_card(
     Metrics are those of the last epoch in the ``metrics.csv`` beside the checkpoint; without one, none are claimed.
 
     Args:
-        source: not given: the teacher where there is one, else the student.
+        branch: not given: the teacher where there is one, else the student.
 
     Raises:
         WeightsIncompatibleError: no such network. OutputError: the folder exists or cannot be written.
@@ -38,17 +38,17 @@ def export_card(
     """
     folder = Path(folder)
     check_new(folder)
-    checkpoint, source = load_network(checkpoint_path, source)
+    checkpoint, branch = load_network(checkpoint_path, branch)
     metadata = checkpoint.metadata
     # Made beside its place and renamed: a card is there as a whole, or not at all.
     making = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(making, ignore_errors=True)
     save_checkpoint(making / MODEL, checkpoint.tensors, metadata)
     texts = {
-        "config.json": _json({key: metadata[key] for key in CONFIG} | {"source": source}),
+        "config.json": _json({key: metadata[key] for key in CONFIG} | {"branch": branch}),
         "preprocessing.json": _json({key: metadata[key] for key in PREPROCESSING}),
         "metrics.json": _json(_metrics(checkpoint.path.parent / "metrics.csv")),
-        PAGE: _page(metadata, source),
+        PAGE: _page(metadata, branch),
     }
     for name, text in texts.items():
         _write(making / name, text)
@@ -66,12 +66,12 @@ def _metrics(path: Path) -> dict[str, str]:
     return dict(rows[-1]) if rows else {}
 
 
-def _page(metadata: Mapping[str, Any], source: str) -> str:
+def _page(metadata: Mapping[str, Any], branch: str) -> str:
     kind = metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
     parent = metadata["parent_sha256"]
     return f"""# {metadata["method"]}, {kind}
 
-Pre-trained {" and ".join(metadata["pretrained"])} ({source}) for nnU-Net v2, a checkpoint of nnunet_invariance.
+Pre-trained {" and ".join(metadata["pretrained"])} ({branch}) for nnU-Net v2, a checkpoint of nnunet_invariance.
 
 | | |
 |---|---|

@@ -10,7 +10,7 @@ from torch import nn
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.checkpoint import Checkpoint
-from nnunet_invariance.weights.trusted import trusted_architecture
+from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 NAMES = ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
 _CARRIED = (

@@ -12,8 +12,8 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatible
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, tensor_bytes
 from nnunet_invariance.weights.locate import ANY_METHOD
-from nnunet_invariance.weights.positions import fitting_positions
-from nnunet_invariance.weights.report import DECODER, ENCODER, KINDS, Entry, TransferReport, shortened
+from nnunet_invariance.weights.position_tables import fitting_positions
+from nnunet_invariance.weights.transfer_report import DECODER, ENCODER, KINDS, Entry, TransferReport, shortened
 
 SEGMENTATION = "decoder.seg_layers."
 UPSAMPLING = "decoder.transpconvs."
@@ -21,7 +21,7 @@ SECTION_OF = {"teacher": "teacher", "student": "network"}
 
 
 def load_network(
-    path: str | os.PathLike, source: Literal["teacher", "student"] | None = None
+    path: str | os.PathLike, branch: Literal["teacher", "student"] | None = None
 ) -> tuple[Checkpoint, Literal["teacher", "student"]]:
     """A checkpoint with one of its networks alone, and which it is; not asked for one, the teacher where there is one.
 
@@ -29,21 +29,21 @@ def load_network(
         WeightsIncompatibleError: it holds no such network. WeightsNotFoundError, CheckpointCorruptError
     """
     whole = load_checkpoint(path, SECTION_OF.values())
-    chosen = source or ("teacher" if whole.section(SECTION_OF["teacher"]) else "student")
+    chosen = branch or ("teacher" if whole.section(SECTION_OF["teacher"]) else "student")
     prefix = f"{SECTION_OF[chosen]}."
     tensors = {name: tensor for name, tensor in whole.tensors.items() if name.startswith(prefix)}
     if not tensors:
         other = "student" if chosen == "teacher" else "teacher"
-        raise WeightsIncompatibleError(f"{whole.path} holds no {chosen}. Ask for its {other}: --source {other}.")
+        raise WeightsIncompatibleError(f"{whole.path} holds no {chosen}. Ask for its {other}: --branch {other}.")
     return replace(whole, tensors=tensors), chosen
 
 
-def inject(
+def load_pretrained(
     network: nn.Module,
     checkpoint: Checkpoint,
     *,
     transfer: Literal["encoder", "encoder+decoder"] = "encoder",
-    source: Literal["teacher", "student"] = "teacher",
+    branch: Literal["teacher", "student"] = "teacher",
     min_coverage: float = 1.0,
 ) -> TransferReport:
     """Copy pre-trained tensors into a network; nothing is copied unless everything can be.
@@ -60,41 +60,41 @@ def inject(
 
     Args:
         network: a planned U-Net with ``encoder`` and ``decoder``, not wrapped by DDP or ``torch.compile``.
-        checkpoint: with the section that ``source`` needs.
+        checkpoint: with the section that ``branch`` needs.
         min_coverage: least share of the encoder's parameters that must be filled, in [0, 1].
 
     Raises:
         WeightsIncompatibleError: other architecture or dimensions, no such section, or too little coverage.
         CheckpointCorruptError: the section holds values that are not finite.
     """
-    plan, report = _checked(network, checkpoint, transfer, source, min_coverage)
+    plan, report = _checked(network, checkpoint, transfer, branch, min_coverage)
     _copy(plan.values, unique_tensors(network), checkpoint)
     return report
 
 
-def fits(
+def can_load(
     network: nn.Module,
     checkpoint: Checkpoint,
     *,
     transfer: Literal["encoder", "encoder+decoder"] = "encoder",
-    source: Literal["teacher", "student"] = "teacher",
+    branch: Literal["teacher", "student"] = "teacher",
     min_coverage: float = 1.0,
 ) -> bool:
     """Whether :func:`inject` would fill this network; nothing is copied."""
     try:
-        _checked(network, checkpoint, transfer, source, min_coverage)
+        _checked(network, checkpoint, transfer, branch, min_coverage)
     except WeightsIncompatibleError:
         return False
     return True
 
 
 def _checked(
-    network: nn.Module, checkpoint: Checkpoint, transfer: str, source: str, min_coverage: float
+    network: nn.Module, checkpoint: Checkpoint, transfer: str, branch: str, min_coverage: float
 ) -> tuple["_Plan", TransferReport]:
-    section = _section(checkpoint, source)
+    section = _section(checkpoint, branch)
     _check_architecture(network, checkpoint, section)
     plan = _compare(network, checkpoint, section, transfer == "encoder+decoder")
-    report = plan.report(checkpoint, source, transfer)
+    report = plan.report(checkpoint, branch, transfer)
     if report.coverage < min_coverage:
         raise _too_little(report, min_coverage)
     if lacking := [str(entry) for entry in report.missing if entry.name.startswith(_shared(network))]:
@@ -128,10 +128,10 @@ class _Plan:
     skipped: list[Entry] = field(default_factory=list)
     missing: list[Entry] = field(default_factory=list)
 
-    def report(self, checkpoint: Checkpoint, source: str, transfer: str) -> TransferReport:
+    def report(self, checkpoint: Checkpoint, branch: str, transfer: str) -> TransferReport:
         metadata = checkpoint.metadata
         entries = (tuple(getattr(self, kind)) for kind in KINDS)
-        return TransferReport(str(checkpoint.path), metadata["method"], metadata["sha256"], source, transfer, *entries)
+        return TransferReport(str(checkpoint.path), metadata["method"], metadata["sha256"], branch, transfer, *entries)
 
 
 def _compare(network: nn.Module, checkpoint: Checkpoint, section: Mapping[str, Tensor], decoder: bool) -> _Plan:
@@ -226,16 +226,16 @@ def _adapt_inputs(kernel: Tensor, channels: int) -> Tensor:
     return share.expand(-1, channels, *kernel.shape[2:]).contiguous()
 
 
-def _section(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
-    section = checkpoint.section(SECTION_OF[source])
+def _section(checkpoint: Checkpoint, branch: str) -> dict[str, Tensor]:
+    section = checkpoint.section(SECTION_OF[branch])
     if not section:
-        other = "student" if source == "teacher" else "teacher"
-        msg = f"{checkpoint.path} holds no {source} (section {SECTION_OF[source]!r} is empty). "
-        raise WeightsIncompatibleError(msg + f'Set "source": "{other}" in the plans block "nnunet_invariance".')
+        other = "student" if branch == "teacher" else "teacher"
+        msg = f"{checkpoint.path} holds no {branch} (section {SECTION_OF[branch]!r} is empty). "
+        raise WeightsIncompatibleError(msg + f'Set "branch": "{other}" in the plans block "nnunet_invariance".')
     bad = [name for name, tensor in section.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         names = ", ".join(shortened(bad))
-        msg = f"{checkpoint.path} holds NaN or infinite values in {len(bad)} tensors of its {source}: {names}. "
+        msg = f"{checkpoint.path} holds NaN or infinite values in {len(bad)} tensors of its {branch}: {names}. "
         raise CheckpointCorruptError(msg + "Take an earlier checkpoint or pre-train again.")
     # half precision saves space in a file; sums over channels and taps want more
     return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in section.items()}

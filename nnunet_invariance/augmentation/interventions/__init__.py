@@ -1,7 +1,7 @@
 """Interventions on style: each changes how an image looks and leaves what it shows, and its labels, alone."""
 
+from nnunet_invariance.augmentation.interventions.base import Intervention
 from nnunet_invariance.augmentation.interventions.clusters import apply_clusters, sample_clusters
-from nnunet_invariance.augmentation.interventions.contract import Intervention
 from nnunet_invariance.augmentation.interventions.gin import apply_gin, sample_gin
 from nnunet_invariance.augmentation.interventions.gmm import apply_gmm, sample_gmm
 from nnunet_invariance.augmentation.interventions.ipa import apply_gin_ipa, sample_gin_ipa

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.contract import Domain, uniform, without_gradient
+from nnunet_invariance.augmentation.interventions.base import Domain, uniform, without_gradient
 from nnunet_invariance.augmentation.interventions.tissues import find_tissues, region_index, tissue_count
 
 POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}

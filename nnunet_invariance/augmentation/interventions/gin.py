@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.contract import Domain, choose, per_sample, uniform, without_gradient
+from nnunet_invariance.augmentation.interventions.base import Domain, choose, per_sample, uniform, without_gradient
 
 LAYERS = 4
 HIDDEN = 2

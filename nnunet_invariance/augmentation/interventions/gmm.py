@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.contract import (
+from nnunet_invariance.augmentation.interventions.base import (
     Domain,
     per_sample,
     uniform,

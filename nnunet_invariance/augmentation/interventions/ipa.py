@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.contract import Domain, unit_range, without_gradient
+from nnunet_invariance.augmentation.interventions.base import Domain, unit_range, without_gradient
 from nnunet_invariance.augmentation.interventions.fields import interpolate, sample_points
 from nnunet_invariance.augmentation.interventions.gin import Gin, apply_gin, sample_gin
 

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.clusters import apply_clusters, sample_clusters
-from nnunet_invariance.augmentation.interventions.contract import (
+from nnunet_invariance.augmentation.interventions.base import (
     Domain,
     Intervention,
     per_sample,
@@ -15,6 +14,7 @@ from nnunet_invariance.augmentation.interventions.contract import (
     unit_range,
     without_gradient,
 )
+from nnunet_invariance.augmentation.interventions.clusters import apply_clusters, sample_clusters
 from nnunet_invariance.augmentation.interventions.fields import interpolate, sample_points
 from nnunet_invariance.augmentation.interventions.ipa import apply_gin_ipa, sample_gin_ipa
 from nnunet_invariance.augmentation.interventions.slaug import apply_local, sample_slaug

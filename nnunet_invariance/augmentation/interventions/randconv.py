@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.contract import Domain, choose, per_sample, uniform, without_gradient
+from nnunet_invariance.augmentation.interventions.base import Domain, choose, per_sample, uniform, without_gradient
 from nnunet_invariance.augmentation.interventions.gin import convolve
 
 KERNELS = (1, 3, 5, 7)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.contract import Domain, uniform, unit_range, without_gradient
+from nnunet_invariance.augmentation.interventions.base import Domain, uniform, unit_range, without_gradient
 from nnunet_invariance.augmentation.interventions.fields import interpolate
 from nnunet_invariance.augmentation.interventions.tissues import BINS, region_histogram, region_index
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.contract import unit_range
+from nnunet_invariance.augmentation.interventions.base import unit_range
 
 BINS = 256
 BACKGROUND = 6  # clusters in label 0

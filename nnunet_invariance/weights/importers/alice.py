@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.errors import CheckpointCorruptError
-from nnunet_invariance.networks.nnformer import NNFORMER, SMALLEST
+from nnunet_invariance.networks.architectures.nnformer import NNFORMER, SMALLEST
 from nnunet_invariance.weights.importers.network import ForeignNetwork, facts_without_plans
-from nnunet_invariance.weights.trusted import architecture_of
+from nnunet_invariance.weights.trusted_architecture import architecture_of
 
 DESCRIPTION = "a backbone of Alice's release (nnFormer): a training checkpoint, or what its extract script writes"
 KEYS = ("model_down.",)

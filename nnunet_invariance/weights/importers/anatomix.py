@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.errors import WeightsIncompatibleError
-from nnunet_invariance.networks.anatomix_unet import NETWORK, arch_kwargs, design_of, own_name
+from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, arch_kwargs, design_of, own_name
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.importers.network import ForeignNetwork, without_wrappers
-from nnunet_invariance.weights.report import shortened
+from nnunet_invariance.weights.transfer_report import shortened
 
 CITATION = "Dey et al., General-Purpose Biomedical Volume Representations using Randomized Synthesis, arXiv 2411.02372"
 PATCH = [128, 128, 128]
@@ -23,7 +23,7 @@ _LAYER = re.compile(r"model\.\d+\.\w+")
 
 @dataclass(frozen=True)
 class ReleasedUNet:
-    """The files of one variant, a source of :data:`~nnunet_invariance.weights.importers.importing.SOURCES`."""
+    """The files of one variant, a source of :data:`~nnunet_invariance.weights.importers.importing.IMPORTERS`."""
 
     variant: str
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.weights.importers.network import ForeignNetwork, without_wrappers
 from nnunet_invariance.weights.importers.nnunet import from_plans
-from nnunet_invariance.weights.report import ENCODER
-from nnunet_invariance.weights.trusted import plain
+from nnunet_invariance.weights.transfer_report import ENCODER
+from nnunet_invariance.weights.trusted_architecture import plain
 
 DESCRIPTION = "a bare state dict of an nnU-Net encoder (give its plans with --plans)"
 KEYS = ("encoder.stages.", "stages.", "encoder.stem.", "stem.")

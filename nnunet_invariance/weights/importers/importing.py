@@ -27,14 +27,14 @@ from nnunet_invariance.weights.importers.anatomix import ReleasedUNet
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_heads, own_tensors
 
 
-class Source(Protocol):
-    """What a module of this room, or an object in its place, says of the files of a source."""
+class Importer(Protocol):
+    """What a module of this room, or an object in its place, says of the files of a importer."""
 
     DESCRIPTION: str
     KEYS: tuple[str, ...]
 
     def recognises(self, content: Mapping[str, Any]) -> bool:
-        """Whether a file has the keys of this source."""
+        """Whether a file has the keys of this importer."""
 
     def read(
         self, path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 #: In the order in which they are tried: nnssl's files have the keys of nnU-Net's too, VoCo's those of MONAI's.
-SOURCES: dict[str, Source] = {
+IMPORTERS: dict[str, Importer] = {
     "alice": alice,
     "nnssl": nnssl,
     "nnunet": nnunet,
@@ -58,50 +58,50 @@ SOURCES: dict[str, Source] = {
 }
 PACKAGES = ("nnunet_invariance", "nnunetv2", "torch")
 SHOWN = 6
-#: What reading a dictionary raises that is not made as its source makes it.
+#: What reading a dictionary raises that is not made as its importer makes it.
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError)
 
 
 def recognise(path: Path, content: Mapping[str, Any]) -> str:
-    """The name of the source of a file.
+    """The name of the importer of a file.
 
     Raises:
-        WeightsIncompatibleError: no source knows these keys; names the first of them and the nearest source.
+        WeightsIncompatibleError: no importer knows these keys; names the first of them and the nearest importer.
     """
-    for name, source in SOURCES.items():
-        if source.recognises(content):
+    for name, importer in IMPORTERS.items():
+        if importer.recognises(content):
             return name
     keys = [str(key) for key in content]
     shares = {
-        name: sum(any(k.startswith(own) for k in keys) / len(s.KEYS) for own in s.KEYS) for name, s in SOURCES.items()
+        name: sum(any(k.startswith(own) for k in keys) / len(s.KEYS) for own in s.KEYS) for name, s in IMPORTERS.items()
     }
     nearest = max(shares, key=shares.__getitem__)
-    lacking = ", ".join(own for own in SOURCES[nearest].KEYS if not any(k.startswith(own) for k in keys))
-    hint = f"Nearest: {nearest}, {SOURCES[nearest].DESCRIPTION}, but it lacks {lacking}."
+    lacking = ", ".join(own for own in IMPORTERS[nearest].KEYS if not any(k.startswith(own) for k in keys))
+    hint = f"Nearest: {nearest}, {IMPORTERS[nearest].DESCRIPTION}, but it lacks {lacking}."
     msg = f"{path} is of no source that is known here. Its first keys: {', '.join(keys[:SHOWN]) or 'none'}. "
-    known = "; ".join(f"{name}: {source.DESCRIPTION}" for name, source in SOURCES.items())
+    known = "; ".join(f"{name}: {importer.DESCRIPTION}" for name, importer in IMPORTERS.items())
     raise WeightsIncompatibleError(f"{msg}{hint if shares[nearest] else 'None is near.'} Known: {known}.")
 
 
 def read_network(
     path: Path,
     content: Mapping[str, Any],
-    source: str | None = None,
+    importer: str | None = None,
     plans: Mapping[str, Any] | None = None,
     configuration: str = "3d_fullres",
 ) -> tuple[str, ForeignNetwork]:
-    """The source of an opened file, and the network it holds.
+    """The importer of an opened file, and the network it holds.
 
     Raises:
         CheckpointCorruptError
-        WeightsIncompatibleError: of no known source, of another than ``source``, or a network we cannot use.
+        WeightsIncompatibleError: of no known importer, of another than ``source``, or a network we cannot use.
     """
     found = recognise(path, content)
-    if source not in (None, found):
-        msg = f"{path} is {SOURCES[found].DESCRIPTION}, not of source {source!r}. Import it as {found!r}."
+    if importer not in (None, found):
+        msg = f"{path} is {IMPORTERS[found].DESCRIPTION}, not of source {importer!r}. Import it as {found!r}."
         raise WeightsIncompatibleError(msg)
     try:
-        return found, SOURCES[found].read(path, content, plans, configuration)
+        return found, IMPORTERS[found].read(path, content, plans, configuration)
     except MALFORMED as error:
         msg = f"{path} cannot be imported: its plans cannot be read ({type(error).__name__}: {error}). "
         raise CheckpointCorruptError(msg + "Take the file as its authors released it.") from error
@@ -110,7 +110,7 @@ def read_network(
 def import_foreign(
     path: str | os.PathLike,
     out_path: str | os.PathLike | None = None,
-    source: str | None = None,
+    importer: str | None = None,
     plans: Mapping[str, Any] | None = None,
     configuration: str = "3d_fullres",
 ) -> Path:
@@ -118,7 +118,7 @@ def import_foreign(
 
     Args:
         out_path: default is the file's name with the suffix of our checkpoints, or ``.imported.safetensors``.
-        source: a key of :data:`SOURCES`; default is what the file is recognised as.
+        importer: a key of :data:`IMPORTERS`; default is what the file is recognised as.
         plans: the content of a plans file, for files without plans of their own.
 
     Raises:
@@ -129,7 +129,7 @@ def import_foreign(
     suffix = f".imported{SUFFIX}" if path.suffix == SUFFIX else SUFFIX
     out = path.with_suffix(suffix) if out_path is None else Path(out_path)
     check_new(out)
-    name, network = read_network(path, open_foreign(path), source, plans, configuration)
+    name, network = read_network(path, open_foreign(path), importer, plans, configuration)
     tensors, pretrained, left_out = own_tensors(path, network)
     metadata = {
         **network.facts,

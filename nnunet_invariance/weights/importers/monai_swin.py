@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_invariance.errors import WeightsIncompatibleError
-from nnunet_invariance.networks.swin_unetr import arch_kwargs
+from nnunet_invariance.networks.architectures.swin_unetr import arch_kwargs
 from nnunet_invariance.weights.importers.network import ForeignNetwork, facts_without_plans, without_wrappers
-from nnunet_invariance.weights.trusted import SWIN, architecture_of
+from nnunet_invariance.weights.trusted_architecture import SWIN, architecture_of
 
 DESCRIPTION = "a SwinUNETR of MONAI, or the transformer of its self-supervised pre-training"
 KEYS = ("swinViT.patch_embed.proj.", "swinViT.layers1.0.blocks.", "swinViT.layers4.0.downsample.")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
-from nnunet_invariance.networks.anatomical_embedding import EmbeddingHead
+from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import tensor_bytes
-from nnunet_invariance.weights.report import DECODER, ENCODER, shortened
 from nnunet_invariance.weights.transfer import SEGMENTATION
-from nnunet_invariance.weights.trusted import malformed
+from nnunet_invariance.weights.transfer_report import DECODER, ENCODER, shortened
+from nnunet_invariance.weights.trusted_architecture import malformed
 
 _WRAPPERS = ("module.", "_orig_mod.")
 

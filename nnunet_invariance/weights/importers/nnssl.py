@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.errors import CheckpointCorruptError
-from nnunet_invariance.networks.primus import SIZES, arch_kwargs
+from nnunet_invariance.networks.architectures.primus import SIZES, arch_kwargs
 from nnunet_invariance.weights.importers.network import ForeignNetwork, classes_of, without_wrappers
-from nnunet_invariance.weights.report import ENCODER
-from nnunet_invariance.weights.trusted import PRIMUS, architecture_of, plain
+from nnunet_invariance.weights.transfer_report import ENCODER
+from nnunet_invariance.weights.trusted_architecture import PRIMUS, architecture_of, plain
 
 DESCRIPTION = "a checkpoint of nnssl"
 KEYS = ("network_weights", "nnssl_adaptation_plan", "trainer_name")

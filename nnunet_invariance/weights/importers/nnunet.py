@@ -8,7 +8,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_invariance.weights.importers.network import ForeignNetwork, classes_of, without_wrappers
-from nnunet_invariance.weights.trusted import architecture_of, plain
+from nnunet_invariance.weights.trusted_architecture import architecture_of, plain
 
 DESCRIPTION = "a checkpoint of nnU-Net v2"
 KEYS = ("network_weights", "init_args", "trainer_name")

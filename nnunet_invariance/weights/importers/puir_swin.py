@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.networks.architectures.puir_swin import PATCH, SIDE, PUIRSwinUNETR
+from nnunet_invariance.networks.architectures.swin_unetr import arch_kwargs, features
 from nnunet_invariance.networks.planned import unique_tensors
-from nnunet_invariance.networks.puir_swin import PATCH, SIDE, PUIRSwinUNETR
-from nnunet_invariance.networks.swin_unetr import arch_kwargs, features
 from nnunet_invariance.weights.importers.monai_swin import own_name, swin_network
 from nnunet_invariance.weights.importers.network import ForeignNetwork, without_wrappers
-from nnunet_invariance.weights.report import shortened
-from nnunet_invariance.weights.trusted import PUIR_SWIN
+from nnunet_invariance.weights.transfer_report import shortened
+from nnunet_invariance.weights.trusted_architecture import PUIR_SWIN
 
 DESCRIPTION = "the SwinUNETR with a prior that PUIR's authors release"
 KEYS = ("static_prior", "swinViT1.patch_embed.proj.", "attn_for_x.", "fuse_to_X.")

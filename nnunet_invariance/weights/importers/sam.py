@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.importers.network import ForeignNetwork, without_wrappers
-from nnunet_invariance.weights.report import ENCODER
+from nnunet_invariance.weights.transfer_report import ENCODER
 
 DESCRIPTION = "an anatomical embedding of SAM / UAE"
 KEYS = ("backbone.conv1.conv.", "neck.lateral_convs.", "read_out_head.")
@@ -57,7 +57,7 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
             heads[head] = tensor
         else:
             state[ENCODER + key.removeprefix("backbone.") if key.startswith("backbone.") else key] = tensor
-    architecture = Architecture("nnunet_invariance.networks.resnet3d.ResNet3dNetwork", {}, (), 1, 1)
+    architecture = Architecture("nnunet_invariance.networks.architectures.resnet3d.ResNet3dNetwork", {}, (), 1, 1)
     return ForeignNetwork(state, architecture, dict(FACTS), citation=CITATION, heads=heads)
 
 

@@ -1,0 +1,87 @@
+"""What PUIR's shared encoder costs: seconds per iteration at C channels, against the planned network with C channels.
+
+    python -m benchmarks.micro.puir_cost [--channels 2 4] [--patch 64 64 64] [--network plain6] [--out FILE]
+
+An iteration is forward pass, cross-entropy, backward pass and SGD step of one batch of noise, segmentation alone: the
+auxiliary losses of PUIRTrainer come on top. Both networks take turns; ratios are taken per round. The estimate beside
+them is (C enc + dec) / (enc + dec) in nnU-Net's feature voxels. On the CPU the clock is the processor time of this
+process.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import trange
+
+from benchmarks.common import environment, publish
+from benchmarks.micro.aux_cost import clock
+from nnunet_invariance.networks.architectures.puir import PUIRNet
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.pretraining.engine.target import PRESETS
+
+CLASSES = 4
+
+
+def networks(channels: int, arguments: argparse.Namespace) -> dict[str, nn.Module]:
+    """The planned network and PUIR's, of the same stages."""
+    planned = Architecture.from_plans(PRESETS["anatomix"][arguments.network].entry, channels, CLASSES)
+    torch.manual_seed(0)
+    return {"stock": planned.build(), "puir": PUIRNet(planned, arguments.patch)}
+
+
+def estimate(network: nn.Module, patch: list[int], channels: int) -> float:
+    """Feature voxels at C channels over those of the stock network."""
+    encoder = float(network.encoder.compute_conv_feature_map_size(patch))
+    decoder = float(network.decoder.compute_conv_feature_map_size(patch))
+    return (channels * encoder + decoder) / (encoder + decoder)
+
+
+def measure(channels: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of both, and median and range of their ratio in one round."""
+    device = torch.device(arguments.device)
+    both = {name: network.to(device).train() for name, network in networks(channels, arguments).items()}
+    optimizers = {name: torch.optim.SGD(network.parameters(), 1e-2, 0.99) for name, network in both.items()}
+    image = torch.randn(arguments.batch, channels, *arguments.patch, device=device)
+    target = torch.randint(CLASSES, (arguments.batch, *arguments.patch), device=device)
+    seconds: dict[str, list[float]] = {name: [] for name in both}
+    for number in trange(arguments.rounds + 1, desc=f"{channels} channels"):
+        for name, network in both.items():
+            start = clock(device)
+            optimizers[name].zero_grad(set_to_none=True)
+            nn.functional.cross_entropy(network(image), target).backward()
+            optimizers[name].step()
+            if number:  # the first round warms up
+                seconds[name].append(clock(device) - start)
+    ratios = [ours / stock for ours, stock in zip(seconds["puir"], seconds["stock"], strict=True)]
+    return {
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "ratio": {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]},
+        "estimate": estimate(both["puir"], arguments.patch, channels),
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--channels", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--patch", nargs=3, type=int, default=[64, 64, 64])
+    parser.add_argument("--network", default="plain6", choices=("plain4", "plain6"), help="nnU-Net's, of 4 or 6 stages")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
+    arguments = parser.parse_args()
+    described = environment(arguments.device, arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    given = {name: getattr(arguments, name) for name in ("patch", "network", "batch", "rounds")}
+    result = {str(channels): measure(channels, arguments) for channels in arguments.channels}
+    publish("puir_cost", described, {"input": given, "channels": result}, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

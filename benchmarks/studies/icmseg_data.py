@@ -1,0 +1,221 @@
+"""The data sets of icmseg_styles.py in nnU-Net's raw layout: what is trained on, and what is tested.
+
+Every function reads the shared data folder, writes raw data sets and says what to do with them. A data set that has its
+dataset.json is finished and left as it is.
+"""
+
+import json
+import random
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.runner.tree import link
+from nnunet_invariance.evaluation.scoring.label_maps import Named
+
+ENDING = ".nii.gz"
+WINDOW = (-125, 275)  # HU, soft tissue: z-score would count air and table otherwise
+#: Organs in both maps of the abdomen, by their numbers in the CT map and in the MR map (both are model output).
+ORGANS = {
+    "spleen": (1, 1),
+    "kidney_right": (2, 2),
+    "kidney_left": (3, 3),
+    "gallbladder": (4, 4),
+    "liver": (5, 5),
+    "stomach": (6, 6),
+    "pancreas": (7, 7),
+    "small_bowel": (18, 13),
+    "duodenum": (19, 14),
+    "colon": (20, 15),
+    "aorta": (52, 23),
+    "inferior_vena_cava": (63, 24),
+}
+LARGEST_VALUE = 117
+ABDOMEN_MR = "Dataset903_AbdomenMR"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on and tested on; ``most_draws`` is how many different draws of training cases there are."""
+
+    source: str
+    targets: Sequence[str]
+    shots: Sequence[int | str] = ("all",)
+    n_val: int = 2
+    parts: int | None = None
+    names: Mapping[str, Mapping[str, Named]] = field(default_factory=dict)
+    most_draws: int = 100
+
+
+# --- contrasts; each keeps shape and anatomy, takes any scale of intensities, and gives the same at every call
+
+
+def original(image: np.ndarray, seed: int) -> np.ndarray:
+    """As it is."""
+    return image
+
+
+def inverted(image: np.ndarray, seed: int) -> np.ndarray:
+    """Bright becomes dark."""
+    return image.max() + image.min() - image
+
+
+def remapped(image: np.ndarray, seed: int) -> np.ndarray:
+    r"""Like T2 from T1: :math:`e^{-4u} + 0.5 e^{-((u - 0.6) / 0.1)^2}` of the share u of darker voxels.
+
+    It goes down, up and down again, and reads ranks: curves of interventions are monotone or have one bend, and
+    location-scale changes are linear within a tissue.
+    """
+    _, place, counts = np.unique(image, return_inverse=True, return_counts=True)
+    u = ((np.cumsum(counts) - 0.5 * counts) / image.size)[place].reshape(image.shape)
+    return np.exp(-4 * u) + 0.5 * np.exp(-(((u - 0.6) / 0.1) ** 2))
+
+
+def biased(image: np.ndarray, seed: int) -> np.ndarray:
+    """Above its minimum, times exp(b), b a quadratic polynomial of the position with range [-1.2, 1.2]."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape), indexing="ij")
+    terms = (z, y, x, z * y, z * x, y * x, z * z, y * y, x * x)
+    b = sum(weight * term for weight, term in zip(rng.standard_normal(len(terms)), terms, strict=True))
+    b = 2.4 * (b - b.min()) / np.ptp(b) - 1.2
+    return (image - image.min()) * np.exp(b)
+
+
+CONTRASTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "Original": original,
+    "Inverted": inverted,
+    "Remapped": remapped,
+    "Biased": biased,
+}
+
+
+# --- data sets
+
+
+def lay_out_hippocampus(data: Path, raw: Path, seed: int, n_test: int = 20) -> Task:
+    """Trains on 20 of the cases that are not held out.
+
+    Anterior and posterior part are one class: so short a training does not learn where one of them ends.
+    """
+    targets = _lay_out_contrasts(data / "Dataset004_Hippocampus", raw, 810, n_test, seed, "hippocampus")
+    return Task("Dataset004_Hippocampus", targets, shots=(20,))
+
+
+def lay_out_left_atrium(data: Path, raw: Path, seed: int, n_test: int = 6) -> Task:
+    """Trains on 6 of the 10 cases that are not held out."""
+    targets = _lay_out_contrasts(data / "Dataset901_LA2018", raw, 820, n_test, seed, "left atrium")
+    return Task("Dataset901_LA2018", targets, shots=(6,))
+
+
+def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int, organ: str) -> list[str]:
+    """The training cases under the data set's name, and the held-out ones in each contrast; names of the latter."""
+    described = _read(data / "dataset.json")
+    cases = sorted(p.name.removesuffix(ENDING) for p in (data / "labelsTr").glob(f"*{ENDING}"))
+    test = sorted(random.Random(f"styles {seed}").sample(cases, n_test))
+    source = raw / data.name
+    if set(test) & {p.name.removesuffix(ENDING) for p in source.glob("labelsTr/*")}:
+        raise ComparisonError(f"{source} was made with another seed. Give another --work.")
+    for case in sorted(set(cases) - set(test)):
+        link(data / "imagesTr" / f"{case}_0000{ENDING}", source / "imagesTr" / f"{case}_0000{ENDING}")
+        _write_organ(data / "labelsTr" / f"{case}{ENDING}", source)
+    channel, labels = described["channel_names"]["0"], {"background": 0, organ: 1}
+    _describe(source, channel, labels)
+    names = []
+    for number, (name, change) in enumerate(CONTRASTS.items(), first):
+        target = raw / f"Dataset{number}_{name}"
+        names.append(target.name)
+        if (target / "dataset.json").is_file():
+            continue
+        for case in test:
+            image = sitk.ReadImage(data / "imagesTr" / f"{case}_0000{ENDING}")
+            array = sitk.GetArrayFromImage(image).astype(np.float32)
+            _write(change(array, zlib.crc32(case.encode())), image, target / "imagesTr" / f"{case}_0000{ENDING}")
+            _write_organ(data / "labelsTr" / f"{case}{ENDING}", target)
+        _describe(target, channel, labels)
+    return names
+
+
+def _write_organ(path: Path, dataset: Path) -> None:
+    """All labels of a map as one."""
+    labels = sitk.ReadImage(path)
+    _write((sitk.GetArrayFromImage(labels) > 0).astype(np.uint8), labels, dataset / "labelsTr" / path.name)
+
+
+def lay_out_abdomen(data: Path, raw: Path, seed: int) -> Task:
+    """Trains on one CT, in the soft-tissue window, and tests on one MR, whose map keeps its own numbering.
+
+    The second CT is a slab of the first and only stands in for nnU-Net's validation; there is one draw.
+    """
+    data, source, target = data / "abdomen_ct_mr", raw / "Dataset902_AbdomenCT", raw / ABDOMEN_MR
+    for case, image, labels in (
+        ("ct", "example_ct", "example_seg_fast_force_split"),
+        ("slab", "example_ct_sm", "example_seg"),
+    ):
+        volume, segmentation = (sitk.ReadImage(data / f"{name}{ENDING}") for name in (image, labels))
+        values = sitk.GetArrayFromImage(segmentation)
+        organs = sum(number * (values == ct) for number, (ct, _) in enumerate(ORGANS.values(), 1)).astype(np.uint8)
+        clipped = sitk.GetArrayFromImage(volume).clip(*WINDOW)
+        _write(clipped, volume, source / "imagesTr" / f"{case}_0000{ENDING}")
+        _write(organs, segmentation, source / "labelsTr" / f"{case}{ENDING}")
+    # Not "CT": nnU-Net would normalise an MR by Hounsfield units.
+    _describe(source, "windowed CT", {"background": 0, **{name: i for i, name in enumerate(ORGANS, 1)}})
+    for source_name, folder, name in (("example_mr_sm", "imagesTr", "mr_0000"), ("example_seg_mr", "labelsTr", "mr")):
+        link(data / f"{source_name}{ENDING}", target / folder / f"{name}{ENDING}")
+    _describe(target, "MR", {"background": 0, **{f"value {v}": v for v in range(1, LARGEST_VALUE + 1)}})
+    names = {ABDOMEN_MR: {name: mr for name, (_, mr) in ORGANS.items()}}
+    return Task(source.name, [ABDOMEN_MR], n_val=1, names=names, most_draws=1)
+
+
+def lay_out_prostate(data: Path, raw: Path, seed: int) -> Task:
+    """MR to ultrasound of six patients, cross-validated over them; the gland is volume 0 of the label files."""
+    data = data / "prostate_mr_us"
+    names = {"mr": "Dataset904_ProstateMR", "us": "Dataset905_ProstateUS"}
+    for kind, name in names.items():
+        for path in sorted((data / f"{kind}_images").glob(f"*{ENDING}")):
+            case, image = path.name.removesuffix(ENDING), sitk.ReadImage(path)
+            gland = sitk.GetArrayFromImage(sitk.ReadImage(data / f"{kind}_labels" / path.name))[0] > 0.5
+            link(path, raw / name / "imagesTr" / f"{case}_0000{ENDING}")
+            _write(gland.astype(np.uint8), image, raw / name / "labelsTr" / path.name)
+        _describe(raw / name, kind.upper(), {"background": 0, "gland": 1})
+    return Task(names["mr"], [names["us"]], n_val=1, parts=3)
+
+
+#: In the order in which they are run.
+SETS: dict[str, Callable[..., Task]] = {
+    "hippocampus": lay_out_hippocampus,
+    "left_atrium": lay_out_left_atrium,
+    "abdomen": lay_out_abdomen,
+    "prostate": lay_out_prostate,
+}
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise ComparisonError(f"{path} does not exist. Give the shared data folder with --data.")
+    return json.loads(path.read_text())
+
+
+def _write(array: np.ndarray, like: sitk.Image, path: Path) -> None:
+    """With the grid of an image; a file that is there stays, because comparisons link it."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array.astype(np.float32) if array.dtype != np.uint8 else array)
+    image.CopyInformation(like)
+    partial = path.with_name(f"partial_{path.name}")
+    sitk.WriteImage(image, partial)
+    partial.replace(path)
+
+
+def _describe(folder: Path, channel: str, labels: Mapping[str, int]) -> None:
+    """dataset.json, last of all files."""
+    n = len(list((folder / "labelsTr").glob(f"*{ENDING}")))
+    content = {"channel_names": {"0": channel}, "labels": dict(labels), "numTraining": n, "file_ending": ENDING}
+    text = json.dumps(content, indent=1)
+    atomic_write(folder / "dataset.json", lambda file: file.write(text.encode()))

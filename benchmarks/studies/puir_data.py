@@ -1,0 +1,147 @@
+"""The data of puir_real.py in nnU-Net's raw layout: one patient to train on, another to test.
+
+A draw is who is trained on. Every draw has a raw data set of its own, so that neither planning nor pre-training sees
+the other patient. Images are laid out at half the resolution within their slices (brats: in all directions), for a CPU.
+A file that is there stays as it is.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.errors import ComparisonError
+
+ENDING = ".nii.gz"
+ABOVE = 4.0  # background is this many standard deviations below the mean of the brain, as in an image not z-scored
+LEAST = 0.1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, transferred and tested; subsets are names of modalities joined by +.
+
+    Attributes:
+        patch_size: voxels, before nnU-Net's rule of divisibility.
+        subsets: that segmentation is tested on; None: all.
+        sources: that all other modalities are transferred from.
+        replaced: of the subsets, those whose missing modalities are also filled by transfer.
+    """
+
+    dataset: str
+    patch_size: Sequence[int]
+    subsets: Sequence[str] | None
+    sources: Sequence[str]
+    replaced: Sequence[str]
+
+
+def lay_out_pgbm(data: Path, raw: Path, draw: int) -> Task:
+    """Six channels, two visits of each patient; draw 0 trains on patient 001."""
+    source = data / "Dataset900_PGBM"
+    channels = list(_described(source)["channel_names"].values())
+    patients = _dealt(["PGBM-001", "PGBM-003"], draw)
+    target = raw / f"Dataset{910 + draw}_PGBM{draw}"
+    for patient, part in zip(patients, ("Tr", "Ts"), strict=True):
+        for path in sorted((source / "labelsTr").glob(f"{patient}_*{ENDING}")):
+            case = path.name.removesuffix(ENDING)
+            images = [_read(source / "imagesTr" / f"{case}_{c:04d}{ENDING}") for c in range(len(channels))]
+            _write_case(target, part, case, images, _read(path), (2, 2, 1))
+    _describe(target, channels, {"background": 0, "tumour": 1})
+    structural = "T1+T1ce+T2+FLAIR"
+    subsets = ["+".join(channels), structural, "T1+ADC", "T1+nRCBV_x100", *channels]
+    sources = [structural, "T1", "ADC", "nRCBV_x100"]
+    return Task(target.name, (12, 48, 48), subsets, sources, [structural, "T1"])
+
+
+def lay_out_brats(data: Path, raw: Path, draw: int) -> Task:
+    """FLAIR and T1c in the box of the brain, 0 outside its mask; the whole tumour is one class."""
+    patients = _dealt(["brats_2013_pat0005_1", "brats_2013_pat0006_1"], draw)
+    target = raw / f"Dataset{920 + draw}_BRATS{draw}"
+    for patient, part in zip(patients, ("Tr", "Ts"), strict=True):
+        folder = data / "brats2015_2ch" / patient
+        mask = _read(folder / f"brainmask{ENDING}")
+        box = _box(sitk.GetArrayViewFromImage(mask) > 0)
+        images = [_brain(_read(folder / f"{name}_subtrMeanDivStd{ENDING}"), mask) for name in ("Flair", "T1c")]
+        labels = _read(folder / f"OTMultiClass{ENDING}") > 0
+        _write_case(target, part, patient, [image[box] for image in images], labels[box], (2, 2, 2))
+    _describe(target, ["FLAIR", "T1c"], {"background": 0, "tumour": 1})
+    return Task(target.name, (32, 32, 32), None, ["FLAIR", "T1c"], ["FLAIR", "T1c"])
+
+
+#: In the order in which they are run.
+SETS: dict[str, Callable[[Path, Path, int], Task]] = {"brats": lay_out_brats, "pgbm": lay_out_pgbm}
+DRAWS = 2
+
+
+def _dealt(patients: Sequence[str], draw: int) -> list[str]:
+    """Who is trained on, and who is tested."""
+    return [patients[draw], patients[1 - draw]]
+
+
+def _brain(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
+    """Brighter than the background everywhere in the brain; the background is 0."""
+    inside = sitk.GetArrayViewFromImage(mask) > 0
+    array = np.where(inside, np.maximum(sitk.GetArrayViewFromImage(image) + ABOVE, LEAST), 0)
+    return _like(array.astype(np.float32), image)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The bounding box, in the axes of SimpleITK."""
+    return tuple(slice(int(index.min()), int(index.max()) + 1) for index in reversed(np.nonzero(mask)))
+
+
+def _write_case(
+    target: Path, part: str, case: str, images: Iterable[sitk.Image], labels: sitk.Image, factors: tuple[int, ...]
+) -> None:
+    """Means of blocks of voxels; a block is tumour where at least half of it is."""
+    for channel, image in enumerate(images):
+        _write(
+            sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), factors), target, "images", part, f"{case}_{channel:04d}"
+        )
+    share = sitk.BinShrink(sitk.Cast(labels, sitk.sitkFloat32), factors)
+    _write(_like((sitk.GetArrayViewFromImage(share) >= 0.5).astype(np.uint8), share), target, "labels", part, case)
+
+
+def _write(image: sitk.Image, target: Path, kind: str, part: str, name: str) -> None:
+    """A file that is there stays, because comparisons link it."""
+    path = target / f"{kind}{part}" / f"{name}{ENDING}"
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial_{path.name}")
+    sitk.WriteImage(image, partial)
+    partial.replace(path)
+
+
+def _like(array: np.ndarray, image: sitk.Image) -> sitk.Image:
+    result = sitk.GetImageFromArray(array)
+    result.CopyInformation(image)
+    return result
+
+
+def _described(folder: Path) -> dict:
+    if not (path := folder / "dataset.json").is_file():
+        raise ComparisonError(f"{path} does not exist. Give the shared data folder with --data.")
+    return json.loads(path.read_text())
+
+
+def _read(path: Path) -> sitk.Image:
+    if not path.is_file():
+        raise ComparisonError(f"{path} does not exist. Give the shared data folder with --data.")
+    return sitk.ReadImage(path)
+
+
+def _describe(folder: Path, channels: Sequence[str], labels: Mapping[str, int]) -> None:
+    """dataset.json, last of all files."""
+    content = {
+        "channel_names": {str(i): name for i, name in enumerate(channels)},
+        "labels": dict(labels),
+        "numTraining": len(list((folder / "labelsTr").glob(f"*{ENDING}"))),
+        "file_ending": ENDING,
+    }
+    text = json.dumps(content, indent=1)
+    atomic_write(folder / "dataset.json", lambda file: file.write(text.encode()))

@@ -1,0 +1,191 @@
+"""Recovery of known smooth deformations across simulated contrasts: ConvexAdam on features, and intensity-MI B-splines.
+
+    python -m benchmarks.studies.registration --pairs 12 --size 64 [--weights FILE] \
+        [--ct-mr DIR/abdomen_ct_mr] --out FILE
+
+A pair is one synthetic label map in two independent random appearances. The fixed one is made of the map read at
+x + d(x), d a random affine map and smooth noise: x + d(x) is the way to be found. All methods start from the same
+affine map (SimpleITK, mutual information). Error: mean |found(x) - (x + d(x))| over the voxels of the fixed image, in
+voxels of 1 mm, without those within 4 voxels of a face and those whose partner lies outside of the moving image. What
+is not a published setting was chosen on pairs 1000 to 1008, which are not reported.
+
+With --ct-mr comes one CT/MR pair, whose organ maps are model output: Dice of the organs, where "none" is the start with
+the organs' centres on each other. It is measured first. FILE is written after every pair; the same command goes on from
+there, another size or other weights begin anew.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from scipy import stats
+
+from benchmarks.common import environment, publish
+from benchmarks.studies.registration_pairs import Organs, Simulated, ct_and_mr, simulate
+from nnunet_invariance.evaluation.runner.record import read_json
+from nnunet_invariance.registration.affine import mutual_information
+from nnunet_invariance.registration.convex_adam import ConvexAdamOptions
+from nnunet_invariance.registration.network import FeatureNetwork, load_feature_network
+from nnunet_invariance.registration.register import Pair, deform
+from nnunet_invariance.weights.importers.importing import file_sha256
+
+CT_MR = "CT/MR"
+KNOTS = 16  # voxels between those of the B-spline
+SHARE = 0.15  # of the voxels in its metric
+EVALUATIONS = 25  # of its metric at a level of resolution, at most
+DENSE_VARIANCES = (3.0, 0.5)  # of the Gaussians over the update and over the whole field, voxels squared
+DENSE_ITERATIONS = 40
+#: Settings of ConvexAdam by name: those published with anatomix features, and a stiffer field.
+SETTINGS = {"published": ConvexAdamOptions(), "smoother": ConvexAdamOptions(smoothness=2.0)}
+
+
+def mi_spline(pair: Pair, start: sitk.Transform) -> sitk.Image:
+    """SimpleITK's cubic B-spline with Mattes' mutual information, from the affine start."""
+    spline = sitk.BSplineTransformInitializer(pair.fixed, [n // KNOTS for n in pair.fixed.GetSize()], order=3)
+    method = mutual_information(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask, seed=0)
+    method.SetMetricSamplingPercentage(SHARE, 1)
+    method.SetOptimizerAsLBFGSB(numberOfIterations=EVALUATIONS, maximumNumberOfFunctionEvaluations=EVALUATIONS)
+    method.SetMovingInitialTransform(start)
+    method.SetInitialTransform(spline, inPlace=True)
+    method.Execute(pair.fixed, pair.moving)
+    return _as_field(sitk.CompositeTransform([start, spline]), pair.fixed)
+
+
+def mi_dense(pair: Pair, start: sitk.Transform) -> sitk.Image:
+    """SimpleITK's displacement field, smoothed by Gaussians in every step, with Mattes' mutual information."""
+    dense = sitk.DisplacementFieldTransform(_as_field(sitk.Transform(3, sitk.sitkIdentity), pair.fixed))
+    dense.SetSmoothingGaussianOnUpdate(*DENSE_VARIANCES)
+    method = mutual_information(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask, seed=0)
+    method.SetMetricSamplingStrategy(method.NONE)
+    method.SetOptimizerAsGradientDescent(1.0, DENSE_ITERATIONS, 1e-7, 10, estimateLearningRate=method.EachIteration)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetMovingInitialTransform(start)
+    method.SetInitialTransform(dense, inPlace=True)
+    method.Execute(pair.fixed, pair.moving)
+    return _as_field(sitk.CompositeTransform([start, dense]), pair.fixed)
+
+
+def _as_field(transform: sitk.Transform, grid: sitk.Image) -> sitk.Image:
+    return sitk.TransformToDisplacementField(
+        transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing(), grid.GetDirection()
+    )
+
+
+def methods(network: FeatureNetwork | None, device: str) -> dict[str, Callable[[Pair, sitk.Transform], sitk.Image]]:
+    """Every method by name: from a pair and the affine start to a field."""
+    table = {
+        "none": lambda pair, start: _as_field(sitk.Transform(3, sitk.sitkIdentity), pair.fixed),
+        "affine": lambda pair, start: _as_field(start, pair.fixed),
+        "intensity MI, B-spline": mi_spline,
+        "intensity MI, dense field": mi_dense,
+    }
+    for name, options in SETTINGS.items():
+        kinds = [("mind", None, True)]
+        kinds += [("anatomix", network, False), ("both", network, True)] if network else []
+        for kind, net, mind in kinds:
+            table[f"{kind}, {name}"] = lambda pair, start, net=net, mind=mind, options=options: deform(
+                pair, start, net, mind, options, device=device
+            )
+    return table
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """Mean and the ends of its 95 % interval (Student's t over pairs)."""
+    mean, half = values.mean(), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return [round(float(v), 4) for v in (mean, mean - half, mean + half)]
+
+
+def measure(
+    case: Simulated | Organs, table: Mapping[str, Callable[[Pair, sitk.Transform], sitk.Image]]
+) -> dict[str, dict[str, float]]:
+    """Every method on one pair, from one start."""
+    start, rows = case.start(), {}
+    for name, method in table.items():
+        begun = time.perf_counter()
+        field = method(case.pair, start)
+        seconds = time.perf_counter() - begun
+        rows[name] = {**case.judge(field), "seconds": seconds}
+        print(name, {key: round(value, 4) for key, value in rows[name].items()}, flush=True)
+    return rows
+
+
+def summary(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Means over the simulated pairs and paired differences to the intensity methods, with their intervals."""
+    pairs = list(rows.values())
+    if len(pairs) < 2:
+        return {}
+    columns = {
+        name: {key: np.array([pair[name][key] for pair in pairs]) for key in values}
+        for name, values in pairs[0].items()
+    }
+    references = {name: columns[name] for name in columns if name.startswith("intensity MI")}
+    return {
+        "mean_and_95_percent_interval": {
+            name: {key: interval(values) for key, values in table.items()} for name, table in columns.items()
+        },
+        "paired_difference": {
+            f"{name} minus {other}": {key: interval(table[key] - values[key]) for key in ("error", "dice")}
+            for name, table in columns.items()
+            for other, values in references.items()
+            if name not in references
+        },
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--first", type=int, default=0, help="number of the first pair")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--ct-mr", type=Path, help="folder abdomen_ct_mr of the shared data")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--weights", type=Path, help="checkpoint of the feature network")
+    parser.add_argument("-device", default="cpu")
+    parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print and write."""
+    arguments = parse()
+    described = environment(arguments.device, arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(arguments.threads)
+    weights = arguments.weights
+    table = methods(
+        load_feature_network(weights, torch.device(arguments.device)) if weights else None, arguments.device
+    )
+    settings = {
+        "size": arguments.size,
+        "weights": {"file": weights.name, "sha256": file_sha256(weights)} if weights else None,
+        "SimpleITK": sitk.Version_VersionString(),
+    }
+    found = read_json(arguments.out) if arguments.out else {}
+    rows = found.get("rows", {}) if found.get("settings") == settings else {}
+    numbers = range(arguments.first, arguments.first + arguments.pairs)
+    cases: dict[str, Callable[[], Simulated | Organs]] = {str(n): partial(simulate, arguments.size, n) for n in numbers}
+    if arguments.ct_mr:
+        cases = {CT_MR: partial(ct_and_mr, arguments.ct_mr), **cases}
+    for case in [name for name in cases if name not in rows]:
+        print(f"pair {case}", flush=True)
+        rows[case] = measure(cases[case](), table)
+        simulated = {name: rows[name] for name in rows if name != CT_MR}
+        result = {
+            "settings": settings,
+            "pairs": len(simulated),
+            "not_run": [name for name in cases if name not in rows],
+            "anatomix": "measured" if weights else "not measured: no weights were given",
+            **summary(simulated),
+            "rows": rows,
+        }
+        publish("registration", described, result, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""``nnunet-invariance translate``: images of other modalities from those that are there."""
+
+import argparse
+from pathlib import Path
+
+from nnunet_invariance.cli.help import ShowDefaults
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb, its three steps and their flags."""
+    parser = subparsers.add_parser("translate", help="modality translation: train, predict, evaluate")
+    steps = parser.add_subparsers(dest="step", required=True)
+    train = steps.add_parser(
+        "train",
+        help="go on from pretrain puir, until any modalities give all others",
+        description="Trains PUIR's network with nnU-Net's decoder to draw all modalities from any that are there, on "
+        "the preprocessed cases of a dataset. Starts from the finished `pretrain puir` of the same plans.",
+        formatter_class=ShowDefaults,
+    )
+    _add_dataset(train)
+    train.add_argument("--start", default="", metavar="FILE", help="another checkpoint of pretrain puir, or none")
+    train.add_argument("--epochs", type=int, default=200, help="epochs")
+    train.add_argument("--iterations", type=int, default=250, help="steps an epoch; the state is saved after each")
+    train.add_argument("--seed", type=int, default=0, help="of data and augmentation")
+    train.add_argument("--c", action="store_true", help="continue the last run")
+    train.add_argument("--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE", help="see docs/puir.md")
+    predict = steps.add_parser("predict", help="write the modalities that cases lack")
+    _add_images(predict)
+    predict.add_argument("--from", nargs="+", default=[], dest="sources", metavar="NAME", help="not given: all there")
+    predict.add_argument("--to", nargs="+", default=[], dest="targets", metavar="NAME", help="not given: all others")
+    predict.add_argument("--keep", action="store_true", help="copy the images that were used to OUT, too")
+    evaluate = steps.add_parser("evaluate", help="PSNR, NMSE and SSIM from each modality to each other")
+    _add_images(evaluate)
+    single = "sources by name, several joined by +; not given: each modality alone"
+    evaluate.add_argument("--from", nargs="+", dest="sources", metavar="A+B", help=single)
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="name or id of the dataset")
+    parser.add_argument("configuration", help="configuration of the plans, for example 3d_fullres")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
+    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where to run")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    _add_dataset(parser)
+    parser.add_argument("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with CASE_0000, ...")
+    parser.add_argument("-o", dest="out", type=Path, required=True, metavar="OUT", help="folder for the result")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="not given: what translate train left")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; returns the exit status (143 after SIGTERM)."""
+    from nnunet_invariance.modality_translation.translator import checkpoint_of, load_model
+    from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
+
+    planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
+    if args.step == "train":
+        from nnunet_invariance.modality_translation.train import train
+        from nnunet_invariance.pretraining.engine.loop import Stopped
+
+        words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
+        try:
+            path = train(planned, args.device, args.c, args.start, words)
+        except Stopped as stopped:
+            print(stopped)
+            return 143
+        print(f"finished: {path}")
+        return 0
+    model = load_model(planned, args.checkpoint, args.device)
+    if args.step == "predict":
+        from nnunet_invariance.modality_translation.predict import predict
+
+        number = predict(model, args.images, args.out, args.sources, args.targets, args.keep)
+        print(f"finished: {number} cases in {args.out}")
+        return 0
+    from nnunet_invariance.evaluation.protocols.missing_modality import choose_subsets
+    from nnunet_invariance.modality_translation.evaluate import evaluate, seen_cases
+
+    names = planned.channel_names
+    subsets = choose_subsets(names, args.sources) if args.sources else [(c,) for c in range(len(names))]
+    seen = seen_cases(checkpoint_of(planned, args.checkpoint))
+    print(f"written: {evaluate(model, args.images, args.out, subsets, seen)}")
+    return 0

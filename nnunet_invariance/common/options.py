@@ -1,0 +1,113 @@
+"""Options as frozen dataclasses whose fields state and check their own range.
+
+    @dataclass(frozen=True)
+    class MyOptions(Options):
+        steps: int = count(100, 1, doc="Length of the run in steps.")
+        rate: float = number(1e-3, 0, 1, low_excluded=True, doc="Peak learning rate.")
+        mode: Literal["fast", "exact"] = choice("fast", "exact", doc="Which algorithm runs.")
+
+`OptionError` names the option, the value that was found, and what was expected.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from nnunet_invariance.errors import OptionError
+
+
+def option(default: Any, expected: str, accepts: Callable[[Any], bool], doc: str = "") -> Any:
+    """A dataclass field with its default, its range in words, its range as a predicate, and one sentence about it."""
+    return field(default=default, metadata={"expected": expected, "accepts": accepts, "doc": doc})
+
+
+def count(default: int | None, least: int, optional: bool = False, doc: str = "") -> Any:
+    """An integer of at least ``least``; None as well if ``optional``."""
+    expected = f"a whole number of at least {least}" + (", or null" if optional else "")
+    return option(default, expected, lambda v: (optional and v is None) or (is_int(v) and v >= least), doc)
+
+
+def number(
+    default: float, low: float, high: float, low_excluded: bool = False, high_excluded: bool = False, doc: str = ""
+) -> Any:
+    """A finite float between ``low`` and ``high``; integers are accepted, booleans are not."""
+    closing = ")" if high_excluded or high == math.inf else "]"
+    expected = f"a number in {'(' if low_excluded else '['}{low:g}, {high:g}{closing}"
+
+    def accepts(value: Any) -> bool:
+        if not (is_int(value) or isinstance(value, float)) or not math.isfinite(value):
+            return False
+        above = low < value if low_excluded else low <= value
+        return above and (value < high if high_excluded else value <= high)
+
+    return option(default, expected, accepts, doc)
+
+
+def choice(*values: str, doc: str = "") -> Any:
+    """One of several strings; the first is the default."""
+    expected = "one of " + ", ".join(map(repr, values))
+    return option(values[0], expected, lambda v: isinstance(v, str) and v in values, doc)
+
+
+def flag(default: bool, doc: str = "") -> Any:
+    """A boolean."""
+    return option(default, "true or false", lambda v: isinstance(v, bool), doc)
+
+
+def text(default: str | None, expected: str = "a text", optional: bool = False, doc: str = "") -> Any:
+    """A string; None as well if ``optional``."""
+    words = expected + (", or null" if optional else "")
+    return option(default, words, lambda v: (optional and v is None) or isinstance(v, str), doc)
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is an integer and not a boolean."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class OptionDescription(NamedTuple):
+    """One field of an options class, for help texts and documentation."""
+
+    name: str
+    default: Any
+    expected: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of every options class; the constructor checks each field against its declared range.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    #: How an error message names an option; formatted with ``name`` and ``value``.
+    subject: ClassVar[str] = "Option {name!r} is {value!r}"
+    #: The last sentence of the error message.
+    remedy: ClassVar[str] = "Correct it."
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if "accepts" in item.metadata and not item.metadata["accepts"](value):
+                raise self.error(item.name, item.metadata["expected"])
+
+    def error(self, name: str, expected: str) -> OptionError:
+        """The error for the value of one option, also for constraints between options."""
+        subject = self.subject.format(name=name, value=getattr(self, name))
+        return OptionError(f"{subject}; expected {expected}. {self.remedy}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as built-in types, for a checkpoint."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def describe(cls) -> Iterator[OptionDescription]:
+        """Name, default, range and description of every option."""
+        for item in dataclasses.fields(cls):
+            yield OptionDescription(
+                item.name, item.default, item.metadata.get("expected", ""), item.metadata.get("doc", "")
+            )

@@ -1,0 +1,1 @@
+"""The evaluation protocols and the arms, cases and splits that they share."""

@@ -1,0 +1,149 @@
+"""The cross-modality protocol: train on one data set, test on others of another modality, classes matched by name."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
+from nnunet_invariance.evaluation.protocols.arms import Selection
+from nnunet_invariance.evaluation.protocols.cases import labelled_cases, preprocessed_cases
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings, run_protocol
+from nnunet_invariance.evaluation.protocols.splits import Subset, draw_parts, draw_subsets, draw_test_cases
+from nnunet_invariance.evaluation.runner.jobs import CaseSet
+from nnunet_invariance.evaluation.scoring.label_maps import Named, match_labels
+from nnunet_invariance.evaluation.scoring.scores import require_known_labels
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, channel_names_of, dataset_name_of
+from nnunet_invariance.plans.zscore import ct_remedy
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = "cross-modality"
+
+
+def cross_modality(
+    planned: PlannedDataset,
+    selection: Selection,
+    settings: ProtocolSettings,
+    targets: Sequence[str],
+    *,
+    names: Mapping[str, Mapping[str, Named]] | None = None,
+    n_source: int = 0,
+    parts: int | None = None,
+) -> Path:
+    """Train every arm on cases of the source, test it on all labelled cases of every target; returns the output folder.
+
+    nnU-Net itself preprocesses the target's images, as the source's plans say. Only classes of both label maps are
+    scored; the others are named in the log.
+
+    Args:
+        planned: the source.
+        targets: names or ids of raw data sets.
+        names: classes that a target calls otherwise, by target; see ``match_labels``.
+        n_source: source cases that are held out and tested too.
+        parts: source and targets hold the same patients under the same names: cross-validation over patients in this
+            many parts, in which ``shots`` and ``n_source`` do not count and the source's cases are tested too.
+
+    Raises:
+        ComparisonError: channels, endings or labels do not fit, cases do not suffice, weights are missing, the folder
+            holds another comparison, or a command failed.
+        DatasetNotFoundError: a target is not there.
+    """
+    tests = _target_sets(planned, targets, names or {})
+    pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", planned.dataset_json["file_ending"])
+    of_source, subsets = _deal(pool, tests, settings, n_source, parts)
+    if of_source:
+        cases = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
+        tests.insert(0, CaseSet(planned.name, [cases[case] for case in of_source]))
+    schemes = planned.configuration.normalization_schemes
+    if remedy := ct_remedy(schemes, planned.name, planned.plans.plans_name, planned.configuration_name):
+        logger.warning("%s", remedy)
+    elsewhere = {case.name for test in tests if test.name != planned.name for case in test.cases}
+    return run_protocol(PROTOCOL, planned, selection, settings, subsets, lambda: tests, of_source, elsewhere)
+
+
+def _deal(
+    pool: set[str], tests: Sequence[CaseSet], settings: ProtocolSettings, n_source: int, parts: int | None
+) -> tuple[Sequence[str], list[Subset]]:
+    """The cases of the source that are tested too, and what is trained on; arguments as in :func:`cross_modality`."""
+    shots, draws, n_val, seed = settings.shots, settings.draws, settings.n_val, settings.seed
+    if parts is not None:
+        _require_patients(pool, tests)
+        return sorted(pool), draw_parts(pool, parts, draws, n_val, seed)
+    of_source = draw_test_cases(pool, n_source, seed) if n_source else ()
+    _warn_of_shared_names(pool, tests)
+    return of_source, draw_subsets(pool - set(of_source), shots, draws, n_val, seed)
+
+
+def _target_sets(
+    planned: PlannedDataset, targets: Sequence[str], names: Mapping[str, Mapping[str, Named]]
+) -> list[CaseSet]:
+    """One set a target, each checked."""
+    found = [_target_name(target) for target in targets]
+    if not found or len(set(found)) < len(found) or planned.name in found:
+        msg = f"Targets {', '.join(found) or 'none'}: expected at least one, each once, and not {planned.name} itself."
+        raise ComparisonError(f"{msg} Held-out cases of the source are tested with --n-source.")
+    if unknown := set(names) - set(found):
+        msg = f"The names file speaks of {', '.join(sorted(unknown))}, the targets are {', '.join(found)}. "
+        raise ComparisonError(f"{msg}Correct the former or name them as targets.")
+    return [_target_set(planned, target, names.get(target, {})) for target in found]
+
+
+def _target_name(target: str) -> str:
+    """Name of a raw data set."""
+    name = dataset_name_of(target)
+    file = Path(os.environ["nnUNet_raw"]) / name / "dataset.json"
+    if not file.is_file():
+        raise DatasetNotFoundError(f"{file} does not exist. A target needs it, beside its images and labels.")
+    return name
+
+
+def _target_set(planned: PlannedDataset, target: str, names: Mapping[str, Named]) -> CaseSet:
+    """All labelled cases of a target, whose files fit the source."""
+    raw = Path(os.environ["nnUNet_raw"]) / target
+    described: dict[str, Any] = json.loads((raw / "dataset.json").read_text())
+    channels = [channel_names_of(dataset) for dataset in (planned.dataset_json, described)]
+    if len(channels[0]) != len(channels[1]):
+        msg = f"{target} has {len(channels[1])} channel(s) ({', '.join(channels[1])}), {planned.name} has "
+        msg += f"{len(channels[0])} ({', '.join(channels[0])}). "
+        raise ComparisonError(f"{msg}Make a target with as many, one modality for each that the network takes.")
+    endings = [dataset["file_ending"] for dataset in (planned.dataset_json, described)]
+    if endings[0] != endings[1]:
+        msg = f"Files of {target} end with {endings[1]}, those of {planned.name} with {endings[0]}. "
+        raise ComparisonError(f"{msg}nnUNetv2_predict reads the latter only: convert the target.")
+    try:
+        matched = match_labels(planned.dataset_json["labels"], described["labels"], names)
+    except ComparisonError as error:
+        raise ComparisonError(f"{target}: {error}") from error
+    for kind, classes in ((planned.name, matched.only_source), (target, matched.only_target)):
+        if classes:
+            logger.info("%s: not scored, because only %s has them: %s", target, kind, ", ".join(classes))
+    cases = [case for _, case in sorted(labelled_cases(raw, described).items())]
+    if not cases:
+        raise ComparisonError(f"{raw} holds no image with a label. A target needs both, in imagesTr and labelsTr.")
+    reader, known = planned.plans.image_reader_writer_class(), {"labels": {str(v): v for v in matched.values}}
+    for case in cases:
+        require_known_labels(case.label, reader.read_seg(str(case.label))[0], known)
+    return CaseSet(target, cases, matched.classes, matched.values if matched.changes else None)
+
+
+def _require_patients(pool: set[str], tests: Sequence[CaseSet]) -> None:
+    for test in tests:
+        if not pool & {case.name for case in test.cases}:
+            known = ", ".join(sorted(pool)[:3])
+            msg = f"No case of {test.name} has the name of a preprocessed source case ({known} ...), so that no "
+            raise ComparisonError(f"{msg}patient is in both. Rename them, or leave out --parts.")
+
+
+def _warn_of_shared_names(pool: set[str], tests: Sequence[CaseSet]) -> None:
+    for test in tests:
+        if shared := pool & {case.name for case in test.cases}:
+            logger.warning(
+                "%d case(s) have the same name in the source and in %s (%s). If they are the same patients, networks "
+                "are tested on patients they were trained on: give --parts for a cross-validation over patients.",
+                len(shared),
+                test.name,
+                ", ".join(sorted(shared)[:3]),
+            )

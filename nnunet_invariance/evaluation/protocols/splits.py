@@ -1,0 +1,141 @@
+"""Which cases are trained on, validated on and tested on: drawn by seed, nested over shots, never overlapping."""
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.protocols.cases import LabelledCase
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The cases of one training: ``len(train)`` equals ``shots``; ``train`` and ``val`` share no case.
+
+    Attributes:
+        part: number of the part that a cross-validation leaves out; None: no cross-validation.
+        test: the test cases that this training is tested on, those of the part; None: all.
+    """
+
+    shots: int
+    draw: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    part: int | None = None
+    test: tuple[str, ...] | None = None
+
+    @property
+    def condition(self) -> str:
+        """What the arms are compared under, as in tables."""
+        if self.part is not None:
+            return "cross-validation"
+        return "1 shot" if self.shots == 1 else f"{self.shots} shots"
+
+    @property
+    def name(self) -> str:
+        """Name of the subset in folders and logs."""
+        return f"shots{self.shots}_draw{self.draw}" if self.part is None else f"draw{self.draw}_part{self.part}"
+
+    def tests(self, case: LabelledCase) -> bool:
+        """Whether this training is tested on a case."""
+        return self.test is None or case.name in self.test
+
+
+def draw_test_cases(labelled: Collection[str], n: int, seed: int, seen: Collection[str] = ()) -> tuple[str, ...]:
+    """Draw ``n`` test cases from the labelled cases that no pre-training has seen; the order of the input is ignored.
+
+    Raises:
+        ComparisonError: fewer than ``n`` such cases.
+    """
+    free = sorted(set(labelled) - set(seen))
+    if not 1 <= n <= len(free):
+        msg = (
+            f"{n} test cases were asked for, but {len(free)} of the {len(set(labelled))} labelled cases are free "
+            f"(the pre-training has seen the other {len(set(labelled)) - len(free)}). Ask for fewer, or keep test "
+            "cases out of pre-training: put them into imagesTs and labelsTs before preprocessing."
+        )
+        raise ComparisonError(msg)
+    return tuple(sorted(random.Random(f"test {seed}").sample(free, n)))
+
+
+ALL = "all"
+
+
+def draw_subsets(
+    pool: Collection[str], shots: Sequence[int | Literal["all"]], draws: int, n_val: int, seed: int
+) -> list[Subset]:
+    """Draw the training and validation cases of every draw and number of shots, in the order in which to train them.
+
+    The first number of shots comes first, with all its draws. "all" are the cases that do not validate.
+
+    A draw is one seeded permutation of the pool: its first ``n_val`` cases validate for all numbers of shots, the next
+    ``k`` train. The smaller training sets are therefore contained in the larger ones of the same draw.
+
+    Raises:
+        ComparisonError: the pool is too small, ``n_val`` or a number of shots is below 1.
+    """
+    names = sorted(set(pool))
+    shots = list(dict.fromkeys(len(names) - n_val if k == ALL else k for k in shots))
+    if n_val < 1 or draws < 1 or not shots or min(shots) < 1:
+        raise ComparisonError(f"shots {shots}, draws {draws}, validation cases {n_val}: expected at least 1 of each.")
+    largest = max(shots)
+    if largest + n_val > len(names):
+        msg = (
+            f"{largest} shots and {n_val} validation cases need {largest + n_val} labelled, preprocessed cases outside "
+            f"the test set, found {len(names)}. Ask for fewer shots or fewer test cases, or preprocess more cases."
+        )
+        raise ComparisonError(msg)
+    orders = []
+    for draw in range(draws):
+        order = names.copy()
+        random.Random(f"draw {seed} {draw}").shuffle(order)
+        orders.append((tuple(order[:n_val]), order[n_val:]))
+    return [Subset(k, draw, tuple(rest[:k]), val) for k in shots for draw, (val, rest) in enumerate(orders)]
+
+
+def draw_parts(pool: Collection[str], parts: int, draws: int, n_val: int, seed: int) -> list[Subset]:
+    """Subsets of a cross-validation: each case is left out, and tested, once a draw.
+
+    A draw is one seeded permutation of the pool, dealt out to the parts in turn. Of the cases outside a part the first
+    ``n_val`` validate and the rest train.
+
+    Raises:
+        ComparisonError: a number is too small, or larger than the pool allows.
+    """
+    names = sorted(set(pool))
+    left = len(names) - -(-len(names) // parts) - n_val if parts > 0 else 0
+    if not 2 <= parts <= len(names) or min(n_val, draws, left) < 1:
+        msg = f"{parts} parts, {draws} draws and {n_val} validation cases of {len(names)} cases: expected at least "
+        raise ComparisonError(
+            f"{msg}2 parts and 1 of each other, no more parts than cases, and a case left to train on."
+        )
+    subsets = []
+    for draw in range(draws):
+        order = names.copy()
+        random.Random(f"parts {seed} {draw}").shuffle(order)
+        for part in range(parts):
+            test = order[part::parts]
+            rest = [name for name in order if name not in test]
+            subsets.append(Subset(len(rest) - n_val, draw, tuple(rest[n_val:]), tuple(rest[:n_val]), part, tuple(test)))
+    return subsets
+
+
+def require_disjoint(test: Collection[str], subsets: Sequence[Subset]) -> None:
+    """Refuse a comparison in which a test case is trained on or validates.
+
+    Raises:
+        ComparisonError: names the cases.
+    """
+    for subset in subsets:
+        for use, cases in (("training", subset.train), ("validation", subset.val)):
+            if shared := sorted(set(cases) & set(test)):
+                raise ComparisonError(shared_cases(shared, f"{use} of {subset.name}"))
+
+
+def shared_cases(shared: Sequence[str], use: str) -> str:
+    """The message about test cases that were used for something else."""
+    return (
+        f"{len(shared)} test case(s) are in the {use}: {', '.join(shared[:5])}. "
+        "Choose other test cases, or leave these out of it."
+    )

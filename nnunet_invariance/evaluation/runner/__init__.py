@@ -1,0 +1,1 @@
+"""Running the jobs of a comparison and recording what was done."""

@@ -1,0 +1,168 @@
+"""The comparison runner: arms on subsets, through nnU-Net's own commands, in a tree of its own, scored and recorded.
+
+A protocol decides what is compared and hands it over as a `Comparison`; it runs no command itself.
+"""
+
+import hashlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_invariance.common.lock import locked
+from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.protocols.pretrainings import describe_checkpoint, title
+from nnunet_invariance.evaluation.protocols.splits import Subset
+from nnunet_invariance.evaluation.report.page import write_report
+from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet, Job, Setting
+from nnunet_invariance.evaluation.runner.record import open_record
+from nnunet_invariance.evaluation.runner.running import run_jobs, submit_slurm
+from nnunet_invariance.evaluation.runner.stored import (
+    RECORD,
+    describe_subset,
+    describe_test,
+    stored_subsets,
+    stored_tests,
+)
+from nnunet_invariance.evaluation.runner.tree import build_preprocessed, build_results, build_tests
+from nnunet_invariance.evaluation.statistics.effects import Contrast
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
+from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a protocol has decided: every arm trains on every subset and is tested on the same test sets.
+
+    Attributes:
+        tests: more than one where a network is tested under several conditions; names must differ.
+        checkpoints: the file that an arm starts from, by arm; their checksums belong to the comparison.
+        mirroring: test-time augmentation by mirroring, nnU-Net's default.
+        tolerance: of NSD, in mm; None computes Dice alone.
+        contrasts: what is compared with what; empty: every arm with the last one.
+        left_out: trainers that were asked for and do not apply, with the reason.
+        transductive: test images that a pre-training has seen, each with its name.
+    """
+
+    protocol: str
+    planned: PlannedDataset
+    arms: Sequence[Arm]
+    subsets: Sequence[Subset]
+    tests: Sequence[CaseSet]
+    checkpoints: Mapping[str, Path]
+    seed: int
+    device: str
+    mirroring: bool
+    tolerance: float | None = None
+    contrasts: Sequence[Contrast] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    transductive: Collection[str] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the result; a continued comparison must agree in what both have."""
+        contrasts = self.contrasts or [Contrast(a.name, self.arms[-1].name, self.arms[-1].name) for a in self.arms[:-1]]
+        return {
+            "protocol": self.protocol,
+            "dataset": self.planned.name,
+            "plans": self.planned.plans.plans_name,
+            "plans_sha256": _sha256(self.planned.base / f"{self.planned.plans.plans_name}.json"),
+            "configuration": self.planned.configuration_name,
+            "seed": self.seed,
+            "mirroring": self.mirroring,
+            "tolerance": self.tolerance,
+            "arms": {arm.name: self._describe_arm(arm) for arm in self.arms},
+            "pretrainings": {title(path): describe_checkpoint(path) for path in self.checkpoints.values()},
+            "starts_from": {arm: title(path) for arm, path in self.checkpoints.items()},
+            "contrasts": [{"name": f"{c.arm} - {c.reference}", **asdict(c)} for c in contrasts],
+            "left_out": dict(self.left_out),
+            "transductive": dict.fromkeys(sorted(self.transductive), True),
+            "subsets": [describe_subset(subset) for subset in self.subsets],
+            "tests": [describe_test(test) for test in self.tests],
+            # A finished training does not come back to a test set, so none may be added later.
+            **({"test_names": [test.name for test in self.tests]} if any(test.name for test in self.tests) else {}),
+        }
+
+    def _describe_arm(self, arm: Arm) -> dict[str, Any]:
+        """The trainer, its variables and, where it has some of its own, its plans."""
+        described = {"trainer": arm.trainer, "environment": _without_paths(arm)}
+        if arm.plans:
+            described["plans"] = arm.plans
+            described["plans_sha256"] = _sha256(self.planned.base / f"{arm.plans}.json")
+        return described
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_paths(arm: Arm) -> list[str]:
+    """The arm's variables without the path of its checkpoint, whose checksum is recorded instead."""
+    return sorted(f"{name}={value}" for name, value in arm.environment.items() if name != ENVIRONMENT_VARIABLE)
+
+
+def run_comparison(
+    comparison: Comparison,
+    out: Path,
+    *,
+    parallel: int = 1,
+    devices: Sequence[str] = (),
+    slurm: Mapping[str, str | int] | None = None,
+) -> Path:
+    """Do what is left of a comparison in ``out`` and return it; ``slurm`` (parameters) submits it instead.
+
+    Leaves what ``write_report`` writes, comparison.json (cases, commands, times, versions, machine) and a folder of
+    logs, models and predictions for each arm. A training that fails does not stop the others.
+
+    Raises:
+        ComparisonError: the arms make no comparison, ``out`` holds another one or is in use, or a command failed.
+    """
+    _check_arms(comparison.arms)
+    with locked(out) as lock:
+        jobs = prepare(comparison, out)
+        if slurm is not None:
+            tasks = submit_slurm(jobs, out / "slurm", parallel, dict(slurm))
+            logger.info("submitted %d trainings to Slurm: %s", len(tasks), ", ".join(tasks))
+            return out
+        try:
+            run_jobs(jobs, [lock], parallel, devices)
+        finally:
+            if any(job.scores.is_file() for job in jobs):
+                write_report(out)
+    logger.info("%s", (out / "summary.txt").read_text())
+    return out
+
+
+def prepare(comparison: Comparison, out: Path) -> list[Job]:
+    """Write the record and the tree of a comparison; the jobs in the order in which to run them."""
+    planned = comparison.planned
+    described = open_record(out / RECORD, comparison.describe(), comparison.device)
+    subsets = stored_subsets(described)  # those of earlier calls too, in their order
+    build_preprocessed(out, planned, subsets, [arm.plans for arm in comparison.arms if arm.plans])
+    ending = planned.dataset_json["file_ending"]
+    build_tests(out, comparison.tests, ending, planned.plans.image_reader_writer_class())
+    setting = Setting(
+        out,
+        planned.name,
+        planned.dataset_json,
+        planned.plans.plans_name,
+        planned.configuration_name,
+        comparison.device,
+        comparison.mirroring,
+        stored_tests(out, described, ending),
+        comparison.tolerance,
+    )
+    for arm in comparison.arms:
+        start = comparison.checkpoints.get(arm.name)
+        pretrainings = [start.parent] if start and start.name == FINAL else []
+        build_results(out / "arms" / arm.name / "nnUNet_results" / planned.name, pretrainings)
+    folds = {subset.name: fold for fold, subset in enumerate(subsets)}
+    return [Job(arm, s, folds[s.name], setting) for s in comparison.subsets for arm in comparison.arms]
+
+
+def _check_arms(arms: Sequence[Arm]) -> None:
+    names = [arm.name for arm in arms]
+    if not names or len(set(names)) < len(names):
+        raise ComparisonError(f"Trainers {names}: expected at least one, and each only once.")

@@ -1,0 +1,221 @@
+"""One training of a comparison: train, predict, score, each skipped when it is already done."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from nnunet_invariance.common.lock import locked
+from nnunet_invariance.evaluation.protocols.cases import LabelledCase
+from nnunet_invariance.evaluation.protocols.splits import Subset
+from nnunet_invariance.evaluation.runner.record import kept
+from nnunet_invariance.evaluation.runner.stock_commands import run_command
+from nnunet_invariance.evaluation.scoring.scores import Score, score_case, write_csv
+from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
+
+_LENGTH = re.compile(r"_(\d+)epochs?$")
+_EPOCH = re.compile(r": Epoch (\d+)\s*$", re.MULTILINE)
+TAIL_BYTES = 20000
+#: Folders of a comparison that hold the test cases, linked.
+TEST_IMAGES, TEST_LABELS = "test_images", "test_labels"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison: a trainer by its name, and environment variables for its commands alone.
+
+    ``plans`` names a copy of the comparison's plans with other options, for the same preprocessed cases; None: those.
+    """
+
+    name: str
+    trainer: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    plans: str | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Length of the training as the trainer's name says it; nnU-Net's 1000 when it does not."""
+        length = _LENGTH.search(self.trainer)
+        return int(length[1]) if length else 1000
+
+
+@dataclass(frozen=True)
+class CaseSet:
+    """Cases that every trained network predicts, and what is special about them, "" for nothing.
+
+    Attributes:
+        classes: the classes that are scored; None: all.
+        values: value in the label files -> value in the training's numbering; None where both number alike.
+    """
+
+    name: str
+    cases: Sequence[LabelledCase]
+    classes: Sequence[str] | None = None
+    values: Mapping[int, int] | None = None
+
+    def within(self, folder: Path) -> Path:
+        """This set's part of a folder."""
+        return folder / self.name if self.name else folder
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a comparison share; ``tolerance`` (mm) is that of NSD, None leaves surfaces out."""
+
+    out: Path
+    dataset: str
+    dataset_json: dict[str, Any]
+    plans_name: str
+    configuration: str
+    device: str
+    mirroring: bool
+    tests: Sequence[CaseSet]
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """An arm on a subset; ``fold`` is the subset's place in splits_final.json."""
+
+    arm: Arm
+    subset: Subset
+    fold: int
+    setting: Setting
+
+    @property
+    def name(self) -> str:
+        """Arm and subset, as in messages and in the record."""
+        return f"{self.arm.name}/{self.subset.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Logs, predictions and scores of this job."""
+        return self.setting.out / "arms" / self.arm.name / self.subset.name
+
+    @property
+    def results(self) -> Path:
+        """The arm's nnUNet_results folder."""
+        return self.setting.out / "arms" / self.arm.name / "nnUNet_results"
+
+    @property
+    def plans(self) -> str:
+        """Name of the plans that this job trains with."""
+        return self.arm.plans or self.setting.plans_name
+
+    @property
+    def model(self) -> Path:
+        """The fold folder in which nnU-Net leaves its checkpoints."""
+        s = self.setting
+        return self.results / s.dataset / f"{self.arm.trainer}__{self.plans}__{s.configuration}" / f"fold_{self.fold}"
+
+    @property
+    def scores(self) -> Path:
+        """The file whose presence says that the job is done."""
+        return self.folder / "scores.csv"
+
+    @property
+    def record(self) -> Path:
+        """Commands and times of this job."""
+        return self.folder / "record.json"
+
+    def train_command(self) -> list[str]:
+        """nnUNetv2_train; continues when there is a checkpoint to continue from."""
+        s = self.setting
+        command = ["nnUNetv2_train", s.dataset, s.configuration, str(self.fold), "-tr", self.arm.trainer]
+        command += ["-p", self.plans, "-device", s.device]
+        begun = any((self.model / f"checkpoint_{which}.pth").is_file() for which in ("latest", "best"))
+        return [*command, "--c"] if begun else command
+
+    def predict_command(self, test: CaseSet, target: Path) -> list[str]:
+        """nnUNetv2_predict on the images of a test set, with paths relative to the comparison's folder."""
+        s = self.setting
+        images = str(test.within(Path(TEST_IMAGES)))
+        command = ["nnUNetv2_predict", "-i", images, "-o", str(target.relative_to(s.out)), "-d", s.dataset]
+        command += ["-c", s.configuration, "-p", self.plans, "-tr", self.arm.trainer, "-f", str(self.fold)]
+        command += ["-device", s.device, "--disable_progress_bar"]
+        return command if s.mirroring else [*command, "--disable_tta"]
+
+    def predictions(self, test: CaseSet) -> Path:
+        """Where the predicted segmentations of a test set stand."""
+        return test.within(self.folder / "predictions")
+
+    def condition(self, test: CaseSet) -> str:
+        """What this job's rows of a test set are compared under."""
+        return f"{self.subset.condition}, {test.name}" if test.name else self.subset.condition
+
+
+def run_job(
+    job: Job,
+    on_poll: Callable[[], None] = lambda: None,
+    keep_open: Sequence[int] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Do what is left of a job and record each command; ``environment`` is added to the arm's own.
+
+    Raises:
+        ComparisonError: another process is at it, a command failed, or a prediction is missing.
+    """
+    if job.scores.is_file():
+        return
+    with locked(job.folder) as lock:
+        _run(job, on_poll, [*keep_open, lock], {**job.arm.environment, **environment})
+        write_csv(job.scores, score_job(job), Score)
+
+
+def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], environment: dict[str, str]) -> None:
+    """The commands that are left of a job."""
+    setting, ending = job.setting, job.setting.dataset_json["file_ending"]
+    environment["nnUNet_preprocessed"] = str(setting.out / "nnUNet_preprocessed")
+    environment["nnUNet_results"] = str(job.results)
+    if checkpoint := environment.get(ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE)):
+        environment[ENVIRONMENT_VARIABLE] = os.path.abspath(checkpoint)  # the commands run in another folder
+
+    def run(step: str, command: list[str]) -> None:
+        log = job.folder / f"{step}.log"
+        with kept(job.record, step, command, setting.device):
+            run_command(f"{job.name}, {step}", command, log, setting.out, environment, on_poll, keep_open)
+
+    if not (job.model / "checkpoint_final.pth").is_file():
+        run("train", job.train_command())
+    for test in setting.tests:
+        target = job.predictions(test)
+        if not all((target / f"{case.name}{ending}").is_file() for case in test.cases):
+            # Under another name until all is there: a killed nnUNetv2_predict leaves truncated files.
+            partial = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            run("predict", job.predict_command(test, partial))
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+
+
+def score_job(job: Job) -> list[Score]:
+    """Score every test case of a job's subset, class by class."""
+    setting = job.setting
+    plans = setting.out / "nnUNet_preprocessed" / setting.dataset / f"{setting.plans_name}.json"
+    ending = setting.dataset_json["file_ending"]
+    rows = []
+    for test in setting.tests:
+        for case in filter(job.subset.tests, test.cases):
+            prediction = job.predictions(test) / f"{case.name}{ending}"
+            by_label = score_case(case.label, prediction, plans, setting.dataset_json, setting.tolerance)
+            start = (job.condition(test), job.subset.draw, job.arm.name, case.name)
+            scored = by_label if test.classes is None else test.classes
+            rows += [Score(*start, label, *by_label[label]) for label in scored]
+    return rows
+
+
+def epochs_done(job: Job) -> int:
+    """Epochs that a job's training has finished, read from nnU-Net's own words in the log."""
+    if (job.model / "checkpoint_final.pth").is_file():
+        return job.arm.epochs
+    log = job.folder / "train.log"
+    if not log.is_file():
+        return 0
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        found = _EPOCH.findall(file.read().decode(errors="replace"))
+    return min(int(found[-1]), job.arm.epochs) if found else 0

@@ -1,0 +1,118 @@
+"""A comparison as its folder holds it: the cells of the grid, how far each is, and the tables of the finished ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.evaluation.protocols.cases import LabelledCase
+from nnunet_invariance.evaluation.protocols.splits import Subset
+from nnunet_invariance.evaluation.runner.jobs import TEST_IMAGES, TEST_LABELS, Arm, CaseSet, Job, Setting, epochs_done
+from nnunet_invariance.evaluation.runner.record import read_json, write_json
+from nnunet_invariance.evaluation.scoring.scores import (
+    Score,
+    Summary,
+    format_summary,
+    read_scores,
+    summarize,
+    write_csv,
+)
+
+RECORD = "comparison.json"
+
+
+def stored_jobs(out: Path) -> list[Job]:
+    """Every cell of the grid that a comparison's record names, arms within subsets.
+
+    Raises:
+        ComparisonError: the folder holds no comparison.
+    """
+    if not (out / RECORD).is_file():
+        msg = f"{out} holds no {RECORD}, so it is no folder of a comparison. Give what `evaluate few-shot` printed."
+        raise ComparisonError(msg)
+    described = read_json(out / RECORD)["comparison"]
+    dataset = read_json(out / "nnUNet_preprocessed" / described["dataset"] / "dataset.json")
+    setting = Setting(
+        out.resolve(),
+        described["dataset"],
+        dataset,
+        described["plans"],
+        described["configuration"],
+        "",
+        described["mirroring"],
+        stored_tests(out.resolve(), described, dataset["file_ending"]),
+        described["tolerance"],
+    )
+    arms = [Arm(name, arm["trainer"], plans=arm.get("plans")) for name, arm in described["arms"].items()]
+    subsets = stored_subsets(described)
+    return [Job(arm, subset, fold, setting) for fold, subset in enumerate(subsets) for arm in arms]
+
+
+def stored_subsets(described: Mapping[str, Any]) -> list[Subset]:
+    """The subsets of a description; their places are nnU-Net's folds."""
+    return [
+        Subset(s["shots"], s["draw"], tuple(s["train"]), tuple(s["val"]), s.get("part"), _names(s.get("test")))
+        for s in described["subsets"]
+    ]
+
+
+def _names(stored: list[str] | None) -> tuple[str, ...] | None:
+    return None if stored is None else tuple(stored)
+
+
+def describe_subset(s: Subset) -> dict[str, Any]:
+    """What ``stored_subsets`` reads."""
+    described = {"name": s.name, "shots": s.shots, "draw": s.draw, "train": list(s.train), "val": list(s.val)}
+    return described if s.part is None else {**described, "part": s.part, "test": list(s.test)}
+
+
+def describe_test(test: CaseSet) -> dict[str, Any]:
+    """What ``stored_tests`` reads, and how label values were changed."""
+    described = {"name": test.name, "cases": [case.name for case in test.cases]}
+    if test.classes is not None:
+        described["classes"] = list(test.classes)
+    if test.values is not None:
+        described["values"] = {str(value): new for value, new in test.values.items()}
+    return described
+
+
+def stored_tests(out: Path, described: Mapping[str, Any], ending: str) -> list[CaseSet]:
+    """The test sets of a description, with the files that the comparison's folder holds of them."""
+    return [_case_set(out, test, ending) for test in described["tests"]]
+
+
+def _case_set(out: Path, test: Mapping[str, Any], ending: str) -> CaseSet:
+    empty = CaseSet(test["name"], [])
+    images, labels = empty.within(out / TEST_IMAGES), empty.within(out / TEST_LABELS)
+    cases = [
+        LabelledCase(
+            name, tuple(sorted(images.glob(f"{name}_[0-9][0-9][0-9][0-9]{ending}"))), labels / f"{name}{ending}"
+        )
+        for name in test["cases"]
+    ]
+    return CaseSet(test["name"], cases, test.get("classes"))
+
+
+def state(job: Job) -> str:
+    """How far a cell is, in words."""
+    if job.scores.is_file():
+        return "finished"
+    if (job.model / "checkpoint_final.pth").is_file():
+        return "trained, not scored"
+    epochs = epochs_done(job)
+    begun = job.folder.joinpath("train.log").is_file()
+    return f"stopped after {epochs} of {job.arm.epochs} epochs" if begun else "not run"
+
+
+def write_tables(out: Path, jobs: Sequence[Job]) -> list[Score]:
+    """Join the scores and records of all finished jobs, and summarize them; the last arm is the summary's baseline."""
+    scores = [score for job in jobs if job.scores.is_file() for score in read_scores(job.scores)]
+    summary = summarize(scores, jobs[-1].arm.name)
+    write_csv(out / "scores.csv", scores, Score)
+    write_csv(out / "summary.csv", summary, Summary)
+    atomic_write(out / "summary.txt", lambda file: file.write(format_summary(summary).encode()))
+    record = read_json(out / RECORD)
+    record["jobs"] |= {job.name: read_json(job.record) for job in jobs if job.record.is_file()}
+    write_json(out / RECORD, record)
+    return scores

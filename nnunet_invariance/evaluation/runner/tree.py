@@ -1,0 +1,104 @@
+"""The comparison's own nnU-Net tree: preprocessed cases, splits and test images, apart from the user's."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.errors import OutputError
+from nnunet_invariance.evaluation.protocols.cases import PREPROCESSED_ENDINGS
+from nnunet_invariance.evaluation.protocols.splits import Subset
+from nnunet_invariance.evaluation.runner.jobs import TEST_IMAGES, TEST_LABELS, CaseSet
+from nnunet_invariance.evaluation.scoring.label_maps import renumber
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system allows none; an existing target stays.
+
+    Raises:
+        OutputError: neither is possible.
+    """
+    if target.exists():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source.resolve(), target)  # link() does not follow a symlink, and a relative one would break
+        except OSError:
+            partial = target.with_name(f"{target.name}.partial")
+            shutil.copyfile(source, partial)
+            partial.replace(target)
+    except OSError as error:
+        msg = f"{target} could not be written ({error.strerror}). Check the space and permissions of the output folder."
+        raise OutputError(msg) from error
+
+
+def build_preprocessed(
+    out: Path, dataset: PlannedDataset, subsets: Sequence[Subset], plans: Iterable[str] = ()
+) -> None:
+    """Fill ``out/nnUNet_preprocessed`` with the plans and the cases of the subsets; fold ``i`` is ``subsets[i]``.
+
+    ``plans`` are names of more plans that arms train with.
+    """
+    base = out / "nnUNet_preprocessed" / dataset.name
+    copy_plans(base, dataset, plans)
+    link_preprocessed(base, dataset, {c for s in subsets for c in (*s.train, *s.val)})
+    splits = [{"train": s["train"], "val": s["val"]} for s in map(asdict, subsets)]
+    atomic_write(base / "splits_final.json", lambda file: file.write(json.dumps(splits, indent=1).encode()))
+
+
+def copy_plans(base: Path, dataset: PlannedDataset, plans: Iterable[str] = ()) -> None:
+    """Copy plans, more plans by name, dataset.json and fingerprint."""
+    files = [f"{name}.json" for name in (dataset.plans.plans_name, *plans, "dataset", "dataset_fingerprint")]
+    for name in files:
+        # Copies, not links: an edit of the user's file must not reach a comparison that has begun.
+        atomic_write(base / name, lambda file, name=name: file.write((dataset.base / name).read_bytes()))
+
+
+def link_preprocessed(base: Path, dataset: PlannedDataset, cases: Iterable[str]) -> None:
+    """Link what nnU-Net has preprocessed of these cases, and their segmentations."""
+    ending = dataset.dataset_json["file_ending"]
+    for case in sorted(cases):
+        for suffix in PREPROCESSED_ENDINGS:
+            if (source := dataset.folder / f"{case}{suffix}").is_file():
+                link(source, base / dataset.folder.name / source.name)
+        truth = Path("gt_segmentations", f"{case}{ending}")
+        if (dataset.base / truth).is_file():
+            link(dataset.base / truth, base / truth)
+
+
+def build_tests(out: Path, tests: Sequence[CaseSet], ending: str, reader: BaseReaderWriter) -> None:
+    """Fill ``out/test_images`` and ``out/test_labels`` with the test cases and nothing else.
+
+    Labels are in the training's numbering; ``reader`` writes those that are not.
+    """
+    for test in tests:
+        for case in test.cases:
+            for channel, image in enumerate(case.images):  # dataset.json may give files any name
+                link(image, test.within(out / TEST_IMAGES) / f"{case.name}_{channel:04d}{ending}")
+            label = test.within(out / TEST_LABELS) / f"{case.name}{ending}"
+            if test.values is None:
+                link(case.label, label)
+            elif not label.is_file():
+                segmentation, properties = reader.read_seg(str(case.label))
+                partial = label.with_name(f"partial_{label.name}")  # the ending says what format is written
+                label.parent.mkdir(parents=True, exist_ok=True)
+                reader.write_seg(renumber(segmentation[0], test.values), str(partial), properties)
+                partial.replace(label)
+
+
+def build_results(folder: Path, pretrainings: Iterable[Path]) -> None:
+    """Make an arm's results folder and let its trainer find the pre-trainings that were chosen for it."""
+    shortcuts = folder / "pretraining"
+    if shortcuts.is_symlink():
+        shortcuts.unlink()
+    shortcuts.mkdir(parents=True, exist_ok=True)
+    for pretraining in pretrainings:
+        if not (shortcut := shortcuts / pretraining.name).is_symlink():
+            shortcut.symlink_to(pretraining.resolve(), target_is_directory=True)

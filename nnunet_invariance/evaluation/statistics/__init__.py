@@ -1,0 +1,1 @@
+"""Paired differences with confidence intervals."""

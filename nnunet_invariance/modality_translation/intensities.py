@@ -1,0 +1,111 @@
+"""From nnU-Net's normalised intensities back to the scale of a modality, by what the training images were like."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from tqdm import tqdm
+
+from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsNotFoundError
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
+
+logger = logging.getLogger(__name__)
+
+FILE = "intensities.json"
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """One modality's scale.
+
+    Attributes:
+        scale, offset: raw = normalised * scale + offset.
+        masked: outside nnU-Net's nonzero mask raw is 0.
+        background: raw outside nnU-Net's crop.
+    """
+
+    channel: str
+    scheme: str
+    scale: float
+    offset: float
+    masked: bool
+    background: float = 0.0  # of files from before it was measured
+
+
+def affine_of(scheme: str, values: np.ndarray, properties: dict[str, float]) -> tuple[float, float]:
+    """(scale, offset) that undo one of nnU-Net's schemes on an image of which ``values`` are the voxels that count.
+
+    Raises:
+        UnsupportedConfigurationError: the scheme is not one of nnU-Net's own.
+    """
+    if scheme == "ZScoreNormalization":
+        return max(float(values.std()), 1e-8), float(values.mean())
+    if scheme == "CTNormalization":
+        return max(properties["std"], 1e-8), properties["mean"]
+    if scheme == "RescaleTo01Normalization":
+        return float(np.ptp(values)), float(values.min())
+    if scheme in ("NoNormalization", "RGBTo01Normalization"):
+        return (1.0 if scheme == "NoNormalization" else 255.0), 0.0
+    msg = f"The normalisation {scheme} cannot be undone. Plan with one of nnU-Net's own schemes for transfer."
+    raise UnsupportedConfigurationError(msg)
+
+
+def measure_intensities(planned: PlannedDataset, cases: Sequence[Sequence[Path]]) -> list[Intensities]:
+    """The scale of each modality: the median over the cases that have it, each measured as nnU-Net normalises it.
+
+    The background of a case is 0, or the least value of a modality where the crop is the whole image.
+
+    Args:
+        cases: raw files, one a channel.
+    """
+    manager, plans = planned.configuration, planned.plans
+    reader = plans.image_reader_writer_class()
+    found: list[list[tuple[float, float, float]]] = [[] for _ in planned.channel_names]
+    for case in tqdm(cases, desc="intensities", unit="case", disable=None):
+        raw, _ = reader.read_images([str(path) for path in case])
+        image, inside, _ = crop_to_nonzero(raw.astype(np.float32))
+        for channel, scheme in enumerate(manager.normalization_schemes):
+            values = image[channel][inside[0] >= 0] if manager.use_mask_for_norm[channel] else image[channel]
+            if np.ptp(values) > 0:
+                properties = plans.foreground_intensity_properties_per_channel[str(channel)]
+                empty = image.shape != raw.shape or manager.use_mask_for_norm[channel]
+                background = 0.0 if empty else float(image[channel].min())
+                found[channel].append((*affine_of(scheme, values, properties), background))
+    if lacking := [name for name, facts in zip(planned.channel_names, found, strict=True) if not facts]:
+        msg = f"No case of {planned.name} has an image of {', '.join(lacking)}, so nothing can be transferred to it."
+        raise UnsupportedConfigurationError(f"{msg} Add such cases, or remove the channel.")
+    return [
+        _median(name, scheme, bool(masked), np.array(facts))
+        for name, scheme, masked, facts in zip(
+            planned.channel_names, manager.normalization_schemes, manager.use_mask_for_norm, found, strict=True
+        )
+    ]
+
+
+def _median(channel: str, scheme: str, masked: bool, facts: np.ndarray) -> Intensities:
+    scale, offset = np.median(facts[:, :2], axis=0).tolist()
+    background = np.quantile(facts[:, 2], 0.5, method="lower").item()  # between air and 0 lies tissue
+    return Intensities(channel, scheme, scale, offset, masked, background)
+
+
+def write_intensities(folder: Path, intensities: Sequence[Intensities]) -> None:
+    """Leave them beside a checkpoint."""
+    text = json.dumps([asdict(i) for i in intensities], indent=1)
+    atomic_write(folder / FILE, lambda file: file.write(text.encode()))
+
+
+def read_intensities(folder: Path) -> list[Intensities]:
+    """What :func:`write_intensities` left.
+
+    Raises:
+        WeightsNotFoundError: no such file.
+    """
+    if not (folder / FILE).is_file():
+        msg = f"{folder / FILE} does not exist; `nnunet-invariance translate train` leaves it beside its checkpoint."
+        raise WeightsNotFoundError(f"{msg} Keep both together, or train again.")
+    return [Intensities(**entry) for entry in json.loads((folder / FILE).read_text())]

@@ -1,0 +1,47 @@
+"""Training a modality transfer on the one loop, with the scales of the modalities beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_invariance.errors import DatasetNotFoundError
+from nnunet_invariance.modality_translation.intensities import measure_intensities, write_intensities
+from nnunet_invariance.modality_translation.translator import require_transferable
+from nnunet_invariance.nnunet.grids import check_training_grids
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, training_images
+from nnunet_invariance.pretraining.engine.run import run_pretraining
+from nnunet_invariance.pretraining.methods.puir_translation import SCRATCH, PUIRTranslation, find_start
+from nnunet_invariance.weights.locate import pretraining_folder
+
+
+def train(
+    planned: PlannedDataset,
+    device: str = "cuda",
+    resume: bool = False,
+    start: str = "",
+    settings: Sequence[str] = (),
+) -> Path:
+    """Train on the preprocessed cases; returns the checkpoint, with the modalities' intensities beside it.
+
+    Args:
+        start: checkpoint of ``pretrain puir``; "" takes that of the same plans, "none" random weights.
+        settings: as of ``pretrain --set``.
+
+    Raises:
+        InvarianceError: one of its kinds, see ``run_pretraining`` and ``measure_intensities``.
+    """
+    require_transferable(planned)
+    names = (planned.name, planned.plans.plans_name, planned.configuration_name)
+    if not resume and start != SCRATCH:
+        find_start(pretraining_folder(PUIRTranslation.name, *names), start)
+    if not (images := training_images(planned)):
+        msg = f"No preprocessed case of {planned.name} has its images in nnUNet_raw; intensities are measured on them. "
+        raise DatasetNotFoundError(f"{msg}Set nnUNet_raw to where they lie, or preprocess the dataset.")
+    check_training_grids(planned)
+    intensities = measure_intensities(planned, list(images.values()))
+    name, plans_name, configuration = names
+    words = [*settings, f"start={start}"]
+    path = run_pretraining(
+        PUIRTranslation.name, name, configuration, plans_name, device=device, resume=resume, settings=words
+    )
+    write_intensities(path.parent, intensities)
+    return path

@@ -1,0 +1,146 @@
+"""A trained modality transfer: from the images of some modalities to those of all."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncompatibleError, WeightsNotFoundError
+from nnunet_invariance.modality_translation.intensities import Intensities, read_intensities
+from nnunet_invariance.networks.architectures.puir import PUIRNet
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, require_supported
+from nnunet_invariance.pretraining.engine.state import restore_module
+from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslation
+from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.locate import FINAL, pretraining_folder
+
+STEP = 0.5  # of the sliding window, in patches, as nnU-Net's
+#: nnU-Net's readers whose axes are those of SimpleITK, which writes the images.
+READERS = ("SimpleITKIO", "NibabelIO")
+
+
+@dataclass(frozen=True)
+class ModalityTranslator:
+    """A network with the scales of its modalities."""
+
+    planned: PlannedDataset
+    network: PUIRNet
+    intensities: list[Intensities]
+    device: torch.device
+
+    def __call__(self, files: Mapping[int, Path]) -> np.ndarray:
+        """All modalities (C, *spatial) in raw intensities, on the grid of the files, from those of some channels."""
+        plans, manager = self.planned.plans, self.planned.configuration
+        raw, properties = plans.image_reader_writer_class().read_images([str(path) for path in files.values()])
+        image = np.zeros((len(self.intensities), *raw.shape[1:]), np.float32)
+        image[list(files)] = raw
+        preprocessor = manager.preprocessor_class(verbose=False)
+        data, _, properties = preprocessor.run_case_npy(
+            image, None, properties, plans, manager, self.planned.dataset_json
+        )
+        present = torch.zeros(len(image), dtype=torch.bool)
+        present[list(files)] = True
+        drawn = self.predict(torch.from_numpy(np.ascontiguousarray(data, np.float32)), present).numpy()
+        spacing = [properties["spacing"][i] for i in plans.transpose_forward]
+        shape = properties["shape_after_cropping_and_before_resampling"]
+        drawn = np.asarray(manager.resampling_fn_data(drawn, shape, manager.spacing, spacing))
+        axes = [0, *(i + 1 for i in plans.transpose_forward)]
+        _, inside, box = crop_to_nonzero(image.transpose(axes))
+        whole = np.zeros((len(image), *properties["shape_before_cropping"]), np.float32)
+        place = tuple(slice(low, high) for low, high in box)
+        for channel, i in enumerate(self.intensities):
+            values = drawn[channel] * i.scale + i.offset
+            whole[channel] = i.background
+            whole[(channel, *place)] = np.where(inside[0] >= 0, values, i.background) if i.masked else values
+        return whole.transpose([0, *(i + 1 for i in plans.transpose_backward)])
+
+    @torch.inference_mode()
+    def predict(self, data: Tensor, present: Tensor) -> Tensor:
+        """Normalised images (C, *spatial) of all modalities, from those ``present`` (C,), by Gaussian windows."""
+        patch = self.planned.patch_size
+        padded, inner = pad_nd_image(data, patch, "constant", {"value": 0}, True, None)
+        gaussian = compute_gaussian(tuple(patch), dtype=torch.float32, device=torch.device("cpu"))
+        total, weight = torch.zeros_like(padded), torch.zeros_like(padded[0])
+        for window in tqdm(list(_windows(padded.shape[1:], patch)), desc="transfer", unit="patch", disable=None):
+            crop = padded[(slice(None), *window)][None].to(self.device)
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                output = self.network(crop, present[None].to(self.device))[0]
+            total[(slice(None), *window)] += output.float().cpu() * gaussian
+            weight[window] += gaussian
+        return (total / weight)[(slice(None), *inner[1:])]
+
+
+def _windows(size: tuple[int, ...], patch: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Places of the sliding window."""
+    steps = compute_steps_for_sliding_window(tuple(size), tuple(patch), STEP)
+    for corner in np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, len(patch)):
+        yield tuple(slice(int(c), int(c) + p) for c, p in zip(corner, patch, strict=True))
+
+
+def load_model(planned: PlannedDataset, checkpoint: Path | None = None, device: str = "cuda") -> ModalityTranslator:
+    """What ``translate train`` left for a data set, or in a file.
+
+    Raises:
+        WeightsNotFoundError: nothing was trained, or the intensities are not beside the checkpoint.
+        WeightsIncompatibleError: of another method, network or other modalities.
+        UnsupportedConfigurationError: see :func:`require_transferable`.
+    """
+    require_transferable(planned)
+    path = checkpoint_of(planned, checkpoint)
+    loaded = load_checkpoint(path, ["network"])
+    if (method := loaded.metadata["method"]) != PUIRTranslation.name:
+        raise WeightsIncompatibleError(
+            f"{path} holds {method!r}, expected {PUIRTranslation.name!r}. {_remedy(planned)}"
+        )
+    channels = planned.channel_names
+    before = (loaded.metadata["channel_names"], loaded.metadata["plans"]["architecture"])
+    if before != (channels, planned.configuration.configuration["architecture"]):
+        raise WeightsIncompatibleError(
+            f"{path} was trained for the channels {', '.join(before[0])} and its own plans; the data set has "
+            f"{', '.join(channels)}, or its plans name another network. Give the data set and plans of the training."
+        )
+    options = loaded.metadata["options"]
+    architecture = Architecture.from_plans(before[1], len(channels), len(channels))
+    network = PUIRNet(architecture, planned.patch_size, options["tokens"], options["prior"])
+    restore_module(network, loaded.section("network"))
+    return ModalityTranslator(planned, network.to(device).eval(), read_intensities(path.parent), torch.device(device))
+
+
+def require_transferable(planned: PlannedDataset) -> None:
+    """Refuse a data set or plans between whose modalities nothing can be transferred.
+
+    Raises:
+        UnsupportedConfigurationError: one channel, two of one name, 2-D or cascaded plans, another network, or images
+            that are not read by SimpleITK or NiBabel in its own orientation.
+    """
+    kind = PUIRTranslation
+    require_supported(planned, "modality transfer", kind.dimensions, kind.minimum_channels, kind.networks)
+    if (reader := planned.plans.image_reader_writer_class.__name__) not in READERS:
+        msg = f"{planned.name} is read by {reader}; transferred images are written for {' and '.join(READERS)}."
+        raise UnsupportedConfigurationError(f"{msg} Plan with one of these readers.")
+
+
+def checkpoint_of(planned: PlannedDataset, checkpoint: Path | None = None) -> Path:
+    """The file that is named, or what ``translate train`` left for a data set.
+
+    Raises:
+        WeightsNotFoundError: there is none.
+    """
+    names = (planned.name, planned.plans.plans_name, planned.configuration_name)
+    path = checkpoint or pretraining_folder(PUIRTranslation.name, *names) / FINAL
+    if not path.is_file():
+        raise WeightsNotFoundError(f"{path} does not exist, so no transfer was trained. {_remedy(planned)}")
+    return path
+
+
+def _remedy(planned: PlannedDataset) -> str:
+    words = f"{planned.name} {planned.configuration_name} -p {planned.plans.plans_name}"
+    return f"Run `nnunet-invariance translate train {words}`, or give --checkpoint FILE."

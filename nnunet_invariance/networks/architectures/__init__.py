@@ -1,0 +1,1 @@
+"""Networks that plans can name."""

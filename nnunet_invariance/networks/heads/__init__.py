@@ -1,0 +1,1 @@
+"""Heads that are trained beside an encoder."""

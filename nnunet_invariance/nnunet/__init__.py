@@ -1,0 +1,1 @@
+"""Access to nnU-Net's files: planned data sets, preprocessed cases and unlabelled images."""

@@ -1,0 +1,1 @@
+"""Crops, pairs of crops and synthetic pairs that the methods read."""

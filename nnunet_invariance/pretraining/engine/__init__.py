@@ -1,0 +1,1 @@
+"""The pre-training loop, its state, schedule and log, and the interface of a method."""

@@ -1,0 +1,189 @@
+"""anatomix: dense supervised contrast between two random appearances of random label maps (arXiv 2411.02372)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from nnunet_invariance.errors import OptionError
+from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
+from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
+from nnunet_invariance.networks.heads.projection import ContrastHead, gather_positions
+from nnunet_invariance.networks.planned import cumulative_strides
+from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT, PairIndexDataset, SyntheticPairGenerator
+from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
+
+PRETEXTS = ("labels", "positions", "denoising")
+
+
+@dataclass(frozen=True)
+class AnatomixOptions:
+    """Settings of ``pretrain anatomix``, given as ``--set field=value``.
+
+    Attributes:
+        pairs: label maps a step and rank; 0 means half the planned batch size, at least 1. Each is two images.
+        patch: side of the cube that the network sees, voxels; 0 means the planned patch.
+        volume: least side of what is made, voxels; smaller patches are cut out of it at a random place.
+        templates: folder of label maps whose shapes are painted; procedural shapes when empty.
+        locations: positions drawn in each map and pair; all where a map has fewer.
+        temperature: of InfoNCE.
+        pretext: "labels"; or, on the same pairs, "positions": without labels, only the same voxel in the other view is
+            a positive; "denoising": the network restores the appearance before corruption.
+        held_out: pairs, never trained on, that are measured after every epoch; 0 measures nothing.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+
+    pairs: int = 0
+    patch: int = 0
+    volume: int = 96
+    templates: str = ""
+    locations: int = 512
+    temperature: float = 0.33
+    pretext: str = "labels"
+    held_out: int = 16
+
+    def __post_init__(self) -> None:
+        for name, low in (("pairs", 0), ("patch", 0), ("volume", 32), ("locations", 2), ("held_out", 0)):
+            if not getattr(self, name) >= low:
+                raise OptionError(f"{name}={getattr(self, name)}: expected at least {low}. Correct it.")
+        if self.pretext not in PRETEXTS:
+            raise OptionError(f"pretext={self.pretext}: expected one of {', '.join(PRETEXTS)}. Correct it.")
+
+
+class Anatomix(Method):
+    """Voxels of one label have like features at six depths, whatever the appearance; no image is read.
+
+    Each of six maps (:func:`levels_of`) has a projection head and, at positions drawn for it, the supervised
+    multi-positive InfoNCE over both views of one label map; the loss is their mean. Labels of a map are those of its
+    positions' centres. There is no teacher.
+    """
+
+    name = "anatomix"
+    citation = (
+        "Dey et al., Learning General-purpose Biomedical Volume Representations using Randomized Synthesis, "
+        "ICLR 2025, arXiv 2411.02372"
+    )
+    options_class = AnatomixOptions
+    minimum_volumes = 0
+    reads_cases = False
+    loop_defaults = {"lr": 2e-4, "weight_decay": 1e-5}  # noqa: RUF012  read only, as the base says
+
+    def __init__(self, setup: Setup, options: AnatomixOptions) -> None:
+        super().__init__(setup, options)
+        self.teacher = None
+        self.patch_size = (options.patch,) * 3 if options.patch else setup.patch_size
+        divisor = max(cumulative_strides(self.network.encoder.strides)[-1]) if options.patch else 1
+        templates = Path(options.templates) if options.templates else None
+        self.maker = SyntheticPairGenerator(self.patch_size, options.volume, templates, divisor)
+        self.pairs = options.pairs or max(1, setup.batch_size // 2)
+        self.levels = levels_of(self.network)
+        if options.pretext == "denoising":
+            self.heads = nn.Identity()
+            self.loss_weights = {"denoising": 1.0}
+        else:
+            self.network.decoder.seg_layers.requires_grad_(False)  # they are not used
+            self.heads = nn.ModuleList(ContrastHead(level.channels) for level in self.levels)
+            self.loss_weights = {level.name: 1 / len(self.levels) for level in self.levels}
+        self.contrast = SupervisedInfoNCE(options.temperature)
+
+    @property
+    def chance(self) -> float:
+        """Mean over the maps of log(2N - 1): the loss of features that are all equal."""
+        counts = [min(self.options.locations, math.prod(size)) for size in self._sizes()]
+        return sum(math.log(2 * n - 1) for n in counts) / len(counts)
+
+    def describe(self) -> str:
+        """See :class:`Method`."""
+        maps = ", ".join(level.name for level in self.levels)
+        return f"{self.options.pretext} on {maps}, {self.pairs} pair(s) of {self.patch_size} voxels"
+
+    def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
+        """See :class:`Method`."""
+        return PairIndexDataset(self.pairs, seed, steps, rank)
+
+    @torch.no_grad()
+    def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """Make the pairs of these numbers, with the online augmentation; everything is drawn from the numbers."""
+        return self._views(int(batch["seed"]), batch["number"].tolist(), augment=True)
+
+    def _sizes(self) -> list[tuple[int, ...]]:
+        return [level.size(self.patch_size) for level in self.levels]
+
+    def _views(self, seed: int, numbers: list[int], augment: bool) -> dict[str, Tensor]:
+        """``image`` (2B, 1, *patch), first views first; each map's positions (B, N) and the labels there."""
+        sizes, device = self._sizes(), next(self.network.parameters()).device
+        counts = [math.prod(size) for size in sizes]
+        drawn = [self.maker.draw(seed, n, counts, self.options.locations, augment) for n in numbers]
+        pair = self.maker.make(drawn, device)
+        views = {"image": self._normalised(torch.cat(pair.views))}
+        if self.options.pretext == "denoising":
+            views["clean"] = self._normalised(torch.cat(self.maker.make_clean(drawn, device).views))
+        for which, (level, size) in enumerate(zip(self.levels, sizes, strict=True)):
+            index = torch.stack([d.positions[which] for d in drawn]).to(device)
+            labels = F.interpolate(pair.labels.float(), size, mode="nearest-exact").flatten(1)
+            views |= {f"{level.name}.index": index, f"{level.name}.labels": labels.gather(1, index).long()}
+        return views
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        if self.setup.unit_range:
+            return image
+        axes = tuple(range(1, image.ndim))
+        return (image - image.mean(axes, keepdim=True)) / image.std(axes, keepdim=True).clamp(min=1e-6)
+
+    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+        """See the class; :class:`Method` has the contract."""
+        if self.options.pretext == "denoising":
+            error = (self.network(views["image"]).float() - views["clean"]).square()
+            return StepOutput({"denoising": error.mean()})
+        losses = {}
+        for level, head, feature_map in zip(
+            self.levels, self.heads, feature_maps(self.network, views["image"]), strict=True
+        ):
+            rows = gather_positions(feature_map, views[f"{level.name}.index"].repeat(2, 1))
+            rows = head(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+            labels = views[f"{level.name}.labels"]
+            if self.options.pretext == "positions":
+                labels = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+            losses[level.name] = self.contrast(torch.cat(rows.chunk(2), 1), labels.repeat(1, 2))
+        return StepOutput(losses)
+
+    @torch.no_grad()
+    def held_out_views(self, number: int) -> dict[str, Tensor]:
+        """One pair without online augmentation, the same in every run; ``number`` from :data:`HELD_OUT` on."""
+        return self._views(0, [number], augment=False)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """``held_out_loss`` and ``label_retrieval`` (of the finest map) on unseen pairs without online augmentation."""
+        rows = []
+        for number in range(self.options.held_out):
+            views = self.held_out_views(HELD_OUT + number)
+            losses = self.forward(views, 1.0).losses
+            loss = sum(self.loss_weights[name] * value.float() for name, value in losses.items())
+            rows.append(torch.stack((loss, self._retrieval(views))))
+        if not rows:
+            return {}
+        means = torch.stack(rows).nanmean(0).tolist()
+        return dict(zip(("held_out_loss", "label_retrieval"), means, strict=True))
+
+    def _retrieval(self, views: dict[str, Tensor]) -> Tensor:
+        finest = self.levels[-1].name
+        index, labels = views[f"{finest}.index"], views[f"{finest}.labels"][0]
+        first, second = gather_positions(feature_maps(self.network, views["image"])[-1], index.repeat(2, 1))
+        return label_retrieval(first, labels, second, labels, same_position=True)
+
+    def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
+        """Features that are all equal have the loss log(2N - 1)."""
+        found = diagnostics.get("held_out_loss", 0.0)
+        if self.options.pretext == "denoising" or found < 0.99 * self.chance:
+            return []
+        return [f"collapse: the held-out loss {found:.3f} is no better than that of equal features, {self.chance:.3f}"]

@@ -1,0 +1,74 @@
+"""Masked autoencoder on nnU-Net's planned network (arXiv 2111.06377): the plain baseline of every other method."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from nnunet_invariance.augmentation.device_views import apply_intensity, sample_intensity, turned
+from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
+from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
+from nnunet_invariance.pretraining.data.crops import RandomCrops
+from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.ranges import check_range
+
+
+@dataclass(frozen=True)
+class MAEOptions:
+    """Settings of ``pretrain mae``, given as ``--set field=value``.
+
+    Attributes:
+        samples: crops a step and rank; 0 means the planned batch size.
+        mask_ratio: share of the cells that is hidden.
+
+    Raises:
+        OptionError: a number is out of range.
+    """
+
+    samples: int = 0
+    mask_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "samples")
+        check_range(self, 0, 1, "mask_ratio", ends=False)
+
+
+class MAE(Method):
+    """The planned U-Net restores the hidden cells of an image whose masked voxels are zero; skips are kept.
+
+    The same crops, views, masks and loss as the reconstruction term of Alice, and nothing else. There is no teacher.
+    """
+
+    name = "mae"
+    citation = "He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv 2111.06377"
+    options_class = MAEOptions
+
+    def __init__(self, setup: Setup, options: MAEOptions) -> None:
+        super().__init__(setup, options)
+        self.teacher = None
+        self.heads = nn.Identity()
+        self.samples = options.samples or setup.batch_size
+        self.reconstruction_loss = MaskedReconstructionLoss()
+        self.loss_weights = {"mim": 1.0}
+
+    def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
+        """See :class:`Method`."""
+        return RandomCrops(self.setup.cases, self.setup.patch_size, self.samples, seed, steps, rank)
+
+    @torch.no_grad()
+    def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """One geometry a crop, a change of intensity for the input, and the block mask."""
+        image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
+        cells = valid_cells(inside, self.cell)
+        hidden = upsample_cells(sample_block_mask(cells, self.options.mask_ratio, generator), self.cell)
+        student = apply_intensity(image, sample_intensity(image.shape, generator)) * inside
+        return {"student": student * ~hidden, "image": image, "hidden": hidden & inside}
+
+    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+        """See :class:`Method`."""
+        reconstruction = self.network(views["student"])
+        return StepOutput({"mim": self.reconstruction_loss(reconstruction, views["image"], views["hidden"])})

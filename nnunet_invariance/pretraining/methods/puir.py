@@ -1,0 +1,261 @@
+"""PUIR: one representation of an individual, whatever modality it is estimated from (arXiv 2411.06106)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from nnunet_invariance.augmentation.cube_group import draw, invert_symmetry, symmetries, turn
+from nnunet_invariance.augmentation.cutout import fill_with_noise, sample_boxes
+from nnunet_invariance.augmentation.device_views import turned
+from nnunet_invariance.common.collectives import gather_rows, rank, rows_per_rank
+from nnunet_invariance.errors import OptionError
+from nnunet_invariance.losses.decomposition import DecompositionLoss
+from nnunet_invariance.losses.equivariance import feature_equivariance
+from nnunet_invariance.losses.individual_contrast import IndividualContrast
+from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
+from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
+from nnunet_invariance.networks.architectures.puir import PUIRNet
+from nnunet_invariance.networks.planned import Architecture, cumulative_strides
+from nnunet_invariance.networks.presence import over_maps, present_channels
+from nnunet_invariance.nnunet.planned_dataset import CONVOLUTIONAL
+from nnunet_invariance.pretraining.data.crops import RandomCrops
+from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.methods.puir_diagnostics import measure, random_present, warnings_of
+
+EMBEDDING = 128  # length of a contrast row
+CELLS = 8  # of the grid it is pooled to
+
+
+@dataclass(frozen=True)
+class PUIROptions:
+    """Settings of ``pretrain puir``, given as ``--set field=value``.
+
+    Attributes:
+        samples: crops a step and rank; 0 means the planned batch size.
+        sources: modalities a crop is rebuilt from in each step, beside their fusion.
+        tokens: who reads the prior: "spatial" cells of the map, or its "channel"s as in the release.
+        prior: entries of a "spatial" prior.
+        anchor: of the invariance loss: the mean of the "others", or the "running" one of the release.
+        weight_contr, weight_decom, weight_equ, weight_inv: of the four losses.
+        foreground: weight of the foreground's mean beside the whole crop's in the reconstruction.
+        cutout: largest share of a crop that is replaced by noise, for each modality alone.
+        temperature: of the contrast.
+        queue: rows of earlier steps that serve as negatives.
+    """
+
+    samples: int = 0
+    sources: int = 2
+    tokens: str = "spatial"
+    prior: int = 64
+    anchor: str = "others"
+    weight_contr: float = 1.0
+    weight_decom: float = 1.0
+    weight_equ: float = 1.0
+    weight_inv: float = 1.0
+    foreground: float = 10.0
+    cutout: float = 0.3
+    temperature: float = 0.1
+    queue: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, choices in (("tokens", ("spatial", "channel")), ("anchor", ("others", "running"))):
+            if (value := getattr(self, name)) not in choices:
+                raise OptionError(f"--set {name}={value}: expected {' or '.join(choices)}.")
+        for name, least in (("samples", 0), ("sources", 1), ("prior", 1), ("queue", 0)):
+            if (value := getattr(self, name)) < least:
+                raise OptionError(f"--set {name}={value}: expected at least {least}.")
+        for name in ("weight_contr", "weight_decom", "weight_equ", "weight_inv", "foreground"):
+            if not 0 <= (value := getattr(self, name)) < float("inf"):
+                raise OptionError(f"--set {name}={value}: expected a number of at least 0.")
+        if not 0 <= self.cutout <= 1:
+            raise OptionError(f"--set cutout={self.cutout}: expected a number in [0, 1].")
+        if not self.temperature > 0:
+            raise OptionError(f"--set temperature={self.temperature}: expected a number larger than 0.")
+
+
+class CasesOfCrops(RandomCrops):
+    """Random crops that also say which case each is from."""
+
+    def __getitem__(self, step: int) -> dict:
+        """As :class:`RandomCrops`, with ``case`` (B,), indices into the cases."""
+        batch = super().__getitem__(step)
+        index = {case.name: i for i, case in enumerate(self.cases)}
+        return {**batch, "case": torch.tensor([index[key] for key in batch["keys"]])}
+
+
+class _Heads(nn.Module):
+    """The decoder of all modalities, the projection of the contrast, and rows of earlier steps."""
+
+    def __init__(self, encoder: nn.Module, modalities: int, options: PUIROptions) -> None:
+        super().__init__()
+        width = encoder.output_channels[-1]
+        self.decoder = BottleneckDecoder(encoder, modalities)
+        if options.weight_contr:  # several ranks want no idle parameters
+            self.projection = nn.Sequential(
+                nn.Linear(CELLS * width, 4 * EMBEDDING), nn.ReLU(inplace=True), nn.Linear(4 * EMBEDDING, EMBEDDING)
+            )
+            self.register_buffer("queue", torch.zeros(options.queue, EMBEDDING))
+            self.register_buffer("queue_ids", torch.full((options.queue, 2), -1))
+
+
+def _pooled(profiles: Tensor) -> Tensor:
+    """(B, C, F, *spatial) to (BC, 8F): of eight parts, because instance norm makes the means of the whole equal."""
+    return F.adaptive_avg_pool3d(profiles.flatten(0, 1), 2).flatten(1)
+
+
+class PUIR(Method):
+    r"""Each modality alone gives an estimate of X_h, which must say who it is and not how it was imaged.
+
+    .. math:: L = w_c L_{contr} + w_d L_{decom} + w_e L_{equ} + w_i L_{inv}
+
+    * decomposition: from the estimate of one modality, and from the fused ones of a random subset, a decoder without
+      skips rebuilds all modalities of the crop, in the crop's own frame though the input was turned;
+    * invariance: estimates of a crop agree. Each modality was turned by its own element of the symmetry group of the
+      patch, which is undone first;
+    * equivariance: the estimate of the turned image, turned back, is the estimate of the image itself;
+    * contrast: crops are told from those of other cases.
+
+    A modality that a case lacks is a constant channel: it is no source, no target and in no loss. Images differ from
+    case to case in geometry only, because a mapping from X_h to intensities that is the same for all is to be learned.
+    """
+
+    name = "puir"
+    citation = (
+        "Personalize to Generalize: Towards a Universal Medical Multi-Modality Generalization through Personalization, "
+        "ICCV 2025, arXiv 2411.06106"
+    )
+    options_class = PUIROptions
+    minimum_channels = 2
+    networks = CONVOLUTIONAL
+    missing_channels = True
+    without_decay = (".prior",)
+    pretrained = ("encoder",)
+
+    def __init__(self, setup: Setup, options: PUIROptions) -> None:
+        super().__init__(setup, options)
+        self.network.decoder.requires_grad_(False)
+        self.network.encoder.requires_grad_(True)  # nnU-Net's decoder holds the encoder
+        self.network.fusions[:-1].requires_grad_(False)
+        self.teacher = None
+        modalities = setup.architecture.input_channels
+        self.heads = _Heads(self.network.encoder, modalities, options)
+        self.samples = options.samples or setup.batch_size
+        self.sources = min(options.sources, modalities)
+        self.symmetries = symmetries([setup.patch_size, *cumulative_strides(self.network.encoder.strides)])
+        self.decomposition = DecompositionLoss(options.foreground)
+        self.invariance = ModalityInvarianceLoss(options.anchor)
+        self.contrast = IndividualContrast(options.temperature)
+        self.loss_weights = {
+            "decom": options.weight_decom,
+            "inv": options.weight_inv,
+            "equ": options.weight_equ,
+            "contr": options.weight_contr,
+        }
+
+    @property
+    def architecture(self) -> Architecture:
+        """One input channel, as the encoder has."""
+        return replace(self.setup.architecture, input_channels=1)
+
+    def build_network(self) -> nn.Module:
+        """See :class:`PUIRNet`."""
+        return PUIRNet(self.setup.architecture, self.setup.patch_size, self.options.tokens, self.options.prior)
+
+    def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
+        """See :class:`Method`."""
+        return CasesOfCrops(self.setup.cases, self.setup.patch_size, self.samples, seed, steps, rank)
+
+    @torch.no_grad()
+    def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """The clean crop; each modality turned and with boxes of noise; with boxes of noise only; and who is there."""
+        present = present_channels(batch["image"])
+        image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
+        image = torch.where(over_maps(present, image), image, 0)
+        flat = image.flatten(0, 1)[:, None]
+        elements = draw(self.symmetries, len(flat), generator)
+        views = {"student": turn(flat, elements), "second": flat}
+        for name, view in views.items():
+            view = fill_with_noise(view, sample_boxes(view.shape, self.options.cutout, generator), generator)
+            views[name] = view.view_as(image)
+        order = torch.rand(present.shape, generator=generator, device=image.device).argsort(1)
+        sources, source_counts = random_present(present, self.sources, generator)
+        chance = torch.rand(present.shape, generator=generator, device=image.device)
+        subset = present & ((chance < 0.5) | (chance == chance.masked_fill(~present, -1).amax(1, keepdim=True)))
+        return {
+            **views,
+            "image": image,
+            "inside": inside,
+            "present": present,
+            "elements": elements.view(*present.shape, 6),
+            "order": order,
+            "sources": sources,
+            "source_counts": source_counts,
+            "subset": subset,
+            "case": batch["case"],
+        }
+
+    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+        """See the class; :class:`Method` has the contract."""
+        present = views["present"]
+        turned_profiles = self.network.estimate(views["student"], present).profiles
+        elements = views["elements"].flatten(0, 1)
+        profiles = invert_symmetry(turned_profiles.flatten(0, 1), elements).view_as(turned_profiles)
+        losses = {
+            "decom": self._decomposition(turned_profiles, profiles, views),
+            "inv": self.invariance(profiles, present, views["order"]),
+        }
+        rows = {}
+        if self.options.weight_equ or self.options.weight_contr:
+            with torch.no_grad():
+                second = self.network.estimate(views["second"], present).profiles
+            losses["equ"] = feature_equivariance(profiles, second, present)
+            if self.options.weight_contr:
+                losses["contr"], rows = self._contrast(profiles, second, views)
+        return StepOutput(losses, measure(profiles.detach(), present), rows=rows)
+
+    def _decomposition(self, turned_profiles: Tensor, profiles: Tensor, views: dict[str, Tensor]) -> Tensor:
+        """From single modalities, in their turned frame and turned back as images, and from a fused subset."""
+        index = views["sources"]
+        chosen = torch.take_along_dim(turned_profiles, over_maps(index, turned_profiles), 1)
+        elements = torch.take_along_dim(views["elements"], index[..., None], 1).flatten(0, 1)
+        single = invert_symmetry(self.heads.decoder(chosen.flatten(0, 1)), elements).unflatten(0, index.shape)
+        subset = views["subset"]
+        some = subset.any(1, keepdim=True)
+        fused = self.heads.decoder(self.network.fusions[-1](profiles, subset | ~some))
+        outputs = torch.cat((single, fused[:, None]), 1)
+        counts = torch.cat((views["source_counts"], some), 1)
+        return self.decomposition(outputs, views["image"], views["present"], views["inside"], counts)
+
+    def _contrast(self, profiles: Tensor, second: Tensor, views: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One row a modality and crop; keys are those of all ranks and of earlier steps."""
+        crop = torch.arange(len(profiles), device=profiles.device) + rank() * len(profiles)
+        ids = torch.stack((views["case"], crop), 1)[:, None].expand(-1, profiles.shape[1], -1)
+        here = views["present"][..., None]
+        anchor_ids = torch.where(here, ids, -2).flatten(0, 1)
+        anchors = self.heads.projection(_pooled(profiles))
+        with torch.no_grad():
+            own = self.heads.projection(_pooled(second)).float()
+            sizes = rows_per_rank(len(own), own.device)
+            keys, key_ids = gather_rows(own, sizes), gather_rows(torch.where(here, ids, -1).flatten(0, 1), sizes)
+        loss = self.contrast(
+            anchors, anchor_ids, torch.cat((keys, self.heads.queue)), torch.cat((key_ids, self.heads.queue_ids))
+        )
+        old = torch.stack((key_ids[:, 0], torch.full_like(key_ids[:, 0], -1)), 1)  # a crop is met in its own step only
+        return loss, {"keys": keys, "ids": old}
+
+    @torch.no_grad()
+    def after_step(self, output: StepOutput, progress: float) -> None:
+        """The newest rows come into the queue, the oldest leave it."""
+        if output.rows:
+            length = len(self.heads.queue)
+            self.heads.queue.copy_(torch.cat((output.rows["keys"], self.heads.queue))[:length])
+            self.heads.queue_ids.copy_(torch.cat((output.rows["ids"], self.heads.queue_ids))[:length])
+
+    def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
+        """Signs of collapse in an epoch's means."""
+        return warnings_of(diagnostics)

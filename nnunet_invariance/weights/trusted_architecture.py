@@ -1,0 +1,179 @@
+"""The one place that turns what a file says of a network into classes that are called.
+
+A checkpoint, ours or another tool's, names the network class and the layers to build it from. Whoever builds a network
+from a file asks :func:`architecture_of` or :func:`trusted_architecture`, which accept names of a fixed list only.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
+from nnunet_invariance.networks.architectures.anatomix_unet import DESIGNS, arch_kwargs
+from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK as ANATOMIX
+from nnunet_invariance.networks.architectures.nnformer import NNFORMER
+from nnunet_invariance.networks.architectures.primus import NETWORK as PRIMUS_NETWORK
+from nnunet_invariance.networks.architectures.puir_swin import NETWORK as PUIR_SWIN_NETWORK
+from nnunet_invariance.networks.architectures.resnet3d import NETWORK as RESNET_NETWORK
+from nnunet_invariance.networks.architectures.swin_unetr import NETWORK as SWIN_NETWORK
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.weights.checkpoint import Checkpoint
+
+CLASSES = {
+    name: f"dynamic_network_architectures.architectures.unet.{name}"
+    for name in ("PlainConvUNet", "ResidualEncoderUNet")
+}
+SWIN, PUIR_SWIN, PRIMUS = "SwinUNETR", "PUIRSwinUNETR", "Primus"
+#: Network classes of ours that check their own arguments.
+OURS = {
+    NNFORMER: f"nnunet_invariance.networks.architectures.nnformer.{NNFORMER}",
+    SWIN: SWIN_NETWORK,
+    PUIR_SWIN: PUIR_SWIN_NETWORK,
+    PRIMUS: PRIMUS_NETWORK,
+}
+CLASSES |= OURS
+ENTRY = ("network_class_name", "arch_kwargs", "_kw_requires_import", "input_channels", "num_classes")
+#: Layers of ``torch.nn`` that nnU-Net's planners put into plans; each may also be named by its module.
+LAYERS = {
+    **{
+        f"{kind}{d}d": module
+        for kind, module in (
+            ("Conv", "conv"),
+            ("ConvTranspose", "conv"),
+            ("BatchNorm", "batchnorm"),
+            ("InstanceNorm", "instancenorm"),
+            ("Dropout", "dropout"),
+            ("AvgPool", "pooling"),
+            ("MaxPool", "pooling"),
+        )
+        for d in (1, 2, 3)
+    },
+    **dict.fromkeys(("GroupNorm", "LayerNorm"), "normalization"),
+    **dict.fromkeys(("ReLU", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Mish", "SELU", "ReLU6"), "activation"),
+    **dict.fromkeys(("Dropout", "AlphaDropout"), "dropout"),
+    "Identity": "linear",
+}
+LAYER_NAMES = {
+    path for name, module in LAYERS.items() for path in (f"torch.nn.{name}", f"torch.nn.modules.{module}.{name}")
+}
+MOST_STAGES, LARGEST = 12, 4096
+MOST_VALUES, DEEPEST = 100_000, 40
+
+
+def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) -> Architecture:
+    """The architecture in the header of a checkpoint of ours, checked like that of a foreign file.
+
+    Args:
+        channels: input channels in place of the file's own.
+
+    Raises:
+        WeightsIncompatibleError: another network. CheckpointCorruptError: arguments that no plans would hold.
+    """
+    entry = checkpoint.metadata["architecture"]
+    lacking = [key for key in ENTRY if not isinstance(entry, Mapping) or key not in entry]
+    if lacking:
+        raise malformed(checkpoint.path, f"the architecture in its header lacks {', '.join(lacking)}", ", ".join(ENTRY))
+    return architecture_of(checkpoint.path, entry, channels or entry["input_channels"], entry["num_classes"])
+
+
+def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes: int) -> Architecture:
+    """An architecture that a foreign file describes, where it is one that our trainers can use.
+
+    The file decides which classes are imported and called, so only nnU-Net's two U-Nets, network classes of ours and
+    layers of ``torch.nn`` in sizes within reason are accepted.
+
+    Args:
+        entry: ``network_class_name`` (a bare name will do), ``arch_kwargs``, ``_kw_requires_import``.
+
+    Raises:
+        WeightsIncompatibleError: another network. CheckpointCorruptError: arguments that no plans would hold.
+    """
+    full_name = str(entry["network_class_name"])
+    name = full_name.rsplit(".", 1)[-1]
+    if not all(type(n) is int and 1 <= n <= LARGEST for n in (channels, classes)):
+        raise malformed(path, f"its network has {channels!r} input and {classes!r} output channels", f"1 to {LARGEST}")
+    if full_name in FIXED:
+        return Architecture(full_name, FIXED[full_name](path, entry["arch_kwargs"]), (), channels, classes)
+    if name not in CLASSES:
+        msg = f"{path} holds a {name}, which none of our trainers can use: they take {', '.join(CLASSES)}. "
+        raise WeightsIncompatibleError(msg + "Train it with the tool that made it.")
+    arguments, required = plain(path, entry["arch_kwargs"]), tuple(plain(path, entry["_kw_requires_import"]))
+    for key in required:
+        value = arguments.get(key)
+        if value is not None and not (isinstance(value, str) and value in LAYER_NAMES):
+            expected = f"a layer of torch.nn: one of {', '.join(LAYERS)}"
+            raise malformed(path, f"argument {key!r} of its network is {value!r}", expected)
+    stages = arguments.get("n_stages")
+    if not isinstance(stages, int) or not 2 <= stages <= MOST_STAGES:
+        raise malformed(path, f"its network has {stages!r} stages", f"2 to {MOST_STAGES}")
+    keys = ("strides",) if name in OURS else ("strides", "kernel_sizes")
+    if not all(stride >= 1 for key in keys for stride in _numbers(arguments.get(key, [0]))):
+        raise malformed(path, "its strides or kernels are not lists of whole numbers", "at least 1 on each axis")
+    largest = max(_numbers([arguments, channels, classes]))
+    if not largest <= LARGEST:
+        raise malformed(path, f"its network has an argument of {largest}", f"at most {LARGEST}")
+    return Architecture(CLASSES[name], arguments, required, channels, classes)
+
+
+def _anatomix_arguments(path: Path, given: Any) -> dict[str, Any]:
+    """Arguments of an anatomix U-Net: names of fixed lists."""
+    arguments = plain(path, given)
+    variant, rule = arguments.get("variant"), arguments.get("channels")
+    if variant not in DESIGNS or rule not in ("averaged", "separate"):
+        found = f"its network is an anatomix U-Net {variant!r} with channels {rule!r}"
+        raise malformed(path, found, f"one of {', '.join(DESIGNS)}, channels 'averaged' or 'separate'")
+    return arch_kwargs(variant, rule)
+
+
+def _no_arguments(path: Path, given: Any) -> dict[str, Any]:
+    """Arguments of SAM's ResNet: none."""
+    if given != {}:
+        raise malformed(path, f"its network has the arguments {plain(path, given)}", "none")
+    return {}
+
+
+#: Network classes of ours whose arguments a file chooses from fixed lists, and the check of these arguments.
+FIXED = {ANATOMIX: _anatomix_arguments, RESNET_NETWORK: _no_arguments}
+
+
+def plain(path: Path, value: Any) -> Any:
+    """A copy in JSON's types; NumPy numbers and arrays become Python's own.
+
+    Raises:
+        CheckpointCorruptError: another type, or more values than plans ever hold.
+    """
+    budget = [MOST_VALUES]
+
+    def copy(item: Any, depth: int) -> Any:
+        budget[0] -= 1
+        if budget[0] < 0 or depth > DEEPEST:
+            raise malformed(path, "its plans unfold without end", f"at most {MOST_VALUES:,} values")
+        if item is None or type(item) in (bool, int, float, str):
+            return item
+        if isinstance(item, Mapping):
+            return {str(key): copy(entry, depth + 1) for key, entry in item.items()}
+        if isinstance(item, list | tuple):
+            return [copy(entry, depth + 1) for entry in item]
+        if hasattr(item, "tolist") and not isinstance(item, Tensor):
+            return copy(item.tolist(), depth + 1)
+        raise malformed(path, f"its plans hold a {type(item).__name__}", "numbers, text, lists and dictionaries")
+
+    return copy(value, 0)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def malformed(path: Path, found: str, expected: str) -> CheckpointCorruptError:
+    """The error of a file that says something of its network which no plans would hold."""
+    msg = f"{path} cannot be imported: {found}; expected {expected}. "
+    return CheckpointCorruptError(msg + "Take the file as its authors released it.")

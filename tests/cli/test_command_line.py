@@ -1,0 +1,114 @@
+"""The command line itself: quick help, errors without a traceback, exit statuses."""
+
+import argparse
+import importlib
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nnunet_invariance import __version__
+from nnunet_invariance.cli import main as cli
+from nnunet_invariance.errors import InvarianceError
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), *((verb, "--help") for verb in cli.VERBS)])
+def test_help_answers_in_under_a_second(words):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = command("-m", "nnunet_invariance", *words)
+        seconds.append(time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+        assert result.stdout.startswith(f"usage: {' '.join(('nnunet-invariance', *words)).removesuffix(' --help')} ")
+    assert min(seconds) < 1
+
+
+def test_help_lists_every_verb_and_imports_no_torch():
+    result = command(
+        "-c",
+        "import sys\nfrom nnunet_invariance.cli.main import main\nmain([])\n"
+        "print('heavy:', sorted({'torch', 'numpy', 'nnunetv2', 'matplotlib', 'SimpleITK'} & set(sys.modules)))",
+    )
+    assert "heavy: []" in result.stdout, result.stderr
+    for verb in cli.VERBS:
+        assert re.search(rf"\n    {verb}\s", result.stdout)
+
+
+def test_help_names_a_default_where_there_is_one(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of initialisation, data and augmentation (default: 0)" in said
+    assert "plans identifier (default: nnUNetPlans)" in said
+    assert not re.search(r"default: (None|\[\]|False)", said)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"nnunet-invariance {__version__}\n"
+
+
+def test_an_unknown_verb_is_named_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrane"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "'pretrane'" in error
+    assert "doctor" in error
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (InvarianceError("file.pth: truncated. Download it again."), 2, "file.pth: truncated. Download it again."),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_a_verb_raises_becomes_one_line_and_a_status(raised, status, message, monkeypatch, capsys):
+    def run(args: argparse.Namespace) -> int:
+        raise raised
+
+    monkeypatch.setattr(importlib.import_module("nnunet_invariance.cli.doctor"), "run", run)
+    assert cli.main(["doctor"]) == status
+    printed = capsys.readouterr()
+    assert printed.err == f"nnunet-invariance doctor: {message}\n"
+    assert printed.out == ""
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+    def run(args: argparse.Namespace) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(importlib.import_module("nnunet_invariance.cli.doctor"), "run", run)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
+
+
+def test_a_user_error_from_a_shell_has_no_traceback(tmp_path):
+    words = ["pretrain", "alice", "Dataset999_Nowhere", "3d_fullres", "-device", "cpu"]
+    folders = {f"nnUNet_{name}": str(tmp_path) for name in ("raw", "preprocessed", "results")}
+    result = command("-m", "nnunet_invariance", *words, **folders)
+    assert result.returncode == 2
+    assert "Dataset999_Nowhere" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,35 @@
+"""nnU-Net's own commands with PUIRTrainer and cases that lack a modality; the planner by its name."""
+
+import json
+
+import pytest
+import SimpleITK as sitk
+
+from nnunet_invariance.cli.main import main
+from tests.cli.test_stock_commands import stock
+from tests.helpers import tiny_modalities
+from tests.helpers.tiny_dataset import cut_down
+
+TRAINER, PLANS = "PUIRTrainer_scratch_1epoch", "PUIRCommandsPlans"
+
+pytestmark = pytest.mark.commands
+
+
+def test_train_and_predict_with_missing_modalities(modalities, tmp_path):
+    plans = cut_down(modalities.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1, prior=4)
+    (modalities.preprocessed / modalities.name / f"{PLANS}.json").write_text(json.dumps(plans))
+    stock("nnUNetv2_train", "779", "3d_fullres", "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu")
+    tiny_modalities.write_tests(tmp_path / "in")
+    assert main(["complete", str(tmp_path / "in"), str(tmp_path / "full"), "-d", "779"]) == 0
+    where = ("-d", "779", "-c", "3d_fullres", "-f", "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu")
+    stock("nnUNetv2_predict", "-i", tmp_path / "full", "-o", tmp_path / "out", *where, "--disable_tta")
+    for name, (shape, _) in tiny_modalities.TEST.items():
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "out" / f"{name}.nii.gz"))
+        assert labels.shape == shape
+
+
+@pytest.mark.slow
+def test_the_planner_is_found(modalities):
+    stock("nnUNetv2_plan_experiment", "-d", "779", "-pl", "PUIRPlanner", nnUNet_n_proc_DA="1")
+    plans = json.loads((modalities.preprocessed / modalities.name / "PUIRPlans.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"

@@ -1,0 +1,159 @@
+"""The demo's page: complete in itself, safe text, true numbers."""
+
+import base64
+import html.parser
+import io
+import json
+import shutil
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from nnunet_invariance.demo.alice import draw
+from nnunet_invariance.demo.data import write_dataset
+from nnunet_invariance.demo.page import Page, Section, inline, score_table, table, transfer_table, write_page
+from nnunet_invariance.demo.steps import CONFIGURATION, DATASET, PLANS, Demo, Step, pretraining_folder
+from nnunet_invariance.evaluation.scoring.scores import Score, write_csv
+
+ARMS = ["AliceTrainer_2epochs", "AliceTrainer_scratch_2epochs"]
+RECORD = {
+    "dataset": DATASET,
+    "plans": PLANS,
+    "configuration": CONFIGURATION,
+    "mirroring": False,
+    "tolerance": None,
+    "arms": {name: {"trainer": name} for name in ARMS},
+    "subsets": [{"name": "shots2_draw0", "shots": 2, "draw": 0, "train": [], "val": []}],
+    "tests": [{"name": "", "cases": ["case_002", "case_003"]}],
+}
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects every tag with its attributes, and the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "img", "link"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """What a demo leaves, as far as the page reads it; the first arm predicts the reference, the second nothing."""
+    out = tmp_path_factory.mktemp("demo")
+    raw = out / "nnUNet_raw" / RECORD["dataset"]
+    write_dataset(raw, 2, 2)
+    comparison = out / "comparison"
+    scores = []
+    for number, arm in enumerate(ARMS):
+        model = (
+            comparison
+            / "arms"
+            / arm
+            / "nnUNet_results"
+            / RECORD["dataset"]
+            / f"{arm}__{PLANS}__{CONFIGURATION}"
+            / "fold_0"
+        )
+        model.mkdir(parents=True)
+        log = {"train_losses": [1.0, 0.5], "mean_fg_dice": [0.1, 0.4]}
+        torch.save({"logging": log}, model / "checkpoint_final.pth")
+        entry = {"parameters": 1500}
+        report = {"checkpoint": "/a/b/weights.safetensors", "branch": "teacher", "decoder": "random", "coverage": 1.0}
+        report |= {"matched": [entry, entry], "adapted": [], "skipped": [], "missing": [entry]}
+        (model / "transfer_report.json").write_text(json.dumps(report))
+        predictions = comparison / "arms" / arm / "shots2_draw0" / "predictions"
+        predictions.mkdir(parents=True)
+        for case in RECORD["tests"][0]["cases"]:
+            (predictions / f"{case}.nii.gz").write_bytes((raw / "labelsTs" / f"{case}.nii.gz").read_bytes())
+            scores += [
+                Score("2 shots", 0, arm, case, label, 1.0 - number / 2, 1.0, 0.0, 9, 9) for label in ("organ", "core")
+            ]
+    write_csv(comparison / "scores.csv", scores, Score)
+    (comparison / "comparison.json").write_text(json.dumps({"comparison": RECORD}))
+    (comparison / "nnUNet_preprocessed" / DATASET).mkdir(parents=True)
+    (comparison / "nnUNet_preprocessed" / DATASET / "dataset.json").write_bytes((raw / "dataset.json").read_bytes())
+    for kind in ("images", "labels"):
+        shutil.copytree(raw / f"{kind}Ts", comparison / f"test_{kind}")
+    pretraining = pretraining_folder(Demo(out, 1), "alice")
+    pretraining.mkdir(parents=True)
+    matplotlib.image.imsave(pretraining / "progress.png", np.zeros((8, 9, 3)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(demo) -> Reader:
+    steps = [Step("planning", ["nnUNetv2_plan <&> 1"], 12.3), Step("drawing", [], 0.4)]
+    path = write_page(demo, draw(Demo(demo, 1)), steps)
+    assert path == demo / "index.html"
+    return Reader(path.read_text())
+
+
+def test_nothing_is_fetched_from_anywhere(page):
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object"}
+        for name in ("src", "href", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes[name][:60])
+    assert not page.open
+
+
+def test_every_picture_decodes_and_says_what_it_shows(page):
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 4
+    for attributes in pictures:
+        assert attributes["alt"]
+        kind, data = attributes["src"].split(",", 1)
+        assert kind == "data:image/png;base64"
+        pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(data, validate=True)), format="png")
+        assert pixels.ndim == 3
+        assert min(pixels.shape[:2]) >= 8
+
+
+def test_the_page_says_that_it_is_no_evidence(page):
+    assert "shows the pipeline and is no evidence" in page.text
+    assert "a few test cases with one seed" in page.text
+
+
+def test_commands_and_times_stand_there_as_they_were(page):
+    assert "nnUNetv2_plan <&> 1" in page.text
+    assert "planning: 12 s" in page.text
+
+
+def cells(fragment: str) -> list[str]:
+    return [cell for cell in Reader(fragment).text.splitlines() if cell]
+
+
+def test_the_score_table_holds_means_and_paired_differences(demo):
+    fragment = score_table(demo / "comparison" / "scores.csv", baseline=ARMS[1])
+    assert cells(fragment)[1] == f"2 shots{ARMS[0]}organ1.0000.000+0.500 (sd 0.000, n=2)"
+    assert cells(fragment)[3] == f"2 shots{ARMS[1]}organ0.5000.000"
+
+
+def test_the_transfer_table_adds_up(demo):
+    report = json.loads(next(demo.rglob("transfer_report.json")).read_text())
+    lines = cells(transfer_table(report))
+    assert lines[0] == "100% of the encoder's parameters come from weights.safetensors (teacher); decoder: random."
+    assert lines[2:] == ["matched23,000", "adapted00", "skipped00", "missing11,500"]
+
+
+def test_text_cannot_become_markup(tmp_path):
+    path = write_page(tmp_path, Page("<i>", [Section("<u>", "<p>kept</p>")]), [])
+    assert not {"i", "u"} & {tag for tag, _ in Reader(path.read_text()).tags}
+    assert Reader(table(("a",), [("<b>&",)], numbers=0)).text.strip() == "a\n<b>&"
+    assert Reader(inline(b"png", '"><script>')).tags[0][1]["alt"] == '"><script>'

@@ -1,0 +1,167 @@
+"""The report: rebuilt from the folder alone, complete in itself, true numbers, and right in a browser."""
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from nnunet_invariance.cli.main import main
+from nnunet_invariance.evaluation.report.page import natural, write_report
+from nnunet_invariance.evaluation.runner.record import keep, write_json
+from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
+from tests.helpers.stored_comparison import DATASET, UNFINISHED, write_comparison
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+MEASURE = """<script>window.addEventListener("load", () => {
+  const images = [...document.images].map(i => i.complete && i.naturalWidth > 0);
+  document.title = JSON.stringify({width: document.documentElement.scrollWidth, images});
+});</script>"""
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    folder = write_comparison(tmp_path_factory.mktemp("stored"))
+    assert write_report(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(out) -> str:
+    return (out / "report.html").read_text()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_nothing_is_fetched_and_every_picture_decodes(text):
+    assert not re.search(r"<(script|link|iframe|object)|(src|href)=\"(?!data:)", text)
+    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)"', text)
+    assert len(pictures) == text.count("<img ") == 2 + 4  # curves, differences, two worst and two best cases
+    for _, data in pictures:
+        assert min(matplotlib.image.imread(io.BytesIO(base64.b64decode(data)), format="png").shape[:2]) > 50
+
+
+def test_how_it_was_made_is_said(tmp_path, monkeypatch):
+    out = write_comparison(tmp_path / "made")
+    plans = out / "nnUNet_preprocessed" / DATASET / "P.json"
+    block = {"seed": 7, "iterations_per_epoch": 33}
+    write_json(plans, {"configurations": {"3d_fullres": {"nnunet_invariance": block}}})
+    first, second = (stored_jobs(out)[i].record for i in (0, 1))
+    for record, name, torch in ((first, "node one", "2.0"), (first, "node one", "2.0"), (second, "node two", "2.1")):
+        place = {"machine": {"cpu": name, "device": "cuda"}, "versions": {"torch": torch}}
+        keep(record, "train", ["again"], 1.0, place)
+    monkeypatch.setattr("nnunet_invariance.evaluation.report.page.SHOWN_ARMS", 2)
+    text = write_report(out).read_text()
+    for said in (
+        *("training seed in the plans: 7", "33 iterations per epoch", "mirroring at prediction: no"),
+        *("tolerance of NSD: 1.0 mm", "Not in the pictures, which hold 2 arms: MAETrainer_2epochs"),
+        *("<p>cpu: node one, device: cuda</p>", "<p>cpu: node two, device: cuda</p>", "<p>cpu: &lt;c&gt;</p>"),
+        "torch 2.0 and 2 and 2.1",
+    ):
+        assert said in text, said
+
+
+def test_losses_are_said_as_such(text, out):
+    assert "10 shots: AliceTrainer_2epochs against AliceTrainer_scratch_2epochs: worse, Dice -0.0" in text
+    assert '<tr class="worse">' in text
+    overall = [e for e in rows(out / "effects.csv") if (e["metric"], e["label"]) == ("dice", "all classes")]
+    assert {(e["condition"], e["arm"]): e["verdict"] for e in overall} == {
+        ("3 shots", "AliceTrainer_2epochs"): "worse",
+        ("3 shots", "MAETrainer_2epochs"): "better",
+        ("10 shots", "AliceTrainer_2epochs"): "worse",
+        ("10 shots", "MAETrainer_2epochs"): "better",
+    }
+    assert text.index("3 shots: Alice") < text.index("10 shots: Alice")
+
+
+def test_an_unfinished_cell_is_listed_and_enters_no_number(text, out):
+    assert "Not finished: 1 of 12 cells" in text
+    assert f"<td>{UNFINISHED}</td><td>not run</td>" in text
+    draws = {(e["condition"], e["arm"]): e["draws"] for e in rows(out / "effects.csv")}
+    assert draws["10 shots", "MAETrainer_2epochs"] == "1"
+    assert draws["10 shots", "AliceTrainer_2epochs"] == "2"
+    arm = UNFINISHED.split("/")[0]
+    found = {(s["arm"], s["condition"], s["draw"]) for s in rows(out / "scores.csv")}
+    assert (arm, "10 shots", "0") in found
+    assert (arm, "10 shots", "1") not in found
+
+
+def test_cost_commands_seeds_versions_and_transfer_stand_there(text):
+    for words in (
+        "nnUNetv2_train &lt;&amp;&gt; AliceTrainer_2epochs/shots3_draw0",
+        "1.5 min, 100 steps",
+        '<td class="number">1.0 min</td>',
+        "torch 2",
+        "seed of draws and intervals: 0",
+        "sha256 abc",
+        "100% of the encoder&#x27;s parameters come from weights.safetensors",
+        "PUIRTrainer needs at least 2 channels",
+        "&lt;Stored&gt;",
+    ):
+        assert words in text, words
+
+
+def test_test_sets_are_conditions(tmp_path):
+    out = write_comparison(tmp_path, ("all channels", "without T1"))
+    assert main(["evaluate", "report", str(out)]) == 0
+    conditions = {e["condition"] for e in rows(out / "effects.csv")}
+    assert conditions == {f"{k} shots, {name}" for k in (3, 10) for name in ("all channels", "without T1")}
+    assert (out / "report.html").read_text().count("<img ") == 3 + 8  # the heat map is for several test sets
+
+
+def test_seen_test_images_are_said(tmp_path):
+    out = write_comparison(tmp_path)
+    record = json.loads((out / "comparison.json").read_text())
+    record["comparison"]["transductive"] = {"case_0": True}
+    (out / "comparison.json").write_text(json.dumps(record))
+    assert "has seen 1 of the test images (transductive)" in write_report(out).read_text()
+
+
+def test_states_of_cells(out):
+    job = next(job for job in stored_jobs(out) if job.name == UNFINISHED)
+    assert state(job) == "not run"
+    job.folder.mkdir(parents=True)
+    (job.folder / "train.log").write_text("x: Epoch 1 \n")
+    assert state(job) == "stopped after 1 of 2 epochs"
+    job.model.mkdir(parents=True)
+    (job.model / "checkpoint_final.pth").touch()
+    assert state(job) == "trained, not scored"
+
+
+def test_conditions_sort_by_their_numbers():
+    assert sorted(["10 shots", "1 shot", "3 shots"], key=natural) == ["1 shot", "3 shots", "10 shots"]
+
+
+def test_a_folder_without_a_comparison(tmp_path, capsys):
+    assert main(["evaluate", "report", str(tmp_path)]) == 2
+    assert "holds no comparison.json" in capsys.readouterr().err
+
+
+def test_a_comparison_of_which_nothing_has_run(tmp_path):
+    out = write_comparison(tmp_path)
+    shutil.rmtree(out / "arms")
+    page = write_report(out).read_text()
+    assert "Not finished: 12 of 12 cells" in page
+    assert "No contrast can be computed yet" in page
+
+
+def test_it_looks_right_in_a_browser(text, tmp_path):
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{MEASURE}</body>"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--window-size=1280,900", "--virtual-time-budget=10000", "--dump-dom", f"file://{tmp_path}/page.html"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(re.search(r"<title>(.*?)</title>", dom)[1])
+    assert found["width"] <= 1280
+    assert found["images"] == [True] * 6

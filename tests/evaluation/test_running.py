@@ -1,0 +1,134 @@
+"""Several cells at a time: here, on Slurm, and what a comparison's record takes."""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from nnunet_invariance.errors import ComparisonError, MissingPackageError
+from nnunet_invariance.evaluation.runner import running
+from nnunet_invariance.evaluation.runner.record import open_record
+from nnunet_invariance.evaluation.runner.running import run_jobs, submit_slurm
+from nnunet_invariance.evaluation.runner.stored import stored_jobs
+from nnunet_invariance.evaluation.scoring.scores import Score, write_csv
+from tests.helpers import stored_comparison
+
+
+def test_a_comparison_grows_and_does_not_change(tmp_path):
+    first = stored_comparison.described([""])
+    path = tmp_path / "comparison.json"
+    more = {**first, "arms": {"NewTrainer": {"trainer": "NewTrainer", "environment": []}}}
+    more["subsets"] = [{**first["subsets"][0], "name": "shots5_draw0"}, *first["subsets"][:1]]
+    open_record(path, first, "cpu")
+    merged = open_record(path, more, "cpu")
+    assert list(merged["arms"]) == [*first["arms"], "NewTrainer"]
+    names = [s["name"] for s in merged["subsets"]]
+    assert names == [*(s["name"] for s in first["subsets"]), "shots5_draw0"]  # folds keep their numbers
+    before = path.read_text()
+    changed = {**first, "seed": 1, "pretrainings": {"alice__P__3d_fullres": {"sha256": "other"}}}
+    with pytest.raises(ComparisonError, match=r"is of another comparison: seed, pretrainings differ"):
+        open_record(path, changed, "cpu")
+    assert path.read_text() == before
+
+
+# --- running
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """Twelve cells of which none is done."""
+    out = stored_comparison.write_comparison(tmp_path / "c")
+    shutil.rmtree(out / "arms")
+    return stored_jobs(out)
+
+
+def test_jobs_run_in_parallel_each_on_its_device_and_a_failure_stops_no_other(jobs, monkeypatch):
+    lock, at_once, most, seen = threading.Lock(), [0], [0], []
+
+    def run_job(job, on_poll, keep_open, environment):
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+            seen.append((job.name, environment["CUDA_VISIBLE_DEVICES"]))
+        time.sleep(0.02)
+        with lock:
+            at_once[0] -= 1
+        if job.name == jobs[1].name:
+            raise ComparisonError("it broke")
+        write_csv(job.scores, [], Score)
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    with pytest.raises(ComparisonError, match=rf"1 of 12 trainings did not finish: {jobs[1].name}\. .*it broke"):
+        run_jobs(jobs, parallel=2, devices=["3", "5"])
+    assert sorted(name for name, _ in seen) == sorted(job.name for job in jobs)
+    assert {device for _, device in seen} == {"3", "5"}
+    assert most[0] == 2
+    seen.clear()
+    with pytest.raises(ComparisonError):
+        run_jobs(jobs, parallel=2, devices=["3"])
+    assert seen == [(jobs[1].name, "3")]  # what is finished is not run again
+
+
+def test_an_error_that_nobody_foresaw_stops_no_other(jobs, monkeypatch, caplog):
+    ran = []
+
+    def run_job(job, *_):
+        ran.append(job.name)
+        if job.name == jobs[0].name:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    with pytest.raises(ComparisonError, match=rf"1 of 12 .*{jobs[0].name}\. .*OSError\('no space left'\)"):
+        run_jobs(jobs)
+    assert len(ran) == 12
+    assert "Traceback" in caplog.text
+
+
+def test_a_stopped_run_stops_every_job(jobs, monkeypatch):
+    ended = []
+
+    def run_job(job, on_poll, keep_open, environment):
+        if job.name == jobs[0].name:
+            os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            for _ in range(1000):
+                on_poll()
+                time.sleep(0.01)
+        finally:
+            ended.append(job.name)
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    with pytest.raises(SystemExit):
+        run_jobs(jobs, parallel=2)
+    assert len(ended) <= 2
+
+
+def test_slurm_without_submitit(jobs, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(MissingPackageError, match=r"needs submitit.*pip install submitit"):
+        submit_slurm(jobs, tmp_path / "slurm", 2, {})
+
+
+def test_slurm_gets_one_array(jobs, monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="submitit (extra slurm) is not installed")
+    for name, said in (("sbatch", "Submitted batch job 77"), ("srun", "")):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\ncp \"$1\" {tmp_path}/script 2>/dev/null\necho '{said}'\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    write_csv(jobs[0].scores, [], Score)
+    tasks = submit_slurm(jobs, tmp_path / "slurm", 3, {"timeout_min": 60, "slurm_partition": "short"})
+    assert tasks == [f"77_{i}" for i in range(11)]
+    with pytest.raises(ComparisonError, match=r"(?s)Slurm took no job .*colour.*Correct --slurm"):
+        submit_slurm(jobs, tmp_path / "slurm", 3, {"colour": "blue"})
+    script = (tmp_path / "script").read_text()
+    assert "--array=0-10%3" in script
+    assert "--partition=short" in script
+    for job in jobs[1:]:
+        write_csv(job.scores, [], Score)
+    assert submit_slurm(jobs, tmp_path / "slurm", 3, {}) == []

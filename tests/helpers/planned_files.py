@@ -1,0 +1,45 @@
+"""Plans, and a preprocessed case by name, of a data set that no images are needed for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnunet_invariance.networks.planned import Architecture
+from tests.helpers.small_checkpoints import architecture
+
+NAME, BASE, CONFIGURATION = "Dataset778_Planned", "nnUNetPlans", "3d_fullres"
+
+
+def write_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Architecture | None = None) -> Path:
+    """The three trees below `tmp_path`, and in them the plans of a network; the data set's preprocessed folder."""
+    for variable in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
+        (tmp_path / variable).mkdir()
+    (tmp_path / "raw" / NAME).mkdir()
+    folder = tmp_path / "preprocessed" / NAME
+    small = (network or architecture()).to_dict()
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [32, 32, 32],
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": {k: small[k] for k in ("network_class_name", "arch_kwargs", "_kw_requires_import")},
+        "nnunet_invariance": {"seed": 5},
+    }
+    lowres = {**configuration, "data_identifier": "nnUNetPlans_3d_lowres", "spacing": [2.0, 2.0, 2.0]}
+    plans = {
+        "dataset_name": NAME,
+        "plans_name": BASE,
+        "configurations": {CONFIGURATION: configuration, "3d_lowres": lowres},
+    }
+    (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True)
+    (folder / "nnUNetPlans_3d_fullres" / "case.b2nd").touch()
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1}})
+    )
+    return folder

@@ -1,0 +1,44 @@
+"""Alice on the tiny data set: a short pre-training, and the method outside of the loop."""
+
+import shutil
+
+import torch
+
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.nnunet.cases import scan_cases
+from nnunet_invariance.pretraining.engine.method import Setup
+from nnunet_invariance.pretraining.engine.run import run_pretraining
+from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
+
+SHORT = ["epochs=3", "iterations=4", "lr=1e-3", "workers=0", "hidden=64", "codes=64"]
+
+
+def pretrain(tiny, *settings, resume=False, **kwargs):
+    """Run on the CPU with the short settings, overridden by ``settings``."""
+    words = [s for s in SHORT if s.split("=")[0] not in {w.split("=")[0] for w in settings}] + list(settings)
+    return run_pretraining("alice", tiny.name, "3d_fullres", device="cpu", resume=resume, settings=words, **kwargs)
+
+
+def make_alice(tiny, **options):
+    """Alice over the tiny volumes, outside the loop."""
+    configuration = tiny.plans["configurations"]["3d_fullres"]
+    folder = tiny.preprocessed / tiny.name / configuration["data_identifier"]
+    cases, _ = scan_cases(folder, 1, (4, 4, 4))
+    architecture = Architecture.from_plans(configuration["architecture"], 1, 1)
+    torch.manual_seed(0)
+    setup = Setup(architecture, (32, 32, 32), (1.0, 1.0, 1.0), 2, False, tuple(cases))
+    return Alice(setup, AliceOptions(hidden=64, codes=64, **options)).train()
+
+
+def batch_of(alice, step):
+    """One batch without its names."""
+    return {k: v for k, v in alice.dataset(1000, 0, 0)[step].items() if k != "keys"}
+
+
+def copy_cases(tiny, folder, names):
+    """Files of preprocessed cases, into a folder of their own."""
+    source = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
+    folder.mkdir(parents=True)
+    for name in names:
+        for path in source.glob(f"{name}*"):
+            shutil.copy(path, folder)

@@ -1,0 +1,383 @@
+"""The core of InfoNCE and its supervised form against slow loops of the equations, and the laws that follow."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nnunet_invariance.errors import OptionError, ShapeError
+from nnunet_invariance.losses.info_nce import PatchInfoNCE, SupervisedInfoNCE
+from nnunet_invariance.losses.tiled_info_nce import info_nce
+from tests.pretraining.test_distributed import torchrun
+
+EXPONENT = {"none": 0.0, "sqrt": 0.5, "raw": 1.0}
+WITHIN_OR_ACROSS = list(itertools.product(("within", "across"), repeat=2))
+WEIGHTS = list(itertools.product(EXPONENT, repeat=2))
+
+
+def slow_loop(anchors, meets, positive, name, temperature, rarity="none", balance="none"):
+    """The equation, one pair at a time, in numbers. ``name(i)`` is the class of positives of a row."""
+    unit = [a / a.norm() for a in anchors]
+    total = weights = 0.0
+    for i in range(len(unit)):
+        positives = [j for j in range(len(unit)) if j != i and positive(i, j)]
+        if not positives:
+            continue
+        met = [j for j in range(len(unit)) if j != i and (meets(i, j) or positive(i, j))]
+        size = {j: sum(name(k) == name(j) for k in met) for j in met}
+        partition = sum(math.exp(float(unit[i] @ unit[j]) / temperature) / size[j] ** EXPONENT[balance] for j in met)
+        pull = sum(float(unit[i] @ unit[j]) / temperature for j in positives) / len(positives)
+        weight = 1 / sum(name(k) == name(i) for k in range(len(unit))) ** EXPONENT[rarity]
+        total += weight * (math.log(partition) - pull)
+        weights += weight
+    return total / weights
+
+
+def batch(maps=3, rows=6, features=5, labels=3, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(maps, rows, features, generator=generator, dtype=dtype)
+    return z, torch.randint(labels, (maps, rows), generator=generator)
+
+
+@pytest.mark.parametrize(("positives", "negatives"), WITHIN_OR_ACROSS)
+@pytest.mark.parametrize(("rarity", "balance"), WEIGHTS)
+def test_equals_the_slow_loop(positives, negatives, rarity, balance):
+    z, labels = batch()
+    place, label = torch.arange(3).repeat_interleave(6).tolist(), labels.flatten().tolist()
+
+    def name(i):
+        return label[i] if positives == "across" else (place[i], label[i])
+
+    expected = slow_loop(
+        z.flatten(0, 1),
+        lambda i, j: negatives == "across" or place[i] == place[j],
+        lambda i, j: name(i) == name(j),
+        name,
+        0.4,
+        rarity,
+        balance,
+    )
+    loss = SupervisedInfoNCE(0.4, positives, negatives, rarity, balance)
+    assert loss(z, labels).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("negatives", ["all_positions", "within_image", "same_position"])
+@pytest.mark.parametrize("label_mask", ["none", "exclude_same_class", "supcon"])
+def test_patch_forms_equal_the_slow_loop(negatives, label_mask):
+    z, _ = batch(maps=6, rows=4)
+    labels = torch.tensor([[0, 1, 1, 2], [1, 1, 0, 0], [0, 1, 2, 0]])
+    valid = torch.tensor([[True, True, True, True], [True, True, False, True], [True] * 4])
+    rows = [(v, b, n) for v, b, n in itertools.product(range(2), range(3), range(4)) if valid[b, n]]
+
+    def together(i, j):
+        (_, b, n), (_, c, m) = rows[i], rows[j]
+        return {"all_positions": True, "within_image": b == c, "same_position": n == m}[negatives]
+
+    def same(i, j):
+        return labels[rows[i][1:]] == labels[rows[j][1:]]
+
+    def positive(i, j):
+        return together(i, j) and same(i, j) if label_mask == "supcon" else rows[i][1:] == rows[j][1:]
+
+    def meets(i, j):
+        return together(i, j) and not (label_mask == "exclude_same_class" and same(i, j))
+
+    anchors = [z[3 * v + b, n] for v, b, n in rows]
+    expected = slow_loop(anchors, meets, positive, lambda i: i, 0.2)
+    loss = PatchInfoNCE(0.2, negatives, label_mask)(z[:3], z[3:], valid, labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_same_position_is_the_cross_entropy_over_the_batch_at_each_position():
+    z, _ = batch(maps=8, rows=5)
+    a, b = F.normalize(z[:4], dim=2), F.normalize(z[4:], dim=2)
+    losses = []
+    for n in range(5):
+        pair = torch.cat((a[:, n], b[:, n]))
+        logits = (pair @ pair.T / 0.2).fill_diagonal_(-torch.inf)
+        losses.append(F.cross_entropy(logits, (torch.arange(8) + 4) % 8))
+    assert torch.allclose(PatchInfoNCE(0.2, "same_position")(z[:4], z[4:]), torch.stack(losses).mean(), rtol=1e-12)
+
+
+def dense(z, positive, group, excluded, temperature, rarity, balance):
+    """The equation with all logits at once, for autograd."""
+    z = F.normalize(z, dim=1)
+    self_pair = torch.eye(len(z), dtype=torch.bool)
+    same = positive[:, None] == positive
+    meet = (group[:, None] == group) & ~(excluded[:, None] == excluded) | same
+    class_of = F.one_hot(positive).to(z.dtype)
+    met = (meet & ~self_pair).to(z.dtype)
+    sizes = (met @ class_of) @ class_of.T
+    s = z @ z.T / temperature
+    weighted = s - EXPONENT[balance] * sizes.clamp(min=1).log()
+    partition = weighted.masked_fill(met == 0, -torch.inf).logsumexp(1)
+    positives = (same & ~self_pair).to(z.dtype)
+    count = positives.sum(1)
+    keep = count > 0
+    weight = class_of.sum(0)[positive][keep] ** -EXPONENT[rarity]
+    each = (partition - (s * positives).sum(1) / count.clamp(min=1))[keep]
+    return (weight * each).sum() / weight.sum()
+
+
+TILED = [
+    *itertools.product(("supcon", "groups", "beyond_groups"), ("none", "raw"), ("none", "sqrt", "raw")),
+    ("excluded", "none", "none"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("temperature", [0.01, 0.33])
+@pytest.mark.parametrize(("form", "rarity", "balance"), TILED)
+def test_loss_and_gradient_of_tiles_equal_those_of_the_dense_form(dtype, tolerance, temperature, form, rarity, balance):
+    generator = torch.Generator().manual_seed(3)
+    count = 203
+    z = torch.randn(count, 24, generator=generator, dtype=dtype, requires_grad=True)
+    label, place = (torch.randint(n, (count,), generator=generator) for n in (9, 4))
+    alone, everyone = torch.arange(count), torch.zeros(count, dtype=torch.long)
+    positive, group, excluded = {
+        "supcon": (label, everyone, alone),
+        "groups": (9 * place + label, place, alone),
+        "beyond_groups": (label, place, alone),
+        "excluded": (alone // 2, everyone, label),
+    }[form]
+    _, positive = positive.unique(return_inverse=True)
+    reference = dense(z, positive, group, excluded, temperature, rarity, balance)
+    (expected,) = torch.autograd.grad(reference, z)
+    keys = [k[:, None] for k in (positive, group, excluded)]
+    for tile in (1, 1000, 2**22):
+        loss = info_nce(z, *keys, temperature=temperature, rarity=rarity, balance=balance, tile=tile)
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert abs(loss - reference) <= tolerance * abs(reference)
+        assert (gradient - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize(("positives", "negatives"), WITHIN_OR_ACROSS)
+def test_gradient_equals_finite_differences(positives, negatives):
+    z, labels = batch(maps=2, rows=5, features=3)
+    loss = SupervisedInfoNCE(0.33, positives, negatives, "sqrt", "raw")
+    assert torch.autograd.gradcheck(lambda z: loss(z, labels), (z.requires_grad_(),))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_mask": "exclude_same_class"}, {"negatives": "same_position"}])
+def test_patch_gradient_equals_finite_differences(options):
+    z, labels = batch(maps=4, rows=3, features=3)
+    loss = PatchInfoNCE(0.2, **options)
+    first, second = z[:2].clone().requires_grad_(), z[2:].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: loss(a, b, None, labels[:2]), (first, second))
+
+
+def test_never_holds_a_matrix_of_all_pairs():
+    count, tile = 600, 1800
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for value in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(value, torch.Tensor):
+                    largest = max(largest, value.numel())
+            return result
+
+    z = torch.randn(count, 4, requires_grad=True)
+    label, everyone = torch.randint(7, (count, 1)), torch.zeros(count, 1, dtype=torch.long)
+    with Watch():
+        info_nce(z, label, everyone, temperature=0.3, rarity="raw", balance="raw", tile=tile).backward()
+    assert largest <= 7 * count  # rows and class sums, never pairs
+
+
+def test_maps_within_are_the_mean_of_each_map_alone():
+    z, labels = batch(maps=3, rows=8, labels=2)
+    loss = SupervisedInfoNCE()
+    assert torch.allclose(
+        loss(z, labels), torch.stack([loss(z[i : i + 1], labels[i : i + 1]) for i in range(3)]).mean()
+    )
+
+
+def test_equal_rows_are_a_uniform_guess():
+    z = torch.ones(2, 16, 4, dtype=torch.float64)
+    _, labels = batch(maps=2, rows=16, labels=2)
+    assert SupervisedInfoNCE()(z, labels).item() == pytest.approx(math.log(15))
+    assert SupervisedInfoNCE(negatives="across")(z, labels).item() == pytest.approx(math.log(31))
+    balanced = SupervisedInfoNCE(rarity="raw", balance="raw")(z, labels)
+    assert balanced.item() == pytest.approx(math.log(2))  # each of two classes has mass 1
+
+
+def test_balance_makes_the_size_of_a_class_matter_less():
+    z, labels = batch(maps=1, rows=40, labels=2)
+    grown, more = torch.cat((z, z[:, labels[0] == 1]), 1), torch.cat((labels, labels[:, labels[0] == 1]), 1)
+    change = {}
+    for balance in EXPONENT:
+        loss = SupervisedInfoNCE(1.0, balance=balance, rarity="raw")
+        change[balance] = abs(loss(grown, more) - loss(z, labels)).item()
+    assert change["raw"] < change["sqrt"] < change["none"]
+
+
+def test_labels_are_names_only():
+    z, labels = batch()
+    loss = SupervisedInfoNCE(positives="across", balance="raw")
+    assert torch.allclose(loss(z, labels), loss(z, -1000 * labels + 7))
+    assert torch.allclose(loss(z, labels), loss(z, labels.float()))
+    # a map's own names, where equal labels of two maps mean different things
+    within = SupervisedInfoNCE(negatives="across")
+    assert torch.allclose(within(z, labels), within(z, labels + 10 * torch.arange(3)[:, None]))
+
+
+def test_a_row_without_a_positive_is_met_but_is_no_anchor():
+    z, labels = batch(maps=1, rows=5)
+    labels = torch.tensor([[0, 0, 1, 1, 2]])
+    loss = SupervisedInfoNCE()
+    unit = F.normalize(z[0], dim=1) @ F.normalize(z[0], dim=1).T / 0.33
+    met = unit.clone().fill_diagonal_(-torch.inf).logsumexp(1)
+    expected = sum(met[i] - unit[i, j] for i, j in ((0, 1), (1, 0), (2, 3), (3, 2))) / 4
+    assert torch.allclose(loss(z, labels), expected)
+    z.requires_grad_()
+    nobody = loss(z, torch.arange(5)[None])
+    nobody.backward()
+    assert nobody.item() == 0
+    assert (z.grad == 0).all()
+
+
+@pytest.mark.parametrize("rubbish", [math.inf, math.nan])
+def test_rows_that_do_not_count_have_no_influence(rubbish):
+    z, labels = batch(maps=2)
+    valid = torch.rand(2, 6, generator=torch.Generator().manual_seed(5)) < 0.7
+    other = z.masked_fill(~valid[..., None], rubbish).requires_grad_()
+    expected = SupervisedInfoNCE(balance="sqrt")(z, labels, valid)
+    loss = SupervisedInfoNCE(balance="sqrt")(other, labels, valid)
+    loss.backward()
+    assert torch.equal(loss, expected)
+    assert (other.grad[~valid] == 0).all()
+    assert other.grad.isfinite().all()
+
+
+def test_computes_in_float32_under_autocast_backwards_too():
+    z, labels = batch(dtype=torch.float32)
+    gradients = []
+    for enabled in (False, True):
+        rows = z.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = SupervisedInfoNCE()(rows, labels)
+            loss.backward()
+        assert loss.dtype == torch.float32
+        gradients.append(rows.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: SupervisedInfoNCE(0.0), "'temperature' is 0.0; expected a number larger than 0"),
+        (lambda: PatchInfoNCE(math.nan), "'temperature' is nan"),
+        (lambda: SupervisedInfoNCE(positives="all"), "'positives' is 'all'; expected one of 'within', 'across'"),
+        (lambda: SupervisedInfoNCE(rarity="log"), "'rarity' is 'log'; expected one of 'none', 'sqrt', 'raw'"),
+        (lambda: PatchInfoNCE(negatives="queue"), "'negatives' is 'queue'; expected one of 'all_positions'"),
+        (lambda: PatchInfoNCE(label_mask="sup"), "'label_mask' is 'sup'; expected one of 'none'"),
+        (lambda: PatchInfoNCE(label_mask="supcon")(*torch.ones(2, 1, 2, 3)), "there are no labels; expected labels"),
+    ],
+)
+def test_wrong_options_are_named(make, text):
+    with pytest.raises(OptionError, match=text):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda z: SupervisedInfoNCE()(z, torch.zeros(2, 4)), r"'labels' has shape \(2, 4\); expected \(2, 3\)"),
+        (lambda z: SupervisedInfoNCE()(z[0], torch.zeros(3)), r"shape \(3, 5\); expected \(B, N, D\)"),
+        (lambda z: PatchInfoNCE()(z, z[:1]), r"'second' has shape \(1, 3, 5\); expected \(2, 3, 5\)"),
+        (lambda z: PatchInfoNCE()(z, z, torch.ones(6)), r"'valid' has shape \(6,\); expected \(2, 3\)"),
+    ],
+)
+def test_wrong_shapes_are_named(call, text):
+    with pytest.raises(ShapeError, match=text):
+        call(torch.ones(2, 3, 5))
+
+
+SCRIPT = """
+import sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.losses.test_supervised_info_nce import AllForms, two_views
+
+def main():  # no DistributedDataParallel is left when its group is destroyed
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    mine = slice(0, 2) if dist.get_rank() == 0 else slice(2, 3)  # ranks of unequal size
+    model = AllForms()
+    parallel = DistributedDataParallel(model)
+    losses = parallel(*(x[mine] for x in two_views()))
+    losses.sum().backward()
+    same = losses.detach().clone()
+    dist.broadcast(same, 0)
+    assert torch.equal(same, losses.detach()), (same, losses)
+    if dist.get_rank() == 0:
+        torch.save({"losses": same, "gradients": [p.grad for p in model.parameters()]}, sys.argv[1])
+    dist.barrier()
+
+main()
+dist.destroy_process_group()
+"""
+
+
+def two_views():
+    """Both views of three samples, their labels, and which positions count."""
+    z, labels = batch(maps=6, rows=5, features=6)
+    valid = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)) < 0.7
+    return z[:3], z[3:], labels[:3], valid
+
+
+def nothing_on_the_second_rank(valid):
+    counts = torch.full_like(valid, len(valid) > 1)  # it has sample 2 alone
+    counts[2:] = False
+    return counts
+
+
+PATCH = [
+    PatchInfoNCE(0.2),
+    PatchInfoNCE(0.2, "within_image", "supcon"),
+    PatchInfoNCE(0.2, "same_position"),
+    PatchInfoNCE(0.2, "all_positions", "exclude_same_class"),
+]
+SUPERVISED = [
+    SupervisedInfoNCE(0.33),
+    SupervisedInfoNCE(0.33, "across", "across", "raw", "raw"),
+    SupervisedInfoNCE(0.33, "across", "within", "sqrt", "sqrt"),
+    SupervisedInfoNCE(0.33, "within", "across", "raw", "sqrt"),
+]
+
+
+class AllForms(torch.nn.Module):
+    """Every form of the loss behind a projection of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        count = len(PATCH) + len(SUPERVISED) + 1
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(6, 4, bias=False).double() for _ in range(count))
+
+    def forward(self, first, second, labels, valid):
+        heads = iter(self.heads)
+        losses = [form(head(first), head(second), valid, labels) for form, head in zip(PATCH, heads, strict=False)]
+        for form, head in zip(SUPERVISED, heads, strict=False):
+            losses.append(form(head(torch.cat((first, second), 1)), labels.repeat(1, 2), valid.repeat(1, 2)))
+        head = self.heads[-1]
+        losses.append(PatchInfoNCE()(head(first), head(second), nothing_on_the_second_rank(valid)))
+        return torch.stack(losses)
+
+
+def test_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path):
+    script = tmp_path / "two_ranks.py"
+    script.write_text(SCRIPT)
+    torchrun(str(script), str(tmp_path / "two.pt"))
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    model = AllForms()
+    losses = model(*two_views())
+    losses.sum().backward()
+    assert torch.allclose(two["losses"], losses, rtol=1e-12)
+    for gradient, parameter in zip(two["gradients"], model.parameters(), strict=True):
+        assert parameter.grad.abs().max() > 0
+        assert torch.allclose(gradient, parameter.grad, rtol=1e-9, atol=1e-14)

@@ -1,0 +1,292 @@
+"""`translate train|predict|evaluate`: what is learned, undone, written and scored."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
+    CTNormalization,
+    RescaleTo01Normalization,
+    ZScoreNormalization,
+)
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_invariance.cli.main import main
+from nnunet_invariance.errors import (
+    ImagesFolderError,
+    OptionError,
+    OutputError,
+    UnsupportedConfigurationError,
+    WeightsNotFoundError,
+)
+from nnunet_invariance.evaluation.protocols.missing_channels import complete, find_cases
+from nnunet_invariance.modality_translation.evaluate import PairScore, summarise
+from nnunet_invariance.modality_translation.intensities import Intensities, affine_of, read_intensities
+from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
+from nnunet_invariance.modality_translation.predict import predict
+from nnunet_invariance.modality_translation.translator import ModalityTranslator, load_model
+from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
+from nnunet_invariance.pretraining.engine.method import Setup
+from nnunet_invariance.pretraining.methods.puir import PUIR, PUIROptions
+from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslation, PUIRTranslationOptions
+from tests.helpers.small_checkpoints import architecture
+from tests.helpers.tiny_dataset import cut_down
+from tests.helpers.tiny_modalities import DIFFERENT, write_apart, write_tests
+from tests.pretraining.test_puir_pretraining import PATCH, batch, individuals
+
+PLANS = "TransferTestPlans"
+
+
+def transfer(**options) -> PUIRTranslation:
+    torch.manual_seed(0)
+    planned = architecture(channels=3, classes=3, features=(8, 16, 16))
+    setup = Setup(planned, PATCH, (1.0, 1.0, 1.0), 2, False, (), ("A", "B", "C"))
+    return PUIRTranslation(setup, PUIRTranslationOptions(prior=8, queue=6, **options))
+
+
+# --- the method
+
+
+def test_every_trained_parameter_has_a_gradient_and_a_missing_modality_changes_nothing():
+    method, image = transfer(), individuals(3, 0)
+    image[0, 2] = 0
+    other = image.clone()
+    other[0, 2] = 9.0
+    losses = []
+    for x in (image, other):
+        output = method(method.make_views(batch(x), torch.Generator().manual_seed(0)), 0.0)
+        losses.append(output.losses)
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+    assert set(losses[0]) == set(method.loss_weights) == {"decom", "inv", "equ", "contr", "transfer"}
+    sum(method.loss_weights[name] * value for name, value in losses[0].items()).backward()
+    assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert any(name.startswith("network.decoder.") for name, p in method.named_parameters() if p.requires_grad)
+
+
+def test_single_sources_see_nothing_of_the_others():
+    method, image = transfer(weight_contr=0.0), individuals(2, 0)
+    views = method.make_views(batch(image), torch.Generator().manual_seed(0))
+    views["sources"], views["subset"] = torch.zeros(2, 1, dtype=torch.long), torch.tensor([[True, False, False]] * 2)
+    first = method._transfer(views)
+    views["second"] = torch.cat((views["second"][:, :1], 5 * views["second"][:, 1:] + 1), 1)
+    assert torch.equal(method._transfer(views), first)
+
+
+@pytest.mark.slow
+def test_a_static_mapping_is_learned_for_individuals_that_were_never_seen():
+    method = transfer(weight_contr=0.0, weight_equ=0.0, cutout=0.0)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    for step in range(150):
+        views = method.make_views(batch(individuals(4, step)), torch.Generator().manual_seed(step))
+        losses = method(views, 0.0).losses
+        optimizer.zero_grad()
+        sum(method.loss_weights[name] * value for name, value in losses.items()).backward()
+        optimizer.step()
+    held_out = individuals(6, 10_000)
+    method.eval()
+    ratios = []
+    for source in range(3):
+        present = torch.zeros(6, 3, dtype=torch.bool)
+        present[:, source] = True
+        with torch.no_grad():
+            drawn = method.network(held_out, present)
+        others = [c for c in range(3) if c != source]
+        error = (drawn - held_out)[:, others].square().mean()
+        copied = (held_out[:, source : source + 1] - held_out)[:, others].square().mean()
+        ratios.append((error / copied).item())
+    assert max(ratios) < 0.9, ratios
+
+
+# --- intensities
+
+
+@pytest.mark.parametrize("kind", [ZScoreNormalization, CTNormalization, RescaleTo01Normalization])
+def test_normalisation_is_undone(kind):
+    image = np.random.default_rng(0).normal(40, 12, (6, 7, 8)).astype(np.float32)
+    properties = {"mean": 35.0, "std": 9.0, "percentile_00_5": -500.0, "percentile_99_5": 500.0}
+    normalised = kind(False, properties).run(image.copy())
+    scale, offset = affine_of(kind.__name__, image, properties)
+    assert normalised * scale + offset == pytest.approx(image, abs=1e-3)
+    with pytest.raises(UnsupportedConfigurationError, match="OtherNormalization cannot be undone"):
+        affine_of("OtherNormalization", image, properties)
+
+
+# --- metrics
+
+
+def test_metrics_are_those_of_their_formulas():
+    rng = np.random.default_rng(0)
+    real = np.where(rng.random((9, 10, 11)) < 0.4, 0.0, rng.normal(100, 20, (9, 10, 11)))
+    drawn = real + rng.normal(0, 5, real.shape)
+    psnr, nmse, ssim = plain_scores(real, drawn)
+    squared = np.mean((real - drawn) ** 2)
+    assert psnr == pytest.approx(10 * np.log10((real.max() - real.min()) ** 2 / squared))
+    assert nmse == pytest.approx(((real - drawn) ** 2).sum() / (real**2).sum())
+    assert 0 < ssim < 1
+    z, other = ((x - x.mean()) / x.std() for x in (real, drawn))
+    front = z >= -0.35
+    assert 0 < front.mean() < 1
+    error = np.where(front, z - other, 0)
+    span = max(np.ptp(z), np.ptp(np.where(front, other, z)))
+    psnr, nmse, ssim = release_scores(real, drawn)
+    assert nmse == pytest.approx(np.mean(error**2))
+    assert psnr == pytest.approx(10 * np.log10(span**2 / np.mean(error**2)))
+    assert release_scores(real, 3 * drawn + 7) == pytest.approx((psnr, nmse, ssim))  # scale and offset play no part
+    assert plain_scores(real, real) == (np.inf, 0, 1)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_volumes_too_thin_for_a_window_have_no_similarity(slices):
+    rng = np.random.default_rng(0)
+    real, drawn = rng.normal(size=(2, slices, 10, 11))
+    for psnr, nmse, ssim in (plain_scores(real, drawn), release_scores(real, drawn)):
+        assert np.isnan(ssim)
+        assert np.isfinite([psnr, nmse]).all()
+
+
+def test_pairs_are_summarised_one_by_one():
+    rows = [PairScore("A", t, c, v, v, v, v, v, v) for t in "BC" for c, v in (("x", 1.0), ("y", 3.0))]
+    assert summarise(rows) == [("A", t, "2", *["2.0 (1.0)", *["2.000 (1.000)"] * 2] * 2) for t in "BC"]
+
+
+# --- prediction
+
+
+class Copy(torch.nn.Module):
+    """Every modality is the sum of those that are present."""
+
+    def forward(self, x, present):
+        return torch.where(present[..., None, None, None], x, 0).sum(1, keepdim=True).expand_as(x)
+
+
+@pytest.fixture
+def model(modalities) -> ModalityTranslator:
+    planned = open_planned_dataset(modalities.name, "3d_fullres")
+    scales = [Intensities("T1", "ZScoreNormalization", 10.0, 100.0, False), Intensities("CT", "CT", 1.0, 0.0, False)]
+    return ModalityTranslator(planned, Copy(), scales, torch.device("cpu"))
+
+
+@pytest.fixture
+def images(modalities, tmp_path):
+    """Two cases that lack T1, off centre and turned; one is smaller than the patch."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (40, 36, 45)), ("b", (20, 34, 40))):
+        image = sitk.GetImageFromArray(rng.normal(50, 40, shape).astype(np.float32))
+        image.SetOrigin((3.0, -4.0, 5.0))
+        image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
+        sitk.WriteImage(image, str(folder / f"{name}_0001.nii.gz"))
+    return folder
+
+
+def test_what_is_written_has_the_grid_of_the_case_and_the_scale_of_the_target(model, images, tmp_path):
+    assert predict(model, images, tmp_path / "out") == 2
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_0000.nii.gz", "b_0000.nii.gz"]
+    properties = model.planned.plans.foreground_intensity_properties_per_channel["1"]
+    for name in "ab":
+        source = sitk.ReadImage(str(images / f"{name}_0001.nii.gz"))
+        written = sitk.ReadImage(str(tmp_path / "out" / f"{name}_0000.nii.gz"))
+        for fact in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(written, fact)() == pytest.approx(getattr(source, fact)())
+        raw = np.clip(sitk.GetArrayFromImage(source), properties["percentile_00_5"], properties["percentile_99_5"])
+        wanted = (raw - properties["mean"]) / properties["std"] * 10 + 100
+        assert sitk.GetArrayFromImage(written) == pytest.approx(wanted, abs=1e-2)
+    predict(model, images, tmp_path / "kept", ["CT"], ["T1"], keep=True)
+    assert set(find_cases(tmp_path / "kept", ".nii.gz", ["T1", "CT"])["a"]) == {0, 1}
+    assert (tmp_path / "kept" / "a_0001.nii.gz").read_bytes() == (images / "a_0001.nii.gz").read_bytes()
+
+
+def test_an_empty_slot_is_no_image(model, tmp_path):
+    write_tests(tmp_path / "in")
+    complete(tmp_path / "in", tmp_path / "full", "779")
+    assert predict(model, tmp_path / "full", tmp_path / "out") == 3
+    drawn = ["no_t1_0000.nii.gz", "small_0001.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == drawn
+    with pytest.raises(ImagesFolderError, match=r"Case no_t1 in .* has no image of T1; one that is constant"):
+        predict(model, tmp_path / "full", tmp_path / "from_t1", ["T1"])
+    assert not (tmp_path / "from_t1").exists()
+    predict(model, tmp_path / "full", tmp_path / "kept", keep=True)
+    images = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (tmp_path / "kept").iterdir()]
+    assert len(images) == 6
+    assert all(np.ptp(image) > 0 for image in images)
+
+
+def test_outside_the_crop_is_what_the_modality_has_there(modalities, tmp_path):
+    planned = open_planned_dataset(modalities.name, "3d_fullres")
+    scales = [Intensities("T1", "ZScoreNormalization", 1.0, 0.0, False), Intensities("CT", "CT", 1.0, 0.0, False, -9.0)]
+    image = np.zeros((36, 36, 36), np.float32)
+    image[4:30, 3:33, 2:36] = np.random.default_rng(0).normal(50, 10, (26, 30, 34))
+    sitk.WriteImage(sitk.GetImageFromArray(image), str(tmp_path / "a_0000.nii.gz"))
+    t1, ct = ModalityTranslator(planned, Copy(), scales, torch.device("cpu"))({0: tmp_path / "a_0000.nii.gz"})
+    assert (ct[image == 0] == -9).all()
+    assert (t1[image == 0] == 0).all()
+    assert np.array_equal(ct[image != 0], t1[image != 0])
+
+
+def test_transposed_plans_change_nothing(model, images):
+    turned = {**model.planned.plans.plans, "transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
+    plans = PlansManager(turned)
+    planned = replace(model.planned, plans=plans, configuration=plans.get_configuration("3d_fullres"))
+    files = {1: images / "a_0001.nii.gz"}
+    assert replace(model, planned=planned)(files) == pytest.approx(model(files), abs=1e-3)
+
+
+def test_what_cannot_be_predicted_is_refused_and_leaves_nothing(model, images, tmp_path):
+    with pytest.raises(OptionError, match="PET: no such channel; the data set has T1, CT"):
+        predict(model, images, tmp_path / "out", ["PET"])
+    with pytest.raises(ImagesFolderError, match=r"Case a in .* has no image of T1"):
+        predict(model, images, tmp_path / "out", ["T1"])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="is not empty"):
+        predict(model, images, images)
+    with pytest.raises(WeightsNotFoundError, match="translate train Dataset779_Modalities 3d_fullres -p nnUNetPlans"):
+        load_model(model.planned, device="cpu")
+
+
+# --- the whole
+
+
+def test_train_from_a_pretraining_predict_and_evaluate(modalities, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    (modalities.preprocessed / modalities.name / f"{PLANS}.json").write_text(
+        json.dumps(cut_down(modalities.plans, PLANS))
+    )
+    where = ["779", "3d_fullres", "-p", PLANS, "-device", "cpu"]
+    short = ["--epochs", "1", "--iterations", "2", "--set", "workers=0", "prior=4", "samples=1"]
+    assert main(["translate", "train", *where, *short]) == 2
+    assert "Run `nnunet-invariance pretrain puir`" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+    assert main(["pretrain", "puir", *where, *short]) == 0
+    assert main(["translate", "train", *where, *short]) == 0
+    folder = tmp_path / "results" / modalities.name / "pretraining" / f"puir_translation__{PLANS}__3d_fullres"
+    assert "matched" in (folder / "log.txt").read_text()
+    ct = read_intensities(folder)[1]
+    properties = modalities.plans["foreground_intensity_properties_per_channel"]["1"]
+    assert (ct.channel, ct.scale, ct.offset) == ("CT", properties["std"], properties["mean"])
+    images = modalities.raw / modalities.name / "imagesTr"
+    capsys.readouterr()
+    assert main(["translate", "evaluate", *where, "-i", str(images), "-o", str(tmp_path / "scores")]) == 0
+    rows = list(csv.DictReader((tmp_path / "scores" / "scores.csv").open()))
+    pairs = {(row["source"], row["target"], row["case"]) for row in rows}
+    complete = ("case_000", "case_001", "case_004")  # of the others one modality is a constant
+    assert pairs == {(s, t, c) for s, t in (("T1", "CT"), ("CT", "T1")) for c in complete}
+    page = (tmp_path / "scores" / "report.html").read_text()
+    assert "was trained on 6 of these cases" in page
+    write_apart(tmp_path / "apart")
+    for step in ("predict", "evaluate"):
+        assert main(["translate", step, *where, "-i", str(tmp_path / "apart"), "-o", str(tmp_path / step)]) == 2
+        assert re.search(DIFFERENT, capsys.readouterr().err)
+        assert not (tmp_path / step).exists()
+
+
+def test_pretraining_options_reach_the_transfer_and_wrong_ones_are_named():
+    assert issubclass(PUIRTranslationOptions, PUIROptions)
+    assert issubclass(PUIRTranslation, PUIR)
+    with pytest.raises(OptionError, match="weight_transfer=0: expected"):
+        PUIRTranslationOptions(weight_transfer=0)

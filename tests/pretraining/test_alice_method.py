@@ -1,0 +1,260 @@
+"""Alice as a whole: who predicts whom, what the student sees, the teacher's averages, and collapse."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from nnunet_invariance.networks.planned import decode
+from nnunet_invariance.pretraining.engine.loop import LoopOptions
+from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
+from tests.helpers.distributed_alice import build, views
+from tests.networks.test_networks import architecture
+from tests.pretraining.test_alice_forms import random, slow_loss
+
+FORMS = [
+    {},
+    {"mask_mode": "tube", "mim_voxels": "all", "casa_target": "shared"},
+    {"encoding": "sparse", "casa": "plain", "target_kv": "encoder"},
+    {"encoding": "sparse", "collapse_guard": "sinkhorn", "weight_mim": 0.0},
+]
+
+
+def views_of(alice, image=None, step=0):
+    """All pairs of given crops are sure; of the others' two, one is."""
+    score = torch.tensor([0.9, 0.2]) if image is None else torch.ones(2)
+    image = random(4, 1, 16, 16, 16, dtype=torch.float32) if image is None else image
+    batch = {"image": image, "valid": torch.ones_like(image, dtype=torch.bool), "score": score}
+    return alice.make_views(batch, torch.Generator().manual_seed(step))
+
+
+def different_crops(seed=0):
+    """Four crops of smooth waves, each of its own length and direction, with spots: (4, 1, 16, 16, 16)."""
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.stack(torch.meshgrid(*[torch.linspace(0, 1, 16)] * 3, indexing="ij"))
+    direction = torch.randn(4, 3, generator=generator) * torch.tensor([3.0, 6.0, 12.0, 24.0])[:, None]
+    waves = torch.einsum("bi,ixyz->bxyz", direction, place).sin()
+    spots = torch.rand(4, 16, 16, 16, generator=generator) < torch.tensor([0.0, 0.02, 0.1, 0.3])[:, None, None, None]
+    return (waves + 2 * spots)[:, None]
+
+
+def test_the_student_predicts_the_teachers_class_token_of_the_other_volume():
+    """Crop by crop from the equation: Q1 Q2 K1 K2 are paired as (Q1, K1), (Q2, K2), in both directions."""
+    alice = build()
+    with torch.no_grad():
+        for p in alice.teacher.parameters():
+            p.mul_(1.3)
+        for p in alice.heads.parameters():
+            p.mul_(4 if p.ndim > 1 else 0)  # or codes of untrained heads are nearly those of their biases, for any crop
+    alice.heads.inter.update_center(random(16, dtype=torch.float32, seed=4))
+    seen = views_of(alice, different_crops())
+
+    def class_token(side, network, image):
+        pooled = network.encoder(image)[alice.stage].flatten(2).mean(2)
+        return alice.heads.get_submodule(side)["head"].class_token(pooled)[0]
+
+    with torch.no_grad():
+        students = [class_token("student", alice.network, seen["student"][i : i + 1]) for i in range(4)]
+        teachers = [class_token("teacher", alice.teacher, seen["teacher"][i : i + 1]) for i in range(4)]
+        targets = [((t - alice.heads.inter.center).double() / 0.01).softmax(0) for t in teachers]
+    crossed, own = (
+        sum(slow_loss(students[a].double(), targets[b], 0.1) for a, b in zip(range(4), partners, strict=True)) / 4
+        for partners in ((2, 3, 0, 1), range(4))
+    )
+    assert abs(crossed - own) > 1e-4 * crossed
+    assert alice(seen, 0.5).losses["inter"].item() == pytest.approx(crossed, rel=1e-5)
+
+
+@pytest.mark.parametrize("target_kv", ["decoder", "encoder"])
+def test_tokens_agree_at_the_students_queries_and_padding_is_not_attended_to(target_kv):
+    """Crop by crop from the equation; padded tokens are taken out by hand, where the method masks them."""
+    alice = build(target_kv=target_kv)
+    with torch.no_grad():
+        for p in alice.teacher.parameters():
+            p.mul_(1.3)
+        for p in alice.heads.parameters():
+            p.mul_(4 if p.ndim > 1 else 0)
+    alice.heads.intra.update_center(random(16, dtype=torch.float32, seed=4))
+    seen, terms = views(), []
+    assert not seen["encoder_valid"].all()
+    assert not seen["decoder_valid"].all()
+
+    def tokens(feature_map):
+        return feature_map.flatten(2).transpose(1, 2)
+
+    def attend(side, query, keys, valid):
+        return alice.heads.get_submodule(side)["casa"](query, keys[:, valid], torch.ones(1, int(valid.sum())).bool())
+
+    for i in range(4):
+        encoder_valid, decoder_valid = seen["encoder_valid"][i], seen["decoder_valid"][i]
+        with torch.no_grad():
+            sides = {}
+            for side, network in (("student", alice.network), ("teacher", alice.teacher)):
+                skips = network.encoder(seen[side][i : i + 1])
+                head = alice.heads.get_submodule(side)["head"]
+                decoded = decode(network.decoder, skips)[alice.decoder_stage]
+                sides[side] = head.encoder_tokens(tokens(skips[alice.stage])), head.decoder_tokens(tokens(decoded))
+            query = sides["student"][0]
+            s = attend("student", query, sides["student"][1], decoder_valid)[0]
+            kind = ("encoder", "decoder").index(target_kv)
+            t = attend("teacher", query, sides["teacher"][kind], (encoder_valid, decoder_valid)[kind])[0]
+            targets = ((t - alice.heads.intra.center).double() / 0.01).softmax(1)
+        rows = encoder_valid.nonzero()[:, 0].tolist()
+        terms.append(sum(slow_loss(s[n].double(), targets[n], 0.1) for n in rows) / len(rows))
+    assert alice(seen, 0.5).losses["intra"].item() == pytest.approx(sum(terms) / 4, rel=1e-5)
+
+
+def test_masked_reconstruction_weighs_as_the_intensities_are_scaled_and_can_be_off():
+    setup = build().setup
+    for unit_range, given, weight in ((False, -1.0, 1.0), (True, -1.0, 10.0), (True, 0.0, 0.0), (False, 3.0, 3.0)):
+        options = AliceOptions(hidden=16, codes=16, weight_mim=given)
+        alice = Alice(dataclasses.replace(setup, unit_range=unit_range), options)
+        assert alice.loss_weights == {"inter": 1.0, "intra": 1.0, "mim": weight}
+
+
+def test_the_student_sees_no_hidden_voxel_and_the_teacher_all():
+    seen = views()
+    everywhere = seen["hidden"].expand_as(seen["student"])
+    assert (seen["student"][everywhere] == 0).all()
+    assert (seen["student"][~everywhere & seen["inside"]] != 0).all()
+    assert (seen["teacher"][seen["inside"]] != 0).all()
+    assert not (seen["hidden"] & ~seen["inside"]).any()
+
+
+@pytest.mark.parametrize("mim_voxels", ["masked", "all"])
+def test_the_voxels_that_mim_voxels_names_count(mim_voxels):
+    alice, seen = build(mim_voxels=mim_voxels), views()
+    counted = seen["hidden"] if mim_voxels == "masked" else seen["inside"]
+    with torch.no_grad():
+        errors = (alice.network(seen["student"]) - seen["image"]).double().square()
+    expected = sum(errors[b][counted[b]].mean().item() for b in range(4)) / 4
+    assert alice(seen, 0.5).losses["mim"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_teachers_temperature_rises_over_three_percent_of_the_run():
+    alice = build()
+    rising = [alice._teacher_temperature(progress) for progress in (0, 0.015, 0.03, 0.5)]
+    assert rising == pytest.approx([0.008, 0.009, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(("progress", "momentum"), [(0, 0.996), (0.5, 0.998), (1, 1.0)])
+def test_network_and_heads_of_the_teacher_are_moving_averages(progress, momentum):
+    alice = build()
+    output = alice(views_of(alice), progress)
+    sides = ((alice.teacher, alice.network), (alice.heads.teacher, alice.heads.student))
+    with torch.no_grad():
+        for _, student in sides:
+            for p in student.parameters():
+                p.add_(1)
+    before = [[p.clone() for p in teacher.parameters()] for teacher, _ in sides]
+    alice.after_step(output, progress)
+    for olds, (teacher, student) in zip(before, sides, strict=True):
+        for old, now, new in zip(olds, teacher.parameters(), student.parameters(), strict=True):
+            assert torch.allclose(now, momentum * old + (1 - momentum) * new, atol=1e-6)
+
+
+def test_the_teacher_has_the_batch_statistics_of_the_student():
+    planned = architecture()
+    planned.arch_kwargs["norm_op"] = "torch.nn.BatchNorm3d"
+    alice = Alice(dataclasses.replace(build().setup, architecture=planned), AliceOptions(hidden=16, codes=16)).train()
+    for _ in range(2):
+        alice.after_step(alice(views_of(alice), 0.5), 0.5)
+    own, student = dict(alice.teacher.named_buffers()), dict(alice.network.named_buffers())
+    assert any(name.endswith("running_mean") and value.any() for name, value in own.items())
+    assert all(torch.equal(value, student[name]) for name, value in own.items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_trains_all_its_parameters_and_every_term_reaches_the_encoder(form):
+    alice = build(**form)
+    seen = views_of(alice)
+    output = alice(seen, 0.5)
+    sum(alice.loss_weights[n] * v for n, v in output.losses.items()).backward()
+    assert [n for n, p in alice.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad is None for p in alice.teacher.parameters())
+    for name in output.losses:
+        alice.zero_grad(set_to_none=True)
+        alice(seen, 0.5).losses[name].backward()
+        grads = [p.grad.norm().item() for p in alice.network.encoder.parameters() if p.grad is not None]
+        assert max(grads) > 0, name
+    alice.after_step(output, 0.5)
+
+
+def test_unsure_pairs_have_no_inter_volume_term_and_change_no_other():
+    alice = build()
+    seen = views_of(alice)
+    assert seen["sure"].tolist() == [True, False, True, False]
+    dropped = alice(seen, 0.5)
+    kept = alice({**seen, "sure": torch.ones(4, dtype=torch.bool)}, 0.5)
+    assert dropped.losses["inter"] < kept.losses["inter"]
+    assert dropped.losses["intra"] == kept.losses["intra"]
+    assert dropped.losses["mim"] == kept.losses["mim"]
+    assert dropped.diagnostics["sure_pairs"] == 0.5
+    assert alice({**seen, "sure": torch.zeros(4, dtype=torch.bool)}, 0.5).losses["inter"] == 0
+
+
+def test_a_shared_casa_is_the_students_at_once_and_an_averaged_one_is_not():
+    for target, equal in (("shared", True), ("ema", False)):
+        alice = build(casa_target=target)
+        output = alice(views_of(alice), 0.5)
+        with torch.no_grad():
+            for p in alice.heads.student["casa"].parameters():
+                p.add_(1)
+        alice.after_step(output, 0.5)
+        pairs = zip(alice.heads.student["casa"].parameters(), alice.heads.teacher["casa"].parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) == equal
+
+
+def test_targets_attend_to_what_target_kv_names():
+    for kv in ("decoder", "encoder"):
+        alice = build(target_kv=kv)
+        seen = views_of(alice)
+        before = alice(seen, 0.5).losses
+        with torch.no_grad():
+            for p in alice.teacher.decoder.stages.parameters():
+                p.mul_(1.5)
+        after = alice(seen, 0.5).losses
+        assert torch.isclose(before["inter"], after["inter"], rtol=1e-5)
+        assert torch.isclose(before["intra"], after["intra"], rtol=1e-5) == (kv == "encoder")
+
+
+ENTROPIES = ("mean_target_entropy", "target_entropy", "class_target_entropy")
+
+
+def short_run(seed, steps, lr=LoopOptions.lr, **form):
+    """Masked error (steps,) and entropies (steps, 3) of a run in which each step has crops of its own."""
+    alice = build(seed, **form)
+    optimizer = torch.optim.AdamW([p for p in alice.parameters() if p.requires_grad], lr)
+    errors, entropies = [], []
+    for step in range(steps):
+        output = alice(views_of(alice, different_crops(100 * seed + step), step), step / steps)
+        optimizer.zero_grad()
+        sum(output.losses.values()).backward()
+        optimizer.step()
+        alice.after_step(output, step / steps)
+        errors.append(output.losses["mim"].item())
+        entropies.append([output.diagnostics[name].item() for name in ENTROPIES])
+    return torch.tensor(errors), torch.tensor(entropies)
+
+
+def test_the_masked_error_falls():
+    errors, _ = short_run(0, 20, lr=3e-3)
+    assert errors[-5:].mean() < 0.7 * errors[:5].mean()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_sinkhorn_keeps_the_token_targets_off_both_ends_in_every_step(seed):
+    _, entropies = short_run(seed, 30, collapse_guard="sinkhorn")
+    mean_target, target, class_target = entropies[15:].T
+    assert mean_target.min() > 0.3  # several codes are used
+    assert 0.01 < target.min() <= target.max() < 0.5  # neither one-hot nor uniform
+    assert class_target.min() > 0.99  # class tokens that are still alike share the codes equally by being uniform
+
+
+def test_centring_does_not_keep_them_off_in_every_run():
+    """What docs/alice.md says of the default guard; :meth:`Alice.warnings` names both ends."""
+    runs = torch.stack([short_run(seed, 40, lr=1e-3)[1][20:] for seed in (1, 2)])
+    lowest, highest = runs.amin((0, 1)), runs.amax((0, 1))
+    print(f"center, least and largest of {ENTROPIES}: {lowest.tolist()}, {highest.tolist()}")
+    assert lowest[0] < 0.05
+    assert highest[2] > 0.95

@@ -1,0 +1,341 @@
+"""What `pretrain anatomix` does: levels, pairs, losses and the loop around them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nnunet_invariance.common.distributed import DistributedContext
+from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT, PairIndexDataset
+from nnunet_invariance.pretraining.engine.loop import Loop, LoopOptions
+from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.engine.schedule import should_stop_early
+from nnunet_invariance.pretraining.engine.target import PRESETS
+from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
+from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixOptions
+from tests.helpers.small_checkpoints import architecture
+
+ONE_RANK = DistributedContext(0, 1, torch.device("cpu"))
+
+
+def make(network="PlainConvUNet", patch=(32, 32, 32), unit_range=True, **options) -> Anatomix:
+    """Over a small planned network of three stages."""
+    torch.manual_seed(0)
+    planned = architecture(network, classes=1)
+    setup = Setup(planned, patch, (1.0, 1.0, 1.0), 2, unit_range, ())
+    return Anatomix(setup, AnatomixOptions(**{"locations": 64, "held_out": 1, "volume": 32, **options})).train()
+
+
+def views(method, step=0, seed=0):
+    batch = {k: v for k, v in method.dataset(10, seed, 0)[step].items() if k != "keys"}
+    return method.make_views(batch, torch.Generator())
+
+
+# ---- the maps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+@pytest.mark.parametrize(
+    ("stages", "names"),
+    [
+        (2, "encoder_0 encoder_1 decoder_0"),
+        (3, "encoder_0 encoder_1 encoder_2 decoder_1 decoder_0"),
+        (4, "encoder_1 encoder_2 encoder_3 decoder_2 decoder_1 decoder_0"),
+        (5, "encoder_3 encoder_4 decoder_3 decoder_2 decoder_1 decoder_0"),
+        (6, "encoder_4 encoder_5 decoder_3 decoder_2 decoder_1 decoder_0"),
+    ],
+)
+def test_levels_say_what_the_maps_are(network, stages, names):
+    features = (4, 6, 8, 10, 12, 14)[:stages]
+    planned = architecture(network, features=features)
+    per_stage = ("n_conv_per_stage", "n_blocks_per_stage")
+    planned.arch_kwargs.update({k: [1] * stages for k in planned.arch_kwargs if k in per_stage})
+    built = planned.build()
+    levels = levels_of(built)
+    assert " ".join(level.name for level in levels) == names
+    maps = feature_maps(built, torch.randn(1, 1, 64, 64, 32))
+    assert [tuple(m.shape[1:]) for m in maps] == [(lv.channels, *lv.size((64, 64, 32))) for lv in levels]
+
+
+def test_the_papers_network_has_the_papers_maps_and_heads():
+    preset = PRESETS["anatomix"]["anatomix"]
+    network = Architecture.from_plans(preset.entry, 1, 1)
+    method = Anatomix(Setup(network, (32, 32, 32), (1.0,) * 3, 2, True, ()), AnatomixOptions())
+    assert [(level.channels, level.stride[0]) for level in method.levels] == [
+        (128, 8), (256, 16), (128, 8), (64, 4), (32, 2), (16, 1),
+    ]  # fmt: skip
+    assert sum(p.numel() for p in method.heads.parameters()) == 952_320
+    assert method.pairs == 1
+    assert sum(p.numel() for p in method.network.parameters() if p.requires_grad) == 5_899_344
+
+
+# ---- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_a_function_of_seed_and_number():
+    method = make(pairs=2)
+    once, again = views(method), views(make(pairs=2))
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[k], again[k]) for k in once)
+    assert not torch.equal(once["image"], views(method, step=1)["image"])
+    assert not torch.equal(once["image"], views(method, seed=1)["image"])
+    assert once["image"].shape == (4, 1, 32, 32, 32)
+    alone = method._views(0, [1], augment=True)  # the second pair of the first step
+    assert torch.equal(alone["image"], once["image"][1::2])
+    assert torch.equal(alone["encoder_1.index"][0], once["encoder_1.index"][1])
+
+
+def test_no_number_is_used_twice_and_none_is_held_out():
+    numbers = [
+        n for rank in range(2) for step in range(5) for n in PairIndexDataset(3, 0, 5, rank)[step]["number"].tolist()
+    ]
+    assert sorted(numbers) == list(range(30))
+    assert max(numbers) < HELD_OUT
+
+
+def test_positions_are_different_and_carry_the_label_of_the_cell_centre():
+    method = make()
+    drawn = method.maker.draw(0, HELD_OUT, [10], 10, augment=False)
+    labels = method.maker.make([drawn], torch.device("cpu")).labels[0, 0]
+    made = method.held_out_views(HELD_OUT)
+    for level in method.levels:
+        index, found = made[f"{level.name}.index"][0], made[f"{level.name}.labels"][0]
+        assert len(index.unique()) == len(index) == 64
+        stride, side = level.stride[0], level.size((32, 32, 32))[0]
+        for place, label in zip(index[:20].tolist(), found[:20].tolist(), strict=True):
+            z, y, x = (c * stride + stride // 2 for c in (place // side**2, place // side % side, place % side))
+            assert labels[z, y, x] == label
+
+
+@pytest.mark.parametrize("unit_range", [True, False])
+def test_images_have_the_range_that_nnunet_gives_them_later(unit_range):
+    image = make(unit_range=unit_range).held_out_views(HELD_OUT)["image"]
+    if unit_range:
+        assert image.amin() == 0
+        assert 0.9 < image.amax() < 1.5
+    else:
+        assert torch.allclose(image.mean((1, 2, 3, 4)), torch.zeros(2), atol=1e-5)
+        assert torch.allclose(image.std((1, 2, 3, 4)), torch.ones(2), atol=1e-5)
+
+
+def test_a_small_patch_is_cut_out_of_a_larger_volume_at_the_same_place_in_both_views():
+    method = make(patch=(12, 40, 36), volume=48)
+    assert views(method)["image"].shape == (2, 1, 12, 40, 36)
+    drawn = method.maker.draw(0, 3, [8], 4, augment=True)
+    patch = method.maker.make([drawn], torch.device("cpu"))
+    method.maker.patch_size = (48, 48, 48)
+    whole = method.maker.make([replace(drawn, start=(0, 0, 0))], torch.device("cpu"))
+    box = (..., *(slice(a, a + n) for a, n in zip(drawn.start, (12, 40, 36), strict=True)))
+    assert torch.equal(patch.labels, whole.labels[box])
+    assert all(torch.equal(a, b[box]) for a, b in zip(patch.views, whole.views, strict=True))
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pretext", ["labels", "positions"])
+def test_the_loss_is_the_formula(pretext):
+    method = make(pretext=pretext, pairs=2, locations=8)
+    made = views(method)
+    losses = method(made, 0.0).losses
+    maps = feature_maps(method.network, made["image"])
+    for level, head, feature_map in zip(method.levels, method.heads, maps, strict=True):
+        index, labels = made[f"{level.name}.index"], made[f"{level.name}.labels"]
+        rows = torch.stack([feature_map[b].flatten(1)[:, index[b % 2]].T for b in range(4)])
+        z = F.normalize(head(rows.flatten(0, 1)).view(4, 8, -1), dim=-1)
+        total = 0.0
+        for b in range(2):
+            both = torch.cat((z[b], z[b + 2]))
+            y = labels[b].repeat(2) if pretext == "labels" else torch.arange(8).repeat(2)
+            s = both @ both.T / 0.33
+            for i in range(16):
+                others = [j for j in range(16) if j != i]
+                positives = [j for j in others if y[j] == y[i]]
+                total += torch.logsumexp(s[i, others], 0) - s[i, positives].mean()
+        assert losses[level.name].item() == pytest.approx(total.item() / 32, rel=1e-4)
+
+
+@pytest.mark.parametrize("pretext", ["labels", "positions", "denoising"])
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_gradients_reach_encoder_and_decoder_and_every_trained_parameter(network, pretext):
+    method = make(network, pretext=pretext)
+    losses = method(views(method), 0.0).losses
+    sum(method.loss_weights[name] * value for name, value in losses.items()).backward()
+    assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+    for part in (method.network.encoder, method.network.decoder):
+        assert any(p.grad is not None and p.grad.norm() > 0 for p in part.parameters())
+
+
+def test_denoising_aims_at_the_same_geometry():
+    method = make(pretext="denoising")
+    made = views(method, step=2)
+    for image, clean in zip(made["image"], made["clean"], strict=True):
+        assert image.shape == clean.shape
+        assert not torch.equal(image, clean)
+        correlation = torch.corrcoef(torch.stack((image.flatten(), clean.flatten())))[0, 1]
+        assert correlation > 0.5
+
+
+def test_equal_features_have_the_loss_of_chance_and_are_warned_of():
+    method = make()
+    for head in method.heads:
+        head.register_forward_hook(lambda module, inputs, rows: torch.ones_like(rows))
+    losses = method(views(method), 0.0).losses
+    assert sum(method.loss_weights[n] * v for n, v in losses.items()).item() == pytest.approx(method.chance, rel=1e-5)
+    assert method.chance == pytest.approx(math.log(127))
+    assert "no better than that of equal features" in method.warnings({"held_out_loss": method.chance})[0]
+    assert method.warnings({"held_out_loss": 0.8 * method.chance}) == []
+
+
+def test_the_loss_falls_and_labels_are_found():
+    method = make(unit_range=False)
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 3e-3)
+
+    def measured():
+        method.eval()
+        result = method.evaluate()
+        method.train()
+        return result
+
+    for step in range(40):
+        losses = method(views(method, step % 10), 0.0).losses
+        loss = sum(method.loss_weights[name] * value for name, value in losses.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 0:
+            before = measured()
+    after = measured()
+    assert after["held_out_loss"] < before["held_out_loss"] - 0.1
+    assert after["held_out_loss"] < method.chance
+
+
+def test_label_retrieval_is_the_direct_count():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 40, 5, generator=generator)
+    labels = torch.randint(6, (40,), generator=generator)
+    labels[0] = 17  # only itself has it
+    hits: dict[int, list[bool]] = {}
+    for i in range(40):
+        others = [j for j in range(40) if j != i]
+        if not any(labels[j] == labels[i] for j in others):
+            continue
+        best = max(others, key=lambda j: F.cosine_similarity(a[i], b[j], dim=0).item())
+        hits.setdefault(int(labels[i]), []).append(bool(labels[best] == labels[i]))
+    expected = sum(sum(h) / len(h) for h in hits.values()) / len(hits)
+    assert label_retrieval(a, labels, b, labels, same_position=True).item() == pytest.approx(expected)
+    assert label_retrieval(a, labels, a, labels).item() == 1
+
+
+# ---- the loop ------------------------------------------------------------------------------------------------------
+
+
+class _Line(Method):
+    """Loss (w - x)^2 for the x of its batch."""
+
+    name = "line"
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.network, self.teacher, self.heads = nn.Linear(1, 1, bias=False), None, nn.Identity()
+        self.loss_weights = {"square": 1.0}
+        self.seen = None
+
+    def source(self, steps, seed, rank):
+        return [{"x": torch.tensor(float(step))} for step in range(steps)]
+
+    def make_views(self, batch, generator):
+        return batch
+
+    def forward(self, views, progress):
+        square = (self.network.weight.sum() - views["x"]).square()
+        return StepOutput({"square": square}, {}, {"x": views["x"]})
+
+    def after_step(self, output, progress):
+        self.seen = output.state["x"].item()
+
+
+def test_gradients_accumulate_to_their_mean(tmp_path):
+    method = _Line()
+    loop = Loop(
+        method,
+        LoopOptions(grad_accum_steps=3, grad_clip_norm=1e9),
+        ONE_RANK,
+        tmp_path,
+        {},
+    )
+    loop.optimizer = torch.optim.SGD(method.parameters(), 0.1)
+    weight = method.network.weight.item()
+    rate = LoopOptions(grad_accum_steps=3).lr / round(0.05 * LoopOptions().steps)
+    loop._train_step([{"x": torch.tensor(float(x))} for x in (0, 1, 5)], _Bar())
+    assert method.network.weight.item() == pytest.approx(weight - rate * 2 * (weight - 2), rel=1e-6)
+    assert loop.sums["square"] == pytest.approx(sum((weight - x) ** 2 for x in (0, 1, 5)) / 3, rel=1e-5)
+    assert method.seen == 2
+    assert loop.step == 1
+    loop._train_step([{"x": torch.tensor(x)} for x in (0.0, float("nan"), 1.0)], _Bar())
+    assert (loop.step, loop.skipped) == (2, 1)
+
+
+def gradients_of_a_step(folder, *batches):
+    """All gradients of one step of the loop on batches of pairs, and its loss, without the heads' batch statistics."""
+    method = make(pairs=len(batches[0]))
+    loop = Loop(
+        method,
+        LoopOptions(grad_accum_steps=len(batches), grad_clip_norm=1e9),
+        ONE_RANK,
+        folder,
+        {},
+    )
+    method.heads.eval()
+    loop._train_step([{"seed": torch.tensor(0), "number": torch.tensor(numbers)} for numbers in batches], _Bar())
+    return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}, loop.sums["loss"]
+
+
+def test_accumulated_pairs_have_the_gradients_of_the_larger_batch(tmp_path):
+    (one, loss), (two, accumulated) = (gradients_of_a_step(tmp_path, *batches) for batches in (([0, 1],), ([0], [1])))
+    assert accumulated == pytest.approx(loss, rel=1e-5)
+    assert one.keys() == two.keys()
+    assert len(one) > 20
+    for name, gradient in one.items():
+        # a bias before an instance norm has no effect; what is left of its gradient is rounding
+        assert torch.allclose(two[name], gradient, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("pretext", ["labels", "denoising"])
+def test_half_precision_has_nearly_the_same_losses_and_finite_gradients(pretext):
+    method = make(pretext=pretext)
+    seen = views(method)
+    full = method(seen, 0.5).losses
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = method(seen, 0.5).losses
+    sum(half.values()).backward()
+    for name, loss in half.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(full[name].item(), rel=0.05)
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    assert len(gradients) > 20
+    assert all(g.isfinite().all() for g in gradients)
+
+
+class _Bar:
+    def update(self):
+        pass
+
+    def set_postfix(self, *args, **kwargs):
+        pass
+
+
+def test_a_run_is_settled_when_its_best_is_old_enough():
+    options = LoopOptions(epochs=30, patience=0.1)
+    losses = [5.0, 4.0, 3.0, 3.5, 3.2]
+    history = [{"held_out_loss": x} for x in losses]
+    assert not should_stop_early(history, options)
+    assert should_stop_early([*history, {"held_out_loss": 3.1}], options)
+    assert not should_stop_early([*history, {"held_out_loss": 2.9}], options)
+    assert not should_stop_early([*history, *history], LoopOptions(epochs=30))
+    assert not should_stop_early([{"loss": 1.0}] * 9, options)

@@ -1,0 +1,144 @@
+"""Two processes (gloo) do what one process does on the joined batch."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from nnunet_invariance.common.distributed import ranks
+from nnunet_invariance.weights.checkpoint import read_metadata
+
+SCRIPT = """
+import json, sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.helpers.distributed_alice import build, views
+
+def main():  # no DistributedDataParallel is left when its group is destroyed
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    rank = dist.get_rank()
+    alice = build(**json.loads(sys.argv[2]))
+    mine = {k: v[[rank, rank + 2]] for k, v in views().items()}  # pair ``rank`` of Q1 Q2 K1 K2
+    parallel = DistributedDataParallel(alice, broadcast_buffers=False)
+    output = parallel(mine, 0.5)
+    sum(output.losses.values()).backward()
+    alice.after_step(output, 0.5)
+    losses = torch.stack([v.detach() for v in output.losses.values()])
+    dist.all_reduce(losses)
+    if rank == 0:
+        gradients = {n: p.grad for n, p in alice.named_parameters() if p.grad is not None}
+        centers = [alice.heads.inter.center, alice.heads.intra.center]
+        torch.save({"losses": losses / 2, "gradients": gradients, "centers": centers}, sys.argv[1])
+    dist.barrier()
+
+main()
+dist.destroy_process_group()
+"""
+
+METHODS_SCRIPT = """
+import sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.helpers.distributed_methods import build, losses_of, views_of
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+method = build(sys.argv[2])
+losses = losses_of(DistributedDataParallel(method, broadcast_buffers=False), views_of(sys.argv[2], dist.get_rank()))
+dist.all_reduce(losses)
+if dist.get_rank() == 0:
+    gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    torch.save({"losses": losses / 2, "gradients": gradients}, sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+def torchrun(*arguments, **environment):
+    """Run a program on two processes of this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("form", [{}, {"collapse_guard": "sinkhorn", "encoding": "sparse", "target_kv": "encoder"}])
+def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path, form):
+    from tests.helpers.distributed_alice import build, views
+
+    script = tmp_path / "two_ranks.py"
+    script.write_text(SCRIPT)
+    torchrun(str(script), str(tmp_path / "two.pt"), json.dumps(form))
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    alice = build(**form)
+    output = alice(views(), 0.5)
+    sum(output.losses.values()).backward()
+    alice.after_step(output, 0.5)
+    one = {n: p.grad for n, p in alice.named_parameters() if p.grad is not None}
+    assert torch.allclose(two["losses"], torch.stack([v.detach() for v in output.losses.values()]), rtol=1e-5)
+    assert one.keys() == two["gradients"].keys()
+    assert len(one) > 30
+    for name, gradient in one.items():
+        # a bias before an instance norm has no effect; what is left of its gradient is rounding
+        assert torch.allclose(two["gradients"][name], gradient, rtol=1e-3, atol=1e-5), name
+    for center, head in zip(two["centers"], (alice.heads.inter, alice.heads.intra), strict=True):
+        assert torch.allclose(center, head.center, atol=1e-6)
+        assert head.center.any() == (not form)
+
+
+@pytest.mark.parametrize("name", ["sam", "anatomix"])
+def test_two_ranks_of_other_methods_equal_one_rank_on_the_joined_batch(tmp_path, name):
+    from tests.helpers.distributed_methods import RANKS, build, joined, losses_of, views_of
+
+    script = tmp_path / "two_ranks.py"
+    script.write_text(METHODS_SCRIPT)
+    torchrun(str(script), str(tmp_path / "two.pt"), name)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    method = build(name)
+    losses = losses_of(method, joined([views_of(name, rank) for rank in range(RANKS)]))
+    assert torch.allclose(two["losses"], losses, rtol=1e-8)
+    assert losses.min() > 0
+    one = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    assert one.keys() == two["gradients"].keys()
+    assert len(one) > 15
+    for parameter, gradient in one.items():
+        assert torch.allclose(two["gradients"][parameter], gradient, rtol=1e-6, atol=1e-10), parameter
+
+
+def test_ranks_wait_for_hours_of_work_of_the_first_one(monkeypatch):
+    """Longer than the 10 min of nccl and the 30 of gloo, which preprocessing or mining of real data exceeds."""
+    started = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **given: started.update(given, backend=backend))
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: started.update(left=True))
+    with ranks("cpu") as group:
+        assert (group.rank, group.world) == (1, 2)
+    assert started.keys() == {"backend", "timeout", "left"}
+    assert started["timeout"] >= timedelta(days=1)
+
+
+@pytest.mark.slow
+def test_torchrun_pretrains_on_two_processes(tiny, tmp_path):
+    arguments = [
+        "-m",
+        "nnunet_invariance",
+        "pretrain",
+        "alice",
+        tiny.name,
+        "3d_fullres",
+        "-device",
+        "cpu",
+        "--epochs",
+        "1",
+    ]
+    settings = ["--iterations", "2", "--set", "workers=0", "hidden=64", "codes=64"]
+    torchrun(*arguments, *settings, nnUNet_results=str(tmp_path))
+    final = tmp_path / tiny.name / "pretraining" / "alice__nnUNetPlans__3d_fullres" / "checkpoint_final.safetensors"
+    assert read_metadata(final)["finished"]

@@ -1,0 +1,431 @@
+"""The anatomical embedding: its loss against a slow loop, its geometry, its networks, matching, and the run."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_invariance.augmentation.device_views import apply_affine, sample_affine, source_positions
+from nnunet_invariance.errors import (
+    OptionError,
+    TooFewVolumesError,
+    UnsupportedConfigurationError,
+    WeightsIncompatibleError,
+)
+from nnunet_invariance.losses.hard_negative_info_nce import HardNegativeInfoNCE
+from nnunet_invariance.networks.architectures.resnet3d import ResNet3d
+from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead, upsample_unit
+from nnunet_invariance.networks.matching import describe, locate, make_embedding, match_points
+from nnunet_invariance.nnunet.cases import make_manifest, scan_cases
+from nnunet_invariance.pretraining.data.crops import OverlappingCrops
+from nnunet_invariance.pretraining.data.embedder import Embedder
+from nnunet_invariance.pretraining.engine.method import Setup
+from nnunet_invariance.pretraining.engine.run import run_pretraining
+from nnunet_invariance.pretraining.methods.sam import SAM, SAMOptions
+from nnunet_invariance.weights.checkpoint import load_checkpoint
+from tests.helpers.tiny_pretraining import copy_cases
+from tests.networks.test_networks import architecture
+
+SHORT = ["epochs=1", "iterations=2", "lr=1e-3", "workers=0", "volumes=2", "features=8"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- loss ------------------------------------------------------------------------------------------------------------
+
+
+def loss_inputs(dtype=torch.float32, samples=3, side=3, features=4, seed=0):
+    """Two views of ``side`` ^ 3 cells; those of sample 1 show different places; some cells are padding."""
+    g = generator(seed)
+    grid = torch.tensor(list(itertools.product(range(side), repeat=3)), dtype=dtype)
+    views = [grid + 0.4 * torch.rand(samples, 1, 3, generator=g, dtype=dtype) for _ in range(2)]
+    views[1][1:2] += 100
+    position = torch.cat(views, 1)
+    keys = torch.nn.functional.normalize(torch.randn(*position.shape[:2], features, generator=g, dtype=dtype), dim=-1)
+    guide = torch.nn.functional.normalize(torch.randn(keys.shape, generator=g, dtype=dtype), dim=-1)
+    valid = torch.rand(position.shape[:2], generator=g) > 0.2
+    return keys, position, valid, guide
+
+
+def slow_loss(loss, keys, position, valid, draws, guide=None):
+    """The equation, query by query, in Python numbers."""
+    samples = []
+    flat = [(b, m) for b in range(len(keys)) for m in range(keys.shape[1])]
+
+    def cosine(rows, a, b):
+        return sum(x * y for x, y in zip(rows[a].tolist(), rows[b].tolist(), strict=True))
+
+    for b in range(len(keys)):
+        terms = []
+        for n in range(draws.query.shape[1]):
+            if not draws.counts[b, n]:
+                continue
+            q, p = draws.query[b, n].item(), draws.positive[b, n].item()
+            hardness = []
+            for m in draws.pool[b].tolist():
+                far = math.dist(position[b, q].tolist(), position[b, m].tolist()) >= loss.ignore
+                if far and m != p and valid[b, m]:
+                    score = cosine(keys[b], q, m) + (0 if guide is None else cosine(guide[b], q, m))
+                    hardness.append((score, cosine(keys[b], q, m)))
+            hardness.sort(reverse=True)
+            chosen = [hardness[r][1] for r in draws.ranks[b, n].tolist() if r < len(hardness)]
+            for index in draws.others[b].tolist():
+                other, m = flat[index]
+                if valid[other, m]:
+                    chosen.append(sum(x * y for x, y in zip(keys[b, q].tolist(), keys[other, m].tolist(), strict=True)))
+            top = cosine(keys[b], q, p) / loss.temperature
+            total = math.exp(top) + sum(math.exp(s / loss.temperature) for s in chosen)
+            terms.append(math.log(total) - top)
+        samples.append(sum(terms) / len(terms) if terms else 0.0)
+    return sum(samples) / len(samples)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("queries", [0, 5])
+def test_the_loss_equals_the_slow_loop(dtype, tolerance, queries):
+    keys, position, valid, guide = loss_inputs(dtype)
+    loss = HardNegativeInfoNCE(0.7, 1.2, queries, hardest=12, negatives=7, others=6, pool=40)
+    draws = loss.draw(position, valid, generator(1))
+    assert draws.counts.any(1).all()
+    for hint in (None, guide):
+        expected = slow_loss(loss, keys, position, valid, draws, hint)
+        assert loss(keys, position, valid, draws, hint).item() == pytest.approx(expected, rel=tolerance)
+
+
+def test_the_gradient_of_the_loss_is_right_and_the_guide_gets_none():
+    keys, position, valid, guide = loss_inputs(torch.float64, samples=2, side=2, features=2)
+    loss = HardNegativeInfoNCE(0.9, 0.8, 3, hardest=6, negatives=4, others=3)
+    draws = loss.draw(position, valid, generator(2))
+    keys.requires_grad_()
+    guide.requires_grad_()
+    assert torch.autograd.gradcheck(lambda k: loss(k, position, valid, draws, guide.detach()), keys)
+    loss(keys, position, valid, draws, guide).backward()
+    assert guide.grad is None
+
+
+def test_what_is_drawn_keeps_its_promises():
+    _, position, valid, _ = loss_inputs(side=4)
+    loss = HardNegativeInfoNCE(0.7, 1.2, 6, hardest=20, negatives=9, others=50, pool=60)
+    draws = loss.draw(position, valid, generator(3))
+    half = position.shape[1] // 2
+    for b in range(len(position)):
+        assert len(set(draws.pool[b].tolist())) == 60
+        assert (draws.others[b] // position.shape[1] != b).all()
+        for n in torch.nonzero(draws.counts[b]).flatten().tolist():
+            q, p = draws.query[b, n].item(), draws.positive[b, n].item()
+            assert valid[b, q]
+            if b == 1:  # its views show different places
+                assert p == q
+                continue
+            assert (q < half) != (p < half)
+            other = range(half, 2 * half) if q < half else range(half)
+            distance = {m: math.dist(position[b, q].tolist(), position[b, m].tolist()) for m in other if valid[b, m]}
+            assert distance[p] == pytest.approx(min(distance.values()))
+            assert distance[p] < 0.7
+        assert all(len(set(ranks)) == 9 and max(ranks) < 20 for ranks in draws.ranks[b].tolist())
+    again = loss.draw(position, valid, generator(3))
+    assert all(torch.equal(getattr(draws, name), getattr(again, name)) for name in vars(draws))
+
+
+def test_one_volume_alone_and_padding_alone_give_finite_losses():
+    keys, position, valid, _ = loss_inputs(samples=1)
+    loss = HardNegativeInfoNCE(0.7, 1.2, 5, hardest=12, negatives=7, others=6)
+    draws = loss.draw(position, valid, generator())
+    assert draws.others.shape == (1, 0)
+    assert loss(keys, position, valid, draws).isfinite()
+    nothing = torch.zeros_like(valid)
+    assert loss(keys, position, nothing, loss.draw(position, nothing, generator())) == 0
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------------
+
+
+def test_cells_know_where_in_the_volume_they_come_from():
+    """A view of an image that holds its own coordinates shows at each cell the place that is said of it."""
+    size, spacing, cell = (16, 20, 24), (2.0, 1.0, 1.5), (2, 2, 2)
+    axes = [(torch.arange(n) + 0.5 - n / 2) * s for n, s in zip(size, spacing, strict=True)]
+    coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].expand(2, -1, -1, -1, -1)
+    matrix = sample_affine(2, spacing, generator(4), scale=(0.8, 0.95))
+    shown = apply_affine(coordinates, matrix, spacing)
+    shown = torch.nn.functional.avg_pool3d(shown, cell).flatten(2).mT
+    said = source_positions(matrix, size, cell, spacing)
+    middle = (said.abs() < torch.tensor([n * s / 2 - 3 for n, s in zip(size, spacing, strict=True)])).all(-1)
+    assert middle.float().mean() > 0.3
+    assert torch.allclose(shown[middle], said[middle], atol=1e-3)
+
+
+def make_cases(tiny):
+    configuration = tiny.plans["configurations"]["3d_fullres"]
+    return scan_cases(tiny.preprocessed / tiny.name / configuration["data_identifier"], 1, (4, 4, 4))[0]
+
+
+def test_two_crops_of_a_volume_show_the_same_voxels_where_their_origins_say(tiny):
+    cases = make_cases(tiny)
+    source = OverlappingCrops(cases, (24, 24, 24), 4, seed=0, steps=20)
+    batch = source[3]
+    assert torch.equal(batch["image"], source[3]["image"])
+    assert batch["keys"][:4] == batch["keys"][4:]
+    assert len(set(batch["keys"][:4])) == 4
+    common = 0
+    for first in range(4):
+        a, b = first, first + 4
+        shift = (batch["origin"][a] - batch["origin"][b]).int().tolist()
+        for index in torch.nonzero(batch["valid"][a, 0])[::97].tolist():
+            other = [i + s for i, s in zip(index, shift, strict=True)]
+            if all(0 <= o < 24 for o in other) and batch["valid"][b, 0][tuple(other)]:
+                assert batch["image"][a, 0][tuple(index)] == batch["image"][b, 0][tuple(other)]
+                common += 1
+    assert common > 20
+    assert (batch["image"][~batch["valid"].expand_as(batch["image"])] == 0).all()
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_of_the_paper_has_its_size_and_shapes():
+    with torch.device("meta"):
+        encoder, head = ResNet3d(1), EmbeddingHead(ResNet3d.output_channels, ResNet3d.strides)
+        fine, coarse = head(encoder(torch.empty(1, 1, 32, 96, 96)))
+    assert sum(p.numel() for module in (encoder, head) for p in module.parameters()) == 32_832_960
+    assert fine.shape == (1, 128, 16, 48, 48)
+    assert coarse.shape == (1, 128, 8, 6, 6)
+    assert head.fine_cell == (2, 2, 2)
+    assert head.coarse_cell == (4, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("strides", "fine", "coarse"),
+    [
+        (((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)), (2, 2, 2), (16, 16, 16)),
+        (((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)), (1, 2, 2), (4, 8, 8)),
+        (((1, 1, 1), (2, 2, 2)), (2, 2, 2), (2, 2, 2)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_planned_encoders_of_any_depth_are_trained_whole(kind, strides, fine, coarse):
+    torch.manual_seed(0)
+    size = tuple((2 if axis == 0 else 1) * max(8, math.prod(s[axis] for s in strides)) for axis in range(3))
+    setup = Setup(architecture(kind, strides, 2), size, (1.0, 1.0, 1.0), 2, False, ())
+    sam = SAM(setup, SAMOptions(features=8)).train()
+    assert (sam.heads.fine_cell, sam.heads.coarse_cell) == (fine, coarse)
+    batch = {
+        "image": torch.rand(4, 2, *size),
+        "valid": torch.ones(4, 1, *size, dtype=torch.bool),
+        "origin": torch.zeros(4, 3),
+    }
+    output = sam(sam.make_views(batch, generator()), 0.0)
+    sum(output.losses.values()).backward()
+    assert all(value.isfinite() for value in output.losses.values())
+    assert [n for n, p in sam.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert not any(p.requires_grad for n, p in sam.network.named_parameters() if n.startswith("decoder."))
+    assert any(p.grad.abs().sum() > 0 for p in sam.network.encoder.stages[-1].parameters())
+
+
+# ---- matching --------------------------------------------------------------------------------------------------------
+
+
+def random_embedding(seed, coarse_grid=(2, 3, 2), shape=(14, 23, 16), fine_cell=(2, 2, 2), coarse_cell=(8, 8, 8)):
+    g = generator(seed)
+    grid = tuple(n * c // f for n, c, f in zip(coarse_grid, coarse_cell, fine_cell, strict=True))
+    fine, coarse = (torch.nn.functional.normalize(torch.randn(6, *s, generator=g), dim=0) for s in (grid, coarse_grid))
+    return make_embedding(fine, coarse, fine_cell, coarse_cell, shape, (1.0, 2.0, 1.0)), fine, coarse
+
+
+def test_matching_equals_the_slow_search(monkeypatch):
+    monkeypatch.setattr("nnunet_invariance.networks.matching.VALUES", 1000)  # more than one chunk
+    (a, fine_a, coarse_a), (b, fine_b, coarse_b) = random_embedding(0), random_embedding(1)
+    up_a, up_b = (upsample_unit(c[None], fine_a.shape[1:])[0] for c in (coarse_a, coarse_b))
+    points = torch.rand(9, 3, generator=generator(2)) * torch.tensor(a.shape)
+    found = match_points(a, b, points)
+
+    def best(p, fine, up, fine_t, up_t):
+        i, j, k = torch.minimum(p // 2, torch.tensor([6.0, 10.0, 7.0])).int().tolist()  # the last cells inside
+        winner = (-2.0, None)
+        for place in itertools.product(*(range(math.ceil(n / 2 - 0.5)) for n in a.shape)):
+            at = (slice(None), *place)
+            score = (fine[:, i, j, k] @ fine_t[at] + up[:, i, j, k] @ up_t[at]).item() / 2
+            winner = max(winner, (score, place), key=lambda pair: pair[0])
+        return winner[0], torch.tensor(winner[1]) * 2.0 + 1
+
+    for p, match, similarity, cycle in zip(points, *found, strict=True):
+        score, place = best(p, fine_a, up_a, fine_b, up_b)
+        assert similarity.item() == pytest.approx(score, rel=1e-5)
+        assert torch.equal(match, place)
+        back = best(place, fine_b, up_b, fine_a, up_a)[1]
+        assert cycle.item() == pytest.approx(math.dist((back * torch.tensor([1, 2, 1])).tolist(),
+                                                       (p * torch.tensor([1, 2, 1])).tolist()), rel=1e-5)  # fmt: skip
+
+
+def test_a_volume_matches_itself():
+    embedding, _, _ = random_embedding(3)
+    points = torch.rand(20, 3, generator=generator(4)) * (torch.tensor(embedding.shape) - 1)
+    found = match_points(embedding, embedding, points)
+    assert torch.allclose(found.similarity, torch.ones(20), atol=1e-5)
+    assert ((found.points - points).abs() <= 1 + 1e-6).all()
+    assert locate(describe(embedding, points), embedding)[0].shape == (20, 3)
+
+
+def test_windows_join_to_one_embedding(tiny):
+    torch.manual_seed(0)
+    sam = SAM(Setup(architecture(), (8, 8, 8), (1.0,) * 3, 2, False, ()), SAMOptions(features=8))
+    embed = Embedder(sam.network.encoder, sam.heads, sam.size, (1.0,) * 3, "cpu")
+    for shape in ((8, 8, 8), (5, 19, 12), (20, 9, 8)):
+        made = embed(torch.randn(1, *shape))
+        assert made.fine.shape[1:] == tuple(math.ceil(n / 2 - 0.5) for n in shape)
+        assert torch.allclose(made.fine.norm(dim=0), torch.ones(made.fine.shape[1:]), atol=1e-5)
+    image = torch.randn(1, 8, 8, 8)
+    one, _ = sam.heads(sam.network.encoder(image[None]))
+    assert torch.allclose(embed(image).fine, one[0], atol=1e-5)
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    return tmp_path / tiny.name / "pretraining" / "sam__nnUNetPlans__3d_fullres"
+
+
+def pretrain(tiny, *settings, **kwargs):
+    return run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*SHORT, *settings], **kwargs)
+
+
+def test_a_run_leaves_an_embedding_and_a_picture(tiny, results, caplog):
+    caplog.set_level("INFO")
+    path = pretrain(tiny, preview=True)
+    assert f"matches drawn: {results / 'preview.png'}" in (results / "log.txt").read_text()
+    assert path == results / "checkpoint_final.safetensors"
+    assert (results / "preview.png").read_bytes().startswith(b"\x89PNG")
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.metadata["pretrained"] == ["encoder"]
+    assert {name.split(".")[0] for name in checkpoint.tensors} == {"network", "heads"}
+    embedding = Embedder.load(path)(np.random.default_rng(0).normal(size=(1, 20, 33, 40)))
+    assert embedding.fine.shape == (8, 10, 16, 20)
+    (results / "preview.png").unlink()
+    stamp = path.stat().st_mtime_ns
+    assert pretrain(tiny, resume=True, preview=True) == path
+    assert (results / "preview.png").is_file()
+    assert path.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("backbone", ["planned", "resnet"])
+def test_a_stopped_run_continues_bit_identical(tiny, results, monkeypatch, backbone):
+    monkeypatch.setattr(ResNet3d, "output_channels", (8, 8, 16, 16))
+    words = ("epochs=2", f"backbone={backbone}")
+    whole = load_checkpoint(pretrain(tiny, *words)).tensors
+    means = [tensor for name, tensor in whole.items() if name.endswith("running_mean")]
+    assert bool(means) == (backbone == "resnet")
+    assert all(mean.any() for mean in means)
+    from nnunet_invariance.pretraining.engine import loop
+
+    end = loop.Loop._end_epoch
+
+    def stop_after_one(self, *args):
+        end(self, *args)
+        self.stop_requested = True
+
+    monkeypatch.setattr(loop.Loop, "_end_epoch", stop_after_one)
+    with pytest.raises(loop.Stopped):
+        pretrain(tiny, *words)
+    monkeypatch.setattr(loop.Loop, "_end_epoch", end)
+    again = load_checkpoint(pretrain(tiny, *words, resume=True)).tensors
+    assert whole.keys() == again.keys()
+    assert [n for n in whole if not torch.equal(whole[n], again[n])] == []
+
+
+def test_a_run_starts_from_an_earlier_one(tiny, results, tmp_path):
+    first = pretrain(tiny)
+    before = load_checkpoint(first)
+    words = (f"start={first}", "lr=1e-12", "lr_end=1e-12", "weight_decay=0")
+    second = load_checkpoint(pretrain(tiny, *words))  # in the place of the first one, which it moves aside
+    for name, tensor in before.tensors.items():
+        if name.startswith(("network.encoder", "heads.")):
+            assert torch.allclose(second.tensors[name], tensor, atol=1e-6), name
+    files = {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")}
+    for other in ("backbone=resnet", "features=4"):
+        with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to the file's"):
+            pretrain(tiny, f"start={first}", other)
+    assert {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")} == files
+
+
+def test_bad_input_is_named(tiny, results, tmp_path):
+    with pytest.raises(OptionError, match="backbone=vgg"):
+        pretrain(tiny, "backbone=vgg")
+    with pytest.raises(OptionError, match="--preview shows matches"):
+        run_pretraining("mae", tiny.name, "3d_fullres", device="cpu", preview=True)
+    assert not results.exists() or list(results.glob("checkpoint*")) == []
+    with pytest.raises(WeightsIncompatibleError, match=r"mae.*expected 'sam'"):
+        Embedder.load(run_pretraining("mae", tiny.name, "3d_fullres", device="cpu", settings=SHORT[:4]))
+
+
+def test_two_dimensional_plans_are_refused(tiny, results):
+    plans = json.loads(json.dumps(tiny.plans))
+    plans["plans_name"] = "flat"
+    plans["configurations"]["2d"]["data_identifier"] = plans["configurations"]["3d_fullres"]["data_identifier"]
+    path = tiny.preprocessed / tiny.name / "flat.json"
+    path.write_text(json.dumps(plans))
+    try:
+        with pytest.raises(UnsupportedConfigurationError, match="is 2-D, but sam needs 3-D plans"):
+            run_pretraining("sam", tiny.name, "2d", "flat", device="cpu")
+    finally:
+        path.unlink()
+    assert not results.parent.exists()
+
+
+def test_one_volume_is_too_few(tiny, tmp_path):
+    copy_cases(tiny, tmp_path / "one", [make_cases(tiny)[0].name])
+    with pytest.raises(TooFewVolumesError, match="1 usable volume"):
+        make_manifest([tmp_path / "one"], 1, (4, 4, 4), SAM.minimum_volumes)
+
+
+def test_the_losses_are_those_of_the_paper_in_cells():
+    sam = SAM(Setup(architecture(), (16, 16, 16), (1.0,) * 3, 2, False, ()), SAMOptions())
+    fine, coarse = sam.fine_loss, sam.coarse_loss
+    names = ("distance", "ignore", "queries", "hardest", "negatives", "others", "temperature")
+    assert [getattr(fine, name) for name in names] == [0.5, 5.0, 100, 2000, 500, 0, 0.5]
+    assert [getattr(coarse, name) for name in names] == [0.75, 0.75, 0, 250, 200, 1000, 0.5]
+    assert sam.loss_weights == {"fine": 1.0, "coarse": 1.0}
+
+
+def test_the_coarse_map_guides_which_negatives_the_fine_loss_meets(tiny):
+    setup = Setup(architecture(), (32, 32, 32), (1.0,) * 3, 4, False, tuple(make_cases(tiny)))
+    sam = SAM(setup, SAMOptions(features=8)).train()
+    views = sam.make_views({k: v for k, v in sam.dataset(5, 0, 0)[0].items() if k != "keys"}, generator())
+    before = sam(views, 0.0).losses["fine"]
+    with torch.no_grad():
+        for p in sam.heads.coarse.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator(1)))
+    after = sam(views, 0.0).losses["fine"]
+    assert after != before
+    assert torch.isclose(after, before, rtol=0.5)
+
+
+def test_a_volume_thinner_than_a_fine_cell_is_matched(tiny):
+    setup = Setup(architecture(), (16, 16, 16), (1.0,) * 3, 2, False, ())
+    sam = SAM(setup, SAMOptions(features=8))
+    embed = Embedder(sam.network.encoder, sam.heads, sam.size, (1.0,) * 3, "cpu")
+    flat = embed(np.random.default_rng(0).normal(size=(1, 1, 20, 20)).astype(np.float32))
+    found = match_points(flat, flat, torch.tensor([[0.5, 7.0, 9.0]]))
+    assert found.points.tolist() == [[1.0, 7.0, 9.0]]
+    assert found.similarity.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_volumes_thinner_than_the_crop_are_padded_and_padding_counts_nowhere(tiny):
+    thin = [case for case in make_cases(tiny) if min(case.shape) < 32]
+    assert thin
+    setup = Setup(architecture(), (32, 32, 32), (1.0,) * 3, 2, False, tuple(thin * 2))
+    sam = SAM(setup, SAMOptions(features=8)).train()
+    batch = sam.dataset(5, 0, 0)[0]
+    assert not batch["valid"].all()
+    views = sam.make_views({k: v for k, v in batch.items() if k != "keys"}, generator())
+    for name in ("fine", "coarse"):
+        draws, valid = views[name]["draws"], views[name]["valid"]
+        assert valid.gather(1, draws.query)[draws.counts].all()
+        assert valid.gather(1, draws.positive)[draws.counts].all()
+    assert all(value.isfinite() for value in sam(views, 0.0).losses.values())

@@ -1,0 +1,387 @@
+"""ICMSegTrainer on the tiny data set, and the plans copy it may need."""
+
+import copy
+import functools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+from nnunet_invariance.augmentation.interventions import INTERVENTIONS
+from nnunet_invariance.augmentation.interventions.base import Domain, match_statistics
+from nnunet_invariance.augmentation.interventions.slaug import apply_global, balance
+from nnunet_invariance.augmentation.views import split_views
+from nnunet_invariance.cli.main import main
+from nnunet_invariance.errors import OptionError, OutputError, WeightsNotFoundError
+from nnunet_invariance.losses.consistency import consistency
+from nnunet_invariance.losses.info_nce import PatchInfoNCE
+from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
+from nnunet_invariance.plans.options import BaselineOptions, ICMSegOptions, TrainerOptions, read_options
+from nnunet_invariance.plans.zscore import write_zscore_plans
+from nnunet_invariance.trainers.targets import tissue_labels
+from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
+from tests.helpers.tiny_dataset import cut_down
+from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values, write_weights
+
+
+@pytest.fixture(autouse=True)
+def results(tiny, tmp_path, monkeypatch):
+    """A results tree of its own for each test, and no weights named from outside."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    return tmp_path / tiny.name
+
+
+def started(tiny, name="ICMSegTrainer", plans=None, configuration="3d_fullres", **options):
+    """A trainer just before its first step, and a batch."""
+    trainer = make_trainer(tiny, name, plans, configuration, **{"seed": 1, "aux_ramp": 0.0, "warmup": 0.0, **options})
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer, next(trainer.dataloader_train)
+
+
+def as_moved(trainer, batch):
+    views = split_views(batch["data"], 1)
+    return {**batch, "views": views, "content": views.content}
+
+
+def slow_divergence(first, second):
+    """The divergence voxel by voxel."""
+    total = 0.0
+    p, q = first.double().softmax(1), second.double().softmax(1)
+    for a, b in zip(
+        p.flatten(2).transpose(1, 2).flatten(0, 1), q.flatten(2).transpose(1, 2).flatten(0, 1), strict=True
+    ):
+        for x, y in zip(a.tolist(), b.tolist(), strict=True):
+            m = (x + y) / 2
+            total += 0.5 * (x * math.log(x / m) + y * math.log(y / m))
+    return total / (first.numel() / first.shape[1])
+
+
+# ---- consistency -----------------------------------------------------------------------------------------------------
+
+
+def test_consistency_is_the_divergence_written_out():
+    first, second = (torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(s)) * 3 for s in (0, 1))
+    assert consistency(first, second).item() == pytest.approx(slow_divergence(first, second), rel=1e-5)
+    assert consistency(first, first).item() == pytest.approx(0, abs=1e-7)
+    assert consistency(first, second).item() == pytest.approx(consistency(second, first).item())
+    far = torch.tensor([[100.0, -100.0]])
+    assert consistency(far, -far).item() == pytest.approx(math.log(2))
+    a, b = first[:, :1], second[:, :1]
+    yes_no = [torch.cat((x, torch.zeros_like(x)), 1) for x in (a, b)]
+    assert consistency(a, b, independent=True).item() == pytest.approx(consistency(*yes_no).item(), rel=1e-5)
+    pair = [x.double().requires_grad_() for x in (first[:1, :, :2, :2], second[:1, :, :2, :2])]
+    assert torch.autograd.gradcheck(consistency, pair)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_without_a_checkpoint_leaves_the_stock_network(tiny):
+    trainer = make_trainer(tiny, "ICMSegTrainer_1epoch", seed=1, consistency_weight=1.0)
+    trainer.run_training()
+    assert "No checkpoint is named: random weights" in log_of(trainer)
+    checkpoint = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=True)
+    network = nnUNetTrainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 3, enable_deep_supervision=False
+    )
+    network.load_state_dict(checkpoint["network_weights"], strict=True)
+    assert_same(values(network), values(trainer.network))
+    block = checkpoint["nnunet_invariance"]
+    assert block["method"] == "icmseg"
+    assert block["transfer_report"] == {"place": "none: random weights"}
+    assert block["options"]["style"] == "mixed"
+    for name in ("train_info_nce", "train_consistency", "train_total", "encoder_lr"):
+        assert np.isfinite(trainer.logger.get_value(name, -1))
+    assert trainer.logger.get_value("encoder_lr", -1) == trainer.optimizer.param_groups[0]["lr"]
+    walk = Path(nnUNetTrainer.__module__.replace(".", "/")).parent
+    found = recursive_find_python_class(str(walk), checkpoint["trainer_name"], "nnunetv2.training.nnUNetTrainer")
+    assert found is type(trainer)  # as prediction looks it up
+
+
+@pytest.mark.parametrize("style", INTERVENTIONS)
+def test_every_style_trains_a_step(tiny, style):
+    trainer, batch = started(tiny, style=style)
+    before = values(trainer.network.encoder)
+    losses = trainer.train_step(batch)
+    assert all(np.isfinite(value) for value in losses.values())
+    after = values(trainer.network.encoder)
+    assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("conv.weight"))
+    assert trainer.feature_hook._skips is None
+
+
+def test_gradients_are_those_of_all_losses_written_out(tiny):
+    trainer, batch = started(tiny, aux_weight=0.7, consistency_weight=0.3, positions=100, stages=[1, 2])
+    network, aux = copy.deepcopy(trainer.network), copy.deepcopy(trainer.aux)
+    network.encoder._forward_hooks.clear()
+    state = trainer.generator.get_state()
+    styled = trainer.style_view(as_moved(trainer, batch), 2)
+    trainer.generator.set_state(state)
+    trainer.optimizer.step = lambda: None
+    losses = trainer.train_step(batch)
+
+    generator = torch.Generator()
+    generator.set_state(state)
+    views = split_views(batch["data"], 1)
+    INTERVENTIONS["mixed"].sample(Domain(tuple(views.first.shape), 3), generator)
+    outputs = [network(view) for view in (views.first, styled)]
+    segmentation = sum(trainer.loss(o, batch["target"]) for o in outputs) / 2
+    maps = [network.encoder(view) for view in (views.first, styled)]
+    contrasts = []
+    for stage in (1, 2):
+        index, counts = sample_positions(views.content, maps[0][stage].shape[2:], 100, generator)
+        rows = [aux[f"projection_{stage}"](gather_positions(m[stage], index)) for m in maps]
+        contrasts.append(PatchInfoNCE(0.2)(*rows, counts))
+    info_nce, divergence = sum(contrasts) / 2, consistency(outputs[0][0], outputs[1][0])
+    total = segmentation + 0.7 * info_nce + 0.3 * divergence
+    total.backward()
+    expected = [*network.parameters(), *aux.parameters()]
+    torch.nn.utils.clip_grad_norm_(expected, 12)
+    for p, q in zip([*trainer.network.parameters(), *trainer.aux.parameters()], expected, strict=True):
+        assert q.grad is None or torch.allclose(p.grad, q.grad, atol=1e-5)
+    for name, value in (("loss", segmentation), ("info_nce", info_nce), ("consistency", divergence), ("total", total)):
+        assert losses[name] == pytest.approx(value.item(), rel=1e-4)
+
+
+def test_the_style_view_changes_the_image_and_nothing_else(tiny):
+    trainer, batch = started(tiny, style="clusters")
+    moved = as_moved(trainer, batch)
+    moved["views"].content[:, :, :8] = 0  # as if padded
+    target = batch["target"][0].clone()
+    view = trainer.style_view(moved, 2)
+    image = moved["views"].second
+    assert torch.equal(view[:, :, :8], image[:, :, :8])
+    assert not torch.allclose(view[:, :, 8:], image[:, :, 8:], atol=0.1)
+    assert torch.equal(batch["target"][0], target)
+    assert not view.requires_grad
+    assert not torch.equal(view, trainer.style_view(moved, 2))  # a new draw in every step
+    assert trainer.style_view(moved, 1).shape[0] == 1
+
+
+def test_slaug_in_the_trainer_is_fused_by_the_gradient_of_the_loss(tiny):
+    trainer, batch = started(tiny, style="slaug")
+    moved = as_moved(trainer, batch)
+    network, state = copy.deepcopy(trainer.network), trainer.generator.get_state()
+    view = trainer.style_view(moved, 2)
+    assert all(parameter.grad is None for parameter in trainer.network.parameters())
+    trainer.generator.set_state(state)
+    image, (labels, classes) = moved["views"].second, tissue_labels(batch["target"][0], trainer.label_manager)
+    draw = INTERVENTIONS["slaug"].sample(Domain(tuple(image.shape), classes), trainer.generator)
+    whole, local = apply_global(image, labels, draw), INTERVENTIONS["slaug"].apply(image, labels, draw)
+    inside = moved["views"].content > 0
+    seen = torch.where(inside, match_statistics(whole, image), image).requires_grad_()
+    trainer.loss(network(seen), batch["target"]).backward()
+    fused = match_statistics(balance(whole, local, seen.grad), image)
+    assert torch.allclose(view, torch.where(inside, fused, image), atol=1e-4)
+
+
+def test_regions_count_as_labels():
+    target = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1]]).view(1, 2, 2, 2).bool()
+
+    class Regions:
+        has_regions = True
+
+    labels, classes = tissue_labels(target, Regions())
+    assert labels.flatten().tolist() == [2, 1, 0, 1]
+    assert classes == 3
+
+
+def test_without_an_auxiliary_loss_scratch_is_the_baseline_bit_by_bit(tiny):
+    ours, batch = started(tiny, "ICMSegTrainer_scratch", aux="none")
+    stock = make_trainer(tiny, "BaselineTrainer", seed=1)
+    stock.on_train_start()
+    stock.on_train_epoch_start()
+    for trainer in (ours, stock):
+        trainer.train_step(copy.deepcopy(batch))
+    assert not ours.aux
+    assert_same(values(ours.network), values(stock.network))
+
+
+def test_short_memory_makes_the_second_view_smaller(tiny):
+    trainer, batch = started(tiny)
+    forward, sizes = trainer.network.forward, []
+
+    def short_of_memory(x):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(x)
+
+    trainer.network.forward = short_of_memory
+    losses = trainer.train_step(batch)
+    trainer.train_step(batch)
+    assert sizes == [4, 3, 3]
+    assert all(np.isfinite(value) for value in losses.values())
+    assert log_of(trainer).count("the second view is made for 1 of 2 samples") == 1
+
+
+def test_compiled_steps_equal_plain_ones(tiny, monkeypatch):
+    plain, batch = started(tiny, style="slaug")
+    expected = plain.train_step(copy.deepcopy(batch))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        patch.setattr(type(plain), "_do_i_compile", lambda self: True)
+        compiled, _ = started(tiny, style="slaug")
+    losses = compiled.train_step(copy.deepcopy(batch))
+    assert {n: float(v) for n, v in losses.items()} == pytest.approx(
+        {n: float(v) for n, v in expected.items()}, rel=1e-4
+    )
+    torch._dynamo.reset()
+
+
+def test_a_seed_repeats_styles_and_steps_bit_by_bit(tiny):
+    runs = []
+    for _ in range(2):
+        trainer, batch = started(tiny)
+        trainer.train_step(batch)
+        trainer.train_step(batch)
+        runs.append({**values(trainer.network), **values(trainer.aux)})
+    assert_same(*runs)
+
+
+def test_mirroring_off_holds_in_training_and_prediction(tiny):
+    trainer, _ = started(tiny, mirroring=False)
+    assert trainer.inference_allowed_mirroring_axes is None
+    names = [type(t).__name__ for t in trainer.dataloader_train.data_loader.loader.transforms.geometry.transforms]
+    assert "MirrorTransform" not in names
+    trainer, _ = started(tiny)
+    assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
+
+
+def test_two_dimensions(tiny):
+    """Slices of the preprocessed volumes, which is how nnU-Net trains 2d."""
+    plans = cut_down(tiny.plans, "nnUNetPlans", iterations_per_epoch=2, val_iterations_per_epoch=1)
+    flat = copy.deepcopy(plans["configurations"]["2d"])
+    flat.update(
+        patch_size=[32, 32], batch_size=4, data_identifier=plans["configurations"]["3d_fullres"]["data_identifier"]
+    )
+    kwargs = flat["architecture"]["arch_kwargs"]
+    kwargs.update(n_stages=3, features_per_stage=[8, 16, 32], kernel_sizes=[[3, 3]] * 3)
+    kwargs.update(strides=[[1, 1], [2, 2], [2, 2]], n_conv_per_stage=[2] * 3, n_conv_per_stage_decoder=[2] * 2)
+    flat["nnunet_invariance"] = {"seed": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "positions": 64}
+    plans["configurations"]["2d"] = flat
+    trainer = make_trainer(tiny, "ICMSegTrainer_1epoch", plans, "2d")
+    trainer.run_training()
+    assert trainer.stages == [2]
+    assert np.isfinite(trainer.logger.get_value("train_total", -1))
+    assert Path(trainer.output_folder, "checkpoint_final.pth").is_file()
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_named_checkpoint_of_any_method_is_in_the_network(tiny, tmp_path, monkeypatch):
+    checkpoint = write_weights(tiny, tmp_path / "alice.safetensors")
+    trainer, _ = started(tiny, checkpoint=str(checkpoint.path))
+    section = checkpoint.section("teacher")
+    encoder = values(trainer.network.encoder)
+    assert_same(encoder, {name: section[f"encoder.{name}"] for name in encoder})
+    assert trainer.transfer_report["place"] == "plans block, field 'checkpoint'"
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(checkpoint.path))
+    trainer, _ = started(tiny)
+    assert_same(values(trainer.network.encoder), encoder)
+    scratch, _ = started(tiny, "ICMSegTrainer_scratch")
+    assert scratch.transfer_report == {"place": "none: scratch"}
+
+
+def test_other_places_are_not_looked_at(tiny, monkeypatch):
+    write_weights(tiny, method="icmseg")
+    write_weights(tiny)
+    trainer, _ = started(tiny)
+    assert trainer.transfer_report == {"place": "none: random weights"}
+    trainer = make_trainer(tiny, "ICMSegTrainer", checkpoint="missing.safetensors")
+    with pytest.raises(WeightsNotFoundError, match=r"missing\.safetensors.*no such file"):
+        trainer.on_train_start()
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_and_wrong_values():
+    options = ICMSegOptions()
+    assert (options.style, options.consistency_weight, options.mirroring, options.stages) == ("mixed", 0.0, True, None)
+    assert options.encoder_lr_factor == 1
+    for field, value, expected in (
+        ("style", "bezier", "one of 'mixed', 'gin'"),
+        ("consistency_weight", -1, r"\[0, 100\]"),
+        ("mirroring", 1, "true or false"),
+        ("stages", [], "different whole numbers"),
+        ("stages", [1, 1], "different whole numbers"),
+        ("stages", [-1], "different whole numbers"),
+        ("stages", 2, "different whole numbers"),
+    ):
+        with pytest.raises(OptionError, match=f"'{field}'.*expected .*{expected}"):
+            read_options(ICMSegOptions, {"nnunet_invariance": {field: value}})
+
+
+def test_other_trainers_pass_over_its_options():
+    block = {"nnunet_invariance": {"style": "gin", "seed": 2}}
+    assert read_options(BaselineOptions, block) == BaselineOptions(seed=2)
+    assert read_options(TrainerOptions, block) == TrainerOptions(seed=2)
+
+
+def test_styles_of_the_options_are_the_interventions():
+    allowed = {f.name: f for f in ICMSegOptions.__dataclass_fields__.values()}["style"].metadata["accepts"]
+    assert all(allowed(name) for name in INTERVENTIONS)
+
+
+def test_a_stage_that_is_not_there(tiny):
+    trainer = make_trainer(tiny, "ICMSegTrainer", stages=[1, 3])
+    with pytest.raises(OptionError, match=r"'stages'.*\[1, 3\].*the stages 0 to 2"):
+        trainer.initialize()
+
+
+# ---- CT normalisation ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ct_plans(tiny):
+    """Plans as of a CT data set."""
+    plans = cut_down(tiny.plans, "ctPlans", iterations_per_epoch=1, val_iterations_per_epoch=1)
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization"]
+    (tiny.preprocessed / tiny.name / "ctPlans.json").write_text(json.dumps(plans))
+    yield plans
+    for file in (tiny.preprocessed / tiny.name).glob("ctPlans*.json"):
+        file.unlink()
+
+
+def test_style_plan_writes_z_score_under_its_own_identifier(tiny, ct_plans, capsys):
+    folder = tiny.preprocessed / tiny.name
+    before = (folder / "ctPlans.json").read_text()
+    assert main(["style", "plan", tiny.name, "-p", "ctPlans"]) == 0
+    output = capsys.readouterr().out
+    copied = json.loads((folder / "ctPlans_zscore.json").read_text())
+    configuration = copied["configurations"]["3d_fullres"]
+    assert configuration["normalization_schemes"] == ["ZScoreNormalization"]
+    assert configuration["data_identifier"] == "ctPlans_zscore_3d_fullres"
+    assert configuration["nnunet_invariance"] == ct_plans["configurations"]["3d_fullres"]["nnunet_invariance"]
+    assert copied["plans_name"] == "ctPlans_zscore"
+    assert (folder / "ctPlans.json").read_text() == before
+    assert "Hounsfield" in output
+    assert "nnUNetv2_preprocess -d 777 -plans_name ctPlans_zscore -c 3d_fullres" in output
+    assert "-p ctPlans_zscore -tr ICMSegTrainer" in output
+    assert write_zscore_plans(tiny.name, "ctPlans").name == "ctPlans_zscore.json"  # the same again
+    assert main(["style", "plan", tiny.name, "-p", "ctPlans", "--name", "ctPlans_mine"]) == 0
+    (folder / "ctPlans_mine.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"ctPlans_mine\.json exists"):
+        write_zscore_plans(tiny.name, "ctPlans", new_plans_name="ctPlans_mine")
+
+
+def test_style_plan_without_ct_says_that_nothing_is_to_be_done(tiny, capsys):
+    assert main(["style", "plan", tiny.name]) == 2
+    assert "ZScoreNormalization, not with CTNormalization" in capsys.readouterr().err
+
+
+def test_ct_normalisation_is_warned_of(tiny, ct_plans):
+    trainer, _ = started(tiny, plans=ct_plans)
+    assert "WARNING: ctPlans, 3d_fullres: CTNormalization" in log_of(trainer)
+    assert f"nnunet-invariance style plan {tiny.name} -p ctPlans -c 3d_fullres" in log_of(trainer)
+    trainer, _ = started(tiny)
+    assert "CTNormalization clips" not in log_of(trainer)

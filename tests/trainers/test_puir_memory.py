@@ -1,0 +1,106 @@
+"""What a step of PUIRTrainer keeps for the gradient, what is said of it, and what is done where it is too much."""
+
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_invariance.networks.architectures.puir import gigabytes
+from nnunet_invariance.networks.planned import Architecture
+from tests.helpers.tiny_trainers import log_of, make_trainer, started
+
+TRAINER = "PUIRTrainer_scratch_1epoch"
+
+
+@pytest.fixture(autouse=True)
+def results(modalities, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+
+
+class Kept:
+    """A tensor that a graph keeps."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+class Peak:
+    """Most bytes that graphs keep at one time, each storage once, weights of networks left out."""
+
+    def __init__(self, *networks: torch.nn.Module) -> None:
+        self.weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
+        self.users: dict[int, int] = {}
+        self.now = self.peak = 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda kept: kept.tensor)
+
+    def pack(self, tensor: torch.Tensor) -> Kept:
+        kept, storage = Kept(tensor), tensor.untyped_storage()
+        if (place := storage.data_ptr()) not in self.weights:
+            self.count(place, storage.nbytes(), 1)
+            weakref.finalize(kept, self.count, place, storage.nbytes(), -1)
+        return kept
+
+    def count(self, place: int, size: int, change: int) -> None:
+        before = self.users.get(place, 0)
+        self.users[place] = before + change
+        self.now += size * (bool(before + change) - bool(before))
+        self.peak = max(self.peak, self.now)
+
+
+def test_the_estimate_is_what_a_step_keeps(modalities):
+    trainer, batch = started(modalities, TRAINER, equ_probability=1.0, prior=4)
+    ours = Peak(trainer.network, trainer.aux)
+    with ours.hooks:
+        trainer.train_step(batch)
+    assert ours.now == 0
+    planned = modalities.plans["configurations"]["3d_fullres"]["architecture"]
+    network = Architecture.from_plans(planned, 2, 3).build()
+    network.decoder.deep_supervision = True
+    stock = Peak(network)
+    with stock.hooks:
+        trainer.loss(network(batch["data"][:, :2]), batch["target"]).backward()
+    parts = (trainer.network.encoder, trainer.network.decoder)
+    estimate = trainer.network.compute_conv_feature_map_size([32] * 3)
+    estimate = estimate / sum(part.compute_conv_feature_map_size([32] * 3) for part in parts)
+    assert estimate == pytest.approx(ours.peak / stock.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(("share", "recomputed"), [(1.01, False), (0.99, True)])
+def test_activations_are_made_again_where_the_estimate_is_too_much(modalities, monkeypatch, share, recomputed):
+    trainer = make_trainer(modalities, TRAINER)
+    trainer.initialize()
+    assert not trainer.network.checkpointing
+    needed = gigabytes(trainer.network.compute_conv_feature_map_size([32] * 3), trainer.batch_size)
+    device = SimpleNamespace(total_memory=share * needed * 1e9 / 0.9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device_: device)
+    trainer.device = torch.device("cuda")
+    trainer._fit_memory()
+    assert trainer.network.checkpointing == recomputed
+
+
+def short_of_memory(trainer) -> None:
+    forward = trainer.network.forward
+
+    def short(*arguments):
+        if not trainer.network.checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*arguments)
+
+    trainer.network.forward = short
+
+
+def test_too_little_memory_makes_activations_again_from_then_on(modalities):
+    trainer, batch = started(modalities, TRAINER, prior=4)
+    short_of_memory(trainer)
+    assert all(np.isfinite(trainer.train_step(batch)["total"]) for _ in range(2))
+    assert log_of(trainer).count("computed again") == 1
+
+
+def test_too_little_memory_stops_with_a_remedy_where_nothing_is_left(modalities):
+    trainer, batch = started(modalities, TRAINER, prior=4, checkpointing="off")
+    short_of_memory(trainer)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train_step(batch)
+    assert 'Remedy: "checkpointing": "on"' in log_of(trainer)

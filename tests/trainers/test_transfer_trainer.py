@@ -1,0 +1,94 @@
+"""TransferTrainer: any checkpoint that is named, and none that is not."""
+
+import copy
+
+import pytest
+import torch
+
+from nnunet_invariance.errors import WeightsIncompatibleError, WeightsNotFoundError
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
+from tests.helpers import small_checkpoints
+from tests.helpers.tiny_dataset import cut_down
+from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values, write_weights
+
+
+@pytest.fixture(autouse=True)
+def results(tiny, tmp_path, monkeypatch):
+    """A results tree of its own for each test, and no weights named from outside."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["environment", "plans"])
+def test_weights_of_any_method_are_taken_from_a_named_file(tiny, tmp_path, monkeypatch, place):
+    checkpoint = write_weights(tiny, tmp_path / "foreign.safetensors", method="nnssl", teacher=False)
+    options = {"checkpoint": str(checkpoint.path)} if place == "plans" else {}
+    if place == "environment":
+        monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(checkpoint.path))
+    trainer = make_trainer(tiny, "TransferTrainer_1epoch", seed=1, **options)
+    trainer.run_training()
+    assert len(trainer.aux) == 0
+    assert trainer.enable_deep_supervision
+    assert trainer.transfer_report["coverage"] == 1
+    assert trainer.transfer_report["method"] == "nnssl"
+    assert "Transfer report" in log_of(trainer)
+
+
+def test_the_named_encoder_is_in_the_network_bit_by_bit(tiny, tmp_path):
+    checkpoint = write_weights(tiny, tmp_path / "foreign.safetensors", method="other")
+    trainer = make_trainer(tiny, "TransferTrainer", seed=1, checkpoint=str(checkpoint.path))
+    trainer.on_train_start()
+    encoder = values(trainer.network.encoder)
+    section = checkpoint.section("network")
+    assert_same(encoder, {name: section[f"encoder.{name}"] for name in encoder})
+
+
+def test_nothing_named_stops_the_run_although_a_pretraining_is_there(tiny):
+    write_weights(tiny)
+    trainer = make_trainer(tiny, "TransferTrainer")
+    with pytest.raises(WeightsNotFoundError, match=r"(?s)Looked at.*weights plan Dataset777_\w+ FILE -c 3d_fullres"):
+        trainer.on_train_start()
+
+
+def test_a_missing_teacher_is_named(tiny, tmp_path):
+    checkpoint = write_weights(tiny, tmp_path / "a.safetensors", teacher=False)
+    trainer = make_trainer(tiny, "TransferTrainer", checkpoint=str(checkpoint.path), branch="teacher")
+    with pytest.raises(WeightsIncompatibleError, match='"branch": "student"'):
+        trainer.on_train_start()
+
+
+def test_info_nce_can_be_asked_for(tiny):
+    trainer = make_trainer(tiny, "TransferTrainer_scratch", seed=1, aux="info_nce")
+    trainer.initialize()
+    assert list(trainer.aux) == ["projection"]
+
+
+def two_dimensional(plans: dict) -> dict:
+    """The tiny plans with a small 2-D network in place of the stock one."""
+    plans = copy.deepcopy(cut_down(plans, "nnUNetPlans"))
+    small = small_checkpoints.architecture(dimensions=2).to_dict()
+    plans["configurations"]["2d"].update(
+        patch_size=[32, 32],
+        data_identifier="nnUNetPlans_3d_fullres",  # nnU-Net asks this folder for its file format only
+        architecture={k: small[k] for k in ("network_class_name", "arch_kwargs", "_kw_requires_import")},
+    )
+    return plans
+
+
+def test_two_dimensions_are_supported_and_not_mixed_with_three(tiny, tmp_path, monkeypatch):
+    plans = two_dimensional(tiny.plans)
+    flat = Architecture.from_plans(plans["configurations"]["2d"]["architecture"], 1, 3)
+    path = small_checkpoints.write(tmp_path / "flat.safetensors", flat, method="other")
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(path))
+    trainer = make_trainer(tiny, "TransferTrainer", plans, "2d")
+    trainer.initialize()
+    trainer.transfer_report = trainer._bring_weights()
+    expected = load_checkpoint(path).section("network")["encoder.stages.0.0.convs.0.conv.weight"]
+    assert torch.equal(trainer.network.encoder.stages[0][0].convs[0].conv.weight, expected)
+
+    volume = make_trainer(tiny, "TransferTrainer")
+    with pytest.raises(WeightsIncompatibleError, match=r"2-D PlainConvUNet.*3-D PlainConvUNet"):
+        volume.on_train_start()

@@ -1,0 +1,152 @@
+"""A file may name network classes and layers; only names of an allow-list are ever called."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_invariance.cli.main import main
+from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
+from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead
+from nnunet_invariance.networks.planned import unique_tensors
+from nnunet_invariance.pretraining.data.embedder import Embedder
+from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
+from nnunet_invariance.weights.trusted_architecture import LAYERS, trusted_architecture
+from tests.helpers.small_checkpoints import write
+
+ROOT = Path(__file__).parents[2]
+#: Calls that import or run what a string names, and the files that may make them.
+CALLS = {
+    "get_network_from_plans": {
+        "nnunet_invariance/networks/planned.py",  # an Architecture, of plans or checked
+        "plans/puir_planner.py",  # what the planner has just decided
+    },
+    "import_module": {
+        "nnunet_invariance/_discovery.py",  # modules of the registry
+        "nnunet_invariance/cli/main.py",  # modules of the verbs
+        "nnunet_invariance/demo/run.py",  # modules of the demos
+        "nnunet_invariance/doctor.py",  # torchvision, by its literal name
+        "nnunet_invariance/registration/convex_adam.py",  # convexAdam, by its literal name
+    },
+    "torch.load": {"nnunet_invariance/weights/foreign.py"},  # weights only
+    **{name: set() for name in ("__import__", "eval", "exec", "pickle.load", "pickle.loads")},
+}
+#: Files that may make an Architecture, which is what a network is built from.
+ARCHITECTURES = {
+    "nnunet_invariance/networks/planned.py",
+    "nnunet_invariance/weights/trusted_architecture.py",
+    "nnunet_invariance/weights/importers/sam.py",  # literal arguments
+    "nnunet_invariance/weights/importers/anatomix.py",  # literal arguments
+    "nnunet_invariance/pretraining/methods/sam.py",  # literal arguments
+    "nnunet_invariance/pretraining/engine/target.py",  # the user's plans, or a preset
+    "nnunet_invariance/modality_translation/translator.py",  # the user's plans
+    "trainers/puir.py",  # the user's plans
+    "plans/fit.py",  # the user's plans
+}
+
+
+def with_architecture(path: Path, checkpoint: Path, **changes: object) -> Path:
+    """A copy of a checkpoint whose header says something else of its network."""
+    loaded = load_checkpoint(checkpoint)
+    entry = loaded.metadata["architecture"]
+    entry = {**entry, **{key: value for key, value in changes.items() if key in entry}}
+    entry["arch_kwargs"] = {**entry["arch_kwargs"], **{k: v for k, v in changes.items() if k not in entry}}
+    save_checkpoint(path, loaded.tensors, {**loaded.metadata, "architecture": entry})
+    return path
+
+
+@pytest.fixture
+def embedding(tmp_path):
+    """A checkpoint of ``pretrain sam``."""
+    path = write(tmp_path / "sam.safetensors", method="sam")
+    loaded = load_checkpoint(path)
+    encoder = trusted_architecture(loaded).build().encoder
+    head = unique_tensors(EmbeddingHead(encoder.output_channels, encoder.strides, 8))
+    tensors = {n: t for n, t in loaded.tensors.items() if n.startswith("network.")}
+    save_checkpoint(path, {**tensors, **{f"heads.{n}": t for n, t in head.items()}}, loaded.metadata)
+    Embedder.load(path)
+    return path
+
+
+def test_a_sam_checkpoint_runs_nothing_that_its_header_names(embedding, tmp_path):
+    canary = tmp_path / "canary"
+    path = with_architecture(
+        tmp_path / "evil.safetensors", embedding, nonlin="os.system", nonlin_kwargs={"command": f"touch {canary}"}
+    )
+    with pytest.raises(CheckpointCorruptError, match=r"'nonlin'.*'os\.system'.*a layer of torch\.nn"):
+        Embedder.load(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network_class_name": "os.system"},
+        {"network_class_name": "subprocess.Popen"},
+        {"conv_op": "builtins.exec"},
+        {"norm_op": "torch.nn.Module"},
+        {"norm_op": "torch.nn.parallel.DistributedDataParallel"},
+        {"nonlin": "torch.nn.modules.module.os.system"},
+        {"nonlin": ["torch.nn.ReLU"]},
+        {"n_stages": 10**6},
+        {"features_per_stage": [10**9] * 3},
+        {"input_channels": 10**9},
+        {"input_channels": "1"},
+        {"num_classes": -1},
+    ],
+    ids=str,
+)
+def test_names_and_sizes_outside_the_allow_list_are_refused(embedding, tmp_path, changes):
+    path = with_architecture(tmp_path / "evil.safetensors", embedding, **changes)
+    with pytest.raises((CheckpointCorruptError, WeightsIncompatibleError), match=r"evil\.safetensors"):
+        trusted_architecture(load_checkpoint(path))
+
+
+@pytest.mark.parametrize("entry", [None, "PlainConvUNet", {}, []], ids=str)
+def test_a_header_without_an_architecture_is_an_error_message(embedding, tmp_path, entry, capsys):
+    loaded = load_checkpoint(embedding)
+    save_checkpoint(tmp_path / "odd.safetensors", loaded.tensors, {**loaded.metadata, "architecture": entry})
+    with pytest.raises(CheckpointCorruptError, match="architecture in its header lacks network_class_name"):
+        trusted_architecture(load_checkpoint(tmp_path / "odd.safetensors"))
+    assert (
+        main(["weights", "export", str(tmp_path / "odd.safetensors"), str(tmp_path / "x.pth"), "--format", "nnunet"])
+        == 2
+    )
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_allowed_layer_exists():
+    for name, module in LAYERS.items():
+        assert issubclass(getattr(nn, name), nn.Module)
+        assert getattr(torch.nn.modules, module).__dict__[name] is getattr(nn, name)
+
+
+def calls() -> list[tuple[str, str]]:
+    """Every call in the package: file, and the called name as far as it is written."""
+    found = []
+    for file in [*ROOT.glob("nnunet_invariance/**/*.py"), *ROOT.glob("trainers/*.py"), *ROOT.glob("plans/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                found.append((str(file.relative_to(ROOT)), ast.unparse(node.func)))
+    return found
+
+
+def test_no_other_place_builds_what_a_string_names():
+    for file, called in calls():
+        for name, allowed in CALLS.items():
+            if called == name or (len(name) > 5 and called.endswith(f".{name}")):
+                assert file in allowed, f"{file} calls {called}; give the reason in CALLS, or use trusted_architecture"
+        if called in ("Architecture", "Architecture.from_plans", "cls.from_plans"):
+            assert file in ARCHITECTURES, f"{file} makes an Architecture; use trusted_architecture for files"
+
+
+def test_no_file_imports_pydoc_or_another_pickle():
+    for file in ROOT.glob("nnunet_invariance/**/*.py"):
+        assert not re.search(r"^\s*(from|import) (pydoc|dill|joblib|marshal)\b", file.read_text(), re.M), file
+
+
+def test_the_walk_sees_calls():
+    assert ("nnunet_invariance/networks/planned.py", "get_network_from_plans") in calls()
