@@ -6,12 +6,14 @@ READY := $(VENV)/.ready
 # two processes; the tests of a file share what it set up
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help install test test-fast test-all demo lint format wheel
+.PHONY: help install test test-fast test-all coverage types demo lint format wheel
 
 help:
 	@echo "make test        every test but the slow ones"
 	@echo "make test-fast   without the stock commands"
 	@echo "make test-all    everything"
+	@echo "make coverage    make test, and the share of the lines that it runs"
+	@echo "make types       mypy over the whole package"
 	@echo "make demo        one method end to end on data it makes itself; leaves demo/"
 	@echo "make lint | format | wheel"
 
@@ -31,6 +33,12 @@ test-fast: $(READY)
 
 test-all: $(READY)
 	$(PYTEST)
+
+coverage: $(READY)
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+
+types: $(READY)
+	.ci/types
 
 demo: $(READY)
 	$(BIN)/nnunet-invariance demo --out demo

@@ -53,8 +53,10 @@ setup(
         "diffusion": diffusion,
         "test": [
             "pytest>=8",
+            "pytest-cov>=6",
             "pytest-xdist>=3.5",
             "hypothesis>=6",
+            "mypy>=1.15",
             "ruff>=0.9",
             "convexadam>=0.2,<0.3",
             "monai>=1.5",

@@ -43,6 +43,17 @@ class TinyDataset:
     plans: dict
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--device``, so that the same tests run on an accelerator."""
+    parser.addoption("--device", default="cpu", help="device of the tests that use the fixture `device` (default: cpu)")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device that ``--device`` names; a test that uses this fixture runs on it."""
+    return torch.device(request.config.getoption("--device"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test draws the same numbers in every run."""

@@ -1,0 +1,41 @@
+"""Runs the ``>>>`` examples of every module of the package.
+
+``pytest --doctest-modules`` would import ``trainers/x.py`` as ``trainers.x``, a second copy of
+``nnunet_invariance.trainers.x``. This test imports each module by its public name instead.
+"""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+EXTRAS = {"accelerate", "convexadam", "diffusers", "huggingface_hub", "monai", "submitit", "transformers"}
+
+
+def modules_with_examples() -> list[str]:
+    """Names of the modules of the package whose text holds an example."""
+    names = []
+    for folder in ("nnunet_invariance", "trainers", "plans"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            if ">>> " in file.read_text(encoding="utf-8"):
+                parts = file.relative_to(ROOT).with_suffix("").parts
+                parts = parts[:-1] if parts[-1] == "__init__" else parts
+                names.append(".".join(parts if folder == "nnunet_invariance" else ("nnunet_invariance", *parts)))
+    return names
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] in EXTRAS:
+            pytest.skip(f"{name} needs the package {error.name}")
+        raise
+    result = doctest.testmod(module, optionflags=FLAGS)
+    assert result.attempted > 0, f"{name} has a `>>>` that doctest does not find"
+    assert result.failed == 0, "see the report of doctest above"
