@@ -137,7 +137,7 @@ class AnatomixTrainer(InvarianceTrainer):
 
         Mean and s.d. are those of the image; padding, and what is outside the nonzero mask, stays as it is.
         """
-        image, content = batch["views"].second[:samples].float(), batch["views"].content[:samples] > 0
+        image, content = batch["views"].second[:samples].float(), batch["views"].valid_mask[:samples] > 0
         labels, _ = tissue_labels(finest(batch["target"])[:samples], self.label_manager)
         labels = labels.repeat_interleave(image.shape[1], 0)
         with torch.autocast(image.device.type, enabled=False):

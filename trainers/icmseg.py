@@ -122,7 +122,7 @@ class ICMSegTrainer(InvarianceTrainer):
 
         Padding, and what is outside the nonzero mask, stays as it is; so do stored views.
         """
-        image, content = batch["views"].second[:samples].float(), batch["views"].content[:samples] > 0
+        image, content = batch["views"].second[:samples].float(), batch["views"].valid_mask[:samples] > 0
         drawn = torch.tensor([key not in self.stored for key in batch["keys"][:samples]], device=image.device)
         target = rows_of(batch["target"], slice(samples))
         labels, classes = tissue_labels(finest(target), self.label_manager)

@@ -8,7 +8,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnunet_invariance.augmentation.cube_group import draw, invert_symmetry, symmetries, turn
+from nnunet_invariance.augmentation.cube_group import apply_symmetry, invert_symmetry, sample_symmetries, symmetries
 from nnunet_invariance.augmentation.missing_modalities import ZeroMissingChannels, drop_modalities
 from nnunet_invariance.augmentation.views import MultiView
 from nnunet_invariance.errors import UnsupportedConfigurationError
@@ -143,7 +143,7 @@ class PUIRTrainer(InvarianceTrainer):
 
     def losses_of_views(self, batch: dict[str, Any], samples: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Segmentation from a random subset of the modalities, and the auxiliary losses but equivariance."""
-        image, clean, content = batch["views"].first, batch["views"].clean, batch["views"].content > 0
+        image, clean, content = batch["views"].first, batch["views"].clean, batch["views"].valid_mask > 0
         available = present_channels(image)
         kept = drop_modalities(available, self.options.modality_dropout, self.generator)
         logits, estimates, profile = self.network(image, kept, True)
@@ -182,8 +182,8 @@ class PUIRTrainer(InvarianceTrainer):
         drawn = torch.rand((), generator=chance) < self.options.equ_probability
         if not drawn or not len(self.symmetries):
             return logits.new_zeros(())
-        elements = draw(self.symmetries, len(image), self.generator).to(image.device)
-        outputs = self.network(turn(image, elements), kept)
+        elements = sample_symmetries(self.symmetries, len(image), self.generator).to(image.device)
+        outputs = self.network(apply_symmetry(image, elements), kept)
         regions = self.label_manager.has_regions
         loss = output_equivariance(invert_symmetry(finest(outputs), elements), logits, regions)
         # Several ranks wait for a gradient of every parameter, of the coarser outputs too: that of nothing is zero.

@@ -17,7 +17,7 @@ def views_on_device(batch: dict[str, Any], channels: int, device: torch.device) 
     moved = [part.to(device, non_blocking=True) for part in (target if isinstance(target, list) else [target])]
     return {
         **batch,
-        "content": split_views(data, channels).content,
+        "content": split_views(data, channels).valid_mask,
         "views": split_views(data.to(device, non_blocking=True), channels),
         "target": moved if isinstance(target, list) else moved[0],
     }

@@ -22,19 +22,19 @@ def symmetries(sizes: Sequence[Sequence[int]], reflections: bool = True) -> Tens
     return torch.tensor([e for e in elements if reflections or sum(e) % 2 == 0], dtype=torch.bool)
 
 
-def draw(table: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def sample_symmetries(table: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` elements, uniform: (count, 6), on the generator's device."""
     index = torch.randint(len(table), (count,), generator=generator, device=generator.device)
     return table.to(generator.device)[index]
 
 
-def turn(x: Tensor, elements: Tensor) -> Tensor:
+def apply_symmetry(x: Tensor, elements: Tensor) -> Tensor:
     """Apply each element to its sample: x (N, ..., z, y, x), elements (N, 6)."""
     return _flip(_exchange(x, elements, (0, 1, 2)), elements)
 
 
 def invert_symmetry(x: Tensor, elements: Tensor) -> Tensor:
-    """Undo :func:`turn`, bit by bit."""
+    """Undo :func:`apply_symmetry`, bit by bit."""
     return _exchange(_flip(x, elements), elements, (2, 1, 0))
 
 

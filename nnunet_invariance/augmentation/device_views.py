@@ -64,7 +64,7 @@ def apply_affine(x: Tensor, matrix: Tensor, spacing: Sequence[float], mode: str 
     return warped > 0.5 if x.dtype == torch.bool else warped
 
 
-def source_positions(matrix: Tensor, size: Sequence[int], cell: Sequence[int], spacing: Sequence[float]) -> Tensor:
+def input_positions(matrix: Tensor, size: Sequence[int], cell: Sequence[int], spacing: Sequence[float]) -> Tensor:
     """Where the cells of an output of :func:`apply_affine` come from: offsets from the input's centre, mm.
 
     Shape: matrix (B, 3, 3) for patches of ``size`` voxels; returns (B, M, 3), the centres of all cells of ``cell``
@@ -78,7 +78,9 @@ def source_positions(matrix: Tensor, size: Sequence[int], cell: Sequence[int], s
     return centres.to(matrix.dtype) @ matrix.mT
 
 
-def turned(image: Tensor, valid: Tensor, spacing: Sequence[float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment_affine(
+    image: Tensor, valid: Tensor, spacing: Sequence[float], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """One geometry a sample, drawn by :func:`sample_affine`: the image, zero outside, and where it holds content.
 
     Shape: image (B, C, *spatial), valid (B, 1, *spatial) boolean; both are returned in their own shape.

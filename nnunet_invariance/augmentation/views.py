@@ -24,13 +24,13 @@ class Views(NamedTuple):
     Attributes:
         first, second: (B, C, *spatial), two independent draws of the intensity transforms.
         clean: (B, C, *spatial), no intensity transform.
-        content: (B, 1, *spatial), 1 in the image, 0 in padding and where nnU-Net's nonzero mask is off.
+        valid_mask: (B, 1, *spatial), 1 in the image, 0 in padding and where nnU-Net's nonzero mask is off.
     """
 
     first: Tensor
     second: Tensor
     clean: Tensor
-    content: Tensor
+    valid_mask: Tensor
 
 
 def split_views(data: Tensor, channels: int) -> Views:

@@ -100,7 +100,7 @@ def test_views_come_into_the_batch_in_place_and_only_as_second_views(tiny, store
     assert all(str(key).endswith(("__T1", "__T2")) for key in batch["keys"])
     moved = as_moved(trainer, batch)
     views = moved["views"]
-    inside = views.content > 0
+    inside = views.valid_mask > 0
     lifted = torch.tensor([MARK * (1 + str(key).endswith("T2")) for key in batch["keys"]])
     for row in range(2):
         assert views.clean[row][inside[row]].mean().abs() < 5

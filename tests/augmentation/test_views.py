@@ -77,9 +77,9 @@ def test_clean_view_is_the_geometry_alone(case, channels):
     geometry = [t for t in geometry if "Downsample" not in type(t).__name__]
     alone = run(ComposeTransforms(geometry), inputs, seed=3)
     assert torch.equal(views.clean[0], alone["image"])
-    assert torch.equal(views.content[0], (alone["segmentation"] >= 0).float())
+    assert torch.equal(views.valid_mask[0], (alone["segmentation"] >= 0).float())
     assert views.first.shape == views.second.shape == views.clean.shape == (1, channels, *CASES[case]["patch"])
-    assert 0 < views.content.mean() < 1
+    assert 0 < views.valid_mask.mean() < 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -139,7 +139,7 @@ def test_outside_of_the_nonzero_mask_every_view_is_zero_where_nnunet_masks():
     inputs = sample((12, 16, 20), 2)
     view = MultiView(stock((12, 16, 20), False, mask=[True, False]))
     views, _ = views_of(view, inputs, 2)
-    outside = views.content[0, 0] == 0
+    outside = views.valid_mask[0, 0] == 0
     for image in (views.first, views.second, views.clean):
         assert (image[0, 0][outside] == 0).all()
     assert (views.first[0, 1][outside] != 0).any()

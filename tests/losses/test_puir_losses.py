@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet_invariance.augmentation.cube_group import draw, invert_symmetry, symmetries, turn
+from nnunet_invariance.augmentation.cube_group import apply_symmetry, invert_symmetry, sample_symmetries, symmetries
 from nnunet_invariance.augmentation.cutout import fill_with_noise, sample_boxes
 from nnunet_invariance.losses.decomposition import DecompositionLoss, foreground
 from nnunet_invariance.losses.equivariance import feature_equivariance, output_equivariance
@@ -169,14 +169,14 @@ def test_all_48_symmetries_of_a_cube_are_there_and_undone_exactly():
     table = symmetries([(4, 4, 4), (2, 2, 2)])
     assert table.shape == (48, 6)
     x = torch.randn(4, 4, 4)
-    turned = turn(x.expand(48, 1, 4, 4, 4), table)
+    turned = apply_symmetry(x.expand(48, 1, 4, 4, 4), table)
     assert len({tuple(t.flatten().tolist()) for t in turned}) == 48
     assert all(sorted(t.flatten().tolist()) == sorted(x.flatten().tolist()) for t in turned)
     back = invert_symmetry(turned, table)
     assert torch.equal(back, x.expand(48, 1, 4, 4, 4))
     # a group: any two after one another are one of them
     known = {tuple(t.flatten().tolist()) for t in turned}
-    twice = turn(turned.repeat(48, 1, 1, 1, 1), table.repeat_interleave(48, 0))
+    twice = apply_symmetry(turned.repeat(48, 1, 1, 1, 1), table.repeat_interleave(48, 0))
     assert {tuple(t.flatten().tolist()) for t in twice} == known
 
 
@@ -184,7 +184,7 @@ def test_a_map_of_cells_turns_with_its_image():
     table = symmetries([(4, 4, 4)])
     image = torch.randn(48, 2, 4, 4, 4)
     pool = torch.nn.AvgPool3d(2)
-    torch.testing.assert_close(pool(turn(image, table)), turn(pool(image), table))
+    torch.testing.assert_close(pool(apply_symmetry(image, table)), apply_symmetry(pool(image), table))
 
 
 @pytest.mark.parametrize(
@@ -195,21 +195,23 @@ def test_only_what_keeps_the_shape(sizes, reflections, count):
     table = symmetries(sizes, reflections)
     assert len(table) == count
     assert not table[0].any()
-    elements = draw(table, 20, torch.Generator().manual_seed(0))
+    elements = sample_symmetries(table, 20, torch.Generator().manual_seed(0))
     for size in sizes:
         x = torch.randn(20, 3, *size)
-        assert torch.equal(invert_symmetry(turn(x, elements), elements), x)
+        assert torch.equal(invert_symmetry(apply_symmetry(x, elements), elements), x)
 
 
 def test_estimates_that_turn_with_the_image_have_no_loss():
     """An encoder without strides and context is equivariant; its own turns undone, the invariance loss is 0."""
     table, image = symmetries([(4, 4, 4)]), torch.randn(2, 1, 4, 4, 4).expand(2, 3, 4, 4, 4)
-    elements = draw(table, 6, torch.Generator().manual_seed(0))
+    elements = sample_symmetries(table, 6, torch.Generator().manual_seed(0))
     encoder = torch.nn.Conv3d(1, 5, 1)
-    maps = invert_symmetry(encoder(turn(image.reshape(6, 1, 4, 4, 4), elements)), elements).unflatten(0, (2, 3))
+    maps = invert_symmetry(encoder(apply_symmetry(image.reshape(6, 1, 4, 4, 4), elements)), elements).unflatten(
+        0, (2, 3)
+    )
     present = torch.ones(2, 3, dtype=torch.bool)
     assert ModalityInvarianceLoss()(maps, present).item() == pytest.approx(0, abs=1e-9)
-    not_undone = encoder(turn(image.reshape(6, 1, 4, 4, 4), elements)).unflatten(0, (2, 3))
+    not_undone = encoder(apply_symmetry(image.reshape(6, 1, 4, 4, 4), elements)).unflatten(0, (2, 3))
     assert ModalityInvarianceLoss()(not_undone, present).item() > 0.01
 
 

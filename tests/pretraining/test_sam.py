@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_invariance.augmentation.device_views import apply_affine, sample_affine, source_positions
+from nnunet_invariance.augmentation.device_views import apply_affine, input_positions, sample_affine
 from nnunet_invariance.errors import (
     OptionError,
     TooFewVolumesError,
@@ -153,7 +153,7 @@ def test_cells_know_where_in_the_volume_they_come_from():
     matrix = sample_affine(2, spacing, generator(4), scale=(0.8, 0.95))
     shown = apply_affine(coordinates, matrix, spacing)
     shown = torch.nn.functional.avg_pool3d(shown, cell).flatten(2).mT
-    said = source_positions(matrix, size, cell, spacing)
+    said = input_positions(matrix, size, cell, spacing)
     middle = (said.abs() < torch.tensor([n * s / 2 - 3 for n, s in zip(size, spacing, strict=True)])).all(-1)
     assert middle.float().mean() > 0.3
     assert torch.allclose(shown[middle], said[middle], atol=1e-3)

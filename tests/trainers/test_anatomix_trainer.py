@@ -67,7 +67,7 @@ def started(tiny, name, plans=None, **options):
 def as_moved(trainer, batch) -> dict:
     """The batch as the losses see it."""
     views = split_views(batch["data"], trainer.num_input_channels)
-    return {**batch, "views": views, "content": views.content}
+    return {**batch, "views": views, "content": views.valid_mask}
 
 
 def test_encoder_and_decoder_of_a_stock_network_are_taken(tiny):
@@ -137,7 +137,7 @@ def slow_supervised(z: torch.Tensor, labels: torch.Tensor, temperature: float) -
 def test_the_synthetic_view_is_made_of_labels_alone(tiny):
     trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view="synthetic")
     moved = as_moved(trainer, batch)
-    moved["views"].content[:, :, :8] = 0  # as if padded
+    moved["views"].valid_mask[:, :, :8] = 0  # as if padded
     state = trainer.generator.get_state()
     view = trainer.synthetic_view(moved, 2)
     image = moved["views"].second

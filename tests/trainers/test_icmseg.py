@@ -48,7 +48,7 @@ def started(tiny, name="ICMSegTrainer", plans=None, configuration="3d_fullres", 
 
 def as_moved(trainer, batch):
     views = split_views(batch["data"], 1)
-    return {**batch, "views": views, "content": views.content}
+    return {**batch, "views": views, "content": views.valid_mask}
 
 
 def slow_divergence(first, second):
@@ -136,7 +136,7 @@ def test_gradients_are_those_of_all_losses_written_out(tiny):
     maps = [network.encoder(view) for view in (views.first, styled)]
     contrasts = []
     for stage in (1, 2):
-        index, counts = sample_positions(views.content, maps[0][stage].shape[2:], 100, generator)
+        index, counts = sample_positions(views.valid_mask, maps[0][stage].shape[2:], 100, generator)
         rows = [aux[f"projection_{stage}"](gather_positions(m[stage], index)) for m in maps]
         contrasts.append(PatchInfoNCE(0.2)(*rows, counts))
     info_nce, divergence = sum(contrasts) / 2, consistency(outputs[0][0], outputs[1][0])
@@ -153,7 +153,7 @@ def test_gradients_are_those_of_all_losses_written_out(tiny):
 def test_the_style_view_changes_the_image_and_nothing_else(tiny):
     trainer, batch = started(tiny, style="clusters")
     moved = as_moved(trainer, batch)
-    moved["views"].content[:, :, :8] = 0  # as if padded
+    moved["views"].valid_mask[:, :, :8] = 0  # as if padded
     target = batch["target"][0].clone()
     view = trainer.style_view(moved, 2)
     image = moved["views"].second
@@ -175,7 +175,7 @@ def test_slaug_in_the_trainer_is_fused_by_the_gradient_of_the_loss(tiny):
     image, (labels, classes) = moved["views"].second, tissue_labels(batch["target"][0], trainer.label_manager)
     draw = INTERVENTIONS["slaug"].sample(Domain(tuple(image.shape), classes), trainer.generator)
     whole, local = apply_global(image, labels, draw), INTERVENTIONS["slaug"].apply(image, labels, draw)
-    inside = moved["views"].content > 0
+    inside = moved["views"].valid_mask > 0
     seen = torch.where(inside, match_statistics(whole, image), image).requires_grad_()
     trainer.loss(network(seen), batch["target"]).backward()
     fused = match_statistics(balance(whole, local, seen.grad), image)

@@ -102,7 +102,7 @@ def test_gradients_are_those_of_both_losses_written_out(tiny):
     segmentation = trainer.loss(network(views.first), batch["target"])
     stage = 2  # 8^3 positions, the deepest of three
     first, second = (network.encoder(view)[stage] for view in (views.first, views.second))
-    index, counts = sample_positions(views.content, (8, 8, 8), 100, generator)
+    index, counts = sample_positions(views.valid_mask, (8, 8, 8), 100, generator)
     rows = [aux["projection"](gather_positions(m, index)) for m in (first, second)]
     info_nce = PatchInfoNCE(0.2)(*rows, counts)
     (segmentation + 0.7 * info_nce).backward()
@@ -128,7 +128,7 @@ def test_the_auxiliary_loss_alone_reaches_every_tensor_of_the_encoder(tiny):
 
 def test_padded_voxels_are_never_drawn(tiny):
     trainer, batch = started(tiny, "AliceTrainer_scratch")
-    content = split_views(batch["data"], 1).content
+    content = split_views(batch["data"], 1).valid_mask
     content[..., :16] = 0  # half of the patch
     drawn = []
     trainer.contrast = lambda a, b, counts: drawn.append(counts) or (a.sum() + b.sum()) * 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
-from nnunet_invariance.augmentation.device_views import apply_intensity, sample_intensity, turned
+from nnunet_invariance.augmentation.device_views import apply_intensity, augment_affine, sample_intensity
 from nnunet_invariance.augmentation.masking import sample_block_mask, sample_tube_mask, upsample_cells, valid_cells
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.errors import OptionError
@@ -144,7 +144,7 @@ class Alice(Method):
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """One geometry a crop, independent intensities for student and teacher, and the student's mask."""
-        image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
+        image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
         cells = valid_cells(inside, self.cell)
         hidden_cells = self._mask(cells, generator)
         hidden = upsample_cells(hidden_cells, self.cell)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from nnunet_invariance.augmentation.device_views import apply_intensity, sample_intensity, turned
+from nnunet_invariance.augmentation.device_views import apply_intensity, augment_affine, sample_intensity
 from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.pretraining.data.crops import RandomCrops
@@ -62,7 +62,7 @@ class MAE(Method):
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """One geometry a crop, a change of intensity for the input, and the block mask."""
-        image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
+        image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
         cells = valid_cells(inside, self.cell)
         hidden = upsample_cells(sample_block_mask(cells, self.options.mask_ratio, generator), self.cell)
         student = apply_intensity(image, sample_intensity(image.shape, generator)) * inside

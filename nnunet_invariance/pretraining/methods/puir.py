@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from nnunet_invariance.augmentation.cube_group import draw, invert_symmetry, symmetries, turn
+from nnunet_invariance.augmentation.cube_group import apply_symmetry, invert_symmetry, sample_symmetries, symmetries
 from nnunet_invariance.augmentation.cutout import fill_with_noise, sample_boxes
-from nnunet_invariance.augmentation.device_views import turned
+from nnunet_invariance.augmentation.device_views import augment_affine
 from nnunet_invariance.common.collectives import gather_rows, rank, rows_per_rank
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.decomposition import DecompositionLoss
@@ -174,11 +174,11 @@ class PUIR(Method):
     def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """The clean crop; each modality turned and with boxes of noise; with boxes of noise only; and who is there."""
         present = present_channels(batch["image"])
-        image, inside = turned(batch["image"], batch["valid"], self.setup.spacing, generator)
+        image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
         image = torch.where(over_maps(present, image), image, 0)
         flat = image.flatten(0, 1)[:, None]
-        elements = draw(self.symmetries, len(flat), generator)
-        views = {"student": turn(flat, elements), "second": flat}
+        elements = sample_symmetries(self.symmetries, len(flat), generator)
+        views = {"student": apply_symmetry(flat, elements), "second": flat}
         for name, view in views.items():
             view = fill_with_noise(view, sample_boxes(view.shape, self.options.cutout, generator), generator)
             views[name] = view.view_as(image)

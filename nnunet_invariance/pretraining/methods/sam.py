@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from nnunet_invariance.augmentation.device_views import (
     apply_affine,
     apply_intensity,
+    input_positions,
     sample_affine,
     sample_intensity,
-    source_positions,
 )
 from nnunet_invariance.augmentation.masking import valid_cells
 from nnunet_invariance.common.distributed import DistributedContext
@@ -124,7 +124,7 @@ class SAM(Method):
             ("fine", self.heads.fine_cell, self.fine_loss),
             ("coarse", self.heads.coarse_cell, self.coarse_loss),
         ):
-            position = centre[:, None] + source_positions(matrix, self.size, cell, spacing)
+            position = centre[:, None] + input_positions(matrix, self.size, cell, spacing)
             position = joined(position / (mm * torch.tensor(cell, device=mm.device)))
             valid = joined(valid_cells(inside, cell).flatten(1))
             views[name] = {"position": position, "valid": valid, "draws": loss.draw(position, valid, generator)}
