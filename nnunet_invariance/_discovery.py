@@ -17,25 +17,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from nnunet_invariance import registry
+
 SWITCH = "NNUNET_INVARIANCE_AUTOLOAD"
 TRAINER_WALK = "nnunetv2.training.nnUNetTrainer"
 
-TRAINERS = {
-    "AliceTrainer": "nnunet_invariance.trainers.alice",
-    "AnatomixTrainer": "nnunet_invariance.trainers.anatomix",
-    "BaselineTrainer": "nnunet_invariance.trainers.baseline",
-    "BaselineTrainerDA5": "nnunet_invariance.trainers.baseline_da5",
-    "ChannelDropoutTrainer": "nnunet_invariance.trainers.channel_dropout",
-    "MAETrainer": "nnunet_invariance.trainers.mae",
-    "ICMSegTrainer": "nnunet_invariance.trainers.icmseg",
-    "PUIRTrainer": "nnunet_invariance.trainers.puir",
-    "TransferTrainer": "nnunet_invariance.trainers.transfer",
-}
-WITHOUT_TWIN = {"BaselineTrainer", "BaselineTrainerDA5", "ChannelDropoutTrainer"}
-
-# The package that nnU-Net would walk -> class name -> the module that defines it.
+# The package that nnU-Net would walk -> class name -> the module that defines it; trainers are in `registry`.
 REGISTRY: dict[str, dict[str, str]] = {
-    TRAINER_WALK: TRAINERS,
     "nnunetv2.experiment_planning": {
         "PUIRPlanner": "nnunet_invariance.plans.puir_planner",
         "PUIRPlannerResEncL": "nnunet_invariance.plans.puir_planner",
@@ -46,7 +34,6 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
 }
 
-_LENGTH = re.compile(r"_([1-9][0-9]*)epochs?$")
 _MEANT_AS_LENGTH = re.compile(r"_?([1-9][0-9]*)_?e[a-z]*$", re.IGNORECASE)
 
 
@@ -65,16 +52,13 @@ def find_trainer(name: str) -> type | None:
     A name with a suffix is a subclass that only sets `scratch = True` or `length_in_epochs = N`. It can be imported,
     and therefore pickled, as an attribute of `nnunet_invariance.trainers`.
     """
-    base, attributes = name, {}
-    if length := _LENGTH.search(base):
-        attributes["length_in_epochs"] = int(length[1])
-        base = base[: length.start()]
-    if base.endswith("_scratch") and base.removesuffix("_scratch") not in WITHOUT_TWIN:
-        attributes["scratch"] = True
-        base = base.removesuffix("_scratch")
-    if base not in TRAINERS:
+    parsed = registry.parse_trainer_name(name)
+    if parsed is None:
         return None
-    trainer = getattr(importlib.import_module(TRAINERS[base]), base)
+    attributes: dict[str, Any] = {"scratch": True} if parsed.scratch else {}
+    if parsed.epochs is not None:
+        attributes["length_in_epochs"] = parsed.epochs
+    trainer = parsed.entry.load()
     if not attributes:
         return trainer
     return type(
@@ -93,12 +77,13 @@ def nearest_trainers(name: str) -> list[str]:
     stem, suffix = name, ""
     if length:
         stem, suffix = name[: length.start()], f"_{length[1]}epoch{'' if length[1] == '1' else 's'}"
-    known = {key(base + twin): base + twin for base in TRAINERS for twin in _twins(base)}
+    names = [
+        base + twin
+        for base, entry in registry.trainers().items()
+        for twin in (("", "_scratch") if entry.has_scratch_twin else ("",))
+    ]
+    known = {key(name): name for name in names}
     return [known[match] + suffix for match in get_close_matches(key(stem), known, n=6)]
-
-
-def _twins(base: str) -> tuple[str, ...]:
-    return ("",) if base in WITHOUT_TWIN else ("", "_scratch")
 
 
 def ext_trainer_folder() -> str:

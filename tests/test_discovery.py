@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_invariance import _discovery
+from nnunet_invariance import _discovery, registry
 
 ROOT = Path(__file__).parents[1]
 NORMALIZATION = "nnunetv2.preprocessing.normalization"
@@ -134,7 +134,7 @@ def test_no_name_of_ours_is_a_name_of_nnunet():
     }
     # On nnU-Net's main branch, not yet in a release.
     theirs |= {"PretrainedTrainer", "PretrainedTrainer_150ep", "PretrainedTrainer_Primus"}
-    ours = {name for names in _discovery.REGISTRY.values() for name in names}
+    ours = {name for names in _discovery.REGISTRY.values() for name in names} | set(registry.trainers())
     assert "nnUNetTrainer" in theirs
     assert "AliceTrainer" in ours
     assert not ours & theirs

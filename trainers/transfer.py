@@ -1,8 +1,8 @@
 """Fine-tuning from any checkpoint that the plans block or the environment names."""
 
 from nnunet_invariance.plans.options import TransferOptions
+from nnunet_invariance.registry import ANY_METHOD
 from nnunet_invariance.trainers.alice import AliceTrainer
-from nnunet_invariance.weights.locate import ANY_METHOD
 
 
 class TransferTrainer(AliceTrainer):

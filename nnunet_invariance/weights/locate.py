@@ -8,13 +8,12 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_results
 
 from nnunet_invariance.errors import EnvironmentNotSetError, WeightsNotFoundError
+from nnunet_invariance.registry import ANY_METHOD
 from nnunet_invariance.weights.checkpoint import SUFFIX, read_metadata
 
 ENVIRONMENT_VARIABLE = "NNUNET_INVARIANCE_CHECKPOINT"
 FINAL = f"checkpoint_final{SUFFIX}"
 LATEST = f"checkpoint_latest{SUFFIX}"
-#: The method of a trainer that takes weights of any method, but only those that it is given by name.
-ANY_METHOD = "transfer"
 SHIPPED = Path(__file__).parent / "shipped"
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import unique_tensors
+from nnunet_invariance.registry import ANY_METHOD
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, tensor_bytes
-from nnunet_invariance.weights.locate import ANY_METHOD
 from nnunet_invariance.weights.position_tables import fitting_positions
 from nnunet_invariance.weights.transfer_report import DECODER, ENCODER, KINDS, Entry, TransferReport, shortened
 

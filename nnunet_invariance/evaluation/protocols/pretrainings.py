@@ -18,9 +18,9 @@ from nnunet_invariance.evaluation.runner.stock_commands import run_command
 from nnunet_invariance.evaluation.runner.tree import copy_plans, link_preprocessed
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.plans.options import BLOCK, read_options
+from nnunet_invariance.registry import ANY_METHOD, method_of_trainer, pretrain_methods
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 from nnunet_invariance.weights.locate import (
-    ANY_METHOD,
     ENVIRONMENT_VARIABLE,
     FINAL,
     LATEST,
@@ -37,11 +37,7 @@ OWN = "pretraining"
 
 def method_of(arm: Arm) -> str | None:
     """The pre-training that an arm needs; "transfer" for a checkpoint of any method; None where it needs none."""
-    from nnunet_invariance.pretraining.engine.run import METHODS
-
-    trainer = find_trainer(arm.trainer)
-    method = None if getattr(trainer, "scratch", True) else trainer.method
-    return method if method in {*METHODS, ANY_METHOD} else None
+    return method_of_trainer(arm.trainer)
 
 
 def bring_checkpoints(
@@ -102,13 +98,12 @@ def require_methods(words: Sequence[str]) -> None:
     Raises:
         ComparisonError: names the word.
     """
-    from nnunet_invariance.pretraining.engine.run import METHODS
-
+    known = pretrain_methods()
     for word in words:
         method, colon, _ = word.partition(":")
-        if colon and method not in METHODS:
-            known = ", ".join(METHODS)
-            raise ComparisonError(f"--pretrain {word}: there is no pre-training {method!r}. Expected one of {known}.")
+        if colon and method not in known:
+            msg = f"--pretrain {word}: there is no pre-training {method!r}. Expected one of {', '.join(known)}."
+            raise ComparisonError(msg)
 
 
 def _to_make(

@@ -28,17 +28,11 @@ from nnunet_invariance.pretraining.data.match_preview import preview_matches
 from nnunet_invariance.pretraining.engine.loop import FINAL, LATEST, Loop, LoopOptions
 from nnunet_invariance.pretraining.engine.method import Method
 from nnunet_invariance.pretraining.engine.target import Target, planned_target, preset_target
-from nnunet_invariance.pretraining.methods.alice import Alice
-from nnunet_invariance.pretraining.methods.anatomix import Anatomix
-from nnunet_invariance.pretraining.methods.mae import MAE
-from nnunet_invariance.pretraining.methods.puir import PUIR
-from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslation
-from nnunet_invariance.pretraining.methods.sam import SAM
+from nnunet_invariance.registry import get_method
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Alice, MAE, Anatomix, PUIR, PUIRTranslation, SAM)}
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
 SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 
@@ -99,9 +93,9 @@ def run_pretraining(
         InvarianceError: one of its kinds, for anything that is wrong with the input.
         Stopped: the run was asked to stop and is saved.
     """
-    kind = METHODS[method]
+    kind = get_method(method).load()
     _options(kind, settings)  # what is wrong with them comes before what is wrong with the dataset
-    if preview and kind is not SAM:
+    if preview and method != "sam":
         raise OptionError(f"--preview shows matches of the anatomical embedding; {method} makes none. Leave it away.")
     _check_device(device)
     planned = open_planned_dataset(dataset, configuration, plans_name)
@@ -121,7 +115,7 @@ def run_preset(
     method: str, network: str, out: Path, device: str = "cuda", resume: bool = False, settings: Sequence[str] = ()
 ) -> Path:
     """Pre-train a network that needs no dataset, in the folder ``out``; otherwise as :func:`run_pretraining`."""
-    kind = METHODS[method]
+    kind = get_method(method).load()
     options = _options(kind, settings)
     _check_device(device)
     target = preset_target(kind, network, Path(out))
