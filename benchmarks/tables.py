@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_invariance.evaluation.statistics.effects import OVERALL
+from nnunet_invariance.evaluation.statistics.score_table import OVERALL
 
 #: What a comparison leaves that is small and shows no image.
-COMPARISON_TABLES = ("scores.csv", "levels.csv", "effects.csv", "comparison.json")
+COMPARISON_TABLES = ("scores.csv", "means.csv", "effects.csv", "ranking.csv", "comparison.json")
 
 
-def level_table(path: Path) -> str:
+def mean_table(path: Path) -> str:
     """Mean Dice over the classes with its interval, a row an arm, a column a condition."""
     rows = [row for row in read_rows(path) if row["metric"] == "dice" and row["label"] == OVERALL]
     conditions, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("condition", "arm"))

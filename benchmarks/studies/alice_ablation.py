@@ -32,7 +32,8 @@ from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.runner.record import read_json, write_json
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, write_csv
-from nnunet_invariance.evaluation.statistics.effects import OVERALL, Contrast, Effect, Table, compare, nanmean
+from nnunet_invariance.evaluation.statistics.effects import Contrast, Effect, paired_effects
+from nnunet_invariance.evaluation.statistics.score_table import OVERALL, ScoreTable, nanmean
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.weights.locate import FINAL
@@ -210,7 +211,7 @@ def publish(args: argparse.Namespace) -> None:
             write_file(args.out / file, source.read_bytes())
     parts = [described(args)]
     if scores := joined_scores(args):
-        effects = compare(scores, contrasts(dict.fromkeys(score.arm for score in scores)))
+        effects = paired_effects(scores, contrasts(dict.fromkeys(score.arm for score in scores)))
         write_csv(args.out / "scores.csv", scores, Score)
         write_csv(args.out / "effects.csv", effects, Effect)
         parts += ["## Segmentation", segmentation_table(scores, effects)]
@@ -235,7 +236,7 @@ def described(args: argparse.Namespace) -> str:
 
 def segmentation_table(scores: Sequence[Score], effects: Sequence[Effect]) -> str:
     """Mean Dice of every seed, and the differences to the default and the baseline: each seed's, then all together."""
-    table, lines = Table(scores), []
+    table, lines = ScoreTable(scores), []
     (condition,) = table.conditions
     dice = {arm: nanmean(nanmean(table.matrices("dice", condition, arm), 0), 1) for arm in table.arms}
     found = {(e.arm, e.reference): e for e in effects if e.metric == "dice" and e.label == OVERALL}
@@ -289,7 +290,7 @@ def not_run(args: argparse.Namespace) -> list[str]:
         found = {job.arm.name: job for job in jobs}
         for name in (BASELINE, *ARMS):
             job = found.get(name)
-            if job is None or not job.scores.is_file():
+            if job is None or not job.finished:
                 lines.append(f"- seed {seed}, {name}: {state(job) if job else 'not run'}")
     return lines or ["- nothing is missing"]
 

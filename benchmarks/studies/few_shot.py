@@ -22,7 +22,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from benchmarks.common import Steps, cpu_sized, use_tree, write_file
-from benchmarks.tables import COMPARISON_TABLES, effect_table, level_table
+from benchmarks.tables import COMPARISON_TABLES, effect_table, mean_table
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.report.page import PAGE
 from nnunet_invariance.evaluation.runner.record import read_json, write_json
@@ -170,7 +170,7 @@ def command(task: Task, stage: str, args: argparse.Namespace) -> list[str]:
 def publish(args: argparse.Namespace, steps: Steps) -> None:
     """Tables and pictures of what is finished, and what is not run."""
     out, folder = comparison(args), RESULTS / args.task
-    if not (out / "levels.csv").is_file():
+    if not (out / "means.csv").is_file():
         return
     for name in COMPARISON_TABLES:
         text = (out / name).read_text().replace(str(args.work), "WORK")
@@ -179,9 +179,9 @@ def publish(args: argparse.Namespace, steps: Steps) -> None:
     for name, content in zip(("levels.png", "effects.png", "cases.png"), pictures, strict=False):
         write_file(folder / name, base64.b64decode(content))
     jobs = stored_jobs(out)
-    missing = [f"- {job.name}: {state(job)}" for job in jobs if not job.scores.is_file()]
+    missing = [f"- {job.name}: {state(job)}" for job in jobs if not job.finished]
     missing += [f"- stage {name!r}" for name in STAGES if name not in steps.done]
-    tables = [level_table(out / "levels.csv"), effect_table(out / "effects.csv")]
+    tables = [mean_table(out / "means.csv"), effect_table(out / "effects.csv")]
     text = "\n\n".join([*tables, "## Not run", "\n".join(missing) or "- nothing is missing"])
     write_file(folder / "tables.md", f"{text}\n".encode())
 

@@ -27,10 +27,12 @@ from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.few_shot import few_shot
 from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+from nnunet_invariance.evaluation.report.results import compute_results, summary
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.runner.record import write_json
 from nnunet_invariance.evaluation.runner.tree import link
-from nnunet_invariance.evaluation.scoring.scores import Summary, format_summary, read_scores, summarize, write_csv
+from nnunet_invariance.evaluation.scoring.scores import read_scores, write_csv
+from nnunet_invariance.evaluation.statistics.effects import ArmMean, Contrast, Effect
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
 from nnunet_invariance.nnunet.cases import Case, make_manifest
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
@@ -189,10 +191,12 @@ def measure(
 def collect(work: Path, comparison: Path, steps: Steps) -> None:
     """Copy tables, curves and records, and no image, to the results folder."""
     scores = read_scores(comparison / "scores.csv")
-    summaries = {baseline: summarize(scores, baseline) for baseline in BASELINES}
-    for baseline, summary in summaries.items():
-        write_csv(RESULTS / f"summary_vs_{baseline}.csv", summary, Summary)
-        print(format_summary(summary))
+    arms = dict.fromkeys(score.arm for score in scores)
+    pairs = [(arm, baseline) for baseline in BASELINES for arm in arms if arm != baseline]
+    results = compute_results(scores, [Contrast(arm, baseline, baseline) for arm, baseline in pairs], seed=0)
+    write_csv(RESULTS / "means.csv", results.means, ArmMean)
+    write_csv(RESULTS / "effects.csv", results.effects, Effect)
+    print(summary(results))
     shutil.copyfile(comparison / "scores.csv", RESULTS / "scores.csv")
     for name in ("progress.png", "metrics.csv", "manifest.json"):
         shutil.copyfile(pretraining_folder(work) / name, RESULTS / f"pretraining_{name}")

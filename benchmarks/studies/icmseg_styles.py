@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from benchmarks.common import Steps, cpu_sized, use_tree, write_file
 from benchmarks.studies.icmseg_data import CONTRASTS, ENDING, SETS, Task
-from benchmarks.tables import COMPARISON_TABLES, effect_table, level_table
+from benchmarks.tables import COMPARISON_TABLES, effect_table, mean_table
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
@@ -156,13 +156,13 @@ def publish(args: argparse.Namespace) -> None:
             if (out / file).is_file():
                 write_file(args.out / f"{name}_{file}", (out / file).read_bytes())
         jobs = stored_jobs(out)
-        missing += [f"- {name}: {job.name}: {state(job)}" for job in jobs if not job.scores.is_file()]
+        missing += [f"- {name}: {job.name}: {state(job)}" for job in jobs if not job.finished]
         arms = {f"{style}{more}" for style in INTERVENTIONS for more in ("", INFO_NCE)} - {job.arm.name for job in jobs}
         missing += [f"- {name}: {arm}: nothing" for arm in sorted(arms)]
         begun = {job.subset.draw for job in jobs}
         missing += [f"- {name}: seed {draw}: nothing" for draw in range(args.seeds) if draw not in begun]
-        if (out / "levels.csv").is_file():
-            parts += [f"## {name}", level_table(out / "levels.csv"), effect_table(out / "effects.csv")]
+        if (out / "means.csv").is_file():
+            parts += [f"## {name}", mean_table(out / "means.csv"), effect_table(out / "effects.csv")]
     text = "\n\n".join([*parts, "## Not run", "\n".join(missing) or "- nothing is missing"])
     write_file(args.out / "tables.md", f"{text}\n".encode())
 

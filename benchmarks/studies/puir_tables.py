@@ -14,7 +14,8 @@ from nnunet_invariance.evaluation.report.pictures import draw_heat_map
 from nnunet_invariance.evaluation.runner.record import read_json
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import Score, read_scores
-from nnunet_invariance.evaluation.statistics.effects import OVERALL, levels
+from nnunet_invariance.evaluation.statistics.effects import arm_means
+from nnunet_invariance.evaluation.statistics.score_table import OVERALL
 from nnunet_invariance.modality_translation.evaluate import EXAMPLES, METRICS, SCORES, read_pairs
 
 CONSTRAINTS = ("decom", "inv", "equ", "contr")
@@ -77,7 +78,7 @@ def _missing(folder: Path, found: dict) -> list[str]:
     described = found["comparison"]
     if not described:
         return [*missing, "segmentation"]
-    missing += [f"{job.name}: {state(job)}" for job in stored_jobs(folder / "comparison") if not job.scores.is_file()]
+    missing += [f"{job.name}: {state(job)}" for job in stored_jobs(folder / "comparison") if not job.finished]
     missing += [
         f"Dice from the pre-training without {n}" for n in CONSTRAINTS if f"without_{n}" not in described["arms"]
     ]
@@ -137,4 +138,5 @@ def _pictures(folder: Path, out: Path, name: str) -> None:
     if (folder / "transferred" / EXAMPLES).is_file():
         write_file(out / f"{name}_transfer.png", (folder / "transferred" / EXAMPLES).read_bytes())
     if scores := _scores(folder):
-        write_file(out / f"{name}_dice.png", draw_heat_map([v for v in levels(scores) if v.label != OVERALL]))
+        means = [mean for mean in arm_means(scores) if mean.label != OVERALL]
+        write_file(out / f"{name}_dice.png", draw_heat_map(means))

@@ -17,12 +17,13 @@ body {{ max-width: {width}rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.
 h1 {{ font-size: 1.6rem; margin-bottom: 0.3rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
 .notice {{ border-left: 4px solid #b00020; background: #fdf1f2; padding: 0.6rem 1rem; }}
-.scroll {{ overflow-x: auto; }}
+.scroll {{ overflow-x: auto; margin: 0.6rem 0; }}
+summary {{ cursor: pointer; font-weight: 600; margin: 0.6rem 0; }}
 img {{ max-width: 100%; height: auto; }}
 table {{ border-collapse: collapse; font-size: 0.85rem; }}
 td, th {{ padding: 0.25rem 0.55rem; border-bottom: 1px solid #ddd; text-align: left; }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
-tr.better td {{ background: #eef7ee; }} tr.worse td {{ background: #fdf1f2; }}
+tr.better td {{ background: #eef7ee; }} tr.worse td {{ background: #fdf1f2; }} tr.not td {{ color: #444; }}
 pre {{ background: #f5f5f5; padding: 0.7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem;
        line-height: 1.45; }}
 </style>
@@ -64,8 +65,18 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def folded(summary: str, text: str) -> str:
-    """Text that opens on a click."""
-    return f"<details><summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre></details>"
+    """Preformatted text that opens on a click."""
+    return details(summary, f"<pre>{html.escape(text)}</pre>")
+
+
+def details(summary: str, body: str) -> str:
+    """HTML that opens on a click."""
+    return f"<details><summary>{html.escape(summary)}</summary>\n{body}\n</details>"
+
+
+def notice(text: str) -> str:
+    """Escaped text in a red box."""
+    return f'<p class="notice">{html.escape(text)}</p>'
 
 
 def transfer_table(report: dict[str, Any]) -> str:

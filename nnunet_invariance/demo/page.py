@@ -10,10 +10,12 @@ from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.html import inline, page, table, transfer_table
 from nnunet_invariance.demo.data import LABELS
 from nnunet_invariance.demo.pictures import draw_cases, draw_predictions, draw_training
-from nnunet_invariance.demo.steps import Demo, Step
+from nnunet_invariance.demo.steps import SEED, Demo, Step
 from nnunet_invariance.evaluation.report.pictures import COLOURS
+from nnunet_invariance.evaluation.report.results import compute_results
 from nnunet_invariance.evaluation.runner.stored import stored_jobs
-from nnunet_invariance.evaluation.scoring.scores import read_scores, summarize
+from nnunet_invariance.evaluation.scoring.scores import read_scores
+from nnunet_invariance.evaluation.statistics.effects import Contrast
 
 NOTICE = """<p class="notice"><strong>This page shows the pipeline and is no evidence.</strong> The images are
 synthetic, the networks are tiny, the runs last about a minute, and a few test cases with one seed decide nothing about
@@ -99,11 +101,24 @@ def score_section(demo: Demo) -> Section:
 
 def score_table(scores: Path, baseline: str) -> str:
     """Mean Dice of each trainer and class under each condition, with the paired difference to ``baseline``."""
-    rows = []
-    for s in summarize(read_scores(scores), baseline):
-        difference = "" if s.arm == baseline else f"{s.difference_mean:+.3f} (sd {s.difference_sd:.3f}, n={s.pairs})"
-        rows.append((s.condition, s.arm, s.label, f"{s.dice_mean:.3f}", f"{s.dice_sd:.3f}", difference))
-    return table(("condition", "trainer", "class", "mean", "sd", f"paired difference to {baseline}"), rows, numbers=3)
+    rows = read_scores(scores)
+    contrasts = [Contrast(arm, baseline, baseline) for arm in dict.fromkeys(s.arm for s in rows) if arm != baseline]
+    results = compute_results(rows, contrasts, SEED)
+    differences = {
+        (e.condition, e.arm, e.label): f"{e.mean:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
+        for e in results.effects
+        if e.metric == "dice"
+    }
+    lines = [
+        (
+            *(m.condition, m.arm, m.label, f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]"),
+            differences.get((m.condition, m.arm, m.label), ""),
+        )
+        for m in results.means
+        if m.metric == "dice"
+    ]
+    head = ("condition", "trainer", "class", "mean Dice [95 % interval]", f"paired difference to {baseline}")
+    return table(head, lines, numbers=2)
 
 
 def _step(step: Step) -> str:

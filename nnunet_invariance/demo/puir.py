@@ -22,7 +22,7 @@ from nnunet_invariance.demo.steps import (
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN, PROTOCOL, choose_subsets, missing_modalities
 from nnunet_invariance.evaluation.report.pictures import draw_heat_map, panels, png
 from nnunet_invariance.evaluation.scoring.scores import read_scores
-from nnunet_invariance.evaluation.statistics.effects import levels
+from nnunet_invariance.evaluation.statistics.effects import arm_means
 from nnunet_invariance.modality_translation.evaluate import CONVENTIONS, EXAMPLES, HEAD, read_pairs, summarise
 
 STEPS = 5
@@ -100,7 +100,9 @@ def _transfer_section(demo: Demo) -> Section:
 
 def _subset_section(demo: Demo) -> Section:
     """Mean Dice under every subset."""
-    means = levels(read_scores(demo.comparison / "scores.csv"), SEED)
-    picture = inline(draw_heat_map([v for v in means if v.metric == "dice"]), "Mean Dice by modalities and class")
+    means = arm_means(read_scores(demo.comparison / "scores.csv"), SEED)
+    picture = inline(
+        draw_heat_map([mean for mean in means if mean.metric == "dice"]), "Mean Dice by modalities and class"
+    )
     text = f"<p>Modalities that are not named are images of zeros. {arms()[1]} is nnU-Net.</p>\n"
     return Section("Dice where modalities are missing", text + picture)

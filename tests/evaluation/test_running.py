@@ -14,8 +14,8 @@ from nnunet_invariance.evaluation.runner import running
 from nnunet_invariance.evaluation.runner.record import open_record
 from nnunet_invariance.evaluation.runner.running import run_jobs, submit_slurm
 from nnunet_invariance.evaluation.runner.stored import stored_jobs
-from nnunet_invariance.evaluation.scoring.scores import Score, write_csv
 from tests.helpers import stored_comparison
+from tests.helpers.stored_comparison import write_scores_of
 
 
 def test_a_comparison_grows_and_does_not_change(tmp_path):
@@ -59,7 +59,7 @@ def test_jobs_run_in_parallel_each_on_its_device_and_a_failure_stops_no_other(jo
             at_once[0] -= 1
         if job.name == jobs[1].name:
             raise ComparisonError("it broke")
-        write_csv(job.scores, [], Score)
+        write_scores_of(job)
 
     monkeypatch.setattr(running, "run_job", run_job)
     with pytest.raises(ComparisonError, match=rf"1 of 12 trainings did not finish: {jobs[1].name}\. .*it broke"):
@@ -121,7 +121,7 @@ def test_slurm_gets_one_array(jobs, monkeypatch, tmp_path):
         script.write_text(f"#!/bin/sh\ncp \"$1\" {tmp_path}/script 2>/dev/null\necho '{said}'\n")
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    write_csv(jobs[0].scores, [], Score)
+    write_scores_of(jobs[0])
     tasks = submit_slurm(jobs, tmp_path / "slurm", 3, {"timeout_min": 60, "slurm_partition": "short"})
     assert tasks == [f"77_{i}" for i in range(11)]
     with pytest.raises(ComparisonError, match=r"(?s)Slurm took no job .*colour.*Correct --slurm"):
@@ -130,5 +130,5 @@ def test_slurm_gets_one_array(jobs, monkeypatch, tmp_path):
     assert "--array=0-10%3" in script
     assert "--partition=short" in script
     for job in jobs[1:]:
-        write_csv(job.scores, [], Score)
+        write_scores_of(job)
     assert submit_slurm(jobs, tmp_path / "slurm", 3, {}) == []

@@ -7,20 +7,21 @@ import pytest
 from scipy import stats
 
 from nnunet_invariance.evaluation.scoring.scores import Score
-from nnunet_invariance.evaluation.statistics.bootstrap import (
+from nnunet_invariance.evaluation.statistics.coverage import (
     MIXTURES,
-    bootstrap_means,
     coverage,
-    crossed_interval,
-    holm,
-    paired_difference,
-    rank_biserial,
-    signed_rank,
     simulate_differences,
     simulated_coverage,
-    variance_of_mean,
 )
-from nnunet_invariance.evaluation.statistics.effects import OVERALL, Contrast, compare, levels
+from nnunet_invariance.evaluation.statistics.effects import (
+    Contrast,
+    arm_means,
+    paired_difference,
+    paired_effects,
+)
+from nnunet_invariance.evaluation.statistics.intervals import bootstrap_means, crossed_interval, variance_of_mean
+from nnunet_invariance.evaluation.statistics.rank_tests import holm, rank_biserial, signed_rank
+from nnunet_invariance.evaluation.statistics.score_table import OVERALL
 
 RNG = np.random.default_rng(0)
 
@@ -146,7 +147,7 @@ def scores(dice: dict[str, float], draws: int = 3, cases: int = 8) -> list[Score
 
 def test_better_and_worse_are_said_as_such_also_where_smaller_is_better():
     contrasts = [Contrast("good", "twin", "twins"), Contrast("bad", "twin", "twins")]
-    effects = compare(scores({"good": 0.1, "twin": 0.0, "bad": -0.1}), contrasts)
+    effects = paired_effects(scores({"good": 0.1, "twin": 0.0, "bad": -0.1}), contrasts)
     assert {e.metric for e in effects} == {"dice", "hd95"}  # no NSD was computed
     assert {(e.arm, e.verdict) for e in effects} == {("good", "better"), ("bad", "worse")}
     by_name = {(e.metric, e.arm, e.label): e for e in effects}
@@ -157,17 +158,52 @@ def test_better_and_worse_are_said_as_such_also_where_smaller_is_better():
 
 
 def test_no_difference_is_not_decided():
-    (overall, *_) = compare(scores({"a": 0.0, "b": 0.0}), [Contrast("a", "b", "f")])
+    (overall, *_) = paired_effects(scores({"a": 0.0, "b": 0.0}), [Contrast("a", "b", "f")])
     assert overall.verdict == "not decided"
     assert overall.p_holm == overall.p > 0.05
 
 
 def test_only_common_draws_are_compared_and_a_missing_arm_is_left_out():
     rows = [s for s in scores({"a": 0.1, "b": 0.0}) if not (s.arm == "b" and s.draw == 2)]
-    effects = compare(rows, [Contrast("a", "b", "f"), Contrast("a", "gone", "f")])
+    effects = paired_effects(rows, [Contrast("a", "b", "f"), Contrast("a", "gone", "f")])
     assert {(e.reference, e.draws) for e in effects} == {("b", 2)}
-    assert {(level.arm, level.draws) for level in levels(rows)} == {("a", 3), ("b", 2)}
+    assert {(mean.arm, mean.draws) for mean in arm_means(rows)} == {("a", 3), ("b", 2)}
     own = [s.dice for s in rows if s.arm == "a" and s.label == "x"]
-    (level,) = (v for v in levels(rows) if (v.arm, v.label, v.metric) == ("a", "x", "dice"))
-    assert level.mean == pytest.approx(np.mean(own))
-    assert level.low < level.mean < level.high
+    (mean,) = (v for v in arm_means(rows) if (v.arm, v.label, v.metric) == ("a", "x", "dice"))
+    assert mean.mean == pytest.approx(np.mean(own))
+    assert mean.low < mean.mean < mean.high
+
+
+def test_intervals_stay_within_the_range_of_the_metric():
+    rng = np.random.default_rng(3)
+    values = rng.uniform(0.0, 0.9, (1, 3))
+    low, high = crossed_interval(values)
+    assert low < 0 or high > 1  # three cases decide nothing, so that the interval would leave [0, 1]
+    assert crossed_interval(values, bounds=(0, 1)) == (max(low, 0), min(high, 1))
+    rows = [
+        Score("1 shot", 0, arm, f"c{i}", "x", float(dice), math.nan, float(dice), 1, 1)
+        for arm, dices in (("a", [0.0, 1.0, 0.5]), ("b", [1.0, 0.0, 0.4]))
+        for i, dice in enumerate(dices)
+    ]
+    for mean in arm_means(rows):
+        assert 0 <= mean.low <= mean.mean <= mean.high
+        assert mean.high <= 1 or mean.metric == "hd95"
+    for effect in paired_effects(rows, [Contrast("a", "b", "f")]):
+        assert effect.metric == "hd95" or (effect.low, effect.high) == (-1, 1)
+
+
+def test_one_draw_decides_nothing_however_large_the_difference():
+    (overall, *_) = paired_effects(scores({"a": 0.3, "b": 0.0}, draws=1, cases=30), [Contrast("a", "b", "f")])
+    assert overall.low > 0.2
+    assert overall.verdict == "not decided"
+    assert "one draw" in overall.undecided_because
+
+
+def test_an_interval_of_low_simulated_coverage_decides_nothing(monkeypatch):
+    monkeypatch.setattr("nnunet_invariance.evaluation.statistics.effects.simulated_coverage", lambda *_: (0.79, 0.95))
+    (overall, *_) = paired_effects(scores({"a": 0.3, "b": 0.0}), [Contrast("a", "b", "f")])
+    assert (overall.low > 0, overall.verdict) == (True, "not decided")
+    assert "not reliable" in overall.undecided_because
+    monkeypatch.setattr("nnunet_invariance.evaluation.statistics.effects.simulated_coverage", lambda *_: (0.8, 0.95))
+    (overall, *_) = paired_effects(scores({"a": 0.3, "b": 0.0}), [Contrast("a", "b", "f")])
+    assert (overall.verdict, overall.undecided_because) == ("better", "")

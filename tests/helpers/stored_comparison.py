@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_invariance.evaluation.runner.jobs import Job
 from nnunet_invariance.evaluation.runner.record import keep, write_json
 from nnunet_invariance.evaluation.runner.stored import RECORD, stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import Score, write_csv
@@ -49,6 +50,17 @@ def described(tests: list[str]) -> dict:
     }
 
 
+def write_scores_of(job: Job, rng: np.random.Generator | None = None) -> None:
+    """The scores of a finished job: the gain of its arm, a trend over the cases, and noise if there is a generator."""
+    rows = []
+    for test in job.setting.tests:
+        for i, case in enumerate(test.cases):
+            dice = 0.7 + GAINS[job.arm.name] + (rng.normal(0, 0.005) if rng else 0.0) + 0.01 * i
+            start = (job.condition(test), job.subset.draw, job.arm.name, case.name)
+            rows += [Score(*start, label, dice, dice, 9 - 9 * dice, 9, 9) for label in ("organ", "core")]
+    write_csv(job.scores, rows, Score)
+
+
 def write_comparison(out: Path, tests: tuple[str, ...] = ("",)) -> Path:
     """Three arms, two draws at 10 and at 3 shots, six test cases a test set; one cell is not finished."""
     rng = np.random.default_rng(0)
@@ -67,14 +79,10 @@ def write_comparison(out: Path, tests: tuple[str, ...] = ("",)) -> Path:
     for job in stored_jobs(out):
         if job.name == UNFINISHED:
             continue
-        rows = []
         for test in job.setting.tests:
             for i, case in enumerate(test.cases):
                 write_image(job.predictions(test) / f"{case.name}.nii.gz", np.roll(truth, i, 1))
-                dice = 0.7 + GAINS[job.arm.name] + rng.normal(0, 0.005) + 0.01 * i
-                start = (job.condition(test), job.subset.draw, job.arm.name, case.name)
-                rows += [Score(*start, label, dice, dice, 9 - 9 * dice, 9, 9) for label in ("organ", "core")]
-        write_csv(job.scores, rows, Score)
+        write_scores_of(job, rng)
         keep(job.record, "train", ["nnUNetv2_train", "<&>", job.name], 60.0)
         keep(job.record, "predict", ["nnUNetv2_predict", job.name], 6.0)
     entry = {"parameters": 1500}

@@ -15,6 +15,7 @@ from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.pretrainings import describe_checkpoint, title
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.report.page import write_report
+from nnunet_invariance.evaluation.report.results import SUMMARY
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet, Job, Setting
 from nnunet_invariance.evaluation.runner.record import open_record
 from nnunet_invariance.evaluation.runner.running import run_jobs, submit_slurm
@@ -129,9 +130,9 @@ def run_comparison(
         try:
             run_jobs(jobs, [lock], parallel, devices)
         finally:
-            if any(job.scores.is_file() for job in jobs):
+            if any(job.finished for job in jobs):
                 write_report(out)
-    logger.info("%s", (out / "summary.txt").read_text())
+    logger.info("%s", (out / SUMMARY).read_text())
     return out
 
 

@@ -14,7 +14,7 @@ from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.record import kept
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
-from nnunet_invariance.evaluation.scoring.scores import Score, score_case, write_csv
+from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, score_case, write_csv
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 
 _LENGTH = re.compile(r"_(\d+)epochs?$")
@@ -114,8 +114,29 @@ class Job:
 
     @property
     def scores(self) -> Path:
-        """The file whose presence says that the job is done."""
+        """Scores of the test cases; written last."""
         return self.folder / "scores.csv"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the scores are there, with a row for every test case and class.
+
+        A damaged or incomplete file does not count: the job then scores its predictions again.
+        """
+        if not self.scores.is_file() or not self.scores.read_bytes().endswith(b"\n"):
+            return False
+        try:
+            found = {(score.condition, score.case, score.label) for score in read_scores(self.scores)}
+        except (ValueError, KeyError, TypeError):
+            return False
+        foreground = [name for name in self.setting.dataset_json["labels"] if name not in ("background", "ignore")]
+        expected = {
+            (self.condition(test), case.name, label)
+            for test in self.setting.tests
+            for case in filter(self.subset.tests, test.cases)
+            for label in (foreground if test.classes is None else test.classes)
+        }
+        return expected <= found
 
     @property
     def record(self) -> Path:
@@ -159,7 +180,7 @@ def run_job(
     Raises:
         ComparisonError: another process is at it, a command failed, or a prediction is missing.
     """
-    if job.scores.is_file():
+    if job.finished:
         return
     with locked(job.folder) as lock:
         _run(job, on_poll, [*keep_open, lock], {**job.arm.environment, **environment})

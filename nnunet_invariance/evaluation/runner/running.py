@@ -39,7 +39,7 @@ def run_jobs(
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for number in range(parallel):
         free.put(devices[number % len(devices)] if devices else None)
-    todo = [job for job in jobs if not job.scores.is_file()]
+    todo = [job for job in jobs if not job.finished]
     logger.info("%d of %d trainings are done", len(jobs) - len(todo), len(jobs))
     with progress(jobs) as bar, ThreadPoolExecutor(parallel) as pool, _stopping(stop):
         work = functools.partial(_work, stop=stop, free=free, keep_open=keep_open, bar=bar)
@@ -113,7 +113,7 @@ def submit_slurm(jobs: Sequence[Job], folder: Path, parallel: int, parameters: d
     except ImportError as error:
         msg = "--submit slurm needs submitit, which is not installed. Run `pip install submitit`."
         raise MissingPackageError(msg) from error
-    todo = [job for job in jobs if not job.scores.is_file()]
+    todo = [job for job in jobs if not job.finished]
     if not todo:
         return []
     try:

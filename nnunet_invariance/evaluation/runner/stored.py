@@ -4,20 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.jobs import TEST_IMAGES, TEST_LABELS, Arm, CaseSet, Job, Setting, epochs_done
 from nnunet_invariance.evaluation.runner.record import read_json, write_json
-from nnunet_invariance.evaluation.scoring.scores import (
-    Score,
-    Summary,
-    format_summary,
-    read_scores,
-    summarize,
-    write_csv,
-)
+from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, write_csv
 
 RECORD = "comparison.json"
 
@@ -96,8 +88,10 @@ def _case_set(out: Path, test: Mapping[str, Any], ending: str) -> CaseSet:
 
 def state(job: Job) -> str:
     """How far a cell is, in words."""
-    if job.scores.is_file():
+    if job.finished:
         return "finished"
+    if job.scores.is_file():
+        return "trained, scores.csv is damaged or incomplete: repeat the command to score again"
     if (job.model / "checkpoint_final.pth").is_file():
         return "trained, not scored"
     epochs = epochs_done(job)
@@ -105,13 +99,10 @@ def state(job: Job) -> str:
     return f"stopped after {epochs} of {job.arm.epochs} epochs" if begun else "not run"
 
 
-def write_tables(out: Path, jobs: Sequence[Job]) -> list[Score]:
-    """Join the scores and records of all finished jobs, and summarize them; the last arm is the summary's baseline."""
-    scores = [score for job in jobs if job.scores.is_file() for score in read_scores(job.scores)]
-    summary = summarize(scores, jobs[-1].arm.name)
+def write_scores(out: Path, jobs: Sequence[Job]) -> list[Score]:
+    """Join the scores and the records of all finished jobs into the comparison's folder; returns the scores."""
+    scores = [score for job in jobs if job.finished for score in read_scores(job.scores)]
     write_csv(out / "scores.csv", scores, Score)
-    write_csv(out / "summary.csv", summary, Summary)
-    atomic_write(out / "summary.txt", lambda file: file.write(format_summary(summary).encode()))
     record = read_json(out / RECORD)
     record["jobs"] |= {job.name: read_json(job.record) for job in jobs if job.record.is_file()}
     write_json(out / RECORD, record)

@@ -1,10 +1,9 @@
-"""Dice, NSD and HD95 per case and class, their CSV file, and means with paired differences to a baseline."""
+"""Dice, NSD and HD95 of every case and class, and the CSV file that holds them."""
 
 import csv
 import io
 import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,28 +36,6 @@ class Score:
     hd95: float
     n_ref: int
     n_pred: int
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One class of one arm over all its cases and draws, and its paired difference to the baseline arm.
-
-    Attributes:
-        n, dice_mean, dice_sd: over the rows whose Dice is a number.
-        pairs: (draw, case) pairs in which both arms have a number; the differences are taken over these.
-        difference_mean, difference_sd: arm minus baseline; sd is the sample standard deviation.
-    """
-
-    condition: str
-    arm: str
-    label: str
-    n: int
-    dice_mean: float
-    dice_sd: float
-    baseline: str
-    pairs: int
-    difference_mean: float
-    difference_sd: float
 
 
 def score_case(
@@ -129,7 +106,7 @@ def _class_names(labels: dict[str, Any], regions: bool) -> dict[int | tuple[int,
     return {key: name for name, key in keys.items()}
 
 
-def write_csv(path: Path, rows: Sequence[Score] | Sequence[Summary], kind: type) -> None:
+def write_csv(path: Path, rows: Sequence[Any], kind: type) -> None:
     """Write dataclass rows as CSV, atomically; numbers in full precision, nan as ``nan``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=[f.name for f in fields(kind)], lineterminator="\n")
@@ -142,41 +119,3 @@ def read_scores(path: Path) -> list[Score]:
     """Read what ``write_csv`` wrote."""
     with path.open(newline="") as file:
         return [Score(**{f.name: f.type(row[f.name]) for f in fields(Score)}) for row in csv.DictReader(file)]
-
-
-def summarize(scores: Sequence[Score], baseline: str) -> list[Summary]:
-    """Mean Dice per condition, arm and class, and the paired difference to ``baseline``; one row per combination."""
-    groups: dict[tuple[str, str, str], dict[tuple[int, str], float]] = {}
-    for s in scores:
-        group = groups.setdefault((s.condition, s.arm, s.label), {})
-        if not math.isnan(s.dice):
-            group[s.draw, s.case] = s.dice
-    result = []
-    for (condition, arm, label), dice in groups.items():
-        reference = groups.get((condition, baseline, label), {})
-        differences = [value - reference[pair] for pair, value in dice.items() if pair in reference]
-        values = list(dice.values())
-        numbers = (len(values), *_mean_and_sd(values), baseline, len(differences), *_mean_and_sd(differences))
-        result.append(Summary(condition, arm, label, *numbers))
-    return result
-
-
-def _mean_and_sd(values: list[float]) -> tuple[float, float]:
-    mean = statistics.fmean(values) if values else math.nan
-    return mean, statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def format_summary(summary: Sequence[Summary]) -> str:
-    """The summary as a text table."""
-    columns = ("condition", "arm", "label")
-    widths = [max(len(name), *(len(getattr(s, name)) for s in summary)) for name in columns]
-
-    def start(cells: Iterable[str]) -> str:
-        return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
-
-    lines = [f"{start(columns)}  {'n':>4}  {'Dice':>14}  difference to {summary[0].baseline}"]
-    for s in summary:
-        own = f"{s.dice_mean:.3f} sd {s.dice_sd:.3f}"
-        paired = "-" if s.arm == s.baseline else f"{s.difference_mean:+.3f} sd {s.difference_sd:.3f} (n={s.pairs})"
-        lines.append(f"{start(getattr(s, name) for name in columns)}  {s.n:>4}  {own:>14}  {paired}")
-    return "\n".join(lines) + "\n"

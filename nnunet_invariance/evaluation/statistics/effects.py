@@ -1,26 +1,31 @@
-"""From scores to statements: every contrast of a comparison with its interval, test and verdict."""
+"""Mean scores of arms, and paired differences between arms with interval, test and verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
+from nnunet_invariance.evaluation.scoring.metrics import Metric
 from nnunet_invariance.evaluation.scoring.scores import Score
-from nnunet_invariance.evaluation.statistics.bootstrap import (
-    crossed_interval,
-    holm,
-    paired_difference,
-    simulated_coverage,
-)
+from nnunet_invariance.evaluation.statistics.coverage import simulated_coverage
+from nnunet_invariance.evaluation.statistics.intervals import RESAMPLES, crossed_interval
+from nnunet_invariance.evaluation.statistics.rank_tests import holm, rank_biserial, signed_rank
+from nnunet_invariance.evaluation.statistics.ranking import false_claim_probability
+from nnunet_invariance.evaluation.statistics.score_table import OVERALL, ScoreTable, drop_empty, nanmean
 
-METRICS = ("dice", "nsd", "hd95")
-SMALLER_IS_BETTER = {"hd95"}
-OVERALL = "all classes"
+Verdict = Literal["better", "worse", "not decided"]
+#: A verdict needs this many draws, and intervals that reach this coverage in every simulated mixture of variance.
+LEAST_DRAWS, LEAST_COVERAGE = 2, 0.8
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """An arm against its reference; Holm's correction is over the contrasts of one family."""
+    """An arm and its reference; Holm's correction is over the contrasts of one family.
+
+    >>> Contrast("AliceTrainer", "AliceTrainer_scratch", "own twin").reference
+    'AliceTrainer_scratch'
+    """
 
     arm: str
     reference: str
@@ -28,14 +33,39 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """One contrast, condition, metric and class; the numbers are those of ``PairedDifference``.
+class PairedDifference:
+    """Statistics of one matrix of paired differences.
 
     Attributes:
-        label: a class, or "all classes": each pair's mean over the classes that both arms have a number for.
-        p_holm: adjusted over the contrasts of the family in this condition, metric and class.
-        verdict: "better" or "worse" where the interval does not hold 0, else "not decided".
-        coverage_low, coverage_high: how often such intervals hold the truth in simulated experiments of this size.
+        mean: over all pairs.
+        low, high: 95 % interval of the mean, for other draws and other cases; with one draw, for other cases only.
+        draws, cases, pairs: numbers that the mean is based on.
+        p: two-sided p value of Wilcoxon's signed-rank test over the cases, each averaged over the draws.
+        effect: matched-pairs rank-biserial correlation of the same values, in [-1, 1]; 1: larger in every case.
+        p_false_claim: probability that the true difference does not have the sign of ``mean``, in [0, 0.5].
+    """
+
+    mean: float
+    low: float
+    high: float
+    draws: int
+    cases: int
+    pairs: int
+    p: float
+    effect: float
+    p_false_claim: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One contrast under one condition, for one metric and class; most numbers are those of `PairedDifference`.
+
+    Attributes:
+        label: a class, or "all classes": the mean of each pair over the classes that both arms have a value for.
+        p_holm: ``p`` adjusted over the contrasts of the family under this condition, for this metric and class.
+        verdict: "better" or "worse" where the interval excludes 0, there are at least two draws, and
+            ``coverage_low`` is at least 0.8; else "not decided".
+        coverage_low, coverage_high: how often such intervals contain the truth in simulated experiments of this size.
     """
 
     metric: str
@@ -53,14 +83,26 @@ class Effect:
     p: float
     p_holm: float
     effect: float
+    p_false_claim: float
     verdict: str
     coverage_low: float
     coverage_high: float
 
+    @property
+    def undecided_because(self) -> str:
+        """Why the verdict is "not decided", and what would decide it; "" for another verdict."""
+        if self.verdict != "not decided":
+            return ""
+        if self.draws < LEAST_DRAWS:
+            return "one draw of training cases cannot show how much other draws differ: give --draws 3"
+        if not self.coverage_low >= LEAST_COVERAGE:
+            return f"with {self.draws} draws and {self.cases} cases the interval is not reliable: add draws or cases"
+        return "the interval contains 0"
+
 
 @dataclass(frozen=True)
-class Level:
-    """Mean of one arm under one condition, with its 95 % interval over draws and cases."""
+class ArmMean:
+    """Mean score of one arm under one condition, with its 95 % interval over draws and cases."""
 
     metric: str
     condition: str
@@ -73,79 +115,89 @@ class Level:
     cases: int
 
 
-class Table:
-    """Scores as matrices (draws, cases); what is not there is nan."""
+def paired_difference(
+    differences: np.ndarray,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> PairedDifference:
+    """Statistics of a matrix of differences (draws, cases); nan where a pair is missing.
 
-    def __init__(self, scores: Sequence[Score]) -> None:
-        self.conditions, self.arms, self.labels = (
-            list(dict.fromkeys(getattr(s, name) for s in scores)) for name in ("condition", "arm", "label")
-        )
-        self.draws = sorted({s.draw for s in scores})
-        self.cases = {c: sorted({s.case for s in scores if s.condition == c}) for c in self.conditions}
-        self._rows: dict[tuple[str, str, str], list[Score]] = {}
-        for s in scores:
-            self._rows.setdefault((s.condition, s.arm, s.label), []).append(s)
+    Args:
+        bounds: range of a difference, [-1, 1] for Dice; the interval does not leave it.
 
-    def matrix(self, metric: str, condition: str, arm: str, label: str) -> np.ndarray:
-        """One metric of one arm, condition and class."""
-        row, column = ({v: i for i, v in enumerate(names)} for names in (self.draws, self.cases[condition]))
-        values = np.full((len(row), len(column)), np.nan)
-        for s in self._rows.get((condition, arm, label), []):
-            values[row[s.draw], column[s.case]] = getattr(s, metric)
-        return values
-
-    def matrices(self, metric: str, condition: str, arm: str) -> np.ndarray:
-        """One metric of one arm and condition (classes, draws, cases)."""
-        return np.stack([self.matrix(metric, condition, arm, label) for label in self.labels])
-
-    def metrics(self) -> list[str]:
-        """The metrics that have a number anywhere."""
-        rows = [s for rows in self._rows.values() for s in rows]
-        return [m for m in METRICS if any(np.isfinite(getattr(s, m)) for s in rows)]
-
-
-def nanmean(values: np.ndarray, axis: int) -> np.ndarray:
-    """As NumPy's, without a warning where nothing is to be averaged."""
-    present = np.isfinite(values)
-    count = present.sum(axis)
-    return np.where(count, np.where(present, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
+    >>> paired_difference(np.array([[0.1, 0.3, 0.2], [0.2, 0.2, 0.2]]), bounds=(-1, 1)).pairs
+    6
+    """
+    d = drop_empty(differences)
+    if not d.size:
+        return PairedDifference(*[np.nan] * 3, 0, 0, 0, *[np.nan] * 3)
+    low, high = crossed_interval(d, seed, resamples, bounds)
+    per_case = np.nanmean(d, axis=0)
+    return PairedDifference(
+        mean=float(np.nanmean(d)),
+        low=low,
+        high=high,
+        draws=d.shape[0],
+        cases=d.shape[1],
+        pairs=int(np.isfinite(d).sum()),
+        p=signed_rank(per_case),
+        effect=rank_biserial(per_case),
+        p_false_claim=false_claim_probability(d),
+    )
 
 
-def compare(scores: Sequence[Score], contrasts: Sequence[Contrast], seed: int = 0) -> list[Effect]:
-    """Every contrast in every condition, metric and class; a contrast without a common pair is left out."""
-    table = Table(scores)
-    effects = []
+def paired_effects(scores: Sequence[Score], contrasts: Sequence[Contrast], seed: int = 0) -> list[Effect]:
+    """Every contrast under every condition, for every metric and class; contrasts without a common pair are left out.
+
+    >>> rows = [
+    ...     Score("5 shots", draw, arm, f"case{i}", "liver", dice + 0.01 * i, dice, 1.0, 9, 9)
+    ...     for draw in range(3) for arm, dice in (("A", 0.8), ("B", 0.7)) for i in range(8)
+    ... ]
+    >>> effect = paired_effects(rows, [Contrast("A", "B", "B")])[0]
+    >>> effect.label, round(effect.mean, 3), effect.verdict
+    ('all classes', 0.1, 'better')
+    """
+    table = ScoreTable(scores)
+    effects: list[Effect] = []
     for metric in table.metrics():
         for condition in table.conditions:
-            found = [e for c in contrasts for e in _effects(table, metric, condition, c, seed)]
-            effects += _adjusted(found)
+            effects += _adjusted([e for c in contrasts for e in _effects(table, metric, condition, c, seed)])
     return effects
 
 
-def _effects(table: Table, metric: str, condition: str, contrast: Contrast, seed: int) -> list[Effect]:
-    ours, theirs = (table.matrices(metric, condition, arm) for arm in (contrast.arm, contrast.reference))
+def _effects(table: ScoreTable, metric: Metric, condition: str, contrast: Contrast, seed: int) -> Iterator[Effect]:
+    ours, theirs = (table.matrices(metric.name, condition, arm) for arm in (contrast.arm, contrast.reference))
     differences = ours - theirs
-    effects = []
     for label, d in ((OVERALL, nanmean(differences, 0)), *zip(table.labels, differences, strict=True)):
-        found = paired_difference(d, seed)
+        found = paired_difference(d, seed, bounds=metric.difference_bounds)
         if not found.pairs:
             continue
-        verdict = _verdict(found.low, found.high, metric)
-        coverage = simulated_coverage(found.draws, found.cases) if found.cases > 1 else (np.nan, np.nan)
-        names = (metric, condition, contrast.family, contrast.arm, contrast.reference, label)
-        numbers = (found.mean, found.low, found.high, found.draws, found.cases, found.pairs, found.p)
-        effects.append(Effect(*names, *numbers, np.nan, found.effect, verdict, *coverage))
-    return effects
+        coverage_low, coverage_high = simulated_coverage(found.draws, found.cases) if found.cases > 1 else [np.nan] * 2
+        yield Effect(
+            metric=metric.name,
+            condition=condition,
+            family=contrast.family,
+            arm=contrast.arm,
+            reference=contrast.reference,
+            label=label,
+            p_holm=np.nan,
+            verdict=_verdict(found, metric, coverage_low),
+            coverage_low=coverage_low,
+            coverage_high=coverage_high,
+            **vars(found),
+        )
 
 
-def _verdict(low: float, high: float, metric: str) -> str:
-    if not (low > 0 or high < 0):
+def _verdict(found: PairedDifference, metric: Metric, coverage: float) -> Verdict:
+    reliable = found.draws >= LEAST_DRAWS and coverage >= LEAST_COVERAGE
+    if not reliable or not (found.low > 0 or found.high < 0):
         return "not decided"
-    return "better" if (low > 0) != (metric in SMALLER_IS_BETTER) else "worse"
+    return "better" if metric.sign * found.mean > 0 else "worse"
 
 
 def _adjusted(effects: list[Effect]) -> list[Effect]:
-    """Holm's correction over the arms of each family and class."""
+    """The effects with Holm's correction over the arms of each family and class."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index, e in enumerate(effects):
         groups.setdefault((e.family, e.label), []).append(index)
@@ -156,27 +208,27 @@ def _adjusted(effects: list[Effect]) -> list[Effect]:
     return adjusted
 
 
-def levels(scores: Sequence[Score], seed: int = 0) -> list[Level]:
-    """Mean and interval of every arm, condition, metric and class, over the draws that the arm has finished."""
-    table = Table(scores)
-    rows = []
-    for metric in table.metrics():
-        for condition in table.conditions:
-            for arm in table.arms:
-                matrices = table.matrices(metric, condition, arm)
-                for label, v in ((OVERALL, nanmean(matrices, 0)), *zip(table.labels, matrices, strict=True)):
-                    present = np.isfinite(v)
-                    if present.any():
-                        v = v[present.any(1)][:, present.any(0)]
-                        rows.append(
-                            Level(
-                                metric,
-                                condition,
-                                arm,
-                                label,
-                                float(np.nanmean(v)),
-                                *crossed_interval(v, seed),
-                                *v.shape,
-                            )
-                        )
-    return rows
+def arm_means(scores: Sequence[Score], seed: int = 0) -> list[ArmMean]:
+    """Mean and interval of every arm under every condition, for every metric and class, over the arm's finished draws.
+
+    >>> rows = [Score("5 shots", 0, "A", f"case{i}", "liver", 0.1 * i, 0.1, 1.0, 9, 9) for i in range(4)]
+    >>> [(m.label, round(m.mean, 2)) for m in arm_means(rows) if m.metric == "dice"]
+    [('all classes', 0.15), ('liver', 0.15)]
+    """
+    table = ScoreTable(scores)
+    return [
+        mean
+        for metric in table.metrics()
+        for condition in table.conditions
+        for arm in table.arms
+        for mean in _means(table, metric, condition, arm, seed)
+    ]
+
+
+def _means(table: ScoreTable, metric: Metric, condition: str, arm: str, seed: int) -> Iterator[ArmMean]:
+    matrices = table.matrices(metric.name, condition, arm)
+    for label, values in ((OVERALL, nanmean(matrices, 0)), *zip(table.labels, matrices, strict=True)):
+        values = drop_empty(values)
+        if values.size:
+            low, high = crossed_interval(values, seed, bounds=metric.bounds)
+            yield ArmMean(metric.name, condition, arm, label, float(np.nanmean(values)), low, high, *values.shape)

@@ -1,0 +1,19 @@
+"""Short names of arms, for tables and figures."""
+
+import re
+from collections.abc import Sequence
+
+_LENGTH = re.compile(r"_\d+epochs?(?=@|$)")
+
+
+def short_names(arms: Sequence[str], plans: str) -> dict[str, str]:
+    """Names of arms without the parts that they share: the number of epochs, and ``plans`` at the start of ``@PLANS``.
+
+    Names are returned as they are if they have different lengths or would not differ any more.
+
+    >>> short_names(["AliceTrainer_20epochs@nnUNetPlans_rate1", "nnUNetTrainer_20epochs"], "nnUNetPlans")
+    {'AliceTrainer_20epochs@nnUNetPlans_rate1': 'AliceTrainer@rate1', 'nnUNetTrainer_20epochs': 'nnUNetTrainer'}
+    """
+    lengths = {found.group() if (found := _LENGTH.search(arm)) else "" for arm in arms}
+    short = {arm: (_LENGTH.sub("", arm) if len(lengths) == 1 else arm).replace(f"@{plans}_", "@") for arm in arms}
+    return short if len(set(short.values())) == len(short) else {arm: arm for arm in arms}
