@@ -5,8 +5,21 @@ line prints the message without a traceback and exits with status 2.
 """
 
 
+def printable(text: str) -> str:
+    """The text with control characters escaped, except tab and newline: text from a file cannot steer a terminal.
+
+    >>> printable("red: \x1b[31m")
+    'red: \\\\x1b[31m'
+    """
+    kept = (c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(kept)
+
+
 class InvarianceError(Exception):
-    """Base of every error that input, set-up or environment can cause."""
+    """Base class of every error that input, set-up or environment can cause."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class OptionError(InvarianceError):

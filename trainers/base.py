@@ -175,12 +175,12 @@ class InvarianceTrainer(BaselineTrainer):
             raise WeightsIncompatibleError(f"{msg}Leave -pretrained_weights away, or take BaselineTrainer.")
         if self.scratch:
             self.print_to_log_file("Random encoder (scratch): no place is searched for weights.")
-            return {"place": "none: scratch"}
+            return {"location": "none: scratch"}
         if loaded:
             self.print_to_log_file(
                 f"WARNING: -pretrained_weights was given: its weights stay, and {self.method} weights are not searched."
             )
-            return {"place": "-pretrained_weights"}
+            return {"location": "-pretrained_weights"}
         return self.load_weights()
 
     def load_weights(self) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class ICMSegTrainer(InvarianceTrainer):
         if found is not None:
             return load_checkpoint_into(self.plain_network, found, self.options, self.print_to_log_file)
         self.print_to_log_file("No checkpoint is named: random weights. ICMSegTrainer needs no pre-training.")
-        return {"place": "none: random weights"}
+        return {"location": "none: random weights"}
 
     def losses_of_views(self, batch: dict[str, Any], samples: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean of both segmentation losses, and the auxiliary losses; one pass over both views."""

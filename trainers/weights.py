@@ -52,7 +52,7 @@ def load_checkpoint_into(
     Raises:
         WeightsIncompatibleError, CheckpointCorruptError: as :func:`find_and_load_weights`.
     """
-    log(f"Weights: {found.path} ({found.place})")
+    log(f"Weights: {found.path} ({found.location})")
     checkpoint = load_checkpoint(found.path, [SECTION_OF[options.branch]])
     if method is not None:
         check_method(checkpoint, method)
@@ -60,7 +60,7 @@ def load_checkpoint_into(
         checkpoint = in_channel_order(checkpoint, channels, network.table)
     report = transfer.load_pretrained(network, checkpoint, **_rules(options))
     log(report.to_text())
-    return {"place": found.place, **report.to_dict()}
+    return {"location": found.location, **report.to_dict()}
 
 
 def _rules(options: TrainerOptions) -> dict[str, Any]:

@@ -4,60 +4,69 @@ import argparse
 from pathlib import Path
 
 from nnunet_invariance.errors import OptionError
+from nnunet_invariance.weights.importers.registry import IMPORTERS
 
-IMPORTERS = (
-    "alice", "nnssl", "nnunet", "anatomix", "anatomix-dev", "anatomix-dev-vit", "sam", "puir-swin", "voco",
-    "monai-swin", "encoder",
-)  # fmt: skip
+FILE = {"type": Path, "metavar": "FILE", "help": "a path, or hf:OWNER/NAME/FILE on the Hugging Face hub"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb, its five actions and their flags."""
+    """Add the command, its five actions and their arguments."""
     parser = subparsers.add_parser("weights", help="list, inspect, import, export and plan with pre-trained weights")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="list the shipped files and the pre-trainings below nnUNet_results")
+    inspect = actions.add_parser("inspect", help="show what a checkpoint of any tool contains, and verify its checksum")
+    inspect.add_argument("file", **FILE)
+    _add_import(actions)
+    _add_export(actions)
+    _add_plan(actions)
 
-    actions.add_parser("list", help="the pre-trainings below nnUNet_results")
 
-    inspect = actions.add_parser("inspect", help="what a checkpoint is, ours or another tool's; verifies its checksum")
-    inspect.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
+def _add_import(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser("import", help="convert a file of another tool to a checkpoint that our trainers read")
+    parser.add_argument("importer", choices=IMPORTERS, help="format of FILE; `weights inspect FILE` names it")
+    parser.add_argument("file", **FILE)
+    parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: FILE with the suffix .safetensors")
+    parser.add_argument("--plans", type=Path, metavar="JSON", help="plans file, required for the importer `encoder`")
+    parser.add_argument("-c", dest="configuration", default="3d_fullres", help="of --plans; default: 3d_fullres")
 
-    take = actions.add_parser("import", help="make another tool's file a checkpoint that our trainers take")
-    take.add_argument("importer", choices=IMPORTERS, help="whose file it is; `inspect` says which")
-    take.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
-    take.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: FILE with the suffix .safetensors")
-    take.add_argument("--plans", type=Path, metavar="JSON", help="plans file of a bare encoder")
-    take.add_argument("-c", dest="configuration", default="3d_fullres", help="of --plans; default: 3d_fullres")
 
-    export = actions.add_parser("export", help="write a file or folder for other tools")
-    export.add_argument("file", type=Path, metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
-    export.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth; a folder for --format card")
-    export.add_argument("--format", choices=["nnunet", "nnssl", "card"], required=True)
-    export.add_argument("--branch", choices=["teacher", "student"], help="default: teacher where there is one")
-    export.add_argument(
+def _add_export(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser("export", help="write a file or folder for other tools")
+    parser.add_argument("file", **FILE)
+    parser.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth; a folder for --format card")
+    parser.add_argument("--format", choices=["nnunet", "nnssl", "card"], required=True)
+    parser.add_argument("--branch", choices=["teacher", "student"], help="default: teacher if the file has one")
+    parser.add_argument(
         "--random-decoder", action="store_true", help="fill a decoder that was not pre-trained with random weights"
     )
 
-    plan = actions.add_parser("plan", help="write a plans copy whose trainers start from a checkpoint")
-    plan.add_argument("dataset", metavar="DATASET", help="name or id")
-    plan.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a path, or hf:OWNER/NAME/FILE of the hub")
-    plan.add_argument("--preset", choices=["nnformer"], help="in place of FILE: a network to pre-train from the start")
-    plan.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
-    plan.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
-    plan.add_argument(
+
+def _add_plan(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser("plan", help="write a copy of plans whose trainers start from a checkpoint")
+    parser.add_argument("dataset", metavar="DATASET", help="name or id")
+    parser.add_argument("file", nargs="?", **FILE)
+    parser.add_argument("--preset", choices=["nnformer"], help="instead of FILE: a network to pre-train from scratch")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
+    parser.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
+    parser.add_argument(
         "--keep",
         choices=["plans", "checkpoint"],
         default="plans",
-        help="whose architecture, patch, spacing and normalisation the copy has; default: plans",
+        help="which architecture, patch size, spacing and normalisation the copy has; default: plans",
     )
-    plan.add_argument(
-        "--min-coverage", type=float, default=1.0, metavar="X", help="least share of the encoder from FILE; default: 1"
+    parser.add_argument(
+        "--min-coverage",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="minimum share of the encoder stages that FILE must fill completely; default: 1",
     )
-    plan.add_argument(
+    parser.add_argument(
         "--frozen-features",
         action="store_true",
-        help="of an anatomix U-Net: its frozen features beside the image in front of the planned network",
+        help="for an anatomix U-Net: append its frozen features to the image as input of the planned network",
     )
-    plan.add_argument("--name", metavar="NEW", help="name of the plans copy; default: PLANS_METHOD")
+    parser.add_argument("--name", metavar="NEW", help="name of the copy; default: PLANS_METHOD")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,12 +76,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from nnunet_invariance.weights.inspect import list_pretrainings
+    from nnunet_invariance.weights.inspection import list_weights
+    from nnunet_invariance.weights.locate import results_are_set
 
-    rows = list_pretrainings()
-    for row in rows:
-        print(f"{row['dataset']}  {row['run']}  {row['state']}\n  {row['file']}")
-    if not rows:
+    listed = list_weights()
+    for item in listed:
+        print(f"{item.dataset}  {item.run}  {item.state}\n  {item.file}")
+    if not results_are_set():
+        print("nnUNet_results is not set, therefore no pre-training is listed.")
+    elif all(item.dataset == "shipped" for item in listed):
         print(
             "No pre-training below nnUNet_results. Start one: nnunet-invariance pretrain METHOD DATASET CONFIGURATION"
         )
@@ -81,9 +93,9 @@ def _list(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.hub import local_file
-    from nnunet_invariance.weights.inspect import describe_text
+    from nnunet_invariance.weights.inspection import inspect
 
-    print(describe_text(local_file(args.file)))
+    print(inspect(local_file(args.file)).to_text())
     return 0
 
 
@@ -91,38 +103,36 @@ def _import(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.checkpoint import SUFFIX
     from nnunet_invariance.weights.hub import local_file
     from nnunet_invariance.weights.importers.importing import import_foreign, read_plans
-    from nnunet_invariance.weights.inspect import describe_text
+    from nnunet_invariance.weights.importers.registry import get_importer
+    from nnunet_invariance.weights.inspection import inspect
 
     plans = read_plans(args.plans) if args.plans else None
     file = local_file(args.file)
-    beside = None if file == args.file else Path(file.stem + SUFFIX)  # of a hub's file, not in the hub's cache
-    out = import_foreign(file, args.out or beside, args.importer, plans, args.configuration)
-    print(describe_text(out))
-    use = f"weights plan DATASET {out}"
-    if args.importer == "sam":
-        use = f"pretrain sam DATASET CONFIGURATION --set backbone=resnet start={out}"
+    # A file of the hub is in the hub's cache, which is not the place for our file.
+    default = None if file == args.file else Path(file.stem + SUFFIX)
+    out = import_foreign(file, args.out or default, args.importer, plans, args.configuration)
+    use = getattr(get_importer(args.importer), "USE", "weights plan DATASET {file}").format(file=out)
+    print(inspect(out).to_text())
     print(f"written: {out}\nuse it: nnunet-invariance {use}")
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from nnunet_invariance.weights.export import export_nnunet
-    from nnunet_invariance.weights.export_nnssl import export_nnssl
+    from nnunet_invariance.weights import export_card, export_nnssl, export_nnunet
     from nnunet_invariance.weights.hub import local_file
-    from nnunet_invariance.weights.model_card import export_card
 
     if args.random_decoder and args.format != "nnunet":
-        raise OptionError(f"--random-decoder is for --format nnunet; {args.format} needs no decoder. Leave it away.")
+        msg = f"--random-decoder applies to --format nnunet only; the format {args.format} needs no decoder. "
+        raise OptionError(msg + "Remove --random-decoder.")
     file = local_file(args.file)
     if args.format == "card":
         print(f"written: {export_card(file, args.out, args.branch)}")
-        return 0
-    if args.format == "nnssl":
+    elif args.format == "nnssl":
         print(export_nnssl(file, args.out, args.branch).to_text())
         print(f"written: {args.out}")
-        return 0
-    print(export_nnunet(file, args.out, args.branch, args.random_decoder).to_text())
-    print(f"written: {args.out}\nuse it: nnUNetv2_train DATASET CONFIGURATION FOLD -pretrained_weights {args.out}")
+    else:
+        print(export_nnunet(file, args.out, args.branch, args.random_decoder).to_text())
+        print(f"written: {args.out}\nuse it: nnUNetv2_train DATASET CONFIGURATION FOLD -pretrained_weights {args.out}")
     return 0
 
 
@@ -146,7 +156,7 @@ def _plan(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.hub import local_file
 
     if (args.file is None) == (args.preset is None):
-        raise OptionError("weights plan needs either FILE or --preset. Give one of them.")
+        raise OptionError("`weights plan` needs either FILE or --preset, and not both. Give one of them.")
     if args.preset:
         return _plan_preset(args)
     fitted = fit_plans_to_checkpoint(

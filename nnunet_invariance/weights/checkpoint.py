@@ -22,6 +22,8 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsNotFoundErro
 FORMAT = 1
 KEY = "nnunet_invariance"
 SUFFIX = ".safetensors"
+#: Prefix of the method in imported checkpoints whose importer declares no method, as in ``import:nnssl``.
+IMPORTED = "import:"
 SECTIONS = ("network", "teacher", "heads", "optimizer", "rng")
 REQUIRED = (
     "method",

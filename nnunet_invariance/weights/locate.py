@@ -1,4 +1,4 @@
-"""Where a trainer finds its weights: four places, the first hit wins, nothing is guessed."""
+"""Search for the weights that a trainer starts from: four locations in a fixed order, and the first hit wins."""
 
 import os
 from collections.abc import Callable
@@ -19,14 +19,24 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """A checkpoint and the place that named it, in words for the log."""
+    """A checkpoint and where it was found.
+
+    Attributes:
+        path: the file.
+        location: in words, for the log.
+        shipped: whether the file belongs to the package. A shipped file may fill the finest stages of a deeper network.
+
+    >>> FoundWeights(Path("a.safetensors"), "environment variable").shipped
+    False
+    """
 
     path: Path
-    place: str
+    location: str
+    shipped: bool = False
 
 
 def pretraining_folder(method: str, dataset_name: str, plans_name: str, configuration: str) -> Path:
-    """Where a pre-training of this method for this dataset, plans and configuration leaves its files.
+    """The folder of the pre-training of this method for this data set, plans and configuration.
 
     Raises:
         EnvironmentNotSetError: ``nnUNet_results`` is not set.
@@ -34,13 +44,18 @@ def pretraining_folder(method: str, dataset_name: str, plans_name: str, configur
     return results_folder() / dataset_name / "pretraining" / f"{method}__{plans_name}__{configuration}"
 
 
+def results_are_set() -> bool:
+    """Whether the environment variable ``nnUNet_results`` is set."""
+    return bool(nnUNet_results.get())
+
+
 def results_folder() -> Path:
-    """The folder of ``nnUNet_results``.
+    """The folder that ``nnUNet_results`` names.
 
     Raises:
-        EnvironmentNotSetError
+        EnvironmentNotSetError: it is not set.
     """
-    if not nnUNet_results.get():
+    if not results_are_set():
         msg = "The environment variable nnUNet_results is not set. Set it to the folder that nnU-Net uses."
         raise EnvironmentNotSetError(msg)
     return Path(nnUNet_results.require())
@@ -52,20 +67,21 @@ def find_weights(
     plans_name: str,
     configuration: str,
     checkpoint: str | None = None,
-    fits: Callable[[Path], bool] | None = None,
+    can_load: Callable[[Path], bool] | None = None,
 ) -> FoundWeights:
-    """The checkpoint that a trainer of ``method`` starts from.
+    """Find the checkpoint that a trainer of ``method`` starts from.
 
-    Looks at the environment variable ``NNUNET_INVARIANCE_CHECKPOINT``, then at ``checkpoint`` of the plans block, then
-    at the finished pre-training of this method, dataset, plans and configuration, then at the package itself. A place
-    that names a missing file, or holds an unfinished run, stops the search. For :data:`ANY_METHOD` only the first two
-    are looked at.
+    The locations, in this order: the environment variable ``NNUNET_INVARIANCE_CHECKPOINT``; ``checkpoint`` of the plans
+    block; the finished pre-training of this method, data set, plans and configuration; the files that ship with the
+    package. A location that names a missing file, or contains an unfinished run, stops the search. For
+    :data:`ANY_METHOD` the search covers the first two locations only.
 
     Args:
-        fits: whether a file of the package can fill the network that is trained; by default it need not.
+        can_load: whether a shipped file can fill the network; default: every shipped file of the method is accepted.
 
     Raises:
-        WeightsNotFoundError: all four are empty, or one names a file that is not there or a run that is not finished.
+        WeightsNotFoundError: no location has weights, one names a missing file, or a run is not finished.
+        EnvironmentNotSetError: ``nnUNet_results`` is not set.
     """
     if named := named_weights(checkpoint):
         return named
@@ -77,66 +93,73 @@ def find_weights(
         return FoundWeights(folder / FINAL, "finished pre-training")
     if (folder / LATEST).is_file():
         raise _unfinished(folder / LATEST, command)
-    if shipped := find_shipped(method, fits):
+    if shipped := find_shipped(method, can_load):
         return shipped
     msg = (
         f"No weights found for {method}, dataset {dataset_name}, plans {plans_name}, configuration {configuration}. "
-        "Looked at:\n"
+        "Locations searched:\n"
         f"  1. environment variable {ENVIRONMENT_VARIABLE}: not set\n"
         '  2. plans block "nnunet_invariance", field "checkpoint": not given\n'
         f"  3. pre-training {folder / FINAL}: {'no such file' if folder.is_dir() else 'no such folder'}\n"
-        f"  4. shipped with the package: {_shipped_for(method)}\n"
-        f"Pre-train with `{command}`, or name a checkpoint in place 1 or 2."
+        f"  4. shipped with the package: {_why_none_shipped(method)}\n"
+        f"Pre-train with `{command}`, or name a checkpoint in location 1 or 2."
     )
     raise WeightsNotFoundError(msg)
 
 
-def find_shipped(method: str, fits: Callable[[Path], bool] | None = None) -> FoundWeights | None:
-    """The fourth place only: weights of this method in the package itself, or None where none fits."""
-    found = (path for path in _shipped_files(method) if fits is None or fits(path))
-    return next((FoundWeights(path, "shipped with the package") for path in found), None)
+def find_shipped(method: str, can_load: Callable[[Path], bool] | None = None) -> FoundWeights | None:
+    """The first shipped file of this method that ``can_load`` accepts, or None."""
+    accepted = (path for path in _shipped_for(method) if can_load is None or can_load(path))
+    return next((FoundWeights(path, "shipped with the package", shipped=True) for path in accepted), None)
 
 
-def _shipped_files(method: str) -> list[Path]:
-    return [path for path in sorted(SHIPPED.glob(f"*{SUFFIX}")) if read_metadata(path)["method"] == method]
+def shipped_files() -> list[Path]:
+    """All checkpoints that ship with the package."""
+    return sorted(SHIPPED.glob(f"*{SUFFIX}"))
 
 
-def _shipped_for(method: str) -> str:
-    """What the files of this method are for, in words; they did not fit."""
-    words = []
-    for path in _shipped_files(method):
+def _shipped_for(method: str) -> list[Path]:
+    return [path for path in shipped_files() if read_metadata(path)["method"] == method]
+
+
+def _why_none_shipped(method: str) -> str:
+    """Which networks the shipped files of this method are for; the caller's network is none of them."""
+    reasons = []
+    for path in _shipped_for(method):
         architecture = read_metadata(path)["architecture"]
         name, arguments = architecture["network_class_name"].rsplit(".", 1)[-1], architecture["arch_kwargs"]
-        features = arguments.get("features_per_stage", "its own number")
-        words.append(f"{path.name} is for a {name} of {features} features a stage, which these plans are not")
-    return "; ".join(words) or f"none for {method}"
+        features = arguments.get("features_per_stage", "its own number of")
+        reasons.append(f"{path.name} is for a {name} with {features} features per stage, unlike these plans")
+    return "; ".join(reasons) or f"no file for {method}"
 
 
 def named_weights(checkpoint: str | None) -> FoundWeights | None:
-    """The first two places only: a checkpoint that the user has named, or None.
+    """The checkpoint that the user names in one of the first two locations, or None.
 
     Raises:
-        WeightsNotFoundError: one names a file that is not there.
+        WeightsNotFoundError: a location names a missing file.
     """
     named = (
         (f"environment variable {ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE)),
         ("plans block, field 'checkpoint'", checkpoint),
     )
-    return next((_named(place, value) for place, value in named if value), None)
+    return next((_existing(location, value) for location, value in named if value), None)
 
 
-def _named(place: str, value: str) -> FoundWeights:
+def _existing(location: str, value: str) -> FoundWeights:
     path = Path(value).expanduser()
-    if not path.is_file():
-        what = "a folder, not a file" if path.is_dir() else "no such file"
-        msg = f"The {place} names {value!r}: {what}. Correct or remove it; no other place is tried while it is given."
-        raise WeightsNotFoundError(msg)
-    return FoundWeights(path, place)
+    if not os.path.isfile(path):
+        found = "a folder, not a file" if os.path.isdir(path) else "no such file"
+        raise WeightsNotFoundError(
+            f"The {location} names {value!r}: {found}. Correct or remove it; no other location is searched while it is "
+            "set."
+        )
+    return FoundWeights(path, location)
 
 
 def _nothing_named(dataset_name: str, configuration: str) -> WeightsNotFoundError:
     return WeightsNotFoundError(
-        "No weights are named, and a trainer that takes weights of any method searches for none. Looked at:\n"
+        "No checkpoint is named, and this trainer starts only from a checkpoint that you name. Locations searched:\n"
         f"  1. environment variable {ENVIRONMENT_VARIABLE}: not set\n"
         '  2. plans block "nnunet_invariance", field "checkpoint": not given\n'
         f"Write plans that name a checkpoint: `nnunet-invariance weights plan {dataset_name} FILE -c {configuration}`."
@@ -147,5 +170,5 @@ def _unfinished(latest: Path, command: str) -> WeightsNotFoundError:
     metadata = read_metadata(latest)
     return WeightsNotFoundError(
         f"The pre-training in {latest.parent} is not finished (step {metadata['step']} of {metadata['total_steps']}). "
-        f"Continue it with `{command} --c`, or use it as it is by setting {ENVIRONMENT_VARIABLE}={latest}."
+        f"Continue it with `{command} --c`, or use it as it is: set {ENVIRONMENT_VARIABLE}={latest}."
     )

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.weights.checkpoint import save_checkpoint
-from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.importers.importing import file_sha256
+from nnunet_invariance.weights.output import refuse_existing
 from nnunet_invariance.weights.transfer import load_network
 
 MODEL, SUMS, PAGE = "model.safetensors", "SHA256SUMS", "README.md"
@@ -37,7 +37,7 @@ def export_card(
         WeightsNotFoundError, CheckpointCorruptError
     """
     folder = Path(folder)
-    check_new(folder)
+    refuse_existing(folder)
     checkpoint, branch = load_network(checkpoint_path, branch)
     metadata = checkpoint.metadata
     # Made beside its place and renamed: a card is there as a whole, or not at all.

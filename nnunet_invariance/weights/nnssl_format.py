@@ -9,7 +9,7 @@ from torch import nn
 
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture
-from nnunet_invariance.weights.checkpoint import Checkpoint
+from nnunet_invariance.weights.checkpoint import IMPORTED, Checkpoint
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 NAMES = ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
@@ -96,7 +96,7 @@ def pretrain_info(checkpoint: Checkpoint, nnssl_path: Path) -> dict[str, Any]:
     architecture = trusted_architecture(checkpoint)
     return {
         "checkpoint_path": str(nnssl_path),
-        "checkpoint_name": f"{metadata['method']}_{metadata['sha256'][:8]}",
+        "checkpoint_name": f"{metadata['method'].removeprefix(IMPORTED)}_{metadata['sha256'][:8]}",
         **names_of(architecture),
         "pt_num_in_channels": architecture.input_channels,
         "pt_used_patchsize": list(metadata["patch_size"]),

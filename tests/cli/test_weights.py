@@ -22,7 +22,7 @@ from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.plans.copies import preprocessing_command, write_plans_copy
 from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 from nnunet_invariance.weights.checkpoint import read_metadata
-from nnunet_invariance.weights.inspect import describe
+from nnunet_invariance.weights.inspection import inspect
 from nnunet_invariance.weights.locate import pretraining_folder
 from tests.helpers.planned_files import BASE, CONFIGURATION, NAME, write_planned
 from tests.helpers.small_checkpoints import architecture, write
@@ -186,10 +186,10 @@ def test_inspect_says_what_the_file_is(tmp_path: Path, capsys: pytest.CaptureFix
     lines = {key: value.strip() for key, value in lines.items()}
     assert lines["method"] == "alice"
     assert lines["architecture"] == "PlainConvUNet"
-    assert lines["spacing (mm)"] == "0.5, 1.0, 1.25"
-    assert lines["checksum"] == f"{read_metadata(path)['sha256']} (verified)"
+    assert lines["spacing mm"] == "0.5, 1.0, 1.25"
+    assert lines["sha256"] == f"{read_metadata(path)['sha256']} (verified)"
     network = sum(p.numel() for p in architecture().build().parameters())
-    assert describe(path)["values per section"] == {"network": network, "teacher": network, "heads": 3}
+    assert inspect(path).values == {"network": network, "teacher": network, "heads": 3}
 
 
 def test_inspect_of_a_damaged_file_exits_with_2_and_one_message(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

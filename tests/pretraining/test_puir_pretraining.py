@@ -19,7 +19,7 @@ from nnunet_invariance.pretraining.engine.schedule import LoopOptions
 from nnunet_invariance.pretraining.methods.puir import PUIR, PUIROptions
 from nnunet_invariance.pretraining.methods.puir_diagnostics import measure, random_present, warnings_of
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.export import export_nnunet
+from nnunet_invariance.weights.nnunet_export import export_nnunet
 from tests.helpers.small_checkpoints import architecture
 from tests.networks.test_puir_network import anisotropic
 

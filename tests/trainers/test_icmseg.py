@@ -96,7 +96,7 @@ def test_an_epoch_without_a_checkpoint_leaves_the_stock_network(tiny):
     assert_same(values(network), values(trainer.network))
     block = checkpoint["nnunet_invariance"]
     assert block["method"] == "icmseg"
-    assert block["transfer_report"] == {"place": "none: random weights"}
+    assert block["transfer_report"] == {"location": "none: random weights"}
     assert block["options"]["style"] == "mixed"
     for name in ("train_info_nce", "train_consistency", "train_total", "encoder_lr"):
         assert np.isfinite(trainer.logger.get_value(name, -1))
@@ -283,19 +283,19 @@ def test_a_named_checkpoint_of_any_method_is_in_the_network(tiny, tmp_path, monk
     section = checkpoint.section("teacher")
     encoder = values(trainer.network.encoder)
     assert_same(encoder, {name: section[f"encoder.{name}"] for name in encoder})
-    assert trainer.transfer_report["place"] == "plans block, field 'checkpoint'"
+    assert trainer.transfer_report["location"] == "plans block, field 'checkpoint'"
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(checkpoint.path))
     trainer, _ = started(tiny)
     assert_same(values(trainer.network.encoder), encoder)
     scratch, _ = started(tiny, "ICMSegTrainer_scratch")
-    assert scratch.transfer_report == {"place": "none: scratch"}
+    assert scratch.transfer_report == {"location": "none: scratch"}
 
 
 def test_other_places_are_not_looked_at(tiny, monkeypatch):
     write_weights(tiny, method="icmseg")
     write_weights(tiny)
     trainer, _ = started(tiny)
-    assert trainer.transfer_report == {"place": "none: random weights"}
+    assert trainer.transfer_report == {"location": "none: random weights"}
     trainer = make_trainer(tiny, "ICMSegTrainer", checkpoint="missing.safetensors")
     with pytest.raises(WeightsNotFoundError, match=r"missing\.safetensors.*no such file"):
         trainer.on_train_start()

@@ -24,7 +24,7 @@ def results(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["environment", "plans"])
 def test_weights_of_any_method_are_taken_from_a_named_file(tiny, tmp_path, monkeypatch, place):
-    checkpoint = write_weights(tiny, tmp_path / "foreign.safetensors", method="nnssl", teacher=False)
+    checkpoint = write_weights(tiny, tmp_path / "foreign.safetensors", method="import:nnssl", teacher=False)
     options = {"checkpoint": str(checkpoint.path)} if place == "plans" else {}
     if place == "environment":
         monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(checkpoint.path))
@@ -33,7 +33,7 @@ def test_weights_of_any_method_are_taken_from_a_named_file(tiny, tmp_path, monke
     assert len(trainer.aux) == 0
     assert trainer.enable_deep_supervision
     assert trainer.transfer_report["coverage"] == 1
-    assert trainer.transfer_report["method"] == "nnssl"
+    assert trainer.transfer_report["method"] == "import:nnssl"
     assert "Transfer report" in log_of(trainer)
 
 
@@ -49,7 +49,7 @@ def test_the_named_encoder_is_in_the_network_bit_by_bit(tiny, tmp_path):
 def test_nothing_named_stops_the_run_although_a_pretraining_is_there(tiny):
     write_weights(tiny)
     trainer = make_trainer(tiny, "TransferTrainer")
-    with pytest.raises(WeightsNotFoundError, match=r"(?s)Looked at.*weights plan Dataset777_\w+ FILE -c 3d_fullres"):
+    with pytest.raises(WeightsNotFoundError, match=r"(?s)Locations.*weights plan Dataset777_\w+ FILE -c 3d_fullres"):
         trainer.on_train_start()
 
 

@@ -9,8 +9,8 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunet_invariance.errors import OutputError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.export import export_nnunet
 from nnunet_invariance.weights.foreign import open_foreign
+from nnunet_invariance.weights.nnunet_export import export_nnunet
 from tests.helpers.small_checkpoints import NETWORKS, architecture, build, write
 
 

@@ -13,9 +13,9 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import CheckpointCorruptError, OutputError, WeightsIncompatibleError
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.export_nnssl import export_nnssl
 from nnunet_invariance.weights.importers.importing import import_foreign
 from nnunet_invariance.weights.model_card import export_card
+from nnunet_invariance.weights.nnssl_export import export_nnssl
 from tests.helpers.small_checkpoints import NETWORKS, architecture, build, write
 
 TOP = {
@@ -123,7 +123,10 @@ def test_a_random_decoder_is_for_nnunet_alone(tmp_path, form, capsys):
     file = write(tmp_path / "c.safetensors", pretrained=["encoder"])
     words = ["weights", "export", str(file), str(tmp_path / "out"), "--format", form]
     assert main([*words, "--random-decoder"]) == 2
-    assert f"--random-decoder is for --format nnunet; {form} needs no decoder" in capsys.readouterr().err
+    assert (
+        f"--random-decoder applies to --format nnunet only; the format {form} needs no decoder"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
     assert main(words) == 0
 

@@ -11,10 +11,10 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import CheckpointCorruptError, InvarianceError, OutputError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import REQUIRED, load_checkpoint
-from nnunet_invariance.weights.export import export_nnunet
 from nnunet_invariance.weights.importers.importing import file_sha256, import_foreign, recognise
 from nnunet_invariance.weights.importers.nnssl import IMPORTED, RESENC_L
-from nnunet_invariance.weights.inspect import describe
+from nnunet_invariance.weights.inspection import inspect
+from nnunet_invariance.weights.nnunet_export import export_nnunet
 from nnunet_invariance.weights.transfer import load_pretrained
 from nnunet_invariance.weights.trusted_architecture import architecture_of
 from tests.helpers.foreign_checkpoints import (
@@ -47,7 +47,7 @@ def test_every_cell_is_recognised_imported_and_answers_as_its_source(tmp_path, s
 
     checkpoint = load_checkpoint(take(source, tmp_path / "theirs.pth"))
     assert checkpoint.metadata.keys() >= set(REQUIRED)
-    assert checkpoint.metadata["method"] == source
+    assert checkpoint.metadata["method"] == f"import:{source}"
     assert checkpoint.metadata["parent_sha256"] == file_sha256(tmp_path / "theirs.pth")
     decoder = ["decoder"] if source != "encoder" else []
     assert checkpoint.metadata["pretrained"] == ["encoder", *decoder]
@@ -93,7 +93,7 @@ def test_a_bare_safetensors_file_is_taken_too(tmp_path, capsys):
     network = encoder_file(tmp_path / "a.pth", planned, build(planned, 3)).with_suffix(".json")
     tensors = {name: t.clone() for name, t in build(planned, 3).encoder.state_dict().items()}
     save_file(tensors, tmp_path / "a.safetensors")
-    assert describe(tmp_path / "a.safetensors")["source"].startswith("encoder")
+    assert inspect(tmp_path / "a.safetensors").format.startswith("encoder")
     command = ["weights", "import", "encoder", str(tmp_path / "a.safetensors"), "--plans", str(network), "-c", "cfg"]
     assert main(command) == 0
     assert "a.imported.safetensors" in capsys.readouterr().out
@@ -213,15 +213,15 @@ def test_unknown_files_are_named_by_their_keys_and_the_nearest_source(tmp_path):
     with pytest.raises(WeightsIncompatibleError) as error:
         import_foreign(tmp_path / "a.pth")
     assert "first keys: network_weights, trainer_name, epoch" in str(error.value)
-    assert "Nearest: nnssl" in str(error.value) or "Nearest: nnunet" in str(error.value)
+    assert "nearest format is nnssl" in str(error.value) or "nearest format is nnunet" in str(error.value)
     torch.save({"weights": torch.zeros(1)}, tmp_path / "b.pth")
-    with pytest.raises(WeightsIncompatibleError, match=r"first keys: weights\. None is near"):
-        describe(tmp_path / "b.pth")
+    with pytest.raises(WeightsIncompatibleError, match=r"first keys: weights\. No known format is near"):
+        inspect(tmp_path / "b.pth")
 
 
 def test_another_source_than_the_one_named_is_said(tmp_path):
     write_foreign("nnssl", tmp_path / "a.pth", architecture())
-    with pytest.raises(WeightsIncompatibleError, match="is a checkpoint of nnssl, not of source 'nnunet'"):
+    with pytest.raises(WeightsIncompatibleError, match="of nnssl, which the importer 'nnunet' does not read"):
         import_foreign(tmp_path / "a.pth", importer="nnunet")
 
 
@@ -307,11 +307,11 @@ def test_inspect_names_a_foreign_file_and_what_it_expects(tmp_path, capsys):
     assert main(["weights", "inspect", str(tmp_path / "a.pth")]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     lines = {key: value.strip() for key, value in lines.items()}
-    assert lines["source"] == "nnunet: a checkpoint of nnU-Net v2"
+    assert lines["format"] == "nnunet: a checkpoint of nnU-Net v2"
     assert lines["architecture"] == "PlainConvUNet"
     assert lines["channels"] == "T0, T1"
-    assert lines["patch (voxels)"] == "32, 32, 32"
-    assert lines["normalisation"] == "ZScoreNormalization, ZScoreNormalization"
+    assert lines["patch voxels"] == "32, 32, 32"
+    assert lines["normalization"] == "ZScoreNormalization, ZScoreNormalization"
 
 
 def test_import_writes_and_says_what_comes_next(tmp_path, capsys):

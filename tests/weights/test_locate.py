@@ -29,19 +29,19 @@ def test_folder_is_the_one_the_design_names(results: Path) -> None:
 def test_each_place_wins_over_those_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = write(tmp_path / "shipped" / "alice_anything.safetensors")
     write(tmp_path / "shipped" / "a_puir.safetensors", method="puir")
-    assert find_weights(*RUN) == locate.FoundWeights(shipped, "shipped with the package")
+    assert find_weights(*RUN) == locate.FoundWeights(shipped, "shipped with the package", shipped=True)
 
     trained = write(pretraining_folder(*RUN) / "checkpoint_final.safetensors")
     assert find_weights(*RUN) == locate.FoundWeights(trained, "finished pre-training")
 
     planned = write(tmp_path / "planned.safetensors")
     assert find_weights(*RUN, checkpoint=str(planned)).path == planned
-    assert "plans block" in find_weights(*RUN, checkpoint=str(planned)).place
+    assert "plans block" in find_weights(*RUN, checkpoint=str(planned)).location
 
     named = write(tmp_path / "named.safetensors")
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(named))
     assert find_weights(*RUN, checkpoint=str(planned)).path == named
-    assert ENVIRONMENT_VARIABLE in find_weights(*RUN, checkpoint=str(planned)).place
+    assert ENVIRONMENT_VARIABLE in find_weights(*RUN, checkpoint=str(planned)).location
 
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "")
     assert find_weights(*RUN, checkpoint=str(planned)).path == planned
@@ -65,7 +65,7 @@ def test_a_named_file_that_is_not_there_stops_the_search(
     bad = tmp_path / "bad.safetensors"
     if what == "folder":
         bad.mkdir()
-    with pytest.raises(WeightsNotFoundError, match=r"plans block.*bad\.safetensors.*no other place is tried"):
+    with pytest.raises(WeightsNotFoundError, match=r"plans block.*bad\.safetensors.*no other location is searched"):
         find_weights(*RUN, checkpoint=str(bad))
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(bad))
     with pytest.raises(WeightsNotFoundError, match=rf"{ENVIRONMENT_VARIABLE}.*bad\.safetensors"):

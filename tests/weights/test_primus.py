@@ -17,8 +17,8 @@ from nnunet_invariance.errors import (
 from nnunet_invariance.networks.architectures import primus
 from nnunet_invariance.networks.architectures.primus import NETWORK, Primus, arch_kwargs
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
-from nnunet_invariance.weights.export_nnssl import export_nnssl
 from nnunet_invariance.weights.importers.importing import import_foreign, recognise
+from nnunet_invariance.weights.nnssl_export import export_nnssl
 from nnunet_invariance.weights.position_tables import resize_positions
 from nnunet_invariance.weights.transfer import can_load, load_pretrained
 from tests.helpers.foreign_checkpoints import nnssl_file

@@ -97,5 +97,5 @@ def test_a_file_that_lacks_a_tensor_is_refused(released, tmp_path, key, error):
 
 
 def test_other_files_are_not_taken_for_it(tmp_path):
-    with pytest.raises(WeightsIncompatibleError, match="of no source that is known here"):
+    with pytest.raises(WeightsIncompatibleError, match="No importer reads"):
         recognise(tmp_path / "x.pth", {"backbone.conv1.conv.weight": torch.ones(1)})

@@ -45,7 +45,7 @@ def test_half_precision_is_cast_on_load(shipped, channels, transfer):
     before = {name: t.clone() for name, t in unique_tensors(network).items()}
     log = []
     report = find_and_load_weights(network, "anatomix", NAMES, MAETrainerOptions(transfer=transfer), log.append)
-    assert report["place"] == "shipped with the package"
+    assert report["location"] == "shipped with the package"
     assert report["coverage"] == 1.0
     source = load_checkpoint(shipped).section("network")
     for name, value in unique_tensors(network).items():
@@ -66,7 +66,7 @@ def test_plans_that_do_not_fit_get_the_usual_error_and_keep_their_values(shipped
     with pytest.raises(WeightsNotFoundError) as error:
         find_and_load_weights(network, "anatomix", NAMES, MAETrainerOptions(), print)
     line = next(line for line in str(error.value).splitlines() if line.startswith("  4."))
-    assert "anatomix_toy.safetensors is for a PlainConvUNet of [4, 8, 16] features a stage" in line
+    assert "anatomix_toy.safetensors is for a PlainConvUNet with [4, 8, 16] features per stage" in line
     assert "nnunet-invariance pretrain anatomix Dataset777_Tiny 3d_fullres" in str(error.value)
     assert all(torch.equal(before[name], t) for name, t in unique_tensors(network).items())
 
@@ -89,7 +89,7 @@ def test_what_ships_is_what_its_checksums_say_and_fits_the_stock_four_stage_netw
     stock = target.preset_target(Anatomix, "plain4", tmp_path).setup.architecture
     network = build(replace(stock, input_channels=2, num_classes=3), seed=5)
     report = find_and_load_weights(network, "anatomix", NAMES, AnatomixOptions(), lambda line: None)
-    assert (report["place"], report["coverage"]) == ("shipped with the package", 1)
+    assert (report["location"], report["coverage"]) == ("shipped with the package", 1)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_anatomix_trainer_starts_from_the_package(tiny, tmp_path, monkeypatch):
     save_checkpoint(path, halves, metadata(planned, method="anatomix"))
     trainer = make_trainer(tiny, "AnatomixTrainer_1epoch", seed=1)
     trainer.on_train_start()
-    assert trainer.transfer_report["place"] == "shipped with the package"
+    assert trainer.transfer_report["location"] == "shipped with the package"
     network = unique_tensors(trainer.plain_network)
     taken = [name for name in network if "seg_layers" not in name]
     assert all(torch.equal(network[name], halves[f"network.{name}"].float()) for name in taken)

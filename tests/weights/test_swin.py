@@ -16,11 +16,11 @@ from nnunet_invariance.errors import (
 from nnunet_invariance.networks.architectures.swin_unetr import NETWORK, SwinUNETR, arch_kwargs, check_patch
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.export import export_nnunet
 from nnunet_invariance.weights.importers.importing import import_foreign, recognise
 from nnunet_invariance.weights.importers.monai_swin import own_name
-from nnunet_invariance.weights.inspect import describe
+from nnunet_invariance.weights.inspection import inspect
 from nnunet_invariance.weights.nnssl_format import names_of
+from nnunet_invariance.weights.nnunet_export import export_nnunet
 from nnunet_invariance.weights.transfer import load_pretrained
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 from tests.helpers.planned_files import CONFIGURATION, NAME, write_planned
@@ -186,7 +186,7 @@ def test_what_is_not_our_network_is_refused_and_leaves_nothing(tmp_path, change,
 
 def test_a_file_that_is_nearly_one_is_told_so(tmp_path):
     state = {f"swinViT.{name}": t for name, t in transformer().items() if not name.startswith("layers4")}
-    with pytest.raises(WeightsIncompatibleError, match=r"Nearest: (monai-swin|voco).*lacks .*swinViT\.layers4"):
+    with pytest.raises(WeightsIncompatibleError, match=r"nearest .* (monai-swin|voco).*lacks .*swinViT\.layers4"):
         import_foreign(save(state, tmp_path / "a.pt"))
     assert bare("mlp.linear1.bias") == "module.mlp.fc1.bias"
 
@@ -218,11 +218,11 @@ def test_plans_that_keep_the_checkpoint_name_it(tmp_path, monkeypatch, capsys):
 
 
 def test_inspect_says_what_it_is(tmp_path):
-    fields = describe(save(VOCO["backbone"](), tmp_path / "a.pt"))
-    assert fields["source"] == "voco: a SwinUNETR of VoCo"
-    assert fields["architecture"] == "SwinUNETR"
-    assert fields["features per stage"] == [12, 12, 24, 48, 96, 192]
-    assert fields["to use it"].startswith("nnunet-invariance weights import voco ")
+    info = inspect(save(VOCO["backbone"](), tmp_path / "a.pt"))
+    assert info.format == "voco: a SwinUNETR of VoCo"
+    assert info.architecture == "SwinUNETR"
+    assert info.features_per_stage == [12, 12, 24, 48, 96, 192]
+    assert "nnunet-invariance weights import voco " in info.remark
 
 
 def test_buffers_that_are_never_saved_are_nobodys_tensors():

@@ -27,6 +27,8 @@ CALLS = {
     "import_module": {
         "nnunet_invariance/_discovery.py",  # modules of the registry
         "nnunet_invariance/cli/main.py",  # modules of the verbs
+        "nnunet_invariance/weights/__init__.py",  # modules of its public names
+        "nnunet_invariance/weights/importers/registry.py",  # modules of the importers
         "nnunet_invariance/demo/run.py",  # modules of the demos
         "nnunet_invariance/doctor.py",  # torchvision, by its literal name
         "nnunet_invariance/registration/convex_adam.py",  # convexAdam, by its literal name

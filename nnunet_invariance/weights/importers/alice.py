@@ -57,7 +57,8 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
     entry = {"network_class_name": NNFORMER, "arch_kwargs": arguments, "_kw_requires_import": []}
     facts = facts_without_plans([SMALLEST] * 3, ["CT"] * channels, ["SoftTissueWindowNormalization"] * channels)
     notes = {"read": side} if side else {}
-    return ForeignNetwork(own, architecture_of(path, entry, channels, 1), facts, citation=CITATION, notes=notes)
+    architecture = architecture_of(path, entry, channels, 1)
+    return ForeignNetwork(own, architecture, facts, citation=CITATION, method="alice", notes=notes)
 
 
 def _side(content: Mapping[str, Any]) -> str | None:

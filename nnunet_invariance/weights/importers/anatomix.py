@@ -93,3 +93,7 @@ class ReleasedUNet:
                 "Files published as anatomix-dev until July 2026 hold 20 channels, and how they pool is not known "
                 "here. Take the file as it is published now."
             )
+
+
+ANATOMIX = ReleasedUNet("anatomix")
+ANATOMIX_DEV = ReleasedUNet("anatomix-dev")

@@ -1,4 +1,4 @@
-"""Any file of another tool as a checkpoint of ours: recognised, checked, and written with what it says of itself."""
+"""Import of a file of another tool: recognise the file, check its network, write a checkpoint in our format."""
 
 import hashlib
 import importlib.metadata
@@ -6,81 +6,45 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError, WeightsNotFoundError
-from nnunet_invariance.weights.checkpoint import SUFFIX, save_checkpoint
-from nnunet_invariance.weights.export import check_new
+from nnunet_invariance.weights.checkpoint import IMPORTED, SUFFIX, save_checkpoint
 from nnunet_invariance.weights.foreign import open_foreign
-from nnunet_invariance.weights.importers import (
-    alice,
-    anatomix_vit,
-    encoder,
-    monai_swin,
-    nnssl,
-    nnunet,
-    puir_swin,
-    sam,
-    voco,
-)
-from nnunet_invariance.weights.importers.anatomix import ReleasedUNet
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_heads, own_tensors
+from nnunet_invariance.weights.importers.registry import IMPORTERS, get_importer
+from nnunet_invariance.weights.output import refuse_existing
 
-
-class Importer(Protocol):
-    """What a module of this room, or an object in its place, says of the files of a importer."""
-
-    DESCRIPTION: str
-    KEYS: tuple[str, ...]
-
-    def recognises(self, content: Mapping[str, Any]) -> bool:
-        """Whether a file has the keys of this importer."""
-
-    def read(
-        self, path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str
-    ) -> ForeignNetwork:
-        """The network of the file."""
-
-
-#: In the order in which they are tried: nnssl's files have the keys of nnU-Net's too, VoCo's those of MONAI's.
-IMPORTERS: dict[str, Importer] = {
-    "alice": alice,
-    "nnssl": nnssl,
-    "nnunet": nnunet,
-    "anatomix": ReleasedUNet("anatomix"),
-    "anatomix-dev": ReleasedUNet("anatomix-dev"),
-    "anatomix-dev-vit": anatomix_vit,
-    "sam": sam,
-    "puir-swin": puir_swin,
-    "voco": voco,
-    "monai-swin": monai_swin,
-    "encoder": encoder,
-}
 PACKAGES = ("nnunet_invariance", "nnunetv2", "torch")
 SHOWN = 6
-#: What reading a dictionary raises that is not made as its importer makes it.
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError)
+#: Exceptions that an importer raises on a dictionary with the right keys and malformed values.
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError, RecursionError)
 
 
 def recognise(path: Path, content: Mapping[str, Any]) -> str:
-    """The name of the importer of a file.
+    """The name of the importer that reads a file with this content.
 
     Raises:
-        WeightsIncompatibleError: no importer knows these keys; names the first of them and the nearest importer.
+        WeightsIncompatibleError: no importer reads it; names the first keys of the file and the nearest importer.
     """
-    for name, importer in IMPORTERS.items():
+    importers = {name: get_importer(name) for name in IMPORTERS}
+    for name, importer in importers.items():
         if importer.recognises(content):
             return name
     keys = [str(key) for key in content]
-    shares = {
-        name: sum(any(k.startswith(own) for k in keys) / len(s.KEYS) for own in s.KEYS) for name, s in IMPORTERS.items()
-    }
+
+    def lacking(prefixes: tuple[str, ...]) -> list[str]:
+        return [prefix for prefix in prefixes if not any(key.startswith(prefix) for key in keys)]
+
+    shares = {name: 1 - len(lacking(importer.KEYS)) / len(importer.KEYS) for name, importer in importers.items()}
     nearest = max(shares, key=shares.__getitem__)
-    lacking = ", ".join(own for own in IMPORTERS[nearest].KEYS if not any(k.startswith(own) for k in keys))
-    hint = f"Nearest: {nearest}, {IMPORTERS[nearest].DESCRIPTION}, but it lacks {lacking}."
-    msg = f"{path} is of no source that is known here. Its first keys: {', '.join(keys[:SHOWN]) or 'none'}. "
-    known = "; ".join(f"{name}: {importer.DESCRIPTION}" for name, importer in IMPORTERS.items())
-    raise WeightsIncompatibleError(f"{msg}{hint if shares[nearest] else 'None is near.'} Known: {known}.")
+    missing = ", ".join(lacking(importers[nearest].KEYS))
+    hint = f"The nearest format is {nearest} ({importers[nearest].DESCRIPTION}), but the file lacks {missing}."
+    known = "; ".join(f"{name}: {importer.DESCRIPTION}" for name, importer in importers.items())
+    raise WeightsIncompatibleError(
+        f"No importer reads {path}. Its first keys: {', '.join(keys[:SHOWN]) or 'none'}. "
+        f"{hint if shares[nearest] else 'No known format is near.'} Known formats: {known}."
+    )
 
 
 def read_network(
@@ -90,21 +54,22 @@ def read_network(
     plans: Mapping[str, Any] | None = None,
     configuration: str = "3d_fullres",
 ) -> tuple[str, ForeignNetwork]:
-    """The importer of an opened file, and the network it holds.
+    """The name of the importer of an opened file, and the network in the file.
 
     Raises:
-        CheckpointCorruptError
-        WeightsIncompatibleError: of no known importer, of another than ``source``, or a network we cannot use.
+        WeightsIncompatibleError: no importer reads the file, ``importer`` does not, or our trainers cannot use the
+            network.
+        CheckpointCorruptError: the file has the right keys, but malformed values.
     """
     found = recognise(path, content)
     if importer not in (None, found):
-        msg = f"{path} is {IMPORTERS[found].DESCRIPTION}, not of source {importer!r}. Import it as {found!r}."
-        raise WeightsIncompatibleError(msg)
+        msg = f"{path} is {get_importer(found).DESCRIPTION}, which the importer {importer!r} does not read. "
+        raise WeightsIncompatibleError(f"{msg}Import it with {found!r}.")
     try:
-        return found, IMPORTERS[found].read(path, content, plans, configuration)
+        return found, get_importer(found).read(path, content, plans, configuration)
     except MALFORMED as error:
         msg = f"{path} cannot be imported: its plans cannot be read ({type(error).__name__}: {error}). "
-        raise CheckpointCorruptError(msg + "Take the file as its authors released it.") from error
+        raise CheckpointCorruptError(msg + "Use the file as its authors released it.") from error
 
 
 def import_foreign(
@@ -114,26 +79,29 @@ def import_foreign(
     plans: Mapping[str, Any] | None = None,
     configuration: str = "3d_fullres",
 ) -> Path:
-    """Write the network of another tool's file as a checkpoint of ours (section ``network``, the student).
+    """Write the network in a file of another tool as a checkpoint in our format (section ``network``, the student).
+
+    The method in its metadata is that of the importer (:attr:`.ForeignNetwork.method`), or ``import:NAME`` if the
+    importer declares none: a trainer of a method that happens to have the importer's name does not take the file.
 
     Args:
-        out_path: default is the file's name with the suffix of our checkpoints, or ``.imported.safetensors``.
-        importer: a key of :data:`IMPORTERS`; default is what the file is recognised as.
-        plans: the content of a plans file, for files without plans of their own.
+        out_path: default: the name of the file with the suffix of our checkpoints, or ``.imported.safetensors``.
+        importer: a key of :data:`IMPORTERS`; default: the importer that recognises the file.
+        plans: content of a plans file, for files without plans of their own.
 
     Raises:
-        OutputError: ``out_path`` exists or cannot be written; and everything of
+        OutputError: ``out_path`` exists or cannot be written. Also raises the errors of
             :func:`~nnunet_invariance.weights.foreign.open_foreign` and :func:`read_network`.
     """
     path = Path(path)
     suffix = f".imported{SUFFIX}" if path.suffix == SUFFIX else SUFFIX
     out = path.with_suffix(suffix) if out_path is None else Path(out_path)
-    check_new(out)
+    refuse_existing(out)
     name, network = read_network(path, open_foreign(path), importer, plans, configuration)
     tensors, pretrained, left_out = own_tensors(path, network)
     metadata = {
         **network.facts,
-        "method": network.method or name,
+        "method": network.method or IMPORTED + name,
         "finished": True,
         "step": network.epochs or 0,
         "total_steps": network.epochs or 0,
@@ -161,7 +129,7 @@ def read_plans(path: Path) -> dict[str, Any]:
         raise WeightsNotFoundError(f"There is no plans file {path}. Check the spelling of the path.")
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{path} is not a plans file: it is not JSON ({error}). Give the plans that nnU-Net wrote."
         raise CheckpointCorruptError(msg) from error
 

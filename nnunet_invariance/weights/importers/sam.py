@@ -13,6 +13,8 @@ from nnunet_invariance.weights.transfer_report import ENCODER
 DESCRIPTION = "an anatomical embedding of SAM / UAE"
 KEYS = ("backbone.conv1.conv.", "neck.lateral_convs.", "read_out_head.")
 CITATION = "Yan et al., IEEE TMI 2022, arXiv 2012.02383 (SAM.pth: MIT-licensed code; ask the authors about the weights)"
+#: Command that uses the imported file.
+USE = "pretrain sam DATASET CONFIGURATION --set backbone=resnet start={file}"
 COUNTER = "num_batches_tracked"  # no statistic depends on it
 
 #: Names in the file and in our heads, by their beginnings.
@@ -58,7 +60,7 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
         else:
             state[ENCODER + key.removeprefix("backbone.") if key.startswith("backbone.") else key] = tensor
     architecture = Architecture("nnunet_invariance.networks.architectures.resnet3d.ResNet3dNetwork", {}, (), 1, 1)
-    return ForeignNetwork(state, architecture, dict(FACTS), citation=CITATION, heads=heads)
+    return ForeignNetwork(state, architecture, dict(FACTS), citation=CITATION, method="sam", heads=heads)
 
 
 def _state(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import torch
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import CheckpointCorruptError
-from nnunet_invariance.weights.export import check_new
 from nnunet_invariance.weights.importers.nnssl import PLAN
 from nnunet_invariance.weights.nnssl_format import adaptation_plan, citations_of
+from nnunet_invariance.weights.output import refuse_existing
 from nnunet_invariance.weights.transfer import TransferReport, load_network, load_pretrained
 from nnunet_invariance.weights.transfer_report import ENCODER
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
@@ -34,7 +34,7 @@ def export_nnssl(
         OutputError: ``out_path`` exists or cannot be written.
     """
     out_path = Path(out_path)
-    check_new(out_path)
+    refuse_existing(out_path)
     checkpoint, branch = load_network(checkpoint_path, branch)
     metadata = checkpoint.metadata
     decoder = "decoder" in metadata["pretrained"]

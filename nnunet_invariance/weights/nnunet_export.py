@@ -7,19 +7,10 @@ from typing import Literal
 import torch
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.errors import OutputError, WeightsIncompatibleError
+from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.weights.output import refuse_existing
 from nnunet_invariance.weights.transfer import TransferReport, load_network, load_pretrained
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
-
-
-def check_new(path: Path) -> None:
-    """Refuse a place where something stands.
-
-    Raises:
-        OutputError
-    """
-    if path.exists():
-        raise OutputError(f"{path} exists and is not overwritten. Remove it or give another name.")
 
 
 def export_nnunet(
@@ -42,7 +33,7 @@ def export_nnunet(
         OutputError: ``out_path`` exists or cannot be written.
     """
     out_path = Path(out_path)
-    check_new(out_path)
+    refuse_existing(out_path)
     checkpoint, branch = load_network(checkpoint_path, branch)
     decoder = "decoder" in checkpoint.metadata["pretrained"]
     if not decoder and not random_decoder:
