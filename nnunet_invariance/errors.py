@@ -108,3 +108,11 @@ class StyleFolderError(InvarianceError):
 
 class DeviceMemoryError(InvarianceError):
     """The device's memory is too small for the resolution or batch that was asked for."""
+
+
+class MethodContractError(InvarianceError):
+    """A pre-training method breaks the contract of `pretraining/engine/method.py`."""
+
+
+class WorkerError(InvarianceError):
+    """A data worker or another rank of a run died, or did not answer in time."""

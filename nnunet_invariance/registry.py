@@ -88,7 +88,7 @@ class MethodEntry:
         least_channels: smallest number of input channels; above one, channels must have different names.
         reads_cases: False if the method makes its own one-channel images.
         flags: its own command-line flags.
-        presets: names of the networks that it pre-trains without a data set.
+        network_presets: names of the networks that it pre-trains without a data set.
         has_shipped_weights: whether the package may contain weights of this method.
         command: the command that runs it; ``pretrain`` offers only its own methods.
     """
@@ -104,7 +104,7 @@ class MethodEntry:
     least_channels: int = 1
     reads_cases: bool = True
     flags: tuple[Flag, ...] = ()
-    presets: tuple[str, ...] = ()
+    network_presets: tuple[str, ...] = ()
     has_shipped_weights: bool = False
     command: str = "pretrain"
 
@@ -130,6 +130,8 @@ _PATIENTS = Flag(
     metavar="PATTERN",
 )
 
+_PREVIEW = Flag("--preview", "preview", "write preview.png, which shows points and their matches")
+
 METHODS = (
     MethodEntry(
         "alice", f"{_PACKAGE}.alice", "Alice", "2302.05615", "AliceTrainer", f"{_TRAINERS}.alice",
@@ -138,13 +140,13 @@ METHODS = (
     MethodEntry("mae", f"{_PACKAGE}.mae", "MAE", "2111.06377", "MAETrainer", f"{_TRAINERS}.mae"),
     MethodEntry(
         "anatomix", f"{_PACKAGE}.anatomix", "Anatomix", "2411.02372", "AnatomixTrainer", f"{_TRAINERS}.anatomix",
-        reads_cases=False, presets=("anatomix", "plain4", "plain6"), has_shipped_weights=True,
+        reads_cases=False, network_presets=("anatomix", "plain4", "plain6"), has_shipped_weights=True,
     ),
     MethodEntry(
         "puir", f"{_PACKAGE}.puir", "PUIR", "2411.06106", "PUIRTrainer", f"{_TRAINERS}.puir",
         networks=CONVOLUTIONAL, least_channels=2,
     ),
-    MethodEntry("sam", f"{_PACKAGE}.sam", "SAM", "2012.02383"),
+    MethodEntry("sam", f"{_PACKAGE}.sam", "SAM", "2012.02383", flags=(_PREVIEW,)),
     MethodEntry(
         "puir_translation", f"{_PACKAGE}.puir_translation", "PUIRTranslation", "2411.06106",
         networks=CONVOLUTIONAL, least_channels=2, command="translate train",

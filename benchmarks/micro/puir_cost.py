@@ -21,14 +21,14 @@ from benchmarks.common import environment, publish
 from benchmarks.micro.aux_cost import clock
 from nnunet_invariance.networks.architectures.puir import PUIRNet
 from nnunet_invariance.networks.planned import Architecture
-from nnunet_invariance.pretraining.engine.target import PRESETS
+from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
 
 CLASSES = 4
 
 
 def networks(channels: int, arguments: argparse.Namespace) -> dict[str, nn.Module]:
     """The planned network and PUIR's, of the same stages."""
-    planned = Architecture.from_plans(PRESETS["anatomix"][arguments.network].entry, channels, CLASSES)
+    planned = Architecture.from_plans(NETWORK_PRESETS[arguments.network].architecture, channels, CLASSES)
     torch.manual_seed(0)
     return {"stock": planned.build(), "puir": PUIRNet(planned, arguments.patch)}
 

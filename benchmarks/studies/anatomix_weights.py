@@ -28,15 +28,15 @@ from nnunet_invariance.errors import InvarianceError, TemplateError
 from nnunet_invariance.networks.feature_levels import feature_maps
 from nnunet_invariance.pretraining.data.crops import crop, crop_origin
 from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT
-from nnunet_invariance.pretraining.engine.loop import LATEST
-from nnunet_invariance.pretraining.engine.run import run_preset
+from nnunet_invariance.pretraining.engine.options import LoopOptions
+from nnunet_invariance.pretraining.engine.run import pretrain_without_dataset
 from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.pretraining.engine.target import preset_target
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
-from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixOptions
+from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPretrainingOptions
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nnunet_invariance.weights.importers.importing import file_sha256
-from nnunet_invariance.weights.locate import SHIPPED
+from nnunet_invariance.weights.locate import LATEST, SHIPPED
 from nnunet_invariance.weights.transfer import SEGMENTATION
 
 UNSEEN = HELD_OUT + 1000  # pairs that did not decide when to stop either
@@ -48,10 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Pre-train, measure, and write what is good enough; the exit status is 1 where nothing is."""
     arguments = parse(argv)
     run = arguments.work / "run"
-    settings = settings_of(arguments)
+    options, loop = options_of(arguments)
     try:
         resume = (run / LATEST).is_file() or (run / "checkpoint_final.safetensors").is_file()
-        path = run_preset("anatomix", arguments.network, run, arguments.device, resume, settings)
+        path = pretrain_without_dataset(
+            "anatomix", arguments.network, run, device=arguments.device, options=options, loop=loop, resume=resume
+        )
         checkpoint = load_checkpoint(path, ["network", "heads"])
         record = measure(checkpoint, arguments)
     except InvarianceError as error:
@@ -60,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # without --work and the machine's paths: this text is published
     names = {"templates": arguments.templates, "real": arguments.real}
     sources = [f"--{name} {Path(value).name}" for name, value in names.items() if value]
-    own = [f"--{name} {getattr(arguments, name)}" for name in ("network", "patch", "pairs", "epochs", "iterations")]
+    own = [f"--{name} {getattr(arguments, name)}" for name in ("network", "patch", "epochs", "iterations")]
     own += [f"--{name} {getattr(arguments, name)}" for name in ("lr", "networks", "synthetic", "seed")]
+    own.append(f"--batch-size {arguments.batch_size}")
     record["command"] = " ".join(["python -m benchmarks.studies.anatomix_weights --work DIR", *sources, *own])
     _write(arguments.work / "record.json", json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
@@ -82,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--real", type=Path, help="labelled data set in nnU-Net's raw layout, to be measured on only")
     add("--network", choices=["plain4", "plain6"], default="plain4", help="which of nnU-Net's stock networks")
     add("--patch", type=int, default=32, help="side of the patches, voxels")
-    add("--pairs", type=int, default=1, help="pairs a step")
+    add("--batch-size", type=int, default=1, dest="batch_size", help="pairs per step")
     add("--epochs", type=int, default=100, help="at most")
     add("--iterations", type=int, default=50, help="steps an epoch")
     add("--lr", type=float, default=5e-4, help="constant after the warm-up, so that the end is the held-out loss's")
@@ -94,13 +97,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def settings_of(arguments: argparse.Namespace) -> list[str]:
-    """The words of ``--set``."""
-    words = {name: getattr(arguments, name) for name in ("patch", "pairs", "epochs", "iterations", "lr", "seed")}
-    words |= {"lr_end": arguments.lr, "patience": 0.1, "workers": 0}
-    if arguments.templates:
-        words["templates"] = arguments.templates
-    return [f"{name}={value}" for name, value in words.items()]
+def options_of(arguments: argparse.Namespace) -> tuple[AnatomixPretrainingOptions, LoopOptions]:
+    """The options of the method and of the loop."""
+    options = AnatomixPretrainingOptions(
+        batch_size=arguments.batch_size, patch=arguments.patch, templates=str(arguments.templates or "")
+    )
+    loop = LoopOptions(
+        epochs=arguments.epochs,
+        iterations=arguments.iterations,
+        lr=arguments.lr,
+        lr_end=arguments.lr,
+        seed=arguments.seed,
+        patience=0.1,
+        workers=0,
+    )
+    return options, loop
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -109,7 +120,7 @@ def settings_of(arguments: argparse.Namespace) -> list[str]:
 def measure(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, Any]:
     """Held-out loss and label retrieval of the trained network and of random ones, on the same voxels."""
     target = preset_target(Anatomix, arguments.network, arguments.work)
-    options = AnatomixOptions(patch=arguments.patch, templates=str(arguments.templates or ""), held_out=0)
+    options = AnatomixPretrainingOptions(patch=arguments.patch, templates=str(arguments.templates or ""), held_out=0)
     method = Anatomix(target.setup, options).to(arguments.device).eval()
     kinds: dict[str, Measure] = {"synthetic": lambda network: synthetic_retrieval(method, network, arguments.synthetic)}
     if arguments.real:
@@ -241,7 +252,7 @@ input channel (others by the rules of transfer), pre-trained with `pretrain anat
 | what | value |
 |---|---|
 | shapes | {options["templates"] or "procedural"} |
-| patches | {options["patch"]}^3 voxels cut out of {options["volume"]}^3, {options["pairs"]} pair(s) a step |
+| patches | {options["patch"]}^3 voxels cut out of {options["volume"]}^3, {options["batch_size"]} pair(s) a step |
 | length | {record["steps"]} steps, seed {options["seed"]} |
 | ended by | {ended} (no lower held-out loss in a tenth of the epochs) |
 | time of training | {record["seconds"] / 60:.1f} min on {metadata["device"]} |

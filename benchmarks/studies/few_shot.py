@@ -39,7 +39,7 @@ BASELINES = ("BaselineTrainer", "MAETrainer")
 PRETRAINING = {
     "alice": {"epochs": 30, "iterations": 50, "lr": 5e-4},
     "mae": {"epochs": 30, "iterations": 50, "lr": 5e-4},
-    "anatomix": {"epochs": 20, "iterations": 50, "lr": 5e-4, "pairs": 1, "held_out": 4},
+    "anatomix": {"epochs": 20, "iterations": 50, "lr": 5e-4, "batch_size": 1, "held_out": 4},
 }
 #: AliceTrainer with other options than its own, each in a plans copy.
 TUNED = {

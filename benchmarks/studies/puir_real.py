@@ -157,7 +157,7 @@ def write_plans(draw: Draw, steps: Steps) -> None:
 
 def pretrain(draw: Draw, steps: Steps, without: str = "") -> None:
     """PUIR's pre-training, or that without one of its constraints, and what of it holds for the tested patient."""
-    checkpoint, words = draw.checkpoint(without), [f"weight_{without}=0"] if without else []
+    checkpoint, words = draw.checkpoint(without), [f"{CONSTRAINTS[without]}=0"] if without else []
     environment = {"nnUNet_results": str(draw.folder / f"without_{without}")} if without else {}
     name = f"without {without}" if without else FULL
     command = ["nnunet-invariance", "pretrain", "puir", *draw.where]

@@ -18,7 +18,13 @@ from nnunet_invariance.evaluation.statistics.effects import arm_means
 from nnunet_invariance.evaluation.statistics.score_table import OVERALL
 from nnunet_invariance.modality_translation.evaluate import EXAMPLES, METRICS, SCORES, read_pairs
 
-CONSTRAINTS = ("decom", "inv", "equ", "contr")
+#: Name in the records -> option of ``pretrain puir``.
+CONSTRAINTS = {
+    "decom": "weight_decomposition",
+    "inv": "weight_invariance",
+    "equ": "weight_equivariance",
+    "contr": "weight_contrast",
+}
 FULL = "all constraints"
 FILLED = ", transferred"  # ends the name of a test set whose missing modalities were filled
 TRANSFERS = ("transferred", "copied", "blank")

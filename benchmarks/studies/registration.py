@@ -140,7 +140,7 @@ def summary(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--alignment", type=int, default=12)
     parser.add_argument("--first", type=int, default=0, help="number of the first pair")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--ct-mr", type=Path, help="folder abdomen_ct_mr of the shared data")

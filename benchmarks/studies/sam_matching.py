@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--base-features", type=int, default=16, help="channels of the first stage")
     parser.add_argument("--largest-patch", type=int, default=64, help="voxels per axis; planned patches are cut to it")
     parser.add_argument("--spacing", type=float, default=0, help="mm; planned spacings below it become it")
-    parser.add_argument("--set", nargs="*", default=["lr=1e-3", "volumes=2"], dest="settings", metavar="KEY=VALUE")
+    parser.add_argument("--set", nargs="*", default=["lr=1e-3", "batch_size=2"], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "sam_matching.json")

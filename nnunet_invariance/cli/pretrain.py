@@ -2,26 +2,32 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from nnunet_invariance.cli.help import ShowDefaults
 from nnunet_invariance.errors import OptionError
+from nnunet_invariance.registry import Flag, pretrain_methods
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb and its flags."""
+    """Add the verb, its flags, and the flags of the methods."""
+    known = pretrain_methods()
+    without_dataset = {name: entry.network_presets for name, entry in known.items() if entry.network_presets}
+    networks = "; ".join(f"{name}: {', '.join(presets)}" for name, presets in without_dataset.items())
+    own_images = ", ".join(name for name, entry in known.items() if not entry.reads_cases)
     parser = subparsers.add_parser(
         "pretrain",
         help="pre-train a network on a dataset's preprocessed cases and on unlabelled scans, or on synthetic ones",
         description="Pre-trains the network that nnU-Net planned, without labels. Reads the cases that nnU-Net has "
-        "preprocessed, and any folders given with --images; anatomix makes its own images and needs none. Leaves its "
-        "checkpoint in nnUNet_results/DATASET/pretraining/, where the trainers find it. Without a dataset: "
-        "pretrain anatomix --network anatomix --out DIR.",
+        f"preprocessed, and any folders given with --images ({own_images}: makes its own images and reads none). "
+        "Writes its checkpoint to nnUNet_results/DATASET/pretraining/, where the trainers find it. Without a dataset: "
+        "pretrain METHOD --network NAME --out DIR.",
         formatter_class=ShowDefaults,
     )
-    parser.add_argument("method", choices=["alice", "mae", "anatomix", "puir", "sam"], help="the method")
+    parser.add_argument("method", choices=list(known), help="the method")
     parser.add_argument("dataset", nargs="?", help="name or id of the dataset")
     parser.add_argument("configuration", nargs="?", help="configuration of the plans, for example 3d_fullres")
-    parser.add_argument("--network", metavar="NAME", help="without a dataset: anatomix, plain4 or plain6")
+    parser.add_argument("--network", metavar="NAME", help=f"network of a run without a dataset ({networks})")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of a run without a dataset")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
     parser.add_argument(
@@ -32,70 +38,84 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="folders of unlabelled scans, preprocessed under the same plans",
     )
-    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where to train")
-    parser.add_argument("--epochs", type=int, default=400, help="epochs")
+    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the training")
+    parser.add_argument("--epochs", type=int, default=400, help="number of epochs")
     parser.add_argument(
-        "--iterations", type=int, default=250, help="steps an epoch; the state is saved after each epoch"
+        "--iterations", type=int, default=250, help="steps per epoch; the state is saved after each epoch"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation, data and augmentation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data and augmentation")
     parser.add_argument("--c", action="store_true", help="continue the last run")
-    parser.add_argument(
-        "--pairs",
-        choices=["coordinates", "sam", "same-volume", "random"],
-        help="alice: how the two crops of a pair are aligned (not given: coordinates); sam: by `pretrain sam`",
-    )
-    parser.add_argument(
-        "--patients",
-        metavar="PATTERN",
-        help="alice: pattern whose first group is the patient in a case's name; partners are of different patients",
-    )
-    parser.add_argument("--preview", action="store_true", help="sam: leave preview.png, points and their matches")
+    for flag, owners in _flags().items():
+        _add_flag(parser, flag, owners)
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         dest="settings",
         metavar="KEY=VALUE",
-        help="settings of the loop and of the method, see docs/pretraining.md",
+        help="options of the loop and of the method, see docs/pretraining.md",
     )
+
+
+def _flags() -> dict[Flag, list[str]]:
+    """Every flag of a method, with the methods that have it."""
+    owners: dict[Flag, list[str]] = {}
+    for name, entry in pretrain_methods().items():
+        for flag in entry.flags:
+            owners.setdefault(flag, []).append(name)
+    return owners
+
+
+def _add_flag(parser: argparse.ArgumentParser, flag: Flag, owners: list[str]) -> None:
+    kwargs: dict[str, Any] = {"help": f"{', '.join(owners)}: {flag.help}", "default": None}
+    if flag.is_switch:
+        kwargs["action"] = "store_const"
+        kwargs["const"] = True
+    elif flag.choices:
+        kwargs["choices"] = flag.choices
+    else:
+        kwargs["metavar"] = flag.metavar
+    parser.add_argument(flag.name, dest=f"flag_{flag.field}", **kwargs)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status (143 after SIGTERM)."""
-    from nnunet_invariance.pretraining.engine.loop import Stopped
-    from nnunet_invariance.pretraining.engine.run import run_preset, run_pretraining
+    from nnunet_invariance.pretraining import PretrainingStopped, pretrain, pretrain_without_dataset
+    from nnunet_invariance.pretraining.engine.method import load_method
+    from nnunet_invariance.pretraining.engine.settings import parse_settings
 
     _check(args)
-    words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
-    flags = {"alignment": args.pairs, "patients": args.patients}
-    words += [f"{field}={value}" for field, value in flags.items() if value is not None]
+    kind = load_method(pretrain_methods()[args.method])
+    settings = parse_settings(args.settings, kind.options_class)
+    loop = {"epochs": args.epochs, "iterations": args.iterations, "seed": args.seed, **settings.loop}
+    given: dict[str, Any] = {
+        "options": {**settings.method, **_given_flags(args)},
+        "loop": loop,
+        "device": args.device,
+        "resume": args.c,
+    }
     try:
         if args.network:
-            path = run_preset(args.method, args.network, args.out, args.device, args.c, words)
+            path = pretrain_without_dataset(args.method, args.network, args.out, **given)
         else:
-            path = run_pretraining(
-                args.method,
-                args.dataset,
-                args.configuration,
-                args.plans,
-                args.images,
-                args.device,
-                args.c,
-                words,
-                args.preview,
-            )
-    except Stopped as stopped:
+            path = pretrain(args.method, args.dataset, args.configuration, args.plans, images=args.images, **given)
+    except PretrainingStopped as stopped:
         print(stopped)
         return 143
     print(f"finished: {path}")
     return 0
 
 
+def _given_flags(args: argparse.Namespace) -> dict[str, Any]:
+    values = {flag.field: getattr(args, f"flag_{flag.field}") for flag in _flags()}
+    return {field: value for field, value in values.items() if value is not None}
+
+
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what is neither of the two forms of the command, and Alice's flags beside another method."""
-    for flag in ("pairs", "patients"):
-        if args.method != "alice" and getattr(args, flag) is not None:
-            raise OptionError(f"--{flag} is for alice; {args.method} draws no pairs of volumes. Leave it away.")
+    """Refuse a mixture of the two forms of the command, and flags of another method."""
+    for flag, owners in _flags().items():
+        if args.method not in owners and getattr(args, f"flag_{flag.field}") is not None:
+            raise OptionError(f"{flag.name} is an option of {', '.join(owners)}, not of {args.method}. Omit it.")
     if args.network and args.out and not args.dataset and not args.images:
         return
     if args.configuration and not args.network and not args.out:
@@ -103,5 +123,5 @@ def _check(args: argparse.Namespace) -> None:
     raise OptionError(
         "pretrain takes either DATASET CONFIGURATION, or --network NAME --out DIR for a network that needs no dataset. "
         f"Found: DATASET {args.dataset}, CONFIGURATION {args.configuration}, --network {args.network}, --out "
-        f"{args.out}" + (", --images" if args.images else "") + ". Give one form, whole."
+        f"{args.out}" + (", --images" if args.images else "") + ". Give one form, and all of it."
     )

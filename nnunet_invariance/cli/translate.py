@@ -57,12 +57,14 @@ def run(args: argparse.Namespace) -> int:
     planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
     if args.step == "train":
         from nnunet_invariance.modality_translation.train import train
-        from nnunet_invariance.pretraining.engine.loop import Stopped
+        from nnunet_invariance.pretraining import LoopOptions, PretrainingStopped, PUIRTranslationOptions
+        from nnunet_invariance.pretraining.engine.settings import parse_settings
 
-        words = [f"epochs={args.epochs}", f"iterations={args.iterations}", f"seed={args.seed}", *args.settings]
+        settings = parse_settings(args.settings, PUIRTranslationOptions)
+        loop = {"epochs": args.epochs, "iterations": args.iterations, "seed": args.seed, **settings.loop}
         try:
-            path = train(planned, args.device, args.c, args.start, words)
-        except Stopped as stopped:
+            path = train(planned, args.device, args.c, args.start, settings.method, LoopOptions(**loop))
+        except PretrainingStopped as stopped:
             print(stopped)
             return 143
         print(f"finished: {path}")

@@ -1,14 +1,16 @@
 """Training a modality transfer on the one loop, with the scales of the modalities beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunet_invariance.errors import DatasetNotFoundError
 from nnunet_invariance.modality_translation.intensities import measure_intensities, write_intensities
 from nnunet_invariance.modality_translation.translator import require_transferable
 from nnunet_invariance.nnunet.grids import check_training_grids
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, training_images
-from nnunet_invariance.pretraining.engine.run import run_pretraining
+from nnunet_invariance.pretraining.engine.options import LoopOptions
+from nnunet_invariance.pretraining.engine.run import pretrain
 from nnunet_invariance.pretraining.methods.puir_translation import SCRATCH, PUIRTranslation, find_start
 from nnunet_invariance.weights.locate import pretraining_folder
 
@@ -18,16 +20,18 @@ def train(
     device: str = "cuda",
     resume: bool = False,
     start: str = "",
-    settings: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    loop: LoopOptions | None = None,
 ) -> Path:
     """Train on the preprocessed cases; returns the checkpoint, with the modalities' intensities beside it.
 
     Args:
         start: checkpoint of ``pretrain puir``; "" takes that of the same plans, "none" random weights.
-        settings: as of ``pretrain --set``.
+        options: fields of :class:`PUIRTranslationOptions` that differ from the defaults.
+        loop: options of the loop.
 
     Raises:
-        InvarianceError: one of its kinds, see ``run_pretraining`` and ``measure_intensities``.
+        InvarianceError: one of its kinds, see ``pretrain`` and ``measure_intensities``.
     """
     require_transferable(planned)
     names = (planned.name, planned.plans.plans_name, planned.configuration_name)
@@ -39,9 +43,9 @@ def train(
     check_training_grids(planned)
     intensities = measure_intensities(planned, list(images.values()))
     name, plans_name, configuration = names
-    words = [*settings, f"start={start}"]
-    path = run_pretraining(
-        PUIRTranslation.name, name, configuration, plans_name, device=device, resume=resume, settings=words
+    changes = {**(options or {}), "start": start}
+    path = pretrain(
+        PUIRTranslation.name, name, configuration, plans_name, device=device, options=changes, loop=loop, resume=resume
     )
     write_intensities(path.parent, intensities)
     return path

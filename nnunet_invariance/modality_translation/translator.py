@@ -19,6 +19,7 @@ from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, require_supported
 from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslation
+from nnunet_invariance.registry import get_method
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 
@@ -121,8 +122,8 @@ def require_transferable(planned: PlannedDataset) -> None:
         UnsupportedConfigurationError: one channel, two of one name, 2-D or cascaded plans, another network, or images
             that are not read by SimpleITK or NiBabel in its own orientation.
     """
-    kind = PUIRTranslation
-    require_supported(planned, "modality transfer", kind.dimensions, kind.minimum_channels, kind.networks)
+    entry = get_method(PUIRTranslation.name)
+    require_supported(planned, "modality translation", entry.dimensions, entry.least_channels, entry.networks)
     if (reader := planned.plans.image_reader_writer_class.__name__) not in READERS:
         msg = f"{planned.name} is read by {reader}; transferred images are written for {' and '.join(READERS)}."
         raise UnsupportedConfigurationError(f"{msg} Plan with one of these readers.")

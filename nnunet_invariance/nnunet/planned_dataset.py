@@ -18,10 +18,9 @@ from nnunet_invariance.errors import (
     UnsupportedConfigurationError,
 )
 from nnunet_invariance.networks.architectures.nnformer import NNFORMER, check_patch
+from nnunet_invariance.registry import PLANNED_NETWORKS, pretrain_methods
 
 ENVIRONMENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-CONVOLUTIONAL = ("PlainConvUNet", "ResidualEncoderUNet")
-NETWORKS = (*CONVOLUTIONAL, NNFORMER)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def require_supported(
     method: str,
     dimensions: tuple[int, ...],
     channels: int = 1,
-    networks: tuple[str, ...] = NETWORKS,
+    networks: tuple[str, ...] = PLANNED_NETWORKS,
 ) -> None:
     """Refuse cascades, and dimensions, channels or networks that a method cannot do with.
 
@@ -145,10 +144,11 @@ def require_supported(
         raise UnsupportedConfigurationError(msg)
     found = dataset.channel_names
     if len(found) < channels:
+        others = [name for name, entry in pretrain_methods().items() if entry.least_channels <= len(found)]
         msg = (
-            f"{where} has {len(found)} channel(s), {', '.join(found)}; {method} learns what the modalities of one "
-            f"individual have in common and needs at least {channels}. Take a dataset with several; `pretrain mae` and "
-            "`pretrain alice` take one."
+            f"{where} has {len(found)} channel(s), {', '.join(found)}; {method} compares the modalities of one "
+            f"individual and needs at least {channels}. Use a dataset with more channels; these methods accept "
+            f"{len(found)}: {', '.join(others)}."
         )
         raise UnsupportedConfigurationError(msg)
     if channels > 1 and len(set(found)) < len(found):

@@ -246,12 +246,12 @@ def test_a_pretraining_of_the_command_sees_no_test_case(tiny, short, tmp_path, m
         return 1.0
 
     monkeypatch.setattr("nnunet_invariance.evaluation.protocols.pretrainings.run_command", run_command)
-    words = ["epochs=2", "alice:pairs=1", "mae:samples=2"]
+    words = ["epochs=2", "alice:batch_size=1", "mae:batch_size=2"]
     path = pretrain("alice", short, ["case_000", "case_004"], tmp_path, "cpu", words)
     ((command, environment),) = ran
     assert command[1:] == [
         *("pretrain", "alice", tiny.name, "3d_fullres", "-p", "ShortPlans", "-device", "cpu"),
-        *("--set", "epochs=2", "pairs=1"),
+        *("--set", "epochs=2", "batch_size=1"),
     ]
     cases = Path(environment["nnUNet_preprocessed"]) / tiny.name / short.folder.name
     assert {p.name[:8] for p in cases.iterdir()} == {f"case_{i:03d}" for i in (1, 2, 3, 5)}
@@ -311,9 +311,10 @@ def test_what_has_seen_a_test_case_is_refused_before_others_are_made(tiny, short
 
 
 def test_a_setting_for_an_unknown_pretraining_is_refused(tiny, short, tmp_path, made, capsys):
-    assert main(few_shot_words(tiny, tmp_path / "out", "--test", "case_000", "--pretrain", "alcie:pairs=1")) == 2
+    assert main(few_shot_words(tiny, tmp_path / "out", "--test", "case_000", "--pretrain", "alcie:batch_size=1")) == 2
     assert (
-        "--pretrain alcie:pairs=1: there is no pre-training 'alcie'. Expected one of alice" in capsys.readouterr().err
+        "--pretrain alcie:batch_size=1: there is no pre-training 'alcie'. Expected one of alice"
+        in capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
 

@@ -17,12 +17,12 @@ RANKS = 2
 def build(name: str) -> Method:
     """A method in float64, without the batch statistics of anatomix' heads, which are of each rank."""
     if name == "anatomix":
-        method = make_anatomix(pairs=1).double()
+        method = make_anatomix(batch_size=1).double()
         method.heads.eval()
         return method
     torch.manual_seed(0)
     setup = Setup(architecture(), (16, 16, 16), (1.0, 1.0, 1.0), 4, False, ())
-    return SAM(setup, SAMOptions(features=8, volumes=2, others=30, ignore=2.0)).train().double()
+    return SAM(setup, SAMOptions(features=8, batch_size=2, others=30, ignore=2.0)).train().double()
 
 
 def views_of(name: str, rank: int) -> dict:

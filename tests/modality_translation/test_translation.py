@@ -62,14 +62,18 @@ def test_every_trained_parameter_has_a_gradient_and_a_missing_modality_changes_n
         output = method(method.make_views(batch(x), torch.Generator().manual_seed(0)), 0.0)
         losses.append(output.losses)
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
-    assert set(losses[0]) == set(method.loss_weights) == {"decom", "inv", "equ", "contr", "transfer"}
+    assert (
+        set(losses[0])
+        == set(method.loss_weights)
+        == {"decomposition", "invariance", "equivariance", "contrast", "translation"}
+    )
     sum(method.loss_weights[name] * value for name, value in losses[0].items()).backward()
     assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
     assert any(name.startswith("network.decoder.") for name, p in method.named_parameters() if p.requires_grad)
 
 
 def test_single_sources_see_nothing_of_the_others():
-    method, image = transfer(weight_contr=0.0), individuals(2, 0)
+    method, image = transfer(weight_contrast=0.0), individuals(2, 0)
     views = method.make_views(batch(image), torch.Generator().manual_seed(0))
     views["sources"], views["subset"] = torch.zeros(2, 1, dtype=torch.long), torch.tensor([[True, False, False]] * 2)
     first = method._transfer(views)
@@ -79,7 +83,7 @@ def test_single_sources_see_nothing_of_the_others():
 
 @pytest.mark.slow
 def test_a_static_mapping_is_learned_for_individuals_that_were_never_seen():
-    method = transfer(weight_contr=0.0, weight_equ=0.0, cutout=0.0)
+    method = transfer(weight_contrast=0.0, weight_equivariance=0.0, cutout=0.0)
     optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
     for step in range(150):
         views = method.make_views(batch(individuals(4, step)), torch.Generator().manual_seed(step))
@@ -258,7 +262,7 @@ def test_train_from_a_pretraining_predict_and_evaluate(modalities, tmp_path, mon
         json.dumps(cut_down(modalities.plans, PLANS))
     )
     where = ["779", "3d_fullres", "-p", PLANS, "-device", "cpu"]
-    short = ["--epochs", "1", "--iterations", "2", "--set", "workers=0", "prior=4", "samples=1"]
+    short = ["--epochs", "1", "--iterations", "2", "--set", "workers=0", "prior=4", "batch_size=1"]
     assert main(["translate", "train", *where, *short]) == 2
     assert "Run `nnunet-invariance pretrain puir`" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
@@ -288,5 +292,5 @@ def test_train_from_a_pretraining_predict_and_evaluate(modalities, tmp_path, mon
 def test_pretraining_options_reach_the_transfer_and_wrong_ones_are_named():
     assert issubclass(PUIRTranslationOptions, PUIROptions)
     assert issubclass(PUIRTranslation, PUIR)
-    with pytest.raises(OptionError, match="weight_transfer=0: expected"):
-        PUIRTranslationOptions(weight_transfer=0)
+    with pytest.raises(OptionError, match="weight_translation=0: expected"):
+        PUIRTranslationOptions(weight_translation=0)

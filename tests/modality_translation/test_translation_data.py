@@ -14,7 +14,7 @@ from nnunet_invariance.modality_translation.intensities import read_intensities
 from nnunet_invariance.modality_translation.train import train
 from nnunet_invariance.modality_translation.translator import load_model
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
-from nnunet_invariance.pretraining.engine.run import run_pretraining
+from tests.helpers.pretraining_runs import run_pretraining
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_modalities import MISSING
 
@@ -34,7 +34,7 @@ def untrained(monkeypatch, tmp_path) -> Path:
     """Where `translate train` leaves the intensities, without a training."""
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "checkpoint"
-    monkeypatch.setattr("nnunet_invariance.modality_translation.train.run_pretraining", lambda *_, **__: path)
+    monkeypatch.setattr("nnunet_invariance.modality_translation.train.pretrain", lambda *_, **__: path)
     return path.parent
 
 

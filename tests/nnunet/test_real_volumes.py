@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nnunet_invariance.nnunet.cases import load_volume, make_manifest
-from nnunet_invariance.pretraining.engine.run import run_pretraining
 from nnunet_invariance.weights.checkpoint import load_checkpoint
+from tests.helpers.pretraining_runs import run_pretraining
 
 HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "Dataset004_Hippocampus" / "imagesTr"
 
@@ -23,7 +23,7 @@ def test_real_scans_are_preprocessed_and_pretrained_on(tiny, tmp_path, monkeypat
         shutil.copy(path, scans)
     cache = tiny.preprocessed / tiny.name / "nnunet_invariance_images"
     try:
-        settings = ["epochs=1", "iterations=3", "workers=0", "hidden=64", "codes=64"]
+        settings = ["epochs=1", "iterations=3", "workers=0", "hidden=64", "num_prototypes=64"]
         path = run_pretraining("alice", tiny.name, "3d_fullres", device="cpu", images=[scans], settings=settings)
         manifest = json.loads((path.parent / "manifest.json").read_text())
         real = [c["name"] for c in manifest["cases"] if c["name"].startswith("hippocampus")]

@@ -17,9 +17,8 @@ from nnunet_invariance.losses.sinkhorn import sinkhorn_knopp
 from nnunet_invariance.networks.architectures.skip_decoder import SkipDecoder
 from nnunet_invariance.networks.heads.casa import CrossAttentionAlignment
 from nnunet_invariance.networks.sparse import SparseEncoding, masked_instance_norm, visibility
-from nnunet_invariance.pretraining.engine.loop import LoopOptions
 from nnunet_invariance.pretraining.engine.method import Setup
-from nnunet_invariance.pretraining.engine.run import parse_settings
+from nnunet_invariance.pretraining.engine.settings import make_method_options, parse_settings
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.methods.mae import MAEOptions
 from nnunet_invariance.pretraining.methods.sam import SAMOptions
@@ -288,7 +287,7 @@ def test_an_encoder_of_monai_is_pretrained_on_three_channels():
     torch.manual_seed(0)
     planned = dataclasses.replace(architecture(channels=3))
     object.__setattr__(planned, "build", lambda: SwinUNet(3))
-    options = AliceOptions(hidden=16, codes=16)
+    options = AliceOptions(hidden=16, num_prototypes=16)
     alice = Alice(Setup(planned, (32, 32, 32), (1.0, 1.0, 1.0), 2, False, ()), options).train()
     assert alice.cell == (16, 16, 16)
     batch = {"image": torch.randn(2, 3, 32, 32, 32), "valid": torch.ones(2, 1, 32, 32, 32, dtype=torch.bool)}
@@ -311,8 +310,9 @@ def test_an_encoder_of_monai_is_pretrained_on_three_channels():
 
 
 def test_presets_are_settings_and_fields_beside_them_win():
-    parsed = parse_settings(["mask_mode=block3d", "preset=a-code"], LoopOptions, AliceOptions)[AliceOptions]
-    options = AliceOptions(**parsed)
+    parsed = parse_settings(["mask_mode=block3d", "preset=a-code"], AliceOptions)
+    options = make_method_options(Alice, parsed.method)
+    assert options == AliceOptions.from_preset("a-code", mask_mode="block3d")
     assert (options.mask_mode, options.mim_voxels, options.casa_target) == ("block3d", "masked", "shared")
     assert AliceOptions.presets == {
         "a-code": {"mask_mode": "tube", "casa_target": "shared", "weight_mim": 5.0, "hidden": 2048},
@@ -324,32 +324,32 @@ def test_presets_are_settings_and_fields_beside_them_win():
 @pytest.mark.parametrize(
     ("kind", "field", "value", "expected"),
     [
-        (AliceOptions, "codes", 12, "a multiple of 8"),
-        (AliceOptions, "codes", 0, "a multiple of 8"),
-        (AliceOptions, "pairs", -1, r"in \[0, inf\)"),
+        (AliceOptions, "num_prototypes", 12, "a positive multiple of 8"),
+        (AliceOptions, "num_prototypes", 0, "a positive multiple of 8"),
+        (AliceOptions, "batch_size", -1, "at least 0"),
         (AliceOptions, "mask_ratio", -3.0, r"in \(0, 1\)"),
         (AliceOptions, "mask_ratio", 1.0, r"in \(0, 1\)"),
         (AliceOptions, "score_threshold", 5.0, r"in \[-1, 1\]"),
         (AliceOptions, "ema_start", 1.5, r"in \[0, 1\]"),
         (AliceOptions, "teacher_temperature", 0.0, r"in \(0, inf\)"),
         (AliceOptions, "weight_inter", math.nan, r"in \[0, inf\)"),
-        (AliceOptions, "weight_mim", math.inf, r"in \[-1, inf\)"),
-        (SAMOptions, "features", 0, r"in \[1, inf\)"),
-        (SAMOptions, "others", -1, r"in \[0, inf\)"),
+        (AliceOptions, "weight_mim", math.inf, "at least 0, or -1"),
+        (SAMOptions, "features", 0, "at least 1"),
+        (SAMOptions, "others", -1, "at least 0"),
         (MAEOptions, "mask_ratio", 1.2, r"in \(0, 1\)"),
-        (MAEOptions, "samples", -2, r"in \[0, inf\)"),
+        (MAEOptions, "batch_size", -2, "at least 0"),
     ],
 )
 def test_numbers_out_of_range_are_named(kind, field, value, expected):
-    with pytest.raises(OptionError, match=rf"--set {field}={value}: expected .*{expected}"):
+    with pytest.raises(OptionError, match=rf"'{field}' is {value}; expected .*{expected}"):
         kind(**{field: value})
 
 
-@pytest.mark.parametrize("flag", ["pairs", "patients"])
+@pytest.mark.parametrize("flag", ["alignment", "patients"])
 def test_flags_of_alice_are_named_as_they_were_given_to_another_method(flag, capsys):
-    value = {"pairs": "sam", "patients": "(.*)"}[flag]
+    value = {"alignment": "sam", "patients": "(.*)"}[flag]
     assert main(["pretrain", "mae", "Dataset001_None", "3d_fullres", f"--{flag}", value]) == 2
-    assert f"--{flag} is for alice; mae draws no pairs" in capsys.readouterr().err
+    assert f"--{flag} is an option of alice, not of mae" in capsys.readouterr().err
 
 
 def test_mined_pairs_that_were_not_read_are_not_replaced_by_others():
@@ -358,7 +358,7 @@ def test_mined_pairs_that_were_not_read_are_not_replaced_by_others():
 
 
 def test_words_that_no_setting_knows_are_named():
-    with pytest.raises(OptionError, match="preset=b: expected one of a-code, a-paper"):
-        parse_settings(["preset=b"], LoopOptions, AliceOptions)
-    with pytest.raises(OptionError, match="mask_mode=cube: expected one of block3d, tube"):
+    with pytest.raises(OptionError, match="preset=b: expected one of the presets of AliceOptions: a-code, a-paper"):
+        make_method_options(Alice, {"preset": "b"})
+    with pytest.raises(OptionError, match="'mask_mode' is 'cube'; expected one of 'block3d', 'tube'"):
         AliceOptions(mask_mode="cube")

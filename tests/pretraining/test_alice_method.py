@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnunet_invariance.networks.planned import decode
-from nnunet_invariance.pretraining.engine.loop import LoopOptions
+from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from tests.helpers.distributed_alice import build, views
 from tests.networks.test_networks import architecture
@@ -107,7 +107,7 @@ def test_tokens_agree_at_the_students_queries_and_padding_is_not_attended_to(tar
 def test_masked_reconstruction_weighs_as_the_intensities_are_scaled_and_can_be_off():
     setup = build().setup
     for unit_range, given, weight in ((False, -1.0, 1.0), (True, -1.0, 10.0), (True, 0.0, 0.0), (False, 3.0, 3.0)):
-        options = AliceOptions(hidden=16, codes=16, weight_mim=given)
+        options = AliceOptions(hidden=16, num_prototypes=16, weight_mim=given)
         alice = Alice(dataclasses.replace(setup, unit_range=unit_range), options)
         assert alice.loss_weights == {"inter": 1.0, "intra": 1.0, "mim": weight}
 
@@ -156,7 +156,9 @@ def test_network_and_heads_of_the_teacher_are_moving_averages(progress, momentum
 def test_the_teacher_has_the_batch_statistics_of_the_student():
     planned = architecture()
     planned.arch_kwargs["norm_op"] = "torch.nn.BatchNorm3d"
-    alice = Alice(dataclasses.replace(build().setup, architecture=planned), AliceOptions(hidden=16, codes=16)).train()
+    alice = Alice(
+        dataclasses.replace(build().setup, architecture=planned), AliceOptions(hidden=16, num_prototypes=16)
+    ).train()
     for _ in range(2):
         alice.after_step(alice(views_of(alice), 0.5), 0.5)
     own, student = dict(alice.teacher.named_buffers()), dict(alice.network.named_buffers())

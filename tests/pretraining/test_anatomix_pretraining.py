@@ -12,12 +12,13 @@ from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT, PairIndexDataset
-from nnunet_invariance.pretraining.engine.loop import Loop, LoopOptions
+from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.engine.schedule import should_stop_early
-from nnunet_invariance.pretraining.engine.target import PRESETS
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
-from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixOptions
+from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPretrainingOptions
+from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
 from tests.helpers.small_checkpoints import architecture
 
 ONE_RANK = DistributedContext(0, 1, torch.device("cpu"))
@@ -28,7 +29,9 @@ def make(network="PlainConvUNet", patch=(32, 32, 32), unit_range=True, **options
     torch.manual_seed(0)
     planned = architecture(network, classes=1)
     setup = Setup(planned, patch, (1.0, 1.0, 1.0), 2, unit_range, ())
-    return Anatomix(setup, AnatomixOptions(**{"locations": 64, "held_out": 1, "volume": 32, **options})).train()
+    return Anatomix(
+        setup, AnatomixPretrainingOptions(**{"num_positions": 64, "held_out": 1, "volume": 32, **options})
+    ).train()
 
 
 def views(method, step=0, seed=0):
@@ -63,14 +66,14 @@ def test_levels_say_what_the_maps_are(network, stages, names):
 
 
 def test_the_papers_network_has_the_papers_maps_and_heads():
-    preset = PRESETS["anatomix"]["anatomix"]
-    network = Architecture.from_plans(preset.entry, 1, 1)
-    method = Anatomix(Setup(network, (32, 32, 32), (1.0,) * 3, 2, True, ()), AnatomixOptions())
+    preset = NETWORK_PRESETS["anatomix"]
+    network = Architecture.from_plans(preset.architecture, 1, 1)
+    method = Anatomix(Setup(network, (32, 32, 32), (1.0,) * 3, 2, True, ()), AnatomixPretrainingOptions())
     assert [(level.channels, level.stride[0]) for level in method.levels] == [
         (128, 8), (256, 16), (128, 8), (64, 4), (32, 2), (16, 1),
     ]  # fmt: skip
     assert sum(p.numel() for p in method.heads.parameters()) == 952_320
-    assert method.pairs == 1
+    assert method.batch_size == 1
     assert sum(p.numel() for p in method.network.parameters() if p.requires_grad) == 5_899_344
 
 
@@ -78,8 +81,8 @@ def test_the_papers_network_has_the_papers_maps_and_heads():
 
 
 def test_pairs_are_a_function_of_seed_and_number():
-    method = make(pairs=2)
-    once, again = views(method), views(make(pairs=2))
+    method = make(batch_size=2)
+    once, again = views(method), views(make(batch_size=2))
     assert once.keys() == again.keys()
     assert all(torch.equal(once[k], again[k]) for k in once)
     assert not torch.equal(once["image"], views(method, step=1)["image"])
@@ -140,7 +143,7 @@ def test_a_small_patch_is_cut_out_of_a_larger_volume_at_the_same_place_in_both_v
 
 @pytest.mark.parametrize("pretext", ["labels", "positions"])
 def test_the_loss_is_the_formula(pretext):
-    method = make(pretext=pretext, pairs=2, locations=8)
+    method = make(pretext=pretext, batch_size=2, num_positions=8)
     made = views(method)
     losses = method(made, 0.0).losses
     maps = feature_maps(method.network, made["image"])
@@ -283,7 +286,7 @@ def test_gradients_accumulate_to_their_mean(tmp_path):
 
 def gradients_of_a_step(folder, *batches):
     """All gradients of one step of the loop on batches of pairs, and its loss, without the heads' batch statistics."""
-    method = make(pairs=len(batches[0]))
+    method = make(batch_size=len(batches[0]))
     loop = Loop(
         method,
         LoopOptions(grad_accum_steps=len(batches), grad_clip_norm=1e9),

@@ -13,15 +13,16 @@ from torch import nn
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import OptionError, TemplateError
 from nnunet_invariance.networks.planned import Architecture
-from nnunet_invariance.pretraining.engine.loop import Loop, LoopOptions
-from nnunet_invariance.pretraining.engine.run import parse_settings, run_preset, run_pretraining
-from nnunet_invariance.pretraining.engine.target import PRESETS
-from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixOptions
+from nnunet_invariance.pretraining.engine.loop import Loop
+from nnunet_invariance.pretraining.engine.settings import parse_settings
+from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPretrainingOptions
+from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
+from tests.helpers.pretraining_runs import run_preset, run_pretraining
 from tests.pretraining.test_anatomix_pretraining import make
 from tests.pretraining.test_runs import assert_same, tensors
 
-SHORT = ["epochs=2", "iterations=2", "workers=0", "held_out=1", "locations=64", "volume=32"]
+SHORT = ["epochs=2", "iterations=2", "workers=0", "held_out=1", "num_positions=64", "volume=32"]
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_the_form_without_a_dataset(tmp_path, monkeypatch, capsys):
 
 def test_plain_presets_are_the_stock_networks():
     for name, megabytes in (("plain4", 11), ("plain6", 62)):
-        network = Architecture.from_plans(PRESETS["anatomix"][name].entry, 1, 1).build()
+        network = Architecture.from_plans(NETWORK_PRESETS[name].architecture, 1, 1).build()
         assert sum(p.numel() for p in network.parameters()) * 2 / 1e6 == pytest.approx(megabytes, rel=0.03)
 
 
@@ -148,9 +149,9 @@ def test_images_are_refused(tiny, results, tmp_path):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("pretext=inpainting", "expected one of labels, positions, denoising"),
-        ("locations=1", "locations=1: expected at least 2"),
-        ("grad_accum_steps=0", "grad_accum_steps=0: expected at least 1"),
+        ("pretext=inpainting", "expected one of 'labels', 'positions', 'denoising'"),
+        ("num_positions=1", "'num_positions' is 1; expected a whole number of at least 2"),
+        ("grad_accum_steps=0", "'grad_accum_steps' is 0; expected a whole number of at least 1"),
         ("compile=maybe", "not a valid bool"),
     ],
 )
@@ -162,14 +163,14 @@ def test_bad_settings_are_named(tmp_path, word, message):
 
 def test_patches_and_templates_that_cannot_be_used(tmp_path):
     with pytest.raises(OptionError, match="multiples of 4"):
-        Anatomix(make().setup, AnatomixOptions(patch=34))
+        Anatomix(make().setup, AnatomixPretrainingOptions(patch=34))
     with pytest.raises(TemplateError, match="is not a folder"):
         make(templates=str(tmp_path / "nowhere"))
 
 
 def test_switches_are_read_as_words():
-    assert parse_settings(["compile=true"], LoopOptions)[LoopOptions] == {"compile": True}
-    assert parse_settings(["compile=0"], LoopOptions)[LoopOptions] == {"compile": False}
+    assert parse_settings(["compile=true"]).loop == {"compile": True}
+    assert parse_settings(["compile=0"]).loop == {"compile": False}
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.nnunet.cases import Case, body_box, make_manifest, scan_cases
 from nnunet_invariance.pretraining.data.alignment import BodyCoordinates
 from nnunet_invariance.pretraining.data.crops import PairedCrops, crop, crop_origin, matched_origins
-from nnunet_invariance.pretraining.engine.loop import LoopOptions, learning_rate
 from nnunet_invariance.pretraining.engine.method import Setup
+from nnunet_invariance.pretraining.engine.options import LoopOptions
+from nnunet_invariance.pretraining.engine.schedule import learning_rate
 from nnunet_invariance.pretraining.measures.position_retrieval import masked_error, position_retrieval, token_centres
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from tests.helpers.tiny_pretraining import batch_of, copy_cases, make_alice, pretrain
@@ -42,7 +43,7 @@ def test_every_loss_reaches_the_encoder(tiny):
 def test_planned_networks_of_any_shape_are_trained(kind, strides, channels):
     torch.manual_seed(0)
     planned = architecture(kind, strides, channels)
-    options = AliceOptions(hidden=16, codes=16)
+    options = AliceOptions(hidden=16, num_prototypes=16)
     alice = Alice(Setup(planned, (8, 16, 16), (5.0, 1.0, 1.0), 2, True, ()), options).train()
     image = torch.rand(2, channels, 8, 16, 16)
     valid = torch.ones(2, 1, 8, 16, 16, dtype=torch.bool)

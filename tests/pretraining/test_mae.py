@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nnunet_invariance.errors import OptionError, WeightsNotFoundError
-from nnunet_invariance.pretraining.engine.run import run_pretraining
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
+from tests.helpers.pretraining_runs import run_pretraining
 from tests.helpers.tiny_trainers import make_trainer, values
 
 

@@ -32,11 +32,11 @@ from nnunet_invariance.pretraining.data.mining import (
 )
 from nnunet_invariance.pretraining.data.patients import patients_of
 from nnunet_invariance.pretraining.engine.method import Setup
-from nnunet_invariance.pretraining.engine.run import run_pretraining
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.methods.sam import SAM, SAMOptions
 from nnunet_invariance.weights.checkpoint import read_metadata
 from tests.helpers.known_anatomy import true_matches, write_volumes
+from tests.helpers.pretraining_runs import run_pretraining
 from tests.networks.test_networks import architecture
 
 CASES = [Case(f"p{i // 2}_{i}", "", (20, 20, 20), ((0, 20),) * 3) for i in range(6)]
@@ -47,7 +47,7 @@ def make_sam(cases, features, volumes=2):
     planned = architecture(strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)))
     planned.arch_kwargs["features_per_stage"] = [8, 16, 32, 64]
     setup = Setup(planned, (24, 24, 24), (1.0, 1.0, 1.0), 4, False, tuple(cases))
-    return SAM(setup, SAMOptions(volumes=volumes, features=features)).train()
+    return SAM(setup, SAMOptions(batch_size=volumes, features=features)).train()
 
 
 def embedder(sam):
@@ -104,9 +104,11 @@ def test_patterns_are_checked_for_every_way_of_pairing():
             Alice(setup, AliceOptions(alignment=pairs, patients="(x)"))
     with pytest.raises(TooFewVolumesError, match="two patients or more"):
         Alice(setup, AliceOptions(patients="(p)"))
-    alice = Alice(setup, AliceOptions(patients=r"(p\d)", hidden=8, codes=8))
+    alice = Alice(setup, AliceOptions(patients=r"(p\d)", hidden=8, num_prototypes=8))
     assert alice.alignment.patients == r"(p\d)"
-    assert Alice(setup, AliceOptions(alignment="same-volume", patients="(p)", hidden=8, codes=8)).pairs == 1
+    assert (
+        Alice(setup, AliceOptions(alignment="same-volume", patients="(p)", hidden=8, num_prototypes=8)).batch_size == 1
+    )
 
 
 def test_a_table_is_read_as_written_and_only_for_its_own_data(tmp_path):
@@ -285,18 +287,29 @@ def results(tiny, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_alice_draws_from_pairs_that_are_mined_once(tiny, results, capsys):
     words = ["epochs=1", "iterations=1", "workers=0"]
-    alice = ["-device", "cpu", "--epochs", "1", "--iterations", "1", "--set", "workers=0", "hidden=8", "codes=8"]
+    alice = [
+        "-device",
+        "cpu",
+        "--epochs",
+        "1",
+        "--iterations",
+        "1",
+        "--set",
+        "workers=0",
+        "hidden=8",
+        "num_prototypes=8",
+    ]
     command = ["pretrain", "alice", tiny.name, "3d_fullres", *alice]
-    with pytest.raises(WeightsNotFoundError, match="--pairs sam needs a finished anatomical embedding"):
+    with pytest.raises(WeightsNotFoundError, match="--alignment sam needs a finished anatomical embedding"):
         run_pretraining("alice", tiny.name, "3d_fullres", device="cpu", settings=[*words, "alignment=sam"])
-    run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*words, "volumes=2", "features=4"])
+    run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*words, "batch_size=2", "features=4"])
     folder = results / "sam__nnUNetPlans__3d_fullres"
-    assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)"]) == 0
+    assert main([*command, "--alignment", "sam", "--patients", r"(case_\d+)"]) == 0
     sheet = json.loads((folder / "pairs.json").read_text())
     assert sheet["pairs"] == 6 * 5 * 256  # six volumes, so five partners each
     assert len(sheet["cases"]) == 6
     stamp = (folder / "pairs.safetensors").stat().st_mtime_ns
-    assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)"]) == 0
+    assert main([*command, "--alignment", "sam", "--patients", r"(case_\d+)"]) == 0
     assert (folder / "pairs.safetensors").stat().st_mtime_ns == stamp
     run = results / "alice__nnUNetPlans__3d_fullres"
     prepared = read_metadata(run / "checkpoint_final.safetensors")["prepared"]
@@ -308,17 +321,17 @@ def test_alice_draws_from_pairs_that_are_mined_once(tiny, results, capsys):
         patch.setattr(
             mining, "points_in_body", lambda case, image, count, rng: points_in_body(case, image, count, rng) + 1
         )
-        assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)", "--c"]) == 2
+        assert main([*command, "--alignment", "sam", "--patients", r"(case_\d+)", "--c"]) == 2
     assert "prepared differs (pairs_sha256: was" in capsys.readouterr().err
     (folder / "pairs.safetensors").write_bytes(data)
     (folder / "pairs.json").write_text(json.dumps(sheet))
     sheet["manifest_sha256"] = "of other data"
     (folder / "pairs.json").write_text(json.dumps(sheet))
     before = listing(results)
-    assert main([*command, "--pairs", "sam", "--patients", r"(case_\d+)"]) == 2
+    assert main([*command, "--alignment", "sam", "--patients", r"(case_\d+)"]) == 2
     assert listing(results) == before
-    assert main([*command, "--pairs", "random"]) == 0
-    assert main([*command, "--pairs", "same-volume"]) == 0
+    assert main([*command, "--alignment", "random"]) == 0
+    assert main([*command, "--alignment", "same-volume"]) == 0
 
 
 @pytest.mark.slow

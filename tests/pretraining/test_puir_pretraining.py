@@ -14,12 +14,12 @@ from nnunet_invariance.errors import OptionError, UnsupportedConfigurationError
 from nnunet_invariance.networks.presence import present_channels
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Setup
-from nnunet_invariance.pretraining.engine.run import run_pretraining
 from nnunet_invariance.pretraining.engine.schedule import LoopOptions
 from nnunet_invariance.pretraining.methods.puir import PUIR, PUIROptions
 from nnunet_invariance.pretraining.methods.puir_diagnostics import measure, random_present, warnings_of
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.nnunet_export import export_nnunet
+from tests.helpers.pretraining_runs import run_pretraining
 from tests.helpers.small_checkpoints import architecture
 from tests.networks.test_puir_network import anisotropic
 
@@ -91,14 +91,14 @@ def test_a_missing_modality_changes_no_loss_and_nothing_is_nan_without_any():
     assert all(p.grad.isfinite().all() for p in puir.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("options", [{}, {"anchor": "running"}, {"tokens": "channel"}, {"weight_contr": 0.0}])
+@pytest.mark.parametrize("options", [{}, {"anchor": "running"}, {"tokens": "channel"}, {"weight_contrast": 0.0}])
 def test_every_trained_parameter_has_a_gradient(options):
     puir = method(**options)
     output = puir(views_of(puir, individuals(3, 0)), 0.0)
     sum(puir.loss_weights[name] * value for name, value in output.losses.items()).backward()
     idle = [name for name, p in puir.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
-    assert ("contr" in output.losses) == (options != {"weight_contr": 0.0})
+    assert ("contrast" in output.losses) == (options != {"weight_contrast": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_other_plans_give_every_parameter_a_gradient(planned, patch):
 def test_the_queue_holds_rows_of_other_cases_newest_first():
     puir = method()
     output = puir(views_of(puir, individuals(2, 0)), 0.0)
-    assert output.losses["contr"] > 0  # six rows, three of another case
+    assert output.losses["contrast"] > 0  # six rows, three of another case
     puir.after_step(output, 0.0)
     assert puir.heads.queue_ids.tolist() == [[0, -1]] * 3 + [[1, -1]] * 3
     assert torch.equal(puir.heads.queue, output.rows["keys"])
@@ -161,7 +161,7 @@ def test_sources_are_different_and_present_first():
 
 
 def test_a_static_mapping_is_learned_and_holds_for_new_individuals():
-    puir = method(weight_contr=0.1, weight_equ=0.1, weight_inv=0.1, cutout=0.0)
+    puir = method(weight_contrast=0.1, weight_equivariance=0.1, weight_invariance=0.1, cutout=0.0)
     optimizer = torch.optim.AdamW(puir.parameters(), lr=3e-3)
     people = individuals(40, 1)
     for step in range(50):
@@ -186,7 +186,7 @@ def test_a_static_mapping_is_learned_and_holds_for_new_individuals():
 @pytest.mark.parametrize(
     ("words", "error"),
     [("anchor=mean", "anchor"), ("tokens=both", "tokens"), ("sources=0", "sources"), ("cutout=2", "cutout"),
-     ("temperature=0", "temperature"), ("weight_inv=-1", "weight_inv")],
+     ("temperature=0", "temperature"), ("weight_invariance=-1", "weight_invariance")],
 )  # fmt: skip
 def test_wrong_options_are_named(words, error):
     name, value = words.split("=")
@@ -208,7 +208,7 @@ def test_two_dimensions_are_refused(modalities):
 
 def test_a_run_uses_cases_with_missing_channels(modalities, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    settings = ["epochs=1", "iterations=2", "workers=0", "samples=2", "prior=4", "queue=8", "grad_accum_steps=2"]
+    settings = ["epochs=1", "iterations=2", "workers=0", "batch_size=2", "prior=4", "queue=8", "grad_accum_steps=2"]
     path = run_pretraining("puir", modalities.name, "3d_fullres", device="cpu", settings=settings)
     manifest = json.loads((path.parent / "manifest.json").read_text())
     assert len(manifest["cases"]) == 6
@@ -216,7 +216,16 @@ def test_a_run_uses_cases_with_missing_channels(modalities, tmp_path, monkeypatc
     assert checkpoint.metadata["channel_names"] == ["T1", "CT"]
     assert checkpoint.metadata["pretrained"] == ["encoder"]
     row = checkpoint.metadata["progress"]["history"][0]
-    assert {"decom", "inv", "equ", "contr", "amplitude", "variation", "modality_share", "individual_share"} <= set(row)
+    assert {
+        "decomposition",
+        "invariance",
+        "equivariance",
+        "contrast",
+        "amplitude",
+        "variation",
+        "modality_share",
+        "individual_share",
+    } <= set(row)
     assert checkpoint.tensors["network.encoder.stages.0.0.convs.0.conv.weight"].shape[1] == 1
     report = export_nnunet(path, tmp_path / "single.pth", "student", random_decoder=True)
     assert report.coverage == 1

@@ -31,10 +31,11 @@ from nnunet_invariance.errors import (
     WeightsIncompatibleError,
     WeightsNotFoundError,
 )
-from nnunet_invariance.pretraining.engine.loop import LoopOptions, Stopped
-from nnunet_invariance.pretraining.engine.run import parse_settings, run_pretraining
+from nnunet_invariance.pretraining.engine.loop import PretrainingStopped
+from nnunet_invariance.pretraining.engine.settings import Settings, parse_settings
 from nnunet_invariance.pretraining.methods.alice import AliceOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
+from tests.helpers.pretraining_runs import run_pretraining
 from tests.helpers.tiny_pretraining import SHORT, batch_of, make_alice, pretrain
 
 
@@ -123,7 +124,7 @@ def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, results, reference):
         "-device",
         "cpu",
     ]
-    command += ["--epochs", "3", "--iterations", "4", "--set", "lr=1e-3", "workers=0", "hidden=64", "codes=64"]
+    command += ["--epochs", "3", "--iterations", "4", "--set", "lr=1e-3", "workers=0", "hidden=64", "num_prototypes=64"]
     process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     latest = results / "checkpoint_latest.safetensors"
     deadline = time.time() + 120
@@ -153,7 +154,7 @@ def test_sigterm_finishes_the_step_saves_and_continues_bit_identical(tiny, resul
     watcher = threading.Thread(target=stop_after_the_first_epoch)
     watcher.start()
     try:
-        with pytest.raises(Stopped, match="continue with --c"):
+        with pytest.raises(PretrainingStopped, match="continue with --c"):
             pretrain(tiny, f"workers={workers}")
     finally:
         done.set()
@@ -330,12 +331,11 @@ def test_images_folders_that_cannot_be_used(tiny, results, tmp_path):
 
 
 def test_settings_are_checked():
-    parsed = parse_settings(["lr=0.5", "pairs=3"], LoopOptions, AliceOptions)
-    assert parsed == {LoopOptions: {"lr": 0.5}, AliceOptions: {"pairs": 3}}
+    assert parse_settings(["lr=0.5", "batch_size=3"], AliceOptions) == Settings({"lr": 0.5}, {"batch_size": 3})
     with pytest.raises(OptionError, match="Did you mean 'mask_ratio'"):
-        parse_settings(["mask_ration=0.5"], LoopOptions, AliceOptions)
+        parse_settings(["mask_ration=0.5"], AliceOptions)
     with pytest.raises(OptionError, match="'many' is not a valid int"):
-        parse_settings(["pairs=many"], LoopOptions, AliceOptions)
+        parse_settings(["batch_size=many"], AliceOptions)
 
 
 def test_a_device_that_is_not_there(tiny, results):

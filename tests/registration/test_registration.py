@@ -14,7 +14,7 @@ from benchmarks.studies.registration_pairs import Organs, simulate
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import MissingPackageError, OptionError, VolumeError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
-from nnunet_invariance.pretraining.engine.target import PRESETS
+from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
 from nnunet_invariance.registration import convex_adam as ca
 from nnunet_invariance.registration.affine import align_affine
 from nnunet_invariance.registration.checkerboard import checkerboard
@@ -317,8 +317,8 @@ def test_register_with_a_network_and_masks(files, tmp_path):
 
 
 def test_register_with_stock_weights_in_the_form_they_ship_in(files, tmp_path):
-    preset = PRESETS["anatomix"]["plain4"]
-    planned = Architecture.from_plans(preset.entry, 1, 1)
+    preset = NETWORK_PRESETS["plain4"]
+    planned = Architecture.from_plans(preset.architecture, 1, 1)
     tensors = {f"network.{name}": t.half() for name, t in unique_tensors(planned.build()).items()}
     tensors = {name: t for name, t in tensors.items() if SEGMENTATION not in name}
     facts = {"method": "anatomix", "patch_size": [32] * 3}
@@ -411,7 +411,7 @@ def test_a_run_goes_on_after_the_pairs_that_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "simulate", seen)
     monkeypatch.setattr(benchmark, "methods", lambda network, device: quick)
     for pairs in (2, 3):
-        monkeypatch.setattr("sys.argv", ["registration", "--pairs", str(pairs), "--size", "32", "--out", str(out)])
+        monkeypatch.setattr("sys.argv", ["registration", "--alignment", str(pairs), "--size", "32", "--out", str(out)])
         benchmark.main()
     assert begun == [0, 1, 2]
     content = json.loads(out.read_text())

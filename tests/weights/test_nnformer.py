@@ -29,11 +29,11 @@ from nnunet_invariance.nnunet.cases import load_volume, scan_cases
 from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 from nnunet_invariance.plans.nnformer import NETWORK, nnformer_patch, read_axes, write_nnformer_plans
 from nnunet_invariance.plans.soft_tissue_window import SoftTissueWindowNormalization
-from nnunet_invariance.pretraining.engine.run import run_pretraining
 from nnunet_invariance.pretraining.methods.alice import AliceOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.importers.importing import import_foreign
 from tests.conftest import threads_for_processes
+from tests.helpers.pretraining_runs import run_pretraining
 from tests.helpers.small_checkpoints import build
 from tests.helpers.tiny_trainers import make_trainer, values
 
@@ -227,20 +227,20 @@ def test_a_patch_that_does_not_fit_stops_the_pretraining_before_it_writes(tiny, 
 
 
 def test_a_preset_that_it_cannot_run_says_what_it_can(tiny, plans):
-    words = ["preset=a-paper", "hidden=16", "codes=16"]
+    words = ["preset=a-paper", "hidden=16", "num_prototypes=16"]
     with pytest.raises(OptionError, match=r"NNFormerEncoder holds.*--set preset=a-paper encoding=dense"):
         run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
 
 
 def test_alice_pretrains_it_with_the_released_settings_and_the_trainer_takes_it(tiny, plans, caplog):
-    words = ["epochs=1", "iterations=1", "workers=0", "hidden=16", "codes=16"]
+    words = ["epochs=1", "iterations=1", "workers=0", "hidden=16", "num_prototypes=16"]
     caplog.set_level("INFO")
     path = run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
     assert "the plans name NNFormerUNet: preset=a-code" in caplog.text
     checkpoint = load_checkpoint(path)
     released = {**AliceOptions.presets["a-code"], "hidden": 16, "mim_voxels": "masked"}
     assert {name: checkpoint.metadata["options"][name] for name in released} == released
-    changed = "mask_mode=tube casa_target=shared weight_mim=5.0 hidden=16 codes=16"
+    changed = "mask_mode=tube casa_target=shared weight_mim=5.0 hidden=16 num_prototypes=16"
     assert changed in (path.parent / "log.txt").read_text()
     trainer = make_trainer(tiny, "AliceTrainer_1epoch", plans)
     trainer.on_train_start()

@@ -13,7 +13,8 @@ import torch
 from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.plans.options import AnatomixOptions, MAETrainerOptions
-from nnunet_invariance.pretraining.engine import target
+from nnunet_invariance.pretraining.engine.target import preset_target
+from nnunet_invariance.pretraining.methods import anatomix_networks
 from nnunet_invariance.pretraining.methods.anatomix import Anatomix
 from nnunet_invariance.trainers.weights import find_and_load_weights
 from nnunet_invariance.weights import locate
@@ -86,7 +87,7 @@ def test_what_ships_is_what_its_checksums_say_and_fits_the_stock_four_stage_netw
     folder = Path(locate.__file__).parent / "shipped"
     sums = dict(line.split()[::-1] for line in (folder / "anatomix_plain4.sha256").read_text().splitlines())
     assert {file_sha256(folder / name) for name in sums} == set(sums.values())
-    stock = target.preset_target(Anatomix, "plain4", tmp_path).setup.architecture
+    stock = preset_target(Anatomix, "plain4", tmp_path).setup.architecture
     network = build(replace(stock, input_channels=2, num_classes=3), seed=5)
     report = find_and_load_weights(network, "anatomix", NAMES, AnatomixOptions(), lambda line: None)
     assert (report["location"], report["coverage"]) == ("shipped with the package", 1)
@@ -102,7 +103,7 @@ def script(monkeypatch):
     spec = importlib.util.spec_from_file_location("anatomix_weights", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setitem(target.PRESETS["anatomix"], "plain4", target._plain((4, 8, 16), 32))
+    monkeypatch.setitem(anatomix_networks.NETWORK_PRESETS, "plain4", anatomix_networks.plain_conv_unet((4, 8, 16), 32))
     return module
 
 

@@ -66,14 +66,14 @@ class RandomCrops(Dataset):
     Args:
         cases: volumes.
         size: crop size in voxels.
-        samples: crops a step, on this rank.
+        batch_size: crops per step, on this rank.
     """
 
     def __init__(
-        self, cases: Sequence[Case], size: Sequence[int], samples: int, seed: int, steps: int, rank: int = 0
+        self, cases: Sequence[Case], size: Sequence[int], batch_size: int, seed: int, steps: int, rank: int = 0
     ) -> None:
         self.cases, self.size = tuple(cases), tuple(size)
-        self.samples, self.seed, self.steps, self.rank = samples, seed, steps, rank
+        self.batch_size, self.seed, self.steps, self.rank = batch_size, seed, steps, rank
         self._open = lru_cache(maxsize=32)(load_volume)
 
     def __getstate__(self) -> dict:
@@ -91,7 +91,7 @@ class RandomCrops(Dataset):
     def __getitem__(self, step: int) -> dict:
         """``image`` (B, C, *size), ``valid`` (B, 1, *size) boolean and ``keys`` (B names)."""
         rng = self._generator(step)
-        drawn = [self.cases[i] for i in rng.integers(len(self.cases), size=self.samples)]
+        drawn = [self.cases[i] for i in rng.integers(len(self.cases), size=self.batch_size)]
         return self._batch([(case, crop_origin(case.shape, point_in_body(case, rng), self.size)) for case in drawn])
 
     def _generator(self, step: int) -> np.random.Generator:
@@ -114,7 +114,7 @@ class PairedCrops(RandomCrops):
     Args:
         cases: two or more.
         alignment: what is the same place in both.
-        pairs: P, on this rank.
+        batch_size: P, on this rank.
     """
 
     def __init__(
@@ -122,19 +122,19 @@ class PairedCrops(RandomCrops):
         cases: Sequence[Case],
         size: Sequence[int],
         alignment: Alignment,
-        pairs: int,
+        batch_size: int,
         seed: int,
         steps: int,
         rank: int = 0,
     ) -> None:
-        super().__init__(cases, size, pairs, seed, steps, rank)
+        super().__init__(cases, size, batch_size, seed, steps, rank)
         self.alignment = alignment
 
     def __getitem__(self, step: int) -> dict:
         """As :class:`RandomCrops` with B = 2P, and ``score`` (P,), how sure each match is."""
         rng = self._generator(step)
         first, second, scores = [], [], []
-        for _ in range(self.samples):
+        for _ in range(self.batch_size):
             pair = self.alignment.draw(self.cases, rng)
             shapes, points = (pair.source.shape, pair.target.shape), (pair.point, pair.match)
             low, other = matched_origins(shapes, points, self.size)
@@ -152,7 +152,7 @@ class OverlappingCrops(RandomCrops):
 
     Args:
         cases: P or more.
-        samples: P, the volumes a step; none is drawn twice.
+        batch_size: P, volumes per step; none occurs twice.
     """
 
     TOGETHER = 0.8  # share of the volumes whose views have a place in common for sure
@@ -162,7 +162,7 @@ class OverlappingCrops(RandomCrops):
         """As :class:`RandomCrops` with B = 2P, and ``origin`` (B, 3), each crop's first voxel in its volume."""
         rng = self._generator(step)
         views: list[list[tuple[Case, np.ndarray]]] = [[], []]
-        for i in rng.choice(len(self.cases), self.samples, replace=False):
+        for i in rng.choice(len(self.cases), self.batch_size, replace=False):
             case = self.cases[i]
             point = point_in_body(case, rng)
             other = point if rng.random() < self.TOGETHER else point_in_body(case, rng)

@@ -219,8 +219,10 @@ def mined_pairs(
         WeightsNotFoundError: there is no finished embedding. Everything of :func:`load_pairs`, :func:`mine_pairs`.
     """
     if not checkpoint.is_file():
-        msg = f"--pairs sam needs a finished anatomical embedding, but there is no {checkpoint}. "
-        remedy = "Run `nnunet-invariance pretrain sam` for this dataset, plans and configuration, or take other pairs."
+        msg = f"--alignment sam needs a finished anatomical embedding, but there is no {checkpoint}. "
+        remedy = (
+            "Run `nnunet-invariance pretrain sam` for this dataset, plans and configuration, or give another value."
+        )
         raise WeightsNotFoundError(msg + remedy)
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     expected = {"manifest_sha256": manifest.sha256, "embedding_sha256": sha256, **dataclasses.asdict(options)}

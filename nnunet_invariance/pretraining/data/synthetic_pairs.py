@@ -30,15 +30,15 @@ UNCHANGED = IntensityChange(None, None, None, None, None)
 class PairIndexDataset(Dataset):
     """Item ``step`` names the pairs of a step: ``seed`` (), ``number`` (B,) and ``keys``; no number is used twice."""
 
-    def __init__(self, pairs: int, seed: int, steps: int, rank: int = 0) -> None:
-        self.pairs, self.seed, self.steps, self.rank = pairs, seed, steps, rank
+    def __init__(self, batch_size: int, seed: int, steps: int, rank: int = 0) -> None:
+        self.batch_size, self.seed, self.steps, self.rank = batch_size, seed, steps, rank
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> dict:
-        first = (self.rank * self.steps + step) * self.pairs
-        numbers = range(first, first + self.pairs)
+        first = (self.rank * self.steps + step) * self.batch_size
+        numbers = range(first, first + self.batch_size)
         names = [f"synthetic pair {n} of seed {self.seed}" for n in numbers]
         return {"seed": torch.tensor(self.seed), "number": torch.tensor(numbers), "keys": names}
 
@@ -76,14 +76,14 @@ class SyntheticPairGenerator:
         size = tuple(max(volume, n) for n in patch_size)
         self.engine = SynthesisEngine(SynthesisOptions(size=size), templates)
 
-    def draw(self, seed: int, number: int, sizes: Sequence[int], locations: int, augment: bool) -> PairParameters:
-        """Of maps with ``sizes`` positions, ``locations`` different ones are drawn, all where there are fewer."""
+    def draw(self, seed: int, number: int, sizes: Sequence[int], num_positions: int, augment: bool) -> PairParameters:
+        """Of maps with ``sizes`` positions, ``num_positions`` different ones are drawn, all where there are fewer."""
         generator = element_generator(seed, number)
         element = self.engine.sample(generator)
         augmentation = sample_augmentation(generator) if augment else None
         room = (n - p + 1 for n, p in zip(self.engine.options.size, self.patch_size, strict=True))
         start = tuple(int(torch.randint(n, (), generator=generator)) for n in room)
-        positions = [torch.randperm(n, generator=generator)[:locations] for n in sizes]
+        positions = [torch.randperm(n, generator=generator)[:num_positions] for n in sizes]
         return PairParameters(element, augmentation, start, positions)
 
     def make(self, drawn: Sequence[PairParameters], device: torch.device) -> Synthetic:

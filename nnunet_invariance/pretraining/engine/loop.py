@@ -1,26 +1,31 @@
-"""The one pre-training loop: device, AMP, DDP, schedule, log, checkpoint, resume. Methods only say views and losses."""
+"""The pre-training loop: device, mixed precision, ranks, schedule, log, checkpoints and resume, for every method."""
 
 import logging
 import signal
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.errors import NonFiniteLossError
+from nnunet_invariance.pretraining.engine.contract import check_output, split_batch
 from nnunet_invariance.pretraining.engine.history import Row, write_metrics
+from nnunet_invariance.pretraining.engine.loading import load_batches, worker_error
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput, average
-from nnunet_invariance.pretraining.engine.schedule import LoopOptions, learning_rate, should_stop_early
+from nnunet_invariance.pretraining.engine.options import LoopOptions
+from nnunet_invariance.pretraining.engine.schedule import learning_rate, should_stop_early
 from nnunet_invariance.pretraining.engine.state import (
     module_tensors,
+    non_finite_tensors,
     optimizer_state,
     restore_module,
     restore_optimizer,
@@ -28,36 +33,34 @@ from nnunet_invariance.pretraining.engine.state import (
     rng_tensors,
 )
 from nnunet_invariance.weights.checkpoint import Checkpoint, save_checkpoint
+from nnunet_invariance.weights.locate import FINAL, LATEST
 
 logger = logging.getLogger(__name__)
 
-LATEST, FINAL = "checkpoint_latest.safetensors", "checkpoint_final.safetensors"
-PATIENCE = 5  # steps with a non-finite loss in a row that end the run
+PATIENCE = 5  # consecutive skipped steps that end the run
 
 
 def make_optimizer(method: Method, options: LoopOptions) -> torch.optim.Optimizer:
     """AdamW over all trained parameters in two groups: with and without weight decay."""
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
-    decayed = {name for name, p in trained.items() if p.ndim > 1 and not name.endswith(method.without_decay)}
+    decayed = {name for name, p in trained.items() if p.ndim > 1 and not name.endswith(method.no_weight_decay)}
     groups = [
-        {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": options.weight_decay},
+        {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": options.decay},
         {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=options.lr)
+    return torch.optim.AdamW(groups, lr=options.peak_lr)
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    # a terminal or a scheduler signals all processes at once; the main one still needs its workers for the last step
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, SIGINT); its state is saved."""
+class PretrainingStopped(Exception):
+    """SIGTERM or SIGINT ended the run after its current step; the state is saved."""
 
 
 class Loop:
-    """One run. ``metadata`` are the fields that stay the same in every checkpoint (see docs/architecture.md)."""
+    """One pre-training run of a method.
+
+    Args:
+        metadata: what every checkpoint of the run says, see docs/architecture.md.
+    """
 
     def __init__(
         self, method: Method, options: LoopOptions, ranks: DistributedContext, folder: Path, metadata: dict[str, Any]
@@ -76,15 +79,15 @@ class Loop:
         self.generator = torch.Generator(ranks.device)
         self.step = 0
         self.history: list[Row] = []
-        self.sums: dict[str, float] = {}  # of the epoch under way
+        self.sums: dict[str, float] = {}  # of the current epoch
         self.skipped = 0
-        self.recent_bad: deque[list[str]] = deque(maxlen=PATIENCE)
+        self.recent_skipped: deque[list[str]] = deque(maxlen=PATIENCE)
         self.stop_requested = False
 
-    # ---- state -------------------------------------------------------------------------------------------------
+    # ---- state -------------------------------------------------------------------------------------------------------
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue where ``checkpoint`` stands."""
+        """Continue from the state of a checkpoint."""
         restore_module(self.method.network, checkpoint.section("network"))
         if self.method.teacher is not None:
             restore_module(self.method.teacher, checkpoint.section("teacher"))
@@ -99,42 +102,50 @@ class Loop:
         logger.info("continuing at step %d of %d", self.step, self.options.steps)
 
     def save(self, finished: bool = False) -> Path:
-        """Write the state; the finished checkpoint leaves out what only continuing needs."""
+        """Write the state; a finished checkpoint has no optimizer and no random number generators.
+
+        Raises:
+            NonFiniteLossError: a tensor is not finite; no file is changed.
+        """
         tensors = module_tensors("network", self.method.network) | module_tensors("heads", self.method.heads)
         if self.method.teacher is not None:
             tensors |= module_tensors("teacher", self.method.teacher)
         progress: dict[str, Any] = {"history": self.history, "skipped": self.skipped}
         if not finished:
-            more, rest = optimizer_state(self.optimizer)
-            tensors |= more | rng_tensors()
+            of_optimizer, rest = optimizer_state(self.optimizer)
+            tensors |= of_optimizer | rng_tensors()
             progress |= {"optimizer": rest, "sums": self.sums}
             progress["scaler"] = self.scaler.state_dict() if self.scaler is not None else None
+        if names := non_finite_tensors(tensors):
+            raise NonFiniteLossError(
+                f"After step {self.step} {len(names)} of {len(tensors)} tensors are not finite, first {names[0]}; no "
+                f"checkpoint was written. {self._last_good_state()}"
+            )
         metadata = {**self.metadata, "step": self.step, "finished": finished, "progress": progress}
         path = self.folder / (FINAL if finished else LATEST)
         save_checkpoint(path, tensors, metadata)
         return path
 
-    # ---- run ---------------------------------------------------------------------------------------------------
+    def _last_good_state(self) -> str:
+        return (
+            f"{self.folder / LATEST} holds the last good state if one was written. Lower the learning rate "
+            "(--set lr=...), or inspect the cases named above, then continue with --c."
+        )
+
+    # ---- run ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
         """Train to the end and return the path of the finished checkpoint.
 
         Raises:
-            NonFiniteLossError: five steps in a row; the checkpoint from before them stays.
-            Stopped: after SIGTERM or SIGINT, once the step is finished and saved.
+            NonFiniteLossError: five consecutive steps were skipped, or a weight is not finite.
+            WorkerError: a data worker died, or did not answer in time.
+            PretrainingStopped: after SIGTERM or SIGINT, when the current step is finished and saved.
         """
-        batches_a_step = self.options.grad_accum_steps
-        dataset = self.method.dataset(self.options.steps * batches_a_step, self.options.seed, self.ranks.rank)
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=range(self.step * batches_a_step, self.options.steps * batches_a_step),
-            num_workers=self.options.workers,
-            generator=torch.Generator(),  # or the loader would draw from the global one, once a start
-            pin_memory=self.ranks.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_main_process,
+        dataset = self.method.dataset(
+            self.options.steps * self.options.grad_accum_steps, self.options.seed, self.ranks.rank
         )
-        batches = iter(loader)
+        batches = load_batches(dataset, self.options, self.step, self.ranks.device.type == "cuda")
         if self.step:
             restore_rng(self._rng)
         handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -147,19 +158,25 @@ class Loop:
         )
         try:
             self._run_epochs(batches, bar)
+        except RuntimeError as error:
+            if named := worker_error(error, self.options):
+                raise named from error
+            raise
         finally:
             bar.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        path = self.folder / FINAL
+        return self._finish()
+
+    def _finish(self) -> Path:
         if self.ranks.first:
             self.save(finished=True)
             for old in self.folder.glob("checkpoint_latest*.safetensors"):
                 old.unlink()
         self.ranks.barrier()
-        return path
+        return self.folder / FINAL
 
-    def _run_epochs(self, batches: Any, bar: tqdm) -> None:
+    def _run_epochs(self, batches: Iterator[Any], bar: tqdm) -> None:
         started, first_step = time.perf_counter(), self.step
         while self.step < self.options.steps and not should_stop_early(self.history, self.options):
             self._train_step([next(batches) for _ in range(self.options.grad_accum_steps)], bar)
@@ -171,87 +188,118 @@ class Loop:
                 if self.ranks.first:
                     self.save()
                 msg = f"stopped at step {self.step} of {self.options.steps}; the state is saved, continue with --c"
-                raise Stopped(msg)
+                raise PretrainingStopped(msg)
 
-    def _train_step(self, batches: list[dict[str, Any]], bar: tqdm) -> None:
-        options = self.options
-        progress = self.step / options.steps
+    def _train_step(self, items: list[Any], bar: tqdm) -> None:
+        progress = self.step / self.options.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, options)
+            group["lr"] = learning_rate(self.step, self.options)
         self.optimizer.zero_grad(set_to_none=True)
+        batches, names = zip(*(split_batch(self.method, item) for item in items), strict=True)
+        keys = [key for part in names for key in part]
+        outputs, total = self._accumulate(batches, progress)
+        self.step += 1
+        bar.update()
+        if total is None:
+            self._skip(keys, "loss")
+            return
+        if not self._optimize():
+            self._skip(keys, "gradient", overflow=self.scaler is not None and self.scaler.get_scale() > 1)
+            return
+        self.recent_skipped.clear()
+        output = average(outputs)
+        self.method.after_step(output, progress)
+        self._record(total, output, bar)
+
+    def _accumulate(
+        self, batches: tuple[dict[str, Tensor], ...], progress: float
+    ) -> tuple[list[StepOutput], Tensor | None]:
+        """Forward and backward pass of every batch; the mean loss is None if one is not finite on any rank."""
         outputs: list[StepOutput] = []
-        totals: list[torch.Tensor] = []
-        keys = [key for batch in batches for key in batch.pop("keys", [])]
+        total = torch.zeros((), device=self.ranks.device)
         for number, batch in enumerate(batches):
             waits = number + 1 < len(batches) and isinstance(self.module, DistributedDataParallel)
             with self.module.no_sync() if waits else nullcontext():
                 output, loss = self._forward(batch, self.step * len(batches) + number, progress)
                 (bad,) = self.ranks.all_reduce_max(float(not torch.isfinite(loss)))
                 if bad:
-                    break
+                    return outputs, None
                 loss = loss / len(batches)
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             outputs.append(output)
-            totals.append(loss.detach())
-        self.step += 1
-        bar.update()
-        if len(outputs) < len(batches):
-            self._skip(keys)
-            return
-        self.recent_bad.clear()
-        self._optimize()
-        output = average(outputs)
-        self.method.after_step(output, progress)
-        values = {"loss": sum(totals), **output.losses, **output.diagnostics}
-        # one copy from the device for all values
-        numbers = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist(), strict=True))
-        for name, value in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.sums["count"] = self.sums.get("count", 0) + 1
-        bar.set_postfix({n: f"{numbers[n]:.3f}" for n in ("loss", *output.losses)}, refresh=False)
+            total += loss.detach()
+        return outputs, total
 
-    def _forward(self, batch: dict[str, Any], number: int, progress: float) -> tuple[StepOutput, torch.Tensor]:
-        """What the method makes of one batch, and its weighted loss."""
+    def _forward(self, batch: dict[str, Tensor], number: int, progress: float) -> tuple[StepOutput, Tensor]:
+        """The output of the method for one batch, and its weighted loss."""
         options, device = self.options, self.ranks.device
-        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-        # every batch has seeds of its own, so a continued run draws what the uninterrupted one would, on every rank
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        # Every batch has its own seed, so that a continued run draws what an uninterrupted one draws, on every rank.
         seed = (options.seed * options.steps * options.grad_accum_steps + number) * self.ranks.world + self.ranks.rank
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout
         views = self.method.make_views(batch, self.generator)
         with self._precision():
             output = self.module(views, progress)
-            return output, sum(self.method.loss_weights[name] * value for name, value in output.losses.items())
+            check_output(self.method, output)
+            weights = self.method.loss_weights
+            loss = torch.stack([weights[name] * value for name, value in output.losses.items()]).sum()
+        return output, loss
 
     def _precision(self) -> AbstractContextManager:
         return torch.autocast("cuda") if self.ranks.device.type == "cuda" else nullcontext()
 
-    def _optimize(self) -> None:
+    def _optimize(self) -> bool:
+        """Clip the gradient and step; returns False, and changes no parameter, if the gradient is not finite."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.options.grad_clip_norm)
+        finite = bool(norm.isfinite())  # the same on all ranks, which have averaged their gradients
         if self.scaler is None:
-            torch.nn.utils.clip_grad_norm_(self.trained, self.options.grad_clip_norm)
-            self.optimizer.step()
-            return
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.trained, self.options.grad_clip_norm)
-        self.scaler.step(self.optimizer)
+            if finite:
+                self.optimizer.step()
+            return finite
+        if finite:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
+        return finite
 
-    def _skip(self, keys: list[str]) -> None:
+    def _record(self, total: Tensor, output: StepOutput, bar: tqdm) -> None:
+        """Add the losses and diagnostics of a step to the sums of the epoch."""
+        values = {"loss": total, **output.losses, **output.diagnostics}
+        # one transfer from the device for all values
+        stacked = torch.stack([value.detach().float().to(total.device) for value in values.values()])
+        numbers = dict(zip(values, stacked.tolist(), strict=True))
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.sums["count"] = self.sums.get("count", 0) + 1
+        bar.set_postfix({n: f"{numbers[n]:.3f}" for n in ("loss", *output.losses)}, refresh=False)
+
+    def _skip(self, keys: list[str], what: str, overflow: bool = False) -> None:
+        """Count a step that changed nothing.
+
+        Raises:
+            NonFiniteLossError: it is the fifth in a row. An overflow, which the scaler answers with a smaller scale,
+                does not count as one of these.
+        """
         self.skipped += 1
-        self.recent_bad.append(keys)
-        logger.warning("step %d skipped: the loss is not finite; cases: %s", self.step, ", ".join(keys))
-        if len(self.recent_bad) == PATIENCE:
-            cases = sorted({k for step in self.recent_bad for k in step})
-            msg = (
-                f"The loss was not finite in {PATIENCE} steps in a row, up to step {self.step}. Cases in them: "
-                f"{', '.join(cases)}. {self.folder / LATEST} holds the last good state where one was written. "
-                "Look at these cases, or lower the learning rate (--set lr=...), then continue with --c."
+        if overflow:
+            logger.info("step %d skipped: overflow in mixed precision, the scale was lowered", self.step)
+            return
+        self.recent_skipped.append(keys)
+        logger.warning("step %d skipped: the %s is not finite; cases: %s", self.step, what, ", ".join(keys))
+        if len(self.recent_skipped) == PATIENCE:
+            cases = sorted({key for step in self.recent_skipped for key in step})
+            raise NonFiniteLossError(
+                f"The {what} was not finite in {PATIENCE} steps in a row, up to step {self.step}. Cases in them: "
+                f"{', '.join(cases)}. {self._last_good_state()}"
             )
-            raise NonFiniteLossError(msg)
 
     def _end_epoch(self, seconds: float, steps: int) -> None:
         count = self.sums.pop("count", 0)
-        means = {name: total / count for name, total in self.sums.items()} if count else {}
+        if not count:
+            return
+        means = {name: total / count for name, total in self.sums.items()}
         self.sums = {}
         self.method.eval()
         with torch.no_grad(), self._precision():
@@ -260,8 +308,6 @@ class Loop:
         row: Row = {"epoch": self.step // self.options.iterations, "step": self.step, **means}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped}
         row |= {"seconds": round(seconds, 3), "iterations_per_second": steps / seconds}
-        if not count:
-            return
         self.history.append(row)
         for warning in self.method.warnings(means):
             logger.warning("epoch %d: %s", row["epoch"], warning)

@@ -1,4 +1,4 @@
-"""Everything a run needs to continue, as flat tensors and JSON: optimiser, scaler and random number generators."""
+"""The state that a continued run needs, as flat tensors and JSON: modules, optimizer and random number generators."""
 
 import random
 from typing import Any
@@ -11,13 +11,21 @@ from nnunet_invariance.networks.planned import unique_tensors
 
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a module under ``prefix.``, each once."""
+    """Parameters and buffers of a module, each tensor once, with the prefix ``prefix.`` before their names.
+
+    >>> sorted(module_tensors("network", nn.Linear(2, 1)))
+    ['network.bias', 'network.weight']
+    """
     return {f"{prefix}.{name}": tensor.detach() for name, tensor in unique_tensors(module).items()}
 
 
 @torch.no_grad()
 def restore_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy back what :func:`module_tensors` took; names must agree exactly."""
+    """Copy the tensors of :func:`module_tensors`, without their prefix, back into a module.
+
+    Raises:
+        KeyError: the names are not exactly those of the module.
+    """
     own = unique_tensors(module)
     if own.keys() != tensors.keys():
         raise KeyError(f"tensors differ: {sorted(own.keys() ^ tensors.keys())[:5]}")
@@ -33,12 +41,21 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Undo :func:`optimizer_state`; names of ``tensors`` come without the section prefix."""
+    """Load what :func:`optimizer_state` returned; ``tensors`` have names without the section prefix."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
+
+
+def non_finite_tensors(tensors: dict[str, Tensor]) -> list[str]:
+    """Names of the tensors that contain NaN or infinity.
+
+    >>> non_finite_tensors({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])})
+    ['b']
+    """
+    return [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
 
 
 def rng_tensors() -> dict[str, Tensor]:
@@ -47,7 +64,7 @@ def rng_tensors() -> dict[str, Tensor]:
     _, keys, position, has_gauss, cached = np.random.get_state()
     tensors = {
         "rng.python": torch.tensor(internal, dtype=torch.int64),
-        "rng.python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+        "rng.python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
         "rng.numpy": torch.from_numpy(keys.astype(np.int64)),
         "rng.numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
         "rng.torch": torch.get_rng_state(),
@@ -58,9 +75,9 @@ def rng_tensors() -> dict[str, Tensor]:
 
 
 def restore_rng(tensors: dict[str, Tensor]) -> None:
-    """Undo :func:`rng_tensors`; names come without the section prefix."""
-    gauss = tensors["python_gauss"].item()
-    random.setstate((3, tuple(tensors["python"].tolist()), None if gauss != gauss else gauss))
+    """Load what :func:`rng_tensors` returned; ``tensors`` have names without the section prefix."""
+    has_python_gauss, gauss = tensors["python_gauss"].tolist()
+    random.setstate((3, tuple(tensors["python"].tolist()), gauss if has_python_gauss else None))
     position, has_gauss, cached = tensors["numpy_rest"].tolist()
     np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
     torch.set_rng_state(tensors["torch"])

@@ -1,15 +1,12 @@
 """Alice on any encoder that yields skips (arXiv 2302.05615): self-distillation, CASA and masked reconstruction."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from nnunet_invariance.augmentation.device_views import apply_intensity, augment_affine, sample_intensity
@@ -27,7 +24,15 @@ from nnunet_invariance.pretraining.data.alignment import Alignment, BodyCoordina
 from nnunet_invariance.pretraining.data.crops import PairedCrops
 from nnunet_invariance.pretraining.data.mining import MiningOptions, mined_pairs
 from nnunet_invariance.pretraining.data.patients import patients_of, require_two
-from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.engine.method import (
+    Method,
+    Setup,
+    StepOutput,
+    Views,
+    cosine_momentum,
+    frozen_copy,
+    update_ema,
+)
 from nnunet_invariance.pretraining.methods.alice_options import AliceOptions
 from nnunet_invariance.weights.locate import FINAL
 
@@ -45,11 +50,11 @@ class _Heads(nn.Module):
 
     def __init__(self, encoder_channels: int, decoder_channels: int, hidden: int, options: AliceOptions) -> None:
         super().__init__()
-        codes, temperature = options.codes, options.student_temperature
+        codes, temperature = options.num_prototypes, options.student_temperature
         head = DistillationHead(encoder_channels, decoder_channels, hidden, codes=codes)
         casa = CrossAttentionAlignment(codes, hidden=4 * codes, form=options.casa)
         self.student = nn.ModuleDict({"head": head, "casa": casa})
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher = frozen_copy(self.student)
         self.inter = SelfDistillationLoss(codes, temperature, guard=options.collapse_guard)
         self.intra = SelfDistillationLoss(codes, temperature, guard=options.collapse_guard)
 
@@ -75,21 +80,19 @@ class Alice(Method):
         "Medical Image Analysis, ICCV 2023, arXiv 2302.05615"
     )
     options_class = AliceOptions
-    minimum_volumes = 2
+    options: AliceOptions
+    least_volumes = 2
 
     def __init__(self, setup: Setup, options: AliceOptions, alignment: Alignment | None = None) -> None:
         super().__init__(setup, options)
-        if options.alignment not in (*ALIGNMENTS, "sam"):
-            known = ", ".join((*ALIGNMENTS, "sam"))
-            raise OptionError(f"--pairs {options.alignment}: expected one of {known}.")
         patients = patients_of(setup.cases, options.patients)
         if patients and options.alignment != "same-volume":
             require_two(patients)
         if alignment is None and options.alignment != "sam":
             alignment = ALIGNMENTS[options.alignment](options.patients)
         self.alignment = alignment  # mined pairs are read in :meth:`prepare`
-        self.pairs = options.pairs or max(1, setup.batch_size // 2)
-        self.teacher = copy.deepcopy(self.network).requires_grad_(False)
+        self.batch_size = options.batch_size or max(1, setup.batch_size // 2)
+        self.teacher = frozen_copy(self.network)
         encoder = self.network.encoder
         self.decoder_cell = cumulative_strides(encoder.strides)[self.stage - 1]
         self.decoder_stage = len(encoder.strides) - 1 - self.stage
@@ -113,7 +116,6 @@ class Alice(Method):
     def train(self, mode: bool = True) -> "Alice":
         """The teacher's side stays in evaluation mode (no dropout in the target)."""
         super().train(mode)
-        self.teacher.eval()
         self.heads.teacher.eval()
         return self
 
@@ -139,10 +141,10 @@ class Alice(Method):
         """
         if self.alignment is None:
             raise OptionError("alignment=sam: no pairs were read. Call prepare first, or give Alice mined_pairs(...).")
-        return PairedCrops(self.setup.cases, self.setup.patch_size, self.alignment, self.pairs, seed, steps, rank)
+        return PairedCrops(self.setup.cases, self.setup.patch_size, self.alignment, self.batch_size, seed, steps, rank)
 
     @torch.no_grad()
-    def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
         """One geometry a crop, independent intensities for student and teacher, and the student's mask."""
         image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
         cells = valid_cells(inside, self.cell)
@@ -180,7 +182,7 @@ class Alice(Method):
         weight = valid.to(tokens.dtype).unsqueeze(-1)
         return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
-    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+    def forward(self, views: Views, progress: float) -> StepOutput:
         """See the class; :class:`Method` has the contract."""
         encoder_valid, decoder_valid = views["encoder_valid"], views["decoder_valid"]
         asked = encoder_valid if self.sparse is None else views["visible"].flatten(1)
@@ -253,12 +255,9 @@ class Alice(Method):
         """
         self.heads.inter.update_center(output.state["class_mean"])
         self.heads.intra.update_center(output.state["token_mean"])
-        momentum = 1 - (1 - self.options.ema_start) * (math.cos(math.pi * progress) + 1) / 2
-        update = get_ema_multi_avg_fn(momentum)
-        for old, new in ((self.teacher, self.network), (self.heads.teacher, self.heads.student)):
-            update(list(old.parameters()), list(new.parameters()), None)
-        for old, new in zip(self.teacher.buffers(), self.network.buffers(), strict=True):
-            old.copy_(new)
+        momentum = cosine_momentum(self.options.ema_start, progress)
+        update_ema(self.teacher, self.network, momentum)
+        update_ema(self.heads.teacher, self.heads.student, momentum)
         if self.options.casa_target == "shared":
             self.heads.teacher["casa"].load_state_dict(self.heads.student["casa"].state_dict())
 

@@ -4,59 +4,54 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from nnunet_invariance.errors import OptionError
+from nnunet_invariance.common.options import choice, count, number, text
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
 from nnunet_invariance.networks.heads.projection import ContrastHead, gather_positions
 from nnunet_invariance.networks.planned import cumulative_strides
 from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT, PairIndexDataset, SyntheticPairGenerator
-from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
+from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
-
-PRETEXTS = ("labels", "positions", "denoising")
+from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
 
 
 @dataclass(frozen=True)
-class AnatomixOptions:
-    """Settings of ``pretrain anatomix``, given as ``--set field=value``.
-
-    Attributes:
-        pairs: label maps a step and rank; 0 means half the planned batch size, at least 1. Each is two images.
-        patch: side of the cube that the network sees, voxels; 0 means the planned patch.
-        volume: least side of what is made, voxels; smaller patches are cut out of it at a random place.
-        templates: folder of label maps whose shapes are painted; procedural shapes when empty.
-        locations: positions drawn in each map and pair; all where a map has fewer.
-        temperature: of InfoNCE.
-        pretext: "labels"; or, on the same pairs, "positions": without labels, only the same voxel in the other view is
-            a positive; "denoising": the network restores the appearance before corruption.
-        held_out: pairs, never trained on, that are measured after every epoch; 0 measures nothing.
+class AnatomixPretrainingOptions(MethodOptions):
+    """Options of ``pretrain anatomix``.
 
     Raises:
         OptionError: a value is out of range.
+
+    >>> AnatomixPretrainingOptions(patch=64).pretext
+    'labels'
     """
 
-    pairs: int = 0
-    patch: int = 0
-    volume: int = 96
-    templates: str = ""
-    locations: int = 512
-    temperature: float = 0.33
-    pretext: str = "labels"
-    held_out: int = 16
-
-    def __post_init__(self) -> None:
-        for name, low in (("pairs", 0), ("patch", 0), ("volume", 32), ("locations", 2), ("held_out", 0)):
-            if not getattr(self, name) >= low:
-                raise OptionError(f"{name}={getattr(self, name)}: expected at least {low}. Correct it.")
-        if self.pretext not in PRETEXTS:
-            raise OptionError(f"pretext={self.pretext}: expected one of {', '.join(PRETEXTS)}. Correct it.")
+    batch_size: int = count(
+        0, 0, doc="Label maps per step and rank, two images of each; 0: half the planned batch size, at least 1."
+    )
+    patch: int = count(0, 0, doc="Side of the cubic patch that the network sees, voxels; 0: the planned patch.")
+    volume: int = count(
+        96, 32, doc="Smallest side of a synthetic volume, voxels; smaller patches are cropped from it at random."
+    )
+    templates: str = text("", doc="Folder of label maps whose shapes are used; empty: procedural shapes.")
+    num_positions: int = count(512, 2, doc="Positions sampled per feature map and pair; all if a map has fewer.")
+    temperature: float = number(0.33, 0, math.inf, low_excluded=True, doc="Temperature of InfoNCE.")
+    pretext: Literal["labels", "positions", "denoising"] = choice(
+        "labels", "positions", "denoising",
+        doc="labels: voxels of one label are positives; positions: only the same voxel in the other view is "
+        "a positive; denoising: the network restores the appearance before corruption.",
+    )  # fmt: skip
+    held_out: int = count(
+        16, 0, doc="Pairs that are never trained on and are measured after every epoch; 0 measures nothing."
+    )
 
 
 class Anatomix(Method):
@@ -72,22 +67,21 @@ class Anatomix(Method):
         "Dey et al., Learning General-purpose Biomedical Volume Representations using Randomized Synthesis, "
         "ICLR 2025, arXiv 2411.02372"
     )
-    options_class = AnatomixOptions
-    minimum_volumes = 0
-    reads_cases = False
-    loop_defaults = {"lr": 2e-4, "weight_decay": 1e-5}  # noqa: RUF012  read only, as the base says
+    options_class = AnatomixPretrainingOptions
+    options: AnatomixPretrainingOptions
+    least_volumes = 0
+    loop_defaults: ClassVar[Mapping[str, float]] = {"lr": 2e-4, "weight_decay": 1e-5}
+    network_presets = NETWORK_PRESETS
 
-    def __init__(self, setup: Setup, options: AnatomixOptions) -> None:
+    def __init__(self, setup: Setup, options: AnatomixPretrainingOptions) -> None:
         super().__init__(setup, options)
-        self.teacher = None
         self.patch_size = (options.patch,) * 3 if options.patch else setup.patch_size
         divisor = max(cumulative_strides(self.network.encoder.strides)[-1]) if options.patch else 1
         templates = Path(options.templates) if options.templates else None
         self.maker = SyntheticPairGenerator(self.patch_size, options.volume, templates, divisor)
-        self.pairs = options.pairs or max(1, setup.batch_size // 2)
+        self.batch_size = options.batch_size or max(1, setup.batch_size // 2)
         self.levels = levels_of(self.network)
         if options.pretext == "denoising":
-            self.heads = nn.Identity()
             self.loss_weights = {"denoising": 1.0}
         else:
             self.network.decoder.seg_layers.requires_grad_(False)  # they are not used
@@ -98,20 +92,20 @@ class Anatomix(Method):
     @property
     def chance(self) -> float:
         """Mean over the maps of log(2N - 1): the loss of features that are all equal."""
-        counts = [min(self.options.locations, math.prod(size)) for size in self._sizes()]
+        counts = [min(self.options.num_positions, math.prod(size)) for size in self._sizes()]
         return sum(math.log(2 * n - 1) for n in counts) / len(counts)
 
     def describe(self) -> str:
         """See :class:`Method`."""
         maps = ", ".join(level.name for level in self.levels)
-        return f"{self.options.pretext} on {maps}, {self.pairs} pair(s) of {self.patch_size} voxels"
+        return f"{self.options.pretext} on {maps}, {self.batch_size} pair(s) of {self.patch_size} voxels"
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
-        return PairIndexDataset(self.pairs, seed, steps, rank)
+        return PairIndexDataset(self.batch_size, seed, steps, rank)
 
     @torch.no_grad()
-    def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
         """Make the pairs of these numbers, with the online augmentation; everything is drawn from the numbers."""
         return self._views(int(batch["seed"]), batch["number"].tolist(), augment=True)
 
@@ -122,7 +116,7 @@ class Anatomix(Method):
         """``image`` (2B, 1, *patch), first views first; each map's positions (B, N) and the labels there."""
         sizes, device = self._sizes(), next(self.network.parameters()).device
         counts = [math.prod(size) for size in sizes]
-        drawn = [self.maker.draw(seed, n, counts, self.options.locations, augment) for n in numbers]
+        drawn = [self.maker.draw(seed, n, counts, self.options.num_positions, augment) for n in numbers]
         pair = self.maker.make(drawn, device)
         views = {"image": self._normalised(torch.cat(pair.views))}
         if self.options.pretext == "denoising":
@@ -139,7 +133,7 @@ class Anatomix(Method):
         axes = tuple(range(1, image.ndim))
         return (image - image.mean(axes, keepdim=True)) / image.std(axes, keepdim=True).clamp(min=1e-6)
 
-    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+    def forward(self, views: Views, progress: float) -> StepOutput:
         """See the class; :class:`Method` has the contract."""
         if self.options.pretext == "denoising":
             error = (self.network(views["image"]).float() - views["clean"]).square()
@@ -165,8 +159,8 @@ class Anatomix(Method):
     def evaluate(self) -> dict[str, float]:
         """``held_out_loss`` and ``label_retrieval`` (of the finest map) on unseen pairs without online augmentation."""
         rows = []
-        for number in range(self.options.held_out):
-            views = self.held_out_views(HELD_OUT + number)
+        for index in range(self.options.held_out):
+            views = self.held_out_views(HELD_OUT + index)
             losses = self.forward(views, 1.0).losses
             loss = sum(self.loss_weights[name] * value.float() for name, value in losses.items())
             rows.append(torch.stack((loss, self._retrieval(views))))

@@ -1,40 +1,36 @@
 """Masked autoencoder on nnU-Net's planned network (arXiv 2111.06377): the plain baseline of every other method."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from nnunet_invariance.augmentation.device_views import apply_intensity, augment_affine, sample_intensity
 from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
+from nnunet_invariance.common.options import count, number
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.pretraining.data.crops import RandomCrops
-from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
-from nnunet_invariance.pretraining.ranges import check_range
+from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
+from nnunet_invariance.pretraining.engine.options import MethodOptions
 
 
 @dataclass(frozen=True)
-class MAEOptions:
-    """Settings of ``pretrain mae``, given as ``--set field=value``.
-
-    Attributes:
-        samples: crops a step and rank; 0 means the planned batch size.
-        mask_ratio: share of the cells that is hidden.
+class MAEOptions(MethodOptions):
+    """Options of ``pretrain mae``.
 
     Raises:
-        OptionError: a number is out of range.
+        OptionError: a value is out of range.
+
+    >>> MAEOptions(mask_ratio=0.6).batch_size
+    0
     """
 
-    samples: int = 0
-    mask_ratio: float = 0.75
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "samples")
-        check_range(self, 0, 1, "mask_ratio", ends=False)
+    batch_size: int = count(0, 0, doc="Crops per step and rank; 0: the planned batch size.")
+    mask_ratio: float = number(
+        0.75, 0, 1, low_excluded=True, high_excluded=True, doc="Fraction of the cells that are hidden."
+    )
 
 
 class MAE(Method):
@@ -46,21 +42,20 @@ class MAE(Method):
     name = "mae"
     citation = "He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv 2111.06377"
     options_class = MAEOptions
+    options: MAEOptions
 
     def __init__(self, setup: Setup, options: MAEOptions) -> None:
         super().__init__(setup, options)
-        self.teacher = None
-        self.heads = nn.Identity()
-        self.samples = options.samples or setup.batch_size
+        self.batch_size = options.batch_size or setup.batch_size
         self.reconstruction_loss = MaskedReconstructionLoss()
         self.loss_weights = {"mim": 1.0}
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
-        return RandomCrops(self.setup.cases, self.setup.patch_size, self.samples, seed, steps, rank)
+        return RandomCrops(self.setup.cases, self.setup.patch_size, self.batch_size, seed, steps, rank)
 
     @torch.no_grad()
-    def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
         """One geometry a crop, a change of intensity for the input, and the block mask."""
         image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
         cells = valid_cells(inside, self.cell)
@@ -68,7 +63,7 @@ class MAE(Method):
         student = apply_intensity(image, sample_intensity(image.shape, generator)) * inside
         return {"student": student * ~hidden, "image": image, "hidden": hidden & inside}
 
-    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+    def forward(self, views: Views, progress: float) -> StepOutput:
         """See :class:`Method`."""
         reconstruction = self.network(views["student"])
         return StepOutput({"mim": self.reconstruction_loss(reconstruction, views["image"], views["hidden"])})

@@ -1,8 +1,9 @@
 """PUIR: one representation of an individual, whatever modality it is estimated from (arXiv 2411.06106)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from nnunet_invariance.augmentation.cube_group import apply_symmetry, invert_sym
 from nnunet_invariance.augmentation.cutout import fill_with_noise, sample_boxes
 from nnunet_invariance.augmentation.device_views import augment_affine
 from nnunet_invariance.common.collectives import gather_rows, rank, rows_per_rank
-from nnunet_invariance.errors import OptionError
+from nnunet_invariance.common.options import choice, count, number
 from nnunet_invariance.losses.decomposition import DecompositionLoss
 from nnunet_invariance.losses.equivariance import feature_equivariance
 from nnunet_invariance.losses.individual_contrast import IndividualContrast
@@ -22,9 +23,11 @@ from nnunet_invariance.networks.architectures.bottleneck_decoder import Bottlene
 from nnunet_invariance.networks.architectures.puir import PUIRNet
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides
 from nnunet_invariance.networks.presence import over_maps, present_channels
-from nnunet_invariance.nnunet.planned_dataset import CONVOLUTIONAL
+from nnunet_invariance.nnunet.grids import check_training_grids
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.pretraining.data.crops import RandomCrops
-from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
+from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.methods.puir_diagnostics import measure, random_present, warnings_of
 
 EMBEDDING = 128  # length of a contrast row
@@ -32,50 +35,37 @@ CELLS = 8  # of the grid it is pooled to
 
 
 @dataclass(frozen=True)
-class PUIROptions:
-    """Settings of ``pretrain puir``, given as ``--set field=value``.
+class PUIROptions(MethodOptions):
+    """Options of ``pretrain puir``.
 
-    Attributes:
-        samples: crops a step and rank; 0 means the planned batch size.
-        sources: modalities a crop is rebuilt from in each step, beside their fusion.
-        tokens: who reads the prior: "spatial" cells of the map, or its "channel"s as in the release.
-        prior: entries of a "spatial" prior.
-        anchor: of the invariance loss: the mean of the "others", or the "running" one of the release.
-        weight_contr, weight_decom, weight_equ, weight_inv: of the four losses.
-        foreground: weight of the foreground's mean beside the whole crop's in the reconstruction.
-        cutout: largest share of a crop that is replaced by noise, for each modality alone.
-        temperature: of the contrast.
-        queue: rows of earlier steps that serve as negatives.
+    Raises:
+        OptionError: a value is out of range.
+
+    >>> PUIROptions(weight_contrast=0.0).tokens
+    'spatial'
     """
 
-    samples: int = 0
-    sources: int = 2
-    tokens: str = "spatial"
-    prior: int = 64
-    anchor: str = "others"
-    weight_contr: float = 1.0
-    weight_decom: float = 1.0
-    weight_equ: float = 1.0
-    weight_inv: float = 1.0
-    foreground: float = 10.0
-    cutout: float = 0.3
-    temperature: float = 0.1
-    queue: int = 1024
-
-    def __post_init__(self) -> None:
-        for name, choices in (("tokens", ("spatial", "channel")), ("anchor", ("others", "running"))):
-            if (value := getattr(self, name)) not in choices:
-                raise OptionError(f"--set {name}={value}: expected {' or '.join(choices)}.")
-        for name, least in (("samples", 0), ("sources", 1), ("prior", 1), ("queue", 0)):
-            if (value := getattr(self, name)) < least:
-                raise OptionError(f"--set {name}={value}: expected at least {least}.")
-        for name in ("weight_contr", "weight_decom", "weight_equ", "weight_inv", "foreground"):
-            if not 0 <= (value := getattr(self, name)) < float("inf"):
-                raise OptionError(f"--set {name}={value}: expected a number of at least 0.")
-        if not 0 <= self.cutout <= 1:
-            raise OptionError(f"--set cutout={self.cutout}: expected a number in [0, 1].")
-        if not self.temperature > 0:
-            raise OptionError(f"--set temperature={self.temperature}: expected a number larger than 0.")
+    batch_size: int = count(0, 0, doc="Crops per step and rank; 0: the planned batch size.")
+    sources: int = count(2, 1, doc="Modalities per step from which a crop is reconstructed, beside their fusion.")
+    tokens: Literal["spatial", "channel"] = choice(
+        "spatial", "channel",
+        doc="Tokens that attend to the prior: the cells of the feature map, or its channels as in the release.",
+    )  # fmt: skip
+    prior: int = count(64, 1, doc="Number of entries of a spatial prior.")
+    anchor: Literal["others", "running"] = choice(
+        "others", "running",
+        doc="Anchor of the invariance loss: the mean of the other modalities, or the running mean of the release.",
+    )  # fmt: skip
+    weight_contrast: float = number(1.0, 0, math.inf, doc="Weight of the contrast between individuals.")
+    weight_decomposition: float = number(1.0, 0, math.inf, doc="Weight of the reconstruction of all modalities.")
+    weight_equivariance: float = number(1.0, 0, math.inf, doc="Weight of the equivariance loss.")
+    weight_invariance: float = number(1.0, 0, math.inf, doc="Weight of the invariance loss.")
+    foreground: float = number(
+        10.0, 0, math.inf, doc="Weight of the foreground's mean beside the whole crop's in the reconstruction."
+    )
+    cutout: float = number(0.3, 0, 1, doc="Largest fraction of a crop that noise replaces, per modality.")
+    temperature: float = number(0.1, 0, math.inf, low_excluded=True, doc="Temperature of the contrast.")
+    queue: int = count(1024, 0, doc="Rows of earlier steps that serve as negatives.")
 
 
 class CasesOfCrops(RandomCrops):
@@ -95,7 +85,7 @@ class _Heads(nn.Module):
         super().__init__()
         width = encoder.output_channels[-1]
         self.decoder = BottleneckDecoder(encoder, modalities)
-        if options.weight_contr:  # several ranks want no idle parameters
+        if options.weight_contrast:  # several ranks want no idle parameters
             self.projection = nn.Sequential(
                 nn.Linear(CELLS * width, 4 * EMBEDDING), nn.ReLU(inplace=True), nn.Linear(4 * EMBEDDING, EMBEDDING)
             )
@@ -130,31 +120,28 @@ class PUIR(Method):
         "ICCV 2025, arXiv 2411.06106"
     )
     options_class = PUIROptions
-    minimum_channels = 2
-    networks = CONVOLUTIONAL
-    missing_channels = True
-    without_decay = (".prior",)
+    options: PUIROptions
+    allows_missing_channels = True
+    no_weight_decay = (".prior",)
     pretrained = ("encoder",)
 
     def __init__(self, setup: Setup, options: PUIROptions) -> None:
         super().__init__(setup, options)
-        self.network.decoder.requires_grad_(False)
-        self.network.encoder.requires_grad_(True)  # nnU-Net's decoder holds the encoder
+        self.freeze_decoder()
         self.network.fusions[:-1].requires_grad_(False)
-        self.teacher = None
         modalities = setup.architecture.input_channels
         self.heads = _Heads(self.network.encoder, modalities, options)
-        self.samples = options.samples or setup.batch_size
+        self.batch_size = options.batch_size or setup.batch_size
         self.sources = min(options.sources, modalities)
         self.symmetries = symmetries([setup.patch_size, *cumulative_strides(self.network.encoder.strides)])
         self.decomposition = DecompositionLoss(options.foreground)
         self.invariance = ModalityInvarianceLoss(options.anchor)
         self.contrast = IndividualContrast(options.temperature)
         self.loss_weights = {
-            "decom": options.weight_decom,
-            "inv": options.weight_inv,
-            "equ": options.weight_equ,
-            "contr": options.weight_contr,
+            "decomposition": options.weight_decomposition,
+            "invariance": options.weight_invariance,
+            "equivariance": options.weight_equivariance,
+            "contrast": options.weight_contrast,
         }
 
     @property
@@ -166,12 +153,17 @@ class PUIR(Method):
         """See :class:`PUIRNet`."""
         return PUIRNet(self.setup.architecture, self.setup.patch_size, self.options.tokens, self.options.prior)
 
+    @classmethod
+    def check_dataset(cls, planned: PlannedDataset) -> None:
+        """Refuse a raw case whose modalities have different grids."""
+        check_training_grids(planned)
+
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
-        return CasesOfCrops(self.setup.cases, self.setup.patch_size, self.samples, seed, steps, rank)
+        return CasesOfCrops(self.setup.cases, self.setup.patch_size, self.batch_size, seed, steps, rank)
 
     @torch.no_grad()
-    def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
         """The clean crop; each modality turned and with boxes of noise; with boxes of noise only; and who is there."""
         present = present_channels(batch["image"])
         image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
@@ -199,23 +191,23 @@ class PUIR(Method):
             "case": batch["case"],
         }
 
-    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+    def forward(self, views: Views, progress: float) -> StepOutput:
         """See the class; :class:`Method` has the contract."""
         present = views["present"]
         turned_profiles = self.network.estimate(views["student"], present).profiles
         elements = views["elements"].flatten(0, 1)
         profiles = invert_symmetry(turned_profiles.flatten(0, 1), elements).view_as(turned_profiles)
         losses = {
-            "decom": self._decomposition(turned_profiles, profiles, views),
-            "inv": self.invariance(profiles, present, views["order"]),
+            "decomposition": self._decomposition(turned_profiles, profiles, views),
+            "invariance": self.invariance(profiles, present, views["order"]),
         }
         rows = {}
-        if self.options.weight_equ or self.options.weight_contr:
+        if self.options.weight_equivariance or self.options.weight_contrast:
             with torch.no_grad():
                 second = self.network.estimate(views["second"], present).profiles
-            losses["equ"] = feature_equivariance(profiles, second, present)
-            if self.options.weight_contr:
-                losses["contr"], rows = self._contrast(profiles, second, views)
+            losses["equivariance"] = feature_equivariance(profiles, second, present)
+            if self.options.weight_contrast:
+                losses["contrast"], rows = self._contrast(profiles, second, views)
         return StepOutput(losses, measure(profiles.detach(), present), rows=rows)
 
     def _decomposition(self, turned_profiles: Tensor, profiles: Tensor, views: dict[str, Tensor]) -> Tensor:

@@ -54,11 +54,15 @@ def warnings_of(means: Mapping[str, float]) -> list[str]:
     """Signs of collapse in the means of an epoch."""
     found = []
     if means["amplitude"] < LEAST_AMPLITUDE:
-        found.append(f"collapse: X_h has shrunk to an amplitude of {means['amplitude']:.3f}; raise weight_decom")
+        found.append(
+            f"collapse: X_h has shrunk to an amplitude of {means['amplitude']:.3f}; raise weight_decomposition"
+        )
     if means["variation"] < LEAST_VARIATION:
         share = means["variation"]
         found.append(f"collapse: X_h is nearly the same everywhere and for everybody (variation {share:.3f})")
     if means.get("individual_share", 1.0) < LEAST_INDIVIDUAL:
         share = means["individual_share"]
-        found.append(f"collapse: X_h is nearly the same for everybody (individual share {share:.3f}); lower weight_inv")
+        found.append(
+            f"collapse: X_h is nearly the same for everybody (individual share {share:.3f}); lower weight_invariance"
+        )
     return found

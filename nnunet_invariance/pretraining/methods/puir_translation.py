@@ -1,6 +1,7 @@
 """Modality transfer with PUIR: every modality from any that are there (arXiv 2411.06106)."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.common.distributed import DistributedContext
-from nnunet_invariance.errors import OptionError, WeightsNotFoundError
+from nnunet_invariance.common.options import count, number, text
+from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.nnunet.cases import Manifest
-from nnunet_invariance.pretraining.engine.loop import FINAL
-from nnunet_invariance.pretraining.engine.method import Setup, StepOutput
+from nnunet_invariance.pretraining.engine.method import Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.pretraining.methods.puir import PUIR, PUIROptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.locate import FINAL
 from nnunet_invariance.weights.modality_tables import in_channel_order
 from nnunet_invariance.weights.transfer import check_method, load_pretrained
 
@@ -29,22 +31,19 @@ OUTPUTS = ("heads.decoder.output.weight", "heads.decoder.output.bias")
 
 @dataclass(frozen=True)
 class PUIRTranslationOptions(PUIROptions):
-    """Settings of ``translate train``: those of ``pretrain puir``, and two more.
+    """Options of ``translate train``: those of ``pretrain puir``, and two more.
 
-    Attributes:
-        weight_transfer: of the squared error of the transferred modalities.
-        start: checkpoint of ``pretrain puir``; "" takes that of the same dataset and plans, "none" random weights.
-        samples, sources: as in ``pretrain puir``; ``sources`` is also the number of single sources of the transfer.
+    >>> PUIRTranslationOptions().sources
+    1
     """
 
-    sources: int = 1
-    weight_transfer: float = 1.0
-    start: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.weight_transfer < float("inf"):
-            raise OptionError(f"--set weight_transfer={self.weight_transfer}: expected a number larger than 0.")
+    sources: int = count(1, 1, doc="Single modalities per step from which the others are translated.")
+    weight_translation: float = number(
+        1.0, 0, math.inf, low_excluded=True, doc="Weight of the squared error of the translated modalities."
+    )
+    start: str = text(
+        "", doc="Checkpoint of `pretrain puir`; empty: that of the same data set and plans; none: random weights."
+    )
 
 
 def find_start(folder: Path, start: str) -> Path:
@@ -82,7 +81,7 @@ class PUIRTranslation(PUIR):
         self.network.decoder.requires_grad_(True)
         self.network.decoder.seg_layers[:-1].requires_grad_(False)
         self.network.fusions.requires_grad_(True)
-        self.loss_weights["transfer"] = options.weight_transfer
+        self.loss_weights["translation"] = options.weight_translation
 
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
         """Take encoder, prior, gates and reconstruction decoder from the pre-training; a continued run has its own.
@@ -101,12 +100,12 @@ class PUIRTranslation(PUIR):
         restore_module(self.heads.decoder, _below("decoder.", checkpoint.section("heads")))
         logger.info("starting from %s\n%s", path, report.to_text())
 
-    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+    def forward(self, views: Views, progress: float) -> StepOutput:
         """See the class; :class:`Method` has the contract."""
         output = super().forward(views, progress)
-        return replace(output, losses={**output.losses, "transfer": self._transfer(views)})
+        return replace(output, losses={**output.losses, "translation": self._translation(views)})
 
-    def _transfer(self, views: dict[str, Tensor]) -> Tensor:
+    def _translation(self, views: Views) -> Tensor:
         """From single modalities and from a random subset, in the crop's own frame."""
         present = views["present"]
         estimates = self.network.estimate(views["second"], present)

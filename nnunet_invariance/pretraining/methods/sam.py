@@ -1,10 +1,11 @@
 """Self-supervised Anatomical eMbedding (SAM, arXiv 2012.02383) on nnU-Net's preprocessed volumes."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,50 +20,50 @@ from nnunet_invariance.augmentation.device_views import (
 )
 from nnunet_invariance.augmentation.masking import valid_cells
 from nnunet_invariance.common.distributed import DistributedContext
-from nnunet_invariance.errors import OptionError, WeightsIncompatibleError
+from nnunet_invariance.common.options import choice, count, flag, number, text
+from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.losses.hard_negative_info_nce import HardNegativeInfoNCE
 from nnunet_invariance.networks.architectures.resnet3d import NETWORK as RESNET
 from nnunet_invariance.networks.heads.anatomical_embedding import FEATURES, EmbeddingHead, upsample_unit
 from nnunet_invariance.networks.planned import Architecture, to_tokens
 from nnunet_invariance.nnunet.cases import Manifest
 from nnunet_invariance.pretraining.data.crops import OverlappingCrops
-from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
+from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.engine.state import restore_module
-from nnunet_invariance.pretraining.ranges import check_range
 from nnunet_invariance.weights.checkpoint import load_checkpoint
+
+logger = logging.getLogger(__name__)
 
 SCALE = (0.8, 1.2)
 
 
 @dataclass(frozen=True)
-class SAMOptions:
-    """Settings of ``pretrain sam``, given as ``--set field=value``.
-
-    Attributes:
-        volumes: volumes a step and rank, two views of each; 0 means half the planned batch size, at least 2. Never more
-            than there are.
-        backbone: "planned": the encoder of the plans; "resnet": the 3-D ResNet-18 of the paper.
-        ignore: negatives of the fine embedding are at least this many of its cells away from the query.
-        others: places of other volumes that every query of the coarse embedding meets.
-        features: length of the embeddings; fewer take less memory and time.
-        start: checkpoint whose encoder and heads are the first weights, as ``weights import sam`` writes it.
+class SAMOptions(MethodOptions):
+    """Options of ``pretrain sam``.
 
     Raises:
-        OptionError: no such backbone, or a number out of range.
+        OptionError: a value is out of range.
+
+    >>> SAMOptions(backbone="resnet").features
+    128
     """
 
-    volumes: int = 0
-    backbone: str = "planned"
-    ignore: float = 5.0
-    others: int = 1000
-    features: int = FEATURES
-    start: str = ""
-
-    def __post_init__(self) -> None:
-        if self.backbone not in ("planned", "resnet"):
-            raise OptionError(f"--set backbone={self.backbone}: expected 'planned' or 'resnet'. Correct the word.")
-        check_range(self, 0, math.inf, "volumes", "ignore", "others")
-        check_range(self, 1, math.inf, "features")
+    batch_size: int = count(
+        0, 0,
+        doc="Volumes per step and rank, two views of each; 0: half the planned batch size, at least 2. Never more than "
+        "there are.",
+    )  # fmt: skip
+    backbone: Literal["planned", "resnet"] = choice(
+        "planned", "resnet", doc="planned: the encoder of the plans; resnet: the 3-D ResNet-18 of the paper."
+    )
+    ignore: float = number(
+        5.0, 0, math.inf, doc="Negatives of the fine embedding are at least this many of its cells away from the query."
+    )
+    others: int = count(1000, 0, doc="Positions in other volumes that are negatives of every coarse query.")
+    features: int = count(FEATURES, 1, doc="Length of the embedding vectors.")
+    start: str = text("", doc="Checkpoint of the first weights, for example one written by `weights import sam`.")
+    preview: bool = flag(False, doc="Whether preview.png shows points and their matches (--preview).")
 
 
 class SAM(Method):
@@ -79,22 +80,22 @@ class SAM(Method):
         "IEEE TMI 2022, arXiv 2012.02383"
     )
     options_class = SAMOptions
-    minimum_volumes = 2
+    options: SAMOptions
+    least_volumes = 2
     pretrained = ("encoder",)
+    output_options = frozenset({"preview"})
 
     def __init__(self, setup: Setup, options: SAMOptions) -> None:
         if options.backbone == "resnet":
             channels = setup.architecture.input_channels
             setup = replace(setup, architecture=Architecture(RESNET, {}, (), channels, channels))
         super().__init__(setup, options)
-        self.teacher = None
-        if hasattr(self.network, "decoder"):
-            self.network.decoder.requires_grad_(False)
-        encoder = self.network.encoder.requires_grad_(True)  # nnU-Net's decoder holds the encoder too
+        self.freeze_decoder()
+        encoder = self.network.encoder
         self.heads = EmbeddingHead(encoder.output_channels, encoder.strides, options.features)
         self.size = padded_size(setup.patch_size, self.heads.deepest_cell)
-        wanted = max(2, options.volumes or setup.batch_size // 2)
-        self.volumes = min(wanted, len(setup.cases)) if setup.cases else wanted
+        wanted = max(2, options.batch_size or setup.batch_size // 2)
+        self.batch_size = min(wanted, len(setup.cases)) if setup.cases else wanted
         self.fine_loss = HardNegativeInfoNCE(0.5, options.ignore, queries=100, hardest=2000, negatives=500)
         self.coarse_loss = HardNegativeInfoNCE(
             0.75, 0.75, queries=0, hardest=250, negatives=200, others=options.others
@@ -108,16 +109,16 @@ class SAM(Method):
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
-        return OverlappingCrops(self.setup.cases, self.size, self.volumes, seed, steps, rank)
+        return OverlappingCrops(self.setup.cases, self.size, self.batch_size, seed, steps, rank)
 
     @torch.no_grad()
-    def make_views(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
         """A turn, a scale and an intensity for each view; where its cells lie; and what the losses draw."""
         spacing = self.setup.spacing
         matrix = sample_affine(len(batch["image"]), spacing, generator, scale=SCALE)
         inside = apply_affine(batch["valid"], matrix, spacing, mode="nearest")
         image = apply_affine(batch["image"], matrix, spacing) * inside
-        views: dict[str, Any] = {"image": apply_intensity(image, sample_intensity(image.shape, generator)) * inside}
+        views: Views = {"image": apply_intensity(image, sample_intensity(image.shape, generator)) * inside}
         mm = torch.tensor(spacing, device=image.device)
         centre = (batch["origin"] + torch.tensor(self.size, device=image.device) / 2) * mm
         for name, cell, loss in (
@@ -130,7 +131,7 @@ class SAM(Method):
             views[name] = {"position": position, "valid": valid, "draws": loss.draw(position, valid, generator)}
         return views
 
-    def forward(self, views: dict[str, Any], progress: float) -> StepOutput:
+    def forward(self, views: Views, progress: float) -> StepOutput:
         """See the class; :class:`Method` has the contract. A uniform guess costs log(1 + number of negatives)."""
         fine, coarse = self.heads(self.network.encoder(views["image"]))
         guide = upsample_unit(coarse.detach(), fine.shape[2:])
@@ -139,6 +140,13 @@ class SAM(Method):
             "coarse": self.coarse_loss(_keys(coarse), **views["coarse"]),
         }
         return StepOutput(losses)
+
+    def after_run(self, folder: Path, manifest: Manifest, device: str) -> None:
+        """Draw ``preview.png`` if it is asked for."""
+        if self.options.preview:
+            from nnunet_invariance.pretraining.data.match_preview import preview_matches  # it imports this module
+
+            logger.info("matches drawn: %s", preview_matches(folder, manifest.cases, device))
 
 
 def joined(rows: Tensor) -> Tensor:

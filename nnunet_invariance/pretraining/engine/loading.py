@@ -1,0 +1,89 @@
+"""Batches from the data workers; a worker that dies or stops is a named error."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from nnunet_invariance.errors import InvarianceError, WorkerError
+from nnunet_invariance.pretraining.engine.options import LoopOptions
+
+
+class _ErrorsAsItems(Dataset):
+    """Return the named errors of a data set, so that they cross the process boundary without a traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except InvarianceError as error:
+            return error
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # A terminal or a scheduler signals all processes at once; the main one still needs its workers for the last step.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def load_batches(dataset: Dataset, options: LoopOptions, first_step: int, pin_memory: bool) -> Iterator[Any]:
+    """The batches from step ``first_step`` to the end of the run; the workers start at once.
+
+    Raises:
+        WorkerError: a worker died, or did not deliver within ``options.timeout`` seconds.
+        InvarianceError: what the data set raises.
+    """
+    accumulated = options.grad_accum_steps
+    loader = DataLoader(
+        _ErrorsAsItems(dataset),
+        batch_size=None,
+        sampler=range(first_step * accumulated, options.steps * accumulated),
+        num_workers=options.workers,
+        generator=torch.Generator(),  # otherwise the loader uses the global generator, once per start
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        timeout=options.timeout if options.workers else 0,
+    )
+    return _raise_items(iter(loader))
+
+
+def _raise_items(items: Iterator[Any]) -> Iterator[Any]:
+    for item in items:
+        if isinstance(item, InvarianceError):
+            raise item
+        yield item
+
+
+def worker_error(error: RuntimeError, options: LoopOptions) -> WorkerError | None:
+    """The named error for a data worker that died or stopped; None for any other error.
+
+    A death is noticed wherever the main process is, because a signal handler of PyTorch raises the error.
+    """
+    text = str(error)
+    if "DataLoader timed out" in text:
+        workers = ", ".join(f"{p.pid} ({_state(p.pid)})" for p in multiprocessing.active_children())
+        return WorkerError(
+            f"No data worker delivered a batch within {options.timeout:g} seconds. Process ids of the workers: "
+            f"{workers or 'none is left'}. If one is stopped or waits for a slow disk, repair that, raise "
+            "--set timeout=SECONDS, or use --set workers=0; then continue with --c."
+        )
+    if "DataLoader worker" in text:
+        return WorkerError(
+            f"A data worker died: {text.splitlines()[0]} If the machine ran out of memory, use fewer workers "
+            "(--set workers=0); then continue with --c."
+        )
+    return None
+
+
+def _state(pid: int | None) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            letter = file.read().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "state unknown"
+    return {"T": "stopped", "t": "stopped", "D": "waits for a disk", "Z": "dead"}.get(letter, "running")

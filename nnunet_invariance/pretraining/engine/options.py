@@ -1,0 +1,104 @@
+"""Options of the pre-training loop, and the base class of the options of a method."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from nnunet_invariance.common.options import Options, count, flag, is_int, number, option
+from nnunet_invariance.errors import OptionError
+
+LARGEST_SEED = 2**32 - 1
+#: Learning rate and weight decay if neither the user nor the method says otherwise.
+DEFAULTS = {"lr": 1e-4, "weight_decay": 0.04}
+
+
+def _method_default(low_excluded: bool, default: float, doc: str) -> Any:
+    """A non-negative number, or None for the method's default."""
+    bound = number(default, 0, float("inf"), low_excluded=low_excluded)
+    accepts = bound.metadata["accepts"]
+    expected = f"{bound.metadata['expected']}, or None for the method's default"
+    return option(None, expected, lambda value: value is None or accepts(value), doc)
+
+
+@dataclass(frozen=True)
+class LoopOptions(Options):
+    """Options that every method shares.
+
+    Raises:
+        OptionError: a value is out of range.
+
+    >>> LoopOptions(epochs=2, iterations=10).steps
+    20
+    """
+
+    epochs: int = count(400, 1, doc="Number of epochs.")
+    iterations: int = count(250, 1, doc="Optimiser steps per epoch; the state is saved after every epoch.")
+    seed: int = option(
+        0, f"a whole number from 0 to {LARGEST_SEED}", lambda v: is_int(v) and 0 <= v <= LARGEST_SEED,
+        "Seed of initialisation, data and augmentation.",
+    )  # fmt: skip
+    lr: float | None = _method_default(True, DEFAULTS["lr"], "Peak learning rate of AdamW (default: 1e-4).")
+    lr_end: float = number(1e-6, 0, float("inf"), doc="Last learning rate, at the end of a cosine.")
+    warmup: float = number(0.05, 0, 1, doc="Fraction of the steps in which the rate rises linearly to lr.")
+    weight_decay: float | None = _method_default(
+        False, DEFAULTS["weight_decay"], "Weight decay of matrices and kernels; vectors have none (default: 0.04)."
+    )
+    grad_clip_norm: float = number(
+        3.0, 0, float("inf"), low_excluded=True, doc="Largest norm of the whole gradient."
+    )  # fmt: skip
+    grad_accum_steps: int = count(1, 1, doc="Batches whose gradients are averaged for one optimiser step.")
+    workers: int = count(2, 0, doc="Processes that load data; 0 loads in the main process.")
+    timeout: float = number(
+        1800.0, 0, float("inf"), low_excluded=True,
+        doc="Seconds without an answer from a data worker or another rank after which the run ends.",
+    )  # fmt: skip
+    compile: bool = flag(False, doc="Whether torch.compile compiles the method's forward pass.")
+    patience: float = number(
+        0.0, 0, 1, doc="Fraction of the epochs without a lower held-out loss after which the run ends; 0: never."
+    )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.epochs * self.iterations
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate in force."""
+        return DEFAULTS["lr"] if self.lr is None else self.lr
+
+    @property
+    def decay(self) -> float:
+        """The weight decay in force."""
+        return DEFAULTS["weight_decay"] if self.weight_decay is None else self.weight_decay
+
+    def resolve(self, defaults: Mapping[str, Any]) -> "LoopOptions":
+        """Replace every None by the method's default, or by that of the loop.
+
+        >>> LoopOptions().resolve({"lr": 2e-4}).lr
+        0.0002
+        """
+        known = {**DEFAULTS, **defaults}
+        return replace(self, **{name: value for name, value in known.items() if getattr(self, name) is None})
+
+
+@dataclass(frozen=True)
+class MethodOptions(Options):
+    """Base of the options of a method. No field may have the name of a field of :class:`LoopOptions`."""
+
+    #: Values of several fields under one name, for ``--set preset=NAME`` and :meth:`from_preset`.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: The preset that a planned network gets if none is asked for, by the class name of the network.
+    preset_of_network: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> "MethodOptions":
+        """The options of a preset, with single fields changed.
+
+        Raises:
+            OptionError: there is no preset of that name.
+        """
+        if preset not in cls.presets:
+            known = ", ".join(cls.presets) or "none"
+            raise OptionError(f"preset={preset}: expected one of the presets of {cls.__name__}: {known}. Correct it.")
+        return cls(**{**cls.presets[preset], **changes})
