@@ -14,7 +14,7 @@ from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import OptionError, OutputError
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import PREPROCESSING
-from nnunet_invariance.plans.options import BLOCK, TrainerOptions, read_options
+from nnunet_invariance.plans.options import BLOCK, check_block
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def write_plans_copy(
         entry["data_identifier"] = f"{new_plans_name}_{configuration}"
     if block:
         entry[BLOCK] = {**before.get(BLOCK, {}), **block}
-    read_options(TrainerOptions, PlansManager(plans).get_configuration(configuration).configuration)
+    check_block(PlansManager(plans).get_configuration(configuration).configuration)
 
     path = dataset.base / f"{new_plans_name}.json"
     if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(plans)):

@@ -1,4 +1,7 @@
-"""The options block of a plans file: ``plans["configurations"][c]["nnunet_invariance"]``."""
+"""The options block of a plans file: ``plans["configurations"][c]["nnunet_invariance"]``.
+
+Each options class belongs to one base trainer or to one trainer, and derives from the options of the trainer's base.
+"""
 
 import dataclasses
 import difflib
@@ -14,89 +17,149 @@ BLOCK = "nnunet_invariance"
 
 @dataclass(frozen=True)
 class BaselineOptions(Options):
-    """What every trainer understands, BaselineTrainer too.
+    """Options of every trainer of this package.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
+
+    >>> BaselineOptions(seed=3).iterations_per_epoch is None
+    True
     """
 
     subject: ClassVar[str] = f"Option {{name!r}} of the plans block {BLOCK!r} is {{value!r}}"
     remedy: ClassVar[str] = "Correct it in your plans copy."
 
-    #: Training iterations per epoch; null keeps nnU-Net's own number (250).
-    iterations_per_epoch: int | None = count(None, 1, optional=True)
-    #: Validation iterations per epoch; null keeps nnU-Net's own number (50).
-    val_iterations_per_epoch: int | None = count(None, 1, optional=True)
-    #: Seed of initialisation, sampling and augmentation; null leaves them unseeded, as nnU-Net does.
+    iterations_per_epoch: int | None = count(
+        None, 1, optional=True, doc="Training iterations per epoch; null keeps nnU-Net's number (250)."
+    )
+    val_iterations_per_epoch: int | None = count(
+        None, 1, optional=True, doc="Validation iterations per epoch; null keeps nnU-Net's number (50)."
+    )
     seed: int | None = option(
         None,
         "a whole number from 0 to 4294967295 (the range of NumPy's seeds), or null",
         lambda v: v is None or (is_int(v) and 0 <= v < 2**32),
+        doc="Seed of initialisation, sampling and augmentation; null leaves them unseeded, as nnU-Net does.",
     )
-
-
-@dataclass(frozen=True)
-class TrainerOptions(BaselineOptions):
-    """What the trainers with a pre-trained encoder and auxiliary losses understand.
-
-    Raises:
-        OptionError: a value has the wrong type or is out of range.
-    """
-
-    #: Checkpoint to start from, written by ``weights plan``; null looks at the other places.
-    checkpoint: str | None = option(
-        None, "the path of a checkpoint, or null", lambda v: v is None or (isinstance(v, str) and v.strip() != "")
-    )
-    #: Least share of the encoder's parameters that must come from the file; below it the run stops.
-    min_coverage: float = number(1.0, 0.0, 1.0)
-    #: What is taken from the file. Segmentation layers are always the network's own.
-    transfer: Literal["encoder", "encoder+decoder"] = choice("encoder", "encoder+decoder")
-    #: Which network of the file is taken: the averaged teacher or the student that was trained.
-    branch: Literal["teacher", "student"] = choice("teacher", "student")
-    #: Auxiliary loss between the two views of a patch; "none" makes no second view at all.
-    aux: Literal["info_nce", "none"] = choice("info_nce", "none")
-    #: Weight of the auxiliary loss beside the segmentation loss.
-    aux_weight: float = number(0.1, 0.0, 100.0)
-    #: Share of the run over which the auxiliary weight rises linearly from 0.
-    aux_ramp: float = number(0.1, 0.0, 1.0)
-    #: Temperature of InfoNCE.
-    temperature: float = number(0.2, 0.0, 10.0, low_excluded=True)
-    #: Positions drawn per sample and encoder stage for InfoNCE; 2 is the least that has a negative.
-    positions: int = count(256, 2)
-    #: Learning rate of the encoder as a share of the rest's; 0 would never train it, use ``frozen_epochs`` to wait.
-    #: A tenth cost 0.02 of Dice in short runs (docs/results/few-shot.md).
-    encoder_lr_factor: float = number(1.0, 0.0, 10.0)
-    #: Share of the epochs over which the learning rate of the encoder rises linearly; decoder and ``_scratch`` wait for
-    #: nothing.
-    warmup: float = number(0.0, 0.0, 1.0)
-    #: Epochs at the start in which the encoder is not trained.
-    frozen_epochs: int = count(0, 0)
-
-
-@dataclass(frozen=True)
-class MAETrainerOptions(TrainerOptions):
-    """As :class:`TrainerOptions`, without auxiliary losses, and from the network itself: ``mae`` has no teacher.
-
-    Raises:
-        OptionError: a value has the wrong type or is out of range.
-    """
-
-    #: ``pretrain mae`` leaves no teacher.
-    branch: Literal["student"] = choice("student")
-    #: The plain baseline has no auxiliary loss.
-    aux: Literal["none"] = choice("none")
 
 
 @dataclass(frozen=True)
 class ChannelDropoutOptions(BaselineOptions):
-    """What ChannelDropoutTrainer understands.
+    """Options of ChannelDropoutTrainer.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
+
+    >>> ChannelDropoutOptions().modality_dropout
+    0.5
     """
 
-    #: Share of the samples that are segmented from a random subset of their channels.
-    modality_dropout: float = number(0.5, 0.0, 1.0)
+    modality_dropout: float = number(
+        0.5, 0.0, 1.0, doc="Fraction of the samples that are segmented from a random subset of their channels."
+    )
+
+
+@dataclass(frozen=True)
+class PretrainedOptions(BaselineOptions):
+    """Options of every trainer that starts from pre-trained weights.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+
+    >>> PretrainedOptions(transfer="encoder+decoder").min_coverage
+    1.0
+    """
+
+    checkpoint: str | None = option(
+        None,
+        "the path of a checkpoint, or null",
+        lambda v: v is None or (isinstance(v, str) and v.strip() != ""),
+        doc="Checkpoint to start from, as `weights plan` writes it; null searches the other locations.",
+    )
+    min_coverage: float = number(
+        1.0, 0.0, 1.0, doc="Minimum fraction of the encoder's parameters that must come from the file."
+    )
+    transfer: Literal["encoder", "encoder+decoder"] = choice(
+        "encoder",
+        "encoder+decoder",
+        doc="Which part of the network is loaded. Segmentation layers always keep their initial values.",
+    )
+    branch: Literal["teacher", "student"] | None = option(
+        None,
+        "one of 'teacher', 'student', or null",
+        lambda v: v is None or (isinstance(v, str) and v in ("teacher", "student")),
+        doc="Which network of the file is loaded; null takes the teacher if the file has one, otherwise the student.",
+    )
+    # A tenth cost 0.02 of Dice in short runs (docs/results/few-shot.md).
+    encoder_lr_factor: float = number(
+        1.0,
+        0.0,
+        10.0,
+        doc="Learning rate of the encoder relative to the decoder's. Use frozen_epochs to freeze the encoder.",
+    )
+    warmup: float = number(
+        0.0,
+        0.0,
+        1.0,
+        doc="Fraction of the epochs over which the encoder's learning rate rises linearly; no effect on `_scratch`.",
+    )
+    frozen_epochs: int = count(0, 0, doc="Number of epochs for which the encoder is frozen; no effect on `_scratch`.")
+
+
+@dataclass(frozen=True)
+class TransferOptions(PretrainedOptions):
+    """Options of TransferTrainer: those of :class:`PretrainedOptions` with upstream's defaults for the encoder.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+
+    >>> TransferOptions().encoder_lr_factor
+    0.1
+    """
+
+    # nnssl fine-tunes with a tenth of nnU-Net's rate, after a warm-up. Both lower the score of a short run clearly
+    # (docs/results/fine-tuning.md, few-shot.md), and were not measured with files from long pre-trainings.
+    encoder_lr_factor: float = number(
+        0.1, 0.0, 10.0, doc="Learning rate of the encoder relative to the decoder's; a tenth, as in nnssl."
+    )
+    warmup: float = number(
+        0.05, 0.0, 1.0, doc="Fraction of the epochs over which the encoder's learning rate rises linearly."
+    )
+
+
+@dataclass(frozen=True)
+class AuxiliaryLossOptions(PretrainedOptions):
+    """Options of every trainer with auxiliary losses.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+
+    >>> AuxiliaryLossOptions(aux=False).aux_weight
+    0.1
+    """
+
+    aux: bool = flag(True, doc="Whether the auxiliary losses are used.")
+    aux_weight: float = number(0.1, 0.0, 100.0, doc="Weight of the auxiliary losses relative to the segmentation loss.")
+    aux_ramp: float = number(
+        0.1, 0.0, 1.0, doc="Fraction of the run over which the weight of the auxiliary losses rises linearly from 0."
+    )
+
+
+@dataclass(frozen=True)
+class DenseContrastOptions(AuxiliaryLossOptions):
+    """Options of every trainer with InfoNCE at sampled positions of the encoder's feature maps.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+
+    >>> DenseContrastOptions(num_positions=128).temperature
+    0.2
+    """
+
+    temperature: float = number(0.2, 0.0, 10.0, low_excluded=True, doc="Temperature of InfoNCE.")
+    num_positions: int = count(
+        256, 2, doc="Positions per sample and encoder stage at which InfoNCE compares the views; 2 give one negative."
+    )
 
 
 def _is_stages(value: Any) -> bool:
@@ -105,121 +168,159 @@ def _is_stages(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class ICMSegOptions(TrainerOptions):
-    """What ICMSegTrainer understands; ``aux_weight`` is that of InfoNCE, and 0 trains on styles alone.
+class ICMSegTrainerOptions(DenseContrastOptions):
+    """Options of ICMSegTrainer; ``aux_weight`` is the weight of InfoNCE, and 0 trains on styles alone.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
+
+    >>> ICMSegTrainerOptions(style="gin").contrast
+    'all_positions'
     """
 
-    #: Intervention that makes the second view; docs/icmseg.md describes each.
     style: Literal["mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"] = choice(
-        "mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"
+        "mixed",
+        "gin",
+        "gin_ipa",
+        "randconv",
+        "slaug",
+        "gmm",
+        "clusters",
+        doc="Style intervention that makes the second view; docs/icmseg.md describes each.",
     )
-    #: What InfoNCE contrasts a position with; ``same_position`` of other samples is ICMSeg's own, for large batches.
     contrast: Literal["all_positions", "within_image", "same_position"] = choice(
-        "all_positions", "within_image", "same_position"
+        "all_positions",
+        "within_image",
+        "same_position",
+        doc="Which positions InfoNCE compares; same_position of other samples is the paper's, for large batches.",
     )
-    #: What becomes of positions of the anchor's own label: negatives, nothing, or positives.
-    label_mask: Literal["none", "exclude_same_class", "supcon"] = choice("none", "exclude_same_class", "supcon")
-    #: Chance that the second view of a patch is a stored one, made by ``style preprocess``.
-    views_probability: float = number(0.0, 0.0, 1.0)
-    #: Weight of the divergence between what both views are segmented as.
-    consistency_weight: float = number(0.0, 0.0, 100.0)
-    #: Mirroring in training and prediction as nnU-Net plans it; false where left and right organs differ.
-    mirroring: bool = flag(True)
-    #: Encoder stages of InfoNCE, 0 is the finest; null takes the deepest one with enough positions.
+    label_mask: Literal["none", "exclude_same_class", "supcon"] = choice(
+        "none",
+        "exclude_same_class",
+        "supcon",
+        doc="Whether positions with the anchor's label are negatives, ignored, or positives.",
+    )
+    views_probability: float = number(
+        0.0, 0.0, 1.0, doc="Probability that the second view of a patch is one that `style preprocess` stored."
+    )
+    consistency_weight: float = number(
+        0.0, 0.0, 100.0, doc="Weight of the divergence between the segmentations of both views."
+    )
+    mirroring: bool = flag(
+        True, doc="Whether training and prediction mirror as nnU-Net plans it; false if left and right organs differ."
+    )
     stages: Sequence[int] | None = option(
-        None, "a list of different whole numbers of at least 0, or null", lambda v: v is None or _is_stages(v)
+        None,
+        "a list of different whole numbers of at least 0, or null",
+        lambda v: v is None or _is_stages(v),
+        doc="Encoder stages for InfoNCE, 0 is the finest; null takes the deepest stage with enough positions.",
     )
 
 
 @dataclass(frozen=True)
-class TransferOptions(TrainerOptions):
-    """As :class:`TrainerOptions`, with the defaults of TransferTrainer: imported files hold one network, no views.
+class AnatomixTrainerOptions(DenseContrastOptions):
+    """Options of AnatomixTrainer, whose InfoNCE has several positives per anchor: all positions of its label.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
+
+    >>> AnatomixTrainerOptions().transfer
+    'encoder+decoder'
     """
 
-    branch: Literal["student", "teacher"] = choice("student", "teacher")
-    aux: Literal["none", "info_nce"] = choice("none", "info_nce")
-    #: Upstream fine-tunes imported files with a tenth of nnU-Net's rate, after a warm-up; both cost a short run dearly
-    #: (docs/results/fine-tuning.md, few-shot.md), and are not measured on files from long pre-trainings.
-    encoder_lr_factor: float = number(0.1, 0.0, 10.0)
-    warmup: float = number(0.05, 0.0, 1.0)
+    transfer: Literal["encoder", "encoder+decoder"] = choice(
+        "encoder+decoder",
+        "encoder",
+        doc="Which part of the network is loaded; the pre-training trains encoder and decoder.",
+    )
+    temperature: float = number(
+        0.33, 0.0, 10.0, low_excluded=True, doc="Temperature of InfoNCE, as in the pre-training."
+    )
+    num_positions: int = count(512, 2, doc="Positions per sample and encoder stage, as in the pre-training.")
+    second_view: Literal["intensity", "synthetic"] = choice(
+        "intensity",
+        "synthetic",
+        doc="The second view: nnU-Net's intensity transforms, or the labels painted in a random appearance.",
+    )
+    frozen_features: Literal["none", "anatomix", "anatomix-dev"] = choice(
+        "none",
+        "anatomix",
+        "anatomix-dev",
+        doc="Which U-Net's frozen features are concatenated to the image, in front of the planned network.",
+    )
+    feature_dropout: float = number(
+        0.75, 0.0, 0.99, doc="Probability that training hides a feature or image channel from the planned network."
+    )
 
 
 @dataclass(frozen=True)
-class AnatomixOptions(TrainerOptions):
-    """What AnatomixTrainer understands; ``aux`` "info_nce" is its multi-positive form over the segmentation's labels.
+class PUIRTrainerOptions(AuxiliaryLossOptions):
+    """Options of PUIRTrainer; ``aux_weight`` multiplies the three weights, and modalities are dropped without them too.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
+
+    >>> PUIRTrainerOptions(weight_decomposition=0).weight_invariance
+    1.0
     """
 
-    #: Encoder and decoder were both pre-trained.
-    transfer: Literal["encoder+decoder", "encoder"] = choice("encoder+decoder", "encoder")
-    #: ``pretrain anatomix`` leaves no teacher.
-    branch: Literal["student"] = choice("student")
-    #: Temperature and positions of the pre-training.
-    temperature: float = number(0.33, 0.0, 10.0, low_excluded=True)
-    positions: int = count(512, 2)
-    #: The second view: nnU-Net's intensity transforms, or a random appearance painted over the labels.
-    second_view: Literal["intensity", "synthetic"] = choice("intensity", "synthetic")
-    #: Frozen features of this U-Net beside the image, in front of the planned network.
-    frozen_features: Literal["none", "anatomix", "anatomix-dev"] = choice("none", "anatomix", "anatomix-dev")
-    #: Probability that training hides a channel, of the features or of the image, from the planned network.
-    feature_dropout: float = number(0.75, 0.0, 0.99)
+    tokens: Literal["spatial", "channel"] = choice(
+        "spatial", "channel", doc="Tokens that attend to the prior; the same as in pre-training."
+    )
+    prior: int = count(64, 1, doc='Number of entries of the prior for "spatial" tokens; the same as in pre-training.')
+    modality_dropout: float = number(
+        0.5, 0.0, 1.0, doc="Fraction of the samples that are segmented from a random subset of their modalities."
+    )
+    weight_invariance: float = number(
+        1.0, 0.0, 100.0, doc="Weight of the invariance between modalities; 0 switches the loss off."
+    )
+    weight_equivariance: float = number(
+        1.0, 0.0, 100.0, doc="Weight of the equivariance of the segmentation; 0 switches the loss off."
+    )
+    weight_decomposition: float = number(
+        1.0, 0.0, 100.0, doc="Weight of the reconstruction of all modalities; 0 switches the loss off."
+    )
+    equivariance_probability: float = number(
+        0.25, 0.0, 1.0, low_excluded=True, doc="Fraction of the steps with an additional pass for the equivariance."
+    )
+    checkpointing: Literal["auto", "on", "off"] = choice(
+        "auto",
+        "on",
+        "off",
+        doc="Recompute the encoder's activations in the backward pass; auto: if the estimate exceeds the GPU's memory.",
+    )
 
 
-@dataclass(frozen=True)
-class PUIRTrainerOptions(TrainerOptions):
-    """What PUIRTrainer understands; ``aux_weight`` multiplies the three weights.
+#: Every options class of a trainer; a plans copy may hold fields of all of them.
+OPTIONS: tuple[type[BaselineOptions], ...] = (
+    BaselineOptions,
+    ChannelDropoutOptions,
+    PretrainedOptions,
+    TransferOptions,
+    AuxiliaryLossOptions,
+    DenseContrastOptions,
+    ICMSegTrainerOptions,
+    AnatomixTrainerOptions,
+    PUIRTrainerOptions,
+)
 
-    Raises:
-        OptionError: a value has the wrong type or is out of range.
-    """
-
-    #: ``pretrain puir`` leaves no teacher.
-    branch: Literal["student"] = choice("student")
-    #: "none": as if the three weights were 0. Modalities are dropped all the same.
-    aux: Literal["puir", "none"] = choice("puir", "none")
-    #: Who reads the prior, as in pre-training.
-    tokens: Literal["spatial", "channel"] = choice("spatial", "channel")
-    #: Entries of a "spatial" prior, as in pre-training.
-    prior: int = count(64, 1)
-    #: Share of the samples that are segmented from a random subset of their modalities.
-    modality_dropout: float = number(0.5, 0.0, 1.0)
-    #: Weight of the invariance between modalities; 0 leaves it away.
-    weight_inv: float = number(1.0, 0.0, 100.0)
-    #: Weight of the equivariance of the segmentation; 0 leaves it away.
-    weight_equ: float = number(1.0, 0.0, 100.0)
-    #: Weight of the reconstruction of all modalities; 0 leaves it away.
-    weight_dec: float = number(1.0, 0.0, 100.0)
-    #: Share of the steps with a second, turned pass for the equivariance.
-    equ_probability: float = number(0.25, 0.0, 1.0, low_excluded=True)
-    #: Recompute the encoder's activations; "auto" does where the estimate is above the GPU's memory.
-    checkpointing: Literal["auto", "on", "off"] = choice("auto", "on", "off")
+OptionsType = TypeVar("OptionsType", bound=BaselineOptions)
 
 
-#: Every options class; a plans copy may hold fields of all of them.
-OPTIONS = (TrainerOptions, ICMSegOptions, AnatomixOptions, PUIRTrainerOptions)
+def read_options(cls: type[OptionsType], configuration: Mapping[str, Any]) -> OptionsType:
+    """Read the block of one configuration; a missing field has its default.
 
-TrainerOptionsType = TypeVar("TrainerOptionsType", bound=BaselineOptions)
-
-
-def read_options(cls: type[TrainerOptionsType], configuration: Mapping[str, Any]) -> TrainerOptionsType:
-    """Read the block of one configuration; what it does not say has its default.
-
-    A trainer passes over fields that only other trainers know, because all of a comparison share one plans copy.
+    A trainer ignores fields that only other trainers have, because all trainers of a comparison share one plans copy.
 
     Args:
-        cls: the options of the trainer.
+        cls: options class of the trainer.
         configuration: ``plans["configurations"][c]``, inherited keys included.
 
     Raises:
         OptionError: a field is unknown, of the wrong type or out of range.
+
+    >>> read_options(BaselineOptions, {"nnunet_invariance": {"seed": 2, "aux": False}}).seed
+    2
     """
     block = configuration.get(BLOCK, {})
     if not isinstance(block, Mapping):
@@ -233,3 +334,15 @@ def read_options(cls: type[TrainerOptionsType], configuration: Mapping[str, Any]
             hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known options: {', '.join(sorted(known))}."
             raise OptionError(f"Unknown option {name!r} in the plans block {BLOCK!r}. {hint}")
     return cls(**{name: value for name, value in block.items() if name in own})
+
+
+def check_block(configuration: Mapping[str, Any]) -> None:
+    """Check the block of one configuration against the options of every trainer.
+
+    Raises:
+        OptionError: a field is unknown, of the wrong type or out of range.
+
+    >>> check_block({"nnunet_invariance": {"seed": 2, "style": "gin"}})
+    """
+    for cls in OPTIONS:
+        read_options(cls, configuration)

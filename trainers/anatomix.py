@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
@@ -15,44 +14,41 @@ from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncom
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, AnatomixUNet, check_patch
 from nnunet_invariance.networks.frozen_features import add_frozen_features
-from nnunet_invariance.networks.heads.projection import (
-    ProjectionHead,
-    contrast_stage,
-    gather_positions,
-    sample_positions,
-)
 from nnunet_invariance.plans.anatomix import TO_01
-from nnunet_invariance.plans.options import AnatomixOptions, read_options
+from nnunet_invariance.plans.options import AnatomixTrainerOptions, read_options
 from nnunet_invariance.synthesis.appearance import apply_appearance, sample_appearance
 from nnunet_invariance.synthesis.corruptions import apply_corruption, sample_corruption
 from nnunet_invariance.synthesis.options import SynthesisOptions
-from nnunet_invariance.trainers.base import InvarianceTrainer
 from nnunet_invariance.trainers.configuration import configuration_of
+from nnunet_invariance.trainers.dense_contrast import DenseContrastTrainer
 from nnunet_invariance.trainers.targets import finest, tissue_labels
 from nnunet_invariance.trainers.weights import find_and_load_weights
 
 REMEDY = "`nnunet-invariance weights plan DATASET FILE` writes a plans copy that fits."
 
 
-class AnatomixTrainer(InvarianceTrainer):
+class AnatomixTrainer(DenseContrastTrainer):
     r"""The planned network or an anatomix U-Net, pre-trained on synthetic volumes.
 
-    Beside the segmentation loss stands the multi-positive InfoNCE of the pre-training: embeddings of one label, in both
-    views and all samples of the batch, are each other's positives. With ``frozen_features`` the planned network trains
-    from random weights on the image and frozen features of it.
+    The auxiliary loss is the supervised InfoNCE of the pre-training: embeddings with the same label, in both views and
+    all samples of the batch, are positives of each other. With ``frozen_features`` the planned network trains from
+    random weights on the image and on frozen features of it.
 
     Raises:
-        UnsupportedConfigurationError: not 3-D, a patch that the U-Net cannot halve, or images that are not in [0, 1] in
-            front of frozen features.
+        UnsupportedConfigurationError: not 3-D, a patch that the U-Net cannot halve, or images that are not in [0, 1]
+            although frozen features are made of them.
+
+    >>> AnatomixTrainer.options_class().num_positions
+    512
     """
 
-    options_class = AnatomixOptions
-    options: AnatomixOptions
+    options_class = AnatomixTrainerOptions
+    options: AnatomixTrainerOptions
     method = "anatomix"
-    dimensions = (3,)
+    contrast_reads_labels = True
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
-        """As the base; the patch that the U-Net needs, and images in [0, 1] for frozen features."""
+        """Also refuse patches and images that the U-Net does not support."""
         super().check(plans, configuration, dataset_json)
         check_network(configuration_of(plans, configuration))
 
@@ -64,8 +60,8 @@ class AnatomixTrainer(InvarianceTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The planned network, behind frozen features where the plans block says so; prediction calls this too."""
-        options = read_options(AnatomixOptions, configuration_manager.configuration)
+        """Build the planned network, behind frozen features if the plans block asks for them; prediction calls this."""
+        options = read_options(AnatomixTrainerOptions, configuration_manager.configuration)
         variant, channels = options.frozen_features, num_input_channels
         backbone = None
         if variant != "none":
@@ -76,98 +72,84 @@ class AnatomixTrainer(InvarianceTrainer):
         )
         return network if backbone is None else add_frozen_features(network, backbone, options.feature_dropout)
 
-    def build_aux(self, channels: list[int], strides: list[tuple[int, ...]]) -> nn.ModuleDict:
-        """A projection head on the deepest encoder stage whose map has enough positions."""
-        patch = self.configuration_manager.patch_size
-        self.stage = contrast_stage(patch, strides, self.options.positions)
-        self.contrast = SupervisedInfoNCE(self.options.temperature, positives="across", negatives="across")
-        if self.options.second_view == "synthetic":
-            self.synthesis = SynthesisOptions(size=tuple(patch), divisor=1)
-        self.print_to_log_file(
-            f"Multi-positive InfoNCE on encoder stage {self.stage} of {len(channels)} (stride {strides[self.stage]}), "
-            f"second view: {self.options.second_view}"
-        )
-        return nn.ModuleDict({"projection": ProjectionHead(channels[self.stage])})
-
-    def _build_views(self, encoder: nn.Module) -> None:
-        """As the base; batch norm's running statistics, which prediction uses, stay those of the first view."""
-        super()._build_views(encoder)
-        self.second_pass = keeping_statistics(encoder, self.second_pass)
+    def prepare_views(self, encoder: nn.Module) -> None:
+        """As the base; the second view leaves the running statistics of batch norm, which prediction uses, alone."""
+        super().prepare_views(encoder)
+        self.second_pass = without_statistics(encoder, self.second_pass)
 
     def on_train_start(self) -> None:
-        """As the base; warns where images are not in [0, 1]."""
+        """As the base; warns if images are not in [0, 1]."""
         super().on_train_start()
         others = [s for s in self.configuration_manager.normalization_schemes if s not in TO_01]
         if others and self.configuration_manager.network_arch_class_name == NETWORK and not self.scratch:
             self.print_to_log_file(
-                f"WARNING: the weights were trained on images in [0, 1], but the plans normalise with "
+                "WARNING: the weights were trained on images in [0, 1], but the plans normalise with "
                 f"{', '.join(others)}. {REMEDY}"
             )
 
     def load_weights(self) -> dict[str, Any]:
-        """Weights from the four places, for the network or for what makes the frozen features.
+        """Load weights into the network, or into the U-Net whose features are frozen.
 
         Raises:
-            WeightsIncompatibleError: frozen features need a whole U-Net, and a part of it is not in the file.
+            WeightsIncompatibleError: the file lacks a part of the U-Net whose features are frozen.
         """
         if self.options.frozen_features == "none":
             return super().load_weights()
-        names = (self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name)
         options = dataclasses.replace(self.options, transfer="encoder+decoder", min_coverage=1.0)
         report = find_and_load_weights(
-            self.plain_network.encoder.backbone, self.method, names, options, self.print_to_log_file
+            self.plain_network.encoder.backbone, self.method, self.plan_names, options, self.print_to_log_file
         )
         if report["missing"]:
             raise WeightsIncompatibleError(
                 f"{report['checkpoint']} lacks {len(report['missing'])} tensors of the U-Net "
-                f"{self.options.frozen_features!r}, whose features would be random. Take a checkpoint with encoder and "
+                f"{self.options.frozen_features!r}, whose features would be random. Use a checkpoint with encoder and "
                 "decoder."
             )
         return report
 
+    # ---- auxiliary loss ----------------------------------------------------------------------------------------------
+
+    def build_contrast(self) -> nn.Module:
+        """Supervised InfoNCE over all samples of the batch."""
+        self.synthesis = SynthesisOptions(size=tuple(self.configuration_manager.patch_size), divisor=1)
+        return SupervisedInfoNCE(self.options.temperature, positives="across", negatives="across")
+
+    def contrast_views(self, first: Tensor, second: Tensor, valid_mask: Tensor, labels: Tensor | None) -> Tensor:
+        """Supervised InfoNCE over the positions of both views whose label is known."""
+        assert labels is not None
+        if self.label_manager.has_ignore_label and not self.label_manager.has_regions:
+            valid_mask = valid_mask & (labels != self.label_manager.ignore_label)
+        return self.contrast(torch.cat((first, second), 1), labels.repeat(1, 2), valid_mask.repeat(1, 2))
+
     def losses_of_views(self, batch: dict[str, Any], samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """As the base, with labels in a random appearance as the second view where the options say so."""
+        """As the base; the second view is synthetic if the options ask for it."""
         if self.options.second_view == "synthetic":
             batch = {**batch, "views": batch["views"]._replace(second=self.synthetic_view(batch, samples))}
         return super().losses_of_views(batch, samples)
 
     @torch.no_grad()
     def synthetic_view(self, batch: dict[str, Any], samples: int) -> Tensor:
-        """The labels of the first ``samples`` samples in a random appearance, each channel in its own (B, C, *spatial).
+        """Paint the labels of the first ``samples`` samples in random appearances, one per channel: (B, C, *spatial).
 
-        Mean and s.d. are those of the image; padding, and what is outside the nonzero mask, stays as it is.
+        Mean and standard deviation are those of the image. Voxels in the padding and outside of the nonzero mask keep
+        their values.
         """
-        image, content = batch["views"].second[:samples].float(), batch["views"].valid_mask[:samples] > 0
+        image, valid_mask = batch["views"].second[:samples].float(), batch["views"].valid_mask[:samples] > 0
         labels, _ = tissue_labels(finest(batch["target"])[:samples], self.label_manager)
         labels = labels.repeat_interleave(image.shape[1], 0)
         with torch.autocast(image.device.type, enabled=False):
-            appearances, corruptions = (
-                [sample(self.synthesis, self.generator) for _ in labels]
-                for sample in (sample_appearance, sample_corruption)
-            )
+            appearances = [sample_appearance(self.synthesis, self.generator) for _ in labels]
+            corruptions = [sample_corruption(self.synthesis, self.generator) for _ in labels]
             painted = apply_appearance(labels, appearances, self.synthesis.texture_weight)
             painted = apply_corruption(painted, corruptions, self.synthesis).reshape(image.shape)
-        return torch.where(content, match_statistics(painted, image), image)
-
-    def aux_losses(self, first: list[Tensor], second: list[Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Multi-positive InfoNCE at positions with image content, the same ones in both views."""
-        maps = first[self.stage], second[self.stage]
-        samples, _, *size = maps[0].shape
-        drawn = sample_positions(batch["content"][:samples], size, self.options.positions, self.generator)
-        index, valid = (tensor.to(self.device) for tensor in drawn)
-        labels, _ = tissue_labels(finest(batch["target"])[:samples], self.label_manager)
-        labels = F.interpolate(labels.float(), size=size, mode="nearest-exact").flatten(1).gather(1, index).long()
-        if self.label_manager.has_ignore_label and not self.label_manager.has_regions:
-            valid = valid & (labels != self.label_manager.ignore_label)
-        rows = [self.aux["projection"](gather_positions(feature_map, index)) for feature_map in maps]
-        return {"info_nce": self.contrast(torch.cat(rows, 1), labels.repeat(1, 2), valid.repeat(1, 2))}
+        return torch.where(valid_mask, match_statistics(painted, image), image)
 
 
-def keeping_statistics(encoder: nn.Module, forward: Callable[[Tensor], list[Tensor]]) -> Callable:
-    """The pass of an encoder in training mode, without a trace in its running statistics."""
+def without_statistics(encoder: nn.Module, forward: Callable[[Tensor], list[Tensor]]) -> Callable[[Tensor], Any]:
+    """Wrap the pass of an encoder in training mode so that it does not update the running statistics of batch norm."""
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm3d)]
 
-    def passing(x: Tensor) -> list[Tensor]:
+    def second_pass(x: Tensor) -> list[Tensor]:
         momenta = [norm.momentum for norm in norms]
         try:
             for norm in norms:
@@ -177,17 +159,17 @@ def keeping_statistics(encoder: nn.Module, forward: Callable[[Tensor], list[Tens
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
 
-    return passing
+    return second_pass
 
 
 def check_network(configuration: ConfigurationManager) -> None:
-    """Refuse patches and images that the anatomix U-Net of a configuration cannot take.
+    """Refuse patches and images that the anatomix U-Net of a configuration does not support.
 
     Raises:
         UnsupportedConfigurationError
     """
     architecture = configuration.configuration["architecture"]
-    frozen = read_options(AnatomixOptions, configuration.configuration).frozen_features
+    frozen = read_options(AnatomixTrainerOptions, configuration.configuration).frozen_features
     if architecture["network_class_name"] == NETWORK:
         check_patch(configuration.patch_size, architecture["arch_kwargs"]["variant"])
         if frozen != "none":
@@ -199,6 +181,6 @@ def check_network(configuration: ConfigurationManager) -> None:
     others = [scheme for scheme in configuration.normalization_schemes if scheme not in TO_01]
     if others:
         raise UnsupportedConfigurationError(
-            f"Frozen features are made of images in [0, 1], but the plans normalise with {', '.join(others)}. {REMEDY} "
+            f"Frozen features need images in [0, 1], but the plans normalise with {', '.join(others)}. {REMEDY} "
             "(--frozen-features)"
         )

@@ -1,11 +1,12 @@
-"""nnUNetTrainer with a seed and a length, the comparison of every other trainer."""
+"""nnUNetTrainer with a seed and a length: the base of every trainer, and the baseline of every comparison."""
 
 import os
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -16,27 +17,41 @@ from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.builtin_types import to_builtin
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.plans.options import BaselineOptions, read_options
-from nnunet_invariance.trainers.configuration import configuration_of
-from nnunet_invariance.trainers.seeding import Augmenter, seed_everything, seeded_augmenter, without_timing
+from nnunet_invariance.trainers.configuration import check_channels, configuration_of
+from nnunet_invariance.trainers.error_display import show_message_only
+from nnunet_invariance.trainers.non_finite_guard import NonFiniteGuard, is_finite, require_finite
+from nnunet_invariance.trainers.seeding import (
+    Augmenter,
+    Stream,
+    make_repeatable,
+    mix,
+    seed_everything,
+    seeded_augmenter,
+)
 from nnunet_invariance.weights.foreign import open_foreign
 
 FORMAT = 1
-TRAINING, VALIDATION = range(2)
 
 
 class BaselineTrainer(nnUNetTrainer):
-    """nnUNetTrainer plus the options ``iterations_per_epoch``, ``val_iterations_per_epoch`` and ``seed``.
+    """nnUNetTrainer with the options of :class:`BaselineOptions`: a seed and the number of iterations per epoch.
 
-    With a seed, the network's initial values, the patches and their augmentation are repeatable, also across ``--c``
-    and whatever the number of workers; on CPU and with one thread, bit by bit. Checkpoints are written atomically after
-    every epoch, of tensors and native types alone, so that they open without code being run.
+    With a seed, the initial weights, the patches and their augmentation are reproducible, across ``--c`` and for any
+    number of workers; on the CPU with one thread they are bit-exact. A step with a non-finite loss or gradient changes
+    nothing. Checkpoints are written atomically after every epoch, and hold tensors and built-in types only, so that
+    they can be opened without running code.
 
     Raises:
-        OptionError: the plans block does not hold what it should.
-        UnknownConfigurationError: the plans hold no such configuration.
+        OptionError: the plans block has an unknown field or a wrong value.
+        UnknownConfigurationError: the plans have no such configuration.
     """
 
     options_class: ClassVar[type[BaselineOptions]] = BaselineOptions
+    options: BaselineOptions
+    #: Supported numbers of spatial dimensions; empty: all that nnU-Net supports.
+    dimensions: ClassVar[tuple[int, ...]] = ()
+    #: Minimum number of input channels.
+    least_channels: ClassVar[int] = 1
     #: Set by names such as ``BaselineTrainer_50epochs``; None keeps nnU-Net's 1000.
     length_in_epochs: ClassVar[int | None] = None
 
@@ -48,58 +63,110 @@ class BaselineTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own signature, read by inspection
     ) -> None:
-        # Before nnU-Net's constructor, which makes folders and files.
+        show_message_only()
+        # Before nnU-Net's constructor, which creates folders and files.
+        self.check(plans, configuration, dataset_json)
         self.options = read_options(self.options_class, configuration_of(plans, configuration).configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.length_in_epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.options.val_iterations_per_epoch or self.num_val_iterations_per_epoch
         self.save_every = 1
-        # nnU-Net gives the coarsest output the weight 0: a network with one output has none to supervise deeply.
+        # nnU-Net gives the coarsest output the weight 0, so a network with two outputs or fewer has one loss.
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
+        self.guard = NonFiniteGuard()
+
+    def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
+        """Refuse unsupported plans or data; called before any file is written.
+
+        Raises:
+            UnsupportedConfigurationError
+        """
+        check_channels(plans["dataset_name"], dataset_json, self.least_channels, type(self).__name__)
+
+    @property
+    def plan_names(self) -> tuple[str, str, str]:
+        """Names of data set, plans and configuration."""
+        return self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
 
     def initialize(self) -> None:
-        """Build network, optimiser and loss, from the seed where there is one."""
+        """Build network, optimiser and loss; seed their initial values if there is a seed."""
         if self.options.seed is not None:
             seed_everything(self.options.seed)
         super().initialize()
+        self.guard.attach(self.optimizer, self.grad_scaler)
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
-        """nnU-Net's own, repeatable where there is a seed."""
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's transforms, reproducible if there is a seed."""
         transforms = super().get_training_transforms(*args, **kwargs)
         if self.options.seed is not None:
-            without_timing(transforms)
+            make_repeatable(transforms)
         return transforms
 
     def get_dataloaders(self) -> tuple[Augmenter, Augmenter]:
-        """nnU-Net's own; with a seed, the streams of batches go on where the epochs before this one ended."""
+        """nnU-Net's loaders; with a seed, each stream of batches continues after the batches of earlier epochs."""
         train, val = super().get_dataloaders()
         if self.options.seed is None:
             return train, val
         entropy = (self.options.seed, self.local_rank)
         return (
-            seeded_augmenter(train, (*entropy, TRAINING), self.current_epoch * self.num_iterations_per_epoch),
-            seeded_augmenter(val, (*entropy, VALIDATION), self.current_epoch * self.num_val_iterations_per_epoch),
+            seeded_augmenter(train, (*entropy, Stream.TRAINING), self.current_epoch * self.num_iterations_per_epoch),
+            seeded_augmenter(
+                val, (*entropy, Stream.VALIDATION), self.current_epoch * self.num_val_iterations_per_epoch
+            ),
         )
 
     def on_train_epoch_start(self) -> None:
-        """Seed what the network itself draws (dropout), then as nnU-Net."""
+        """Seed the randomness inside the network (dropout), then start the epoch as nnU-Net does."""
         if self.options.seed is not None:
             seed_everything(self.options.seed, self.local_rank, self.current_epoch)
         super().on_train_epoch_start()
+        self.guard.start_epoch()
 
-    def save_checkpoint(self, filename: str) -> None:
-        """Write nnU-Net's own keys and ``nnunet_invariance`` atomically, tensors and native types only.
+    def seed_generator(self, generator: torch.Generator, stream: Stream) -> None:
+        """Seed a generator for this epoch, so that a continued run does not repeat the samples of earlier epochs."""
+        if self.options.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(mix(self.options.seed, self.local_rank, stream, self.current_epoch))
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Run one protected optimiser step; ``loss`` is the segmentation loss, comparable with the validation loss.
 
         Raises:
-            OutputError: the disk is full or the place not writable; the file before it stays.
+            NonFiniteLossError: losses or gradients were not finite in several steps in a row.
+        """
+        with self.guard.protect(self.trained_modules()):
+            losses = self.update(batch)
+        if warning := self.guard.check(losses, batch["keys"]):
+            self.print_to_log_file(warning)
+        return losses
+
+    def update(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """One forward pass, backward pass and optimiser step: nnU-Net's own here. Returns the losses by name."""
+        return super().train_step(batch)
+
+    def trained_modules(self) -> list[nn.Module]:
+        """All modules that a step changes."""
+        return [self.network]
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, np.ndarray]]) -> None:
+        """As nnU-Net, over the steps whose losses were finite."""
+        super().on_train_epoch_end([losses for losses in train_outputs if is_finite(losses)] or train_outputs)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write nnU-Net's keys and the key ``nnunet_invariance`` atomically, tensors and built-in types only.
+
+        Raises:
+            OutputError: the disk is full or the folder not writable; an earlier file stays.
+            NonFiniteLossError: a weight is not finite; an earlier file stays.
         """
         if self.local_rank != 0:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        # The run goes on with what a continued one would read: nnU-Net's moving average rounds by its terms' types.
+        # nnU-Net's moving average depends on the types of its terms, so this run continues with the types of the file.
         self.logger.load_checkpoint(to_builtin(self.logger.get_checkpoint()))
         state = {
             "network_weights": self.plain_network.state_dict(),
@@ -113,10 +180,11 @@ class BaselineTrainer(nnUNetTrainer):
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             "nnunet_invariance": self.checkpoint_block(),
         }
+        require_finite(state, filename)
         atomic_write(filename, lambda file: torch.save(to_builtin(state), file))
 
     def load_checkpoint(self, filename_or_checkpoint: str | os.PathLike | dict) -> None:
-        """Continue from a checkpoint of this trainer; the options in force are those of the plans, not of the file.
+        """Continue from a checkpoint of this trainer; options are read from the plans, not from the file.
 
         Raises:
             CheckpointCorruptError, UnsafeCheckpointError, WeightsNotFoundError: see ``open_foreign``.
@@ -142,7 +210,7 @@ class BaselineTrainer(nnUNetTrainer):
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
 
     def checkpoint_block(self) -> dict[str, Any]:
-        """What stands under the key ``nnunet_invariance`` of a checkpoint."""
+        """Content of the key ``nnunet_invariance`` of a checkpoint."""
         return {
             "format": FORMAT,
             "package_version": nnunet_invariance.__version__,
@@ -151,16 +219,16 @@ class BaselineTrainer(nnUNetTrainer):
         }
 
     def load_checkpoint_block(self, block: dict[str, Any]) -> None:
-        """Take back what :meth:`checkpoint_block` wrote; nothing here."""
+        """Restore the state that :meth:`checkpoint_block` wrote; nothing here."""
 
     @property
     def plain_network(self) -> nn.Module:
-        """The network without the wrappers of DDP and ``torch.compile``."""
+        """The network without its DDP and ``torch.compile`` wrappers."""
         module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return module._orig_mod if isinstance(module, OptimizedModule) else module
 
     def _best_ema_so_far(self) -> float | None:
-        """nnU-Net saves the latest checkpoint just before it compares this epoch with the best one."""
+        """Best moving average including this epoch: nnU-Net updates its own after saving the latest checkpoint."""
         epochs = self.logger.get_value("ema_fg_dice", None)
         if not epochs:
             return self._best_ema

@@ -1,6 +1,6 @@
-"""nnU-Net trained on random subsets of its channels: the plain answer to missing modalities."""
+"""nnU-Net trained on random subsets of its channels: the simple answer to missing modalities."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,44 +11,42 @@ from nnunet_invariance.networks.presence import over_maps, present_channels
 from nnunet_invariance.nnunet.normalization import empty_slots
 from nnunet_invariance.plans.options import ChannelDropoutOptions
 from nnunet_invariance.trainers.baseline import BaselineTrainer
-from nnunet_invariance.trainers.seeding import mix
-
-DROPOUT = 4  # the stream of what is dropped, beside those of batches
+from nnunet_invariance.trainers.seeding import Stream
 
 
 class ChannelDropoutTrainer(BaselineTrainer):
-    """BaselineTrainer with dropout of channels; the network is nnU-Net's own.
+    """BaselineTrainer with dropout of channels; the network is nnU-Net's.
 
-    A share of the samples (``modality_dropout``) keeps a random subset of its channels, never none. A channel that is
-    dropped, or that the case lacks, holds what preprocessing makes of an image of zeros, as at prediction.
+    A fraction of the samples (``modality_dropout``) keeps a random non-empty subset of its channels. A channel that is
+    dropped, or that the case lacks, gets the value that preprocessing gives an image of zeros, as at prediction.
+
+    >>> ChannelDropoutTrainer.least_channels
+    2
     """
 
     options_class = ChannelDropoutOptions
     options: ChannelDropoutOptions
-    least_channels: ClassVar[int] = 2
+    least_channels = 2
 
     def initialize(self) -> None:
-        """As nnU-Net; then the values of empty slots."""
+        """As nnU-Net; computes the values of empty channels."""
         super().initialize()
         values = empty_slots(self.plans_manager, self.configuration_manager)
         self.empty = torch.tensor(values, device=self.device)
         self.generator = torch.Generator()
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
-        """nnU-Net's own; channels that a case lacks stay empty."""
+        """nnU-Net's transforms; channels that a case lacks stay empty."""
         return ZeroMissingChannels(super().get_training_transforms(*args, **kwargs))
 
     def on_train_epoch_start(self) -> None:
-        """As nnU-Net; draws are new in each epoch and repeat where the run does."""
+        """As nnU-Net; seeds the dropout of channels."""
         super().on_train_epoch_start()
-        if self.options.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(mix(self.options.seed, self.local_rank, DROPOUT, self.current_epoch))
+        self.seed_generator(self.generator, Stream.CHANNEL_DROPOUT)
 
-    def train_step(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """nnU-Net's step on what is left of the channels."""
+    def update(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """nnU-Net's step on the channels that are kept."""
         image = batch["data"].to(self.device, non_blocking=True)
         kept = drop_modalities(present_channels(image), self.options.modality_dropout, self.generator)
         empty = over_maps(self.empty.expand(kept.shape), image)
-        return super().train_step({**batch, "data": torch.where(over_maps(kept, image), image, empty)})
+        return super().update({**batch, "data": torch.where(over_maps(kept, image), image, empty)})

@@ -1,4 +1,4 @@
-"""Which configurations of a plans file a trainer takes."""
+"""Which plans and data sets a trainer supports."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_invariance.errors import UnknownConfigurationError, UnsupportedConfigurationError
+from nnunet_invariance.nnunet.planned_dataset import channel_names_of
 
 
 def configuration_of(plans: dict, name: str) -> ConfigurationManager:
-    """A configuration of plans, inherited keys included.
+    """Return a configuration of plans, inherited keys included.
 
     Raises:
         UnknownConfigurationError
@@ -17,7 +18,7 @@ def configuration_of(plans: dict, name: str) -> ConfigurationManager:
     known = plans["configurations"]
     if name not in known:
         msg = f"The plans {plans['plans_name']} of {plans['dataset_name']} hold no configuration {name!r}; "
-        raise UnknownConfigurationError(f"{msg}they hold {', '.join(known)}. Name one of these.")
+        raise UnknownConfigurationError(f"{msg}they hold {', '.join(known)}. Choose one of these.")
     return PlansManager(plans).get_configuration(name)
 
 
@@ -34,12 +35,27 @@ def check_supported(plans: dict, name: str, dimensions: Sequence[int], trainer: 
     what = f"{found}d" if found not in dimensions else "the second stage of a cascade"
     raise UnsupportedConfigurationError(
         f"{trainer} supports {' and '.join(f'{d}d' for d in dimensions)} configurations without a cascade, but {name} "
-        f"of {plans['plans_name']} is {what}. Take another configuration, or train this one with BaselineTrainer."
+        f"of {plans['plans_name']} is {what}. Choose another configuration, or train this one with BaselineTrainer."
     )
 
 
+def check_channels(dataset_name: str, dataset_json: dict, least: int, trainer: str) -> None:
+    """Refuse data sets with fewer than ``least`` channels.
+
+    Raises:
+        UnsupportedConfigurationError
+    """
+    names = channel_names_of(dataset_json)
+    if len(names) < least:
+        found = f"one channel, {names[0]}" if len(names) == 1 else f"the channels {', '.join(names)}"
+        raise UnsupportedConfigurationError(
+            f"{dataset_name} has {found}; {trainer} needs at least {least} channels per case. Train this data set with "
+            "another trainer."
+        )
+
+
 def encoder_of(network: nn.Module, trainer: str) -> nn.Module:
-    """The encoder of a planned U-Net, which says the channels and strides of its stages.
+    """Return the encoder of a planned U-Net, which has the channels and strides of its stages.
 
     Raises:
         UnsupportedConfigurationError: the plans name a network of another kind.
@@ -48,6 +64,6 @@ def encoder_of(network: nn.Module, trainer: str) -> nn.Module:
     if hasattr(encoder, "output_channels") and hasattr(encoder, "strides"):
         return encoder
     raise UnsupportedConfigurationError(
-        f"{trainer} needs a network with an encoder of stages, as PlainConvUNet and ResidualEncoderUNet have, but the "
-        f"plans name {type(network).__name__}. Take plans with one of these, or BaselineTrainer."
+        f"{trainer} needs a network whose encoder has stages, such as PlainConvUNet or ResidualEncoderUNet, but the "
+        f"plans name {type(network).__name__}. Use plans with one of these, or BaselineTrainer."
     )

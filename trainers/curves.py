@@ -1,4 +1,4 @@
-"""The trainer's own curves, beside nnU-Net's progress.png."""
+"""Curves of a training beside those of nnU-Net's progress.png."""
 
 import math
 from pathlib import Path
@@ -13,9 +13,9 @@ from nnunet_invariance.pretraining.engine.history import draw_history
 
 
 def log_curves(logger: MetaLogger, values: dict[str, float], epoch: int) -> None:
-    """Log an epoch's values, averaged over ranks, under keys that nnU-Net does not have; every rank must call it.
+    """Log an epoch's values, averaged over the ranks, under keys that nnU-Net does not have.
 
-    Earlier epochs without a value are NaN.
+    Every rank must call it. Earlier epochs without a value get NaN.
     """
     if dist.is_available() and dist.is_initialized():
         ranks: list[dict[str, float]] = [{}] * dist.get_world_size()
@@ -27,7 +27,7 @@ def log_curves(logger: MetaLogger, values: dict[str, float], epoch: int) -> None
 
 
 def draw_curves(logger: MetaLogger, names: list[str], path: Path) -> None:
-    """Draw the curves of the given keys, one panel each."""
+    """Draw the curves of the given keys into an image file, one panel per key."""
     columns = [logger.get_value(name, None) for name in names]
     rows = zip(*columns, strict=True)
     history = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(rows)]

@@ -1,12 +1,13 @@
 """Fine-tuning of an encoder that was pre-trained as a masked autoencoder (arXiv 2111.06377)."""
 
-from nnunet_invariance.plans.options import MAETrainerOptions
-from nnunet_invariance.trainers.base import InvarianceTrainer
+from nnunet_invariance.trainers.pretrained import PretrainedTrainer
 
 
-class MAETrainer(InvarianceTrainer):
-    """nnU-Net with the encoder of ``pretrain mae``, and nothing else: the baseline of every other pre-training."""
+class MAETrainer(PretrainedTrainer):
+    """nnU-Net with the encoder of ``pretrain mae`` and no auxiliary loss: the baseline of every other pre-training.
+
+    >>> MAETrainer.method
+    'mae'
+    """
 
     method = "mae"
-    dimensions = (3,)
-    options_class = MAETrainerOptions

@@ -21,46 +21,48 @@ from nnunet_invariance.networks.planned import Architecture, cumulative_strides
 from nnunet_invariance.networks.presence import present_channels
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
 from nnunet_invariance.plans.options import PUIRTrainerOptions, read_options
-from nnunet_invariance.trainers.base import InvarianceTrainer
-from nnunet_invariance.trainers.seeding import mix
+from nnunet_invariance.trainers.auxiliary_loss import AuxiliaryLossTrainer
+from nnunet_invariance.trainers.seeding import Stream, mix
 from nnunet_invariance.trainers.targets import finest
-from nnunet_invariance.trainers.weights import load_checkpoint_into
-from nnunet_invariance.weights.locate import find_weights
+from nnunet_invariance.weights.checkpoint import Checkpoint
+from nnunet_invariance.weights.modality_tables import in_channel_order
 
-EQUIVARIANCE = 3  # the stream that says in which steps the turned pass is made, the same on all ranks
-SHARE = 0.9  # of the device's memory that training may take
+MEMORY_FRACTION = 0.9  # of the device's memory that training may use
 
 
-class PUIRTrainer(InvarianceTrainer):
+class PUIRTrainer(AuxiliaryLossTrainer):
     r"""One encoder for all modalities, trained on random subsets of them.
 
     .. math:: L = L_{seg} + \lambda (w_i L_{inv} + w_e L_{equ} + w_d L_{dec})
 
-    Invariance between the estimates of all modalities that a case has; equivariance of the segmentation under the
-    symmetries of the patch; and all modalities, dropped ones too, rebuilt from X_h. The network is :class:`PUIRNet` out
-    of stock plans. A missing modality is a constant image in its slot.
+    L_inv: invariance between the estimates of all modalities of a case. L_equ: equivariance of the segmentation under
+    the symmetries of the patch. L_dec: reconstruction of all modalities, dropped ones too, from X_h. The network is
+    :class:`PUIRNet` with the stages of stock plans. A missing modality is an image of zeros in its channel.
 
     Raises:
         UnsupportedConfigurationError: fewer than two channels, a cascade, 2-D plans, or a network of another kind.
+
+    >>> PUIRTrainer.least_channels
+    2
     """
 
     options_class = PUIRTrainerOptions
     options: PUIRTrainerOptions
     method = "puir"
-    dimensions = (3,)
     least_channels = 2
-    trains_on_views = True  # without auxiliary losses too: modalities are dropped
-    memory_remedy = '"checkpointing": "on" or "weight_dec": 0 in the plans block "nnunet_invariance"'
+    memory_remedy = '"checkpointing": "on" or "weight_decomposition": 0 in the plans block "nnunet_invariance"'
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
-        """As the base; at least two channels, whose names are kept."""
-        self.channel_names = channel_names_of(dataset_json)
-        if len(self.channel_names) < self.least_channels:
-            raise UnsupportedConfigurationError(
-                f"{plans['dataset_name']} has one channel, {self.channel_names[0]}; {type(self).__name__} learns from "
-                "several modalities of one individual and needs at least 2. Train this dataset with another trainer."
-            )
+        """As the base; records the channel names."""
         super().check(plans, configuration, dataset_json)
+        self.channel_names = channel_names_of(dataset_json)
+
+    @property
+    def trains_on_views(self) -> bool:
+        """Modalities are dropped without auxiliary losses too."""
+        return True
+
+    # ---- network and weights -----------------------------------------------------------------------------------------
 
     @staticmethod
     def build_network_architecture(
@@ -70,130 +72,135 @@ class PUIRTrainer(InvarianceTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """:class:`PUIRNet` around the planned encoder and decoder; also what prediction calls."""
+        """Build :class:`PUIRNet` around the planned encoder and decoder; prediction calls this too."""
         configuration = configuration_manager.configuration
         options = read_options(PUIRTrainerOptions, configuration)
         planned = Architecture.from_plans(configuration["architecture"], num_input_channels, num_output_channels)
         kind = planned.network_class_name.rsplit(".", 1)[-1]
         if kind not in {"PlainConvUNet", "ResidualEncoderUNet"}:
             raise UnsupportedConfigurationError(
-                f"The plans {plans_manager.plans_name} name the network {kind}; PUIRTrainer takes PlainConvUNet and "
+                f"The plans {plans_manager.plans_name} name the network {kind}; PUIRTrainer supports PlainConvUNet and "
                 "ResidualEncoderUNet. Plan with nnU-Net's default or a ResEnc planner."
             )
         network = PUIRNet(planned, configuration_manager.patch_size, options.tokens, options.prior)
         network.decoder.deep_supervision = enable_deep_supervision
         return network
 
+    def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Everything that is pre-trained; weight decay would erase the prior and the tables of modalities."""
+        named = dict(self.plain_network.named_parameters())
+        shared = {name: p for name, p in named.items() if name.startswith(("encoder.", *PUIRNet.shared))}
+        undecayed = [name for name in shared if name.endswith((".prior", PUIRNet.table))]
+        return [p for name, p in shared.items() if name not in undecayed], [shared[name] for name in undecayed]
+
+    def adapt_weights(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Match the tables of modalities to this data set's channels by name."""
+        return in_channel_order(checkpoint, self.channel_names, PUIRNet.table)
+
     def build_aux(self, channels: list[int], strides: list[tuple[int, ...]]) -> nn.ModuleDict:
-        """The decoder of all modalities."""
-        if not self.own_weight("dec"):
+        """Build the decoder that reconstructs all modalities."""
+        if not self.own_weight("decomposition"):
             return nn.ModuleDict()
         return nn.ModuleDict({"decomposition": BottleneckDecoder(self.plain_network.encoder, len(self.channel_names))})
 
-    def _build_views(self, encoder: nn.Module) -> None:
-        """No tap: the network itself gives the estimates."""
-        self.second_samples = self.batch_size
-        self.invariance, self.decomposition = ModalityInvarianceLoss(), DecompositionLoss()
-        self._fit_memory()
-        self._build_aux(encoder)
+    # ---- memory ------------------------------------------------------------------------------------------------------
 
-    def _fit_memory(self) -> None:
-        """Say what training will take, and make activations again for the gradient where that is too much."""
+    def prepare_views(self, encoder: nn.Module) -> None:
+        """No feature hook, because the network returns the estimates; decide whether activations are recomputed."""
+        self.invariance, self.decomposition = ModalityInvarianceLoss(), DecompositionLoss()
+        self.fit_memory()
+
+    def fit_memory(self) -> None:
+        """Log the expected memory, and recompute activations in the backward pass if it exceeds the device's."""
         network, patch = self.plain_network, self.configuration_manager.patch_size
         stock = sum(part.compute_conv_feature_map_size(patch) for part in (network.encoder, network.decoder))
         needed = gigabytes(network.compute_conv_feature_map_size(patch), self.batch_size)
         planned = gigabytes(stock, self.batch_size)
         cuda = self.device.type == "cuda"
-        there = torch.cuda.get_device_properties(self.device).total_memory / 1e9 if cuda else float("inf")
+        available = torch.cuda.get_device_properties(self.device).total_memory / 1e9 if cuda else float("inf")
         chosen = self.options.checkpointing
-        network.checkpointing = chosen == "on" or (chosen == "auto" and needed > SHARE * there)
+        # A plain bool: torch.compile takes a NumPy bool for a tensor and breaks the graph.
+        network.checkpointing = bool(chosen == "on" or (chosen == "auto" and needed > MEMORY_FRACTION * available))
         self.print_to_log_file(
             f"Memory on the scale of nnU-Net's planner: {needed:.1f} GB for {network.modalities} modalities, "
             f"{planned:.1f} GB for the stock network."
-            + (" Activations of the encoder are not kept but computed again." if network.checkpointing else "")
+            + (" Activations of the encoder are recomputed in the backward pass." if network.checkpointing else "")
         )
 
     def reduce_memory(self) -> bool:
-        """Activations of the encoder are not kept from here on, if that is left to us and was not so yet."""
+        """Recompute activations of the encoder from now on; False if the options forbid it or it is done already."""
         if self.options.checkpointing != "auto" or self.plain_network.checkpointing:
             return False
         self.plain_network.checkpointing = True
         self.print_to_log_file(
-            "WARNING: out of memory: from here on activations of the encoder are not kept but computed again."
+            "WARNING: out of memory: from now on activations of the encoder are recomputed in the backward pass."
         )
         return True
 
-    def views_of(self, transforms: BasicTransform) -> BasicTransform:
-        """One view and the clean one; missing modalities stay empty in both."""
-        return ZeroMissingChannels(MultiView(transforms, second=False))
+    # ---- losses ------------------------------------------------------------------------------------------------------
 
-    def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """All that pre-training leaves; decay would erase the prior and the tables of modalities."""
-        named = dict(self.plain_network.named_parameters())
-        shared = {name: p for name, p in named.items() if name.startswith(("encoder.", *PUIRNet.shared))}
-        apart = [name for name in shared if name.endswith((".prior", PUIRNet.table))]
-        return [p for name, p in shared.items() if name not in apart], [shared[name] for name in apart]
-
-    def load_weights(self) -> dict[str, Any]:
-        """Weights of this method from the four places, modalities matched by their names."""
-        names = (self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name)
-        found = find_weights(self.method, *names, self.options.checkpoint)
-        log = self.print_to_log_file
-        return load_checkpoint_into(self.plain_network, found, self.options, log, self.method, self.channel_names)
+    def view_transforms(self, pipeline: BasicTransform) -> BasicTransform:
+        """One augmented view and the clean view; missing modalities stay empty in both."""
+        return ZeroMissingChannels(MultiView(pipeline, second=False))
 
     def losses_of_views(self, batch: dict[str, Any], samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Segmentation from a random subset of the modalities, and the auxiliary losses but equivariance."""
-        image, clean, content = batch["views"].first, batch["views"].clean, batch["views"].valid_mask > 0
+        """Segmentation from a random subset of the modalities, and all auxiliary losses except equivariance."""
+        image, clean, valid_mask = batch["views"].first, batch["views"].clean, batch["views"].valid_mask > 0
         available = present_channels(image)
         kept = drop_modalities(available, self.options.modality_dropout, self.generator)
         logits, estimates, profile = self.network(image, kept, True)
-        parts = {}
-        if self.own_weight("inv"):
-            parts["inv"] = self.invariance(estimates.profiles, available)
-        if self.own_weight("dec"):
+        losses = {}
+        if self.own_weight("invariance"):
+            losses["invariance"] = self.invariance(estimates.profiles, available)
+        if self.own_weight("decomposition"):
             rebuilt = self.aux["decomposition"](profile)[:, None]
-            parts["dec"] = self.decomposition(rebuilt, clean, available, content, kept.any(1, keepdim=True))
+            losses["decomposition"] = self.decomposition(
+                rebuilt, clean, available, valid_mask, kept.any(1, keepdim=True)
+            )
         batch["segmented"] = (image, kept, finest(logits).detach())
-        return self.loss(logits, batch["target"]), parts
+        return self.loss(logits, batch["target"]), losses
 
-    def _backward(self, batch: dict[str, Any], samples: int) -> dict[str, Tensor]:
-        """As the base, then the turned pass: the graph of the first is gone by then, so that memory holds one."""
-        losses = super()._backward(batch, samples)
-        if not self.own_weight("equ"):
-            return losses
-        with self.precision():
-            equ = self._equivariance(*batch["segmented"])
-        total = losses.pop("total").detach() + self.weight_of("equ") * equ
-        if equ.requires_grad:
-            self.add_gradients(total)
-        return {**losses, "equ": equ, "total": total}
+    def losses_of_later_pass(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Equivariance of the segmentation."""
+        if not self.own_weight("equivariance"):
+            return {}
+        return {"equivariance": self.equivariance(*batch["segmented"])}
 
-    @cached_property
-    def symmetries(self) -> Tensor:
-        """All but the first, which changes nothing; no reflections where nnU-Net does not mirror every axis."""
-        strides = cumulative_strides(self.plain_network.encoder.strides)
-        axes = self.inference_allowed_mirroring_axes or ()
-        return symmetries([self.configuration_manager.patch_size, *strides], reflections=len(axes) == 3)[1:]
+    def equivariance(self, image: Tensor, kept: Tensor, logits: Tensor) -> Tensor:
+        """Equivariance loss in a random fraction of the steps, scaled by its inverse; 0 in the other steps.
 
-    def _equivariance(self, image: Tensor, kept: Tensor, logits: Tensor) -> Tensor:
-        """In a share of the steps, weighted up by as much; 0 in the others."""
+        Args:
+            image: (B, M, *spatial).
+            kept: (B, M) bool, the modalities that are used.
+            logits: (B, K, *spatial) segmentation of ``image``.
+        """
         step = self.current_epoch * self.num_iterations_per_epoch + self.step_in_epoch
-        chance = torch.Generator().manual_seed(mix(self.options.seed or 0, EQUIVARIANCE, step))
-        drawn = torch.rand((), generator=chance) < self.options.equ_probability
-        if not drawn or not len(self.symmetries):
+        # All ranks must take the additional pass in the same steps.
+        generator = torch.Generator().manual_seed(mix(self.options.seed or 0, Stream.EQUIVARIANCE, step))
+        chosen = torch.rand((), generator=generator) < self.options.equivariance_probability
+        if not chosen or not len(self.symmetries):
             return logits.new_zeros(())
         elements = sample_symmetries(self.symmetries, len(image), self.generator).to(image.device)
         outputs = self.network(apply_symmetry(image, elements), kept)
         regions = self.label_manager.has_regions
         loss = output_equivariance(invert_symmetry(finest(outputs), elements), logits, regions)
-        # Several ranks wait for a gradient of every parameter, of the coarser outputs too: that of nothing is zero.
-        idle = sum(output.flatten()[:0].sum() for output in outputs[1:]) if isinstance(outputs, list) else 0
-        return loss / self.options.equ_probability + idle
+        # DDP waits for a gradient of every parameter, of the coarser outputs too: an empty sum has the gradient 0.
+        coarser = outputs[1:] if isinstance(outputs, list) else []
+        unused = sum((output.flatten()[:0].sum() for output in coarser), loss.new_zeros(()))
+        return loss / self.options.equivariance_probability + unused
+
+    @cached_property
+    def symmetries(self) -> Tensor:
+        """Symmetries of the patch in millimetres without the identity; no reflections unless all axes are mirrored."""
+        strides = cumulative_strides(self.plain_network.encoder.strides)
+        plan = self.configuration_manager
+        reflections = len(self.inference_allowed_mirroring_axes or ()) == 3
+        return symmetries([plan.patch_size, *strides, plan.spacing], reflections=reflections)[1:]
 
     def own_weight(self, name: str) -> float:
-        """Of one auxiliary loss."""
-        return 0.0 if self.options.aux == "none" else getattr(self.options, f"weight_{name}")
+        """Weight of one auxiliary loss relative to the others."""
+        return getattr(self.options, f"weight_{name}") if self.options.aux else 0.0
 
     def weight_of(self, name: str) -> float:
-        """The ramped ``aux_weight`` times the loss's own."""
+        """The ramped ``aux_weight`` times the loss's own weight."""
         return self.aux_weight * self.own_weight(name)

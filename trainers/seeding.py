@@ -1,7 +1,8 @@
-"""Randomness that depends on a seed, a stream and a position in it, and on nothing else."""
+"""Random numbers that depend only on a seed, a stream and the position in the stream."""
 
 import random
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -15,41 +16,65 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 Augmenter = SingleThreadedAugmenter | MultiThreadedAugmenter | NonDetMultiThreadedAugmenter
 
 
+class Stream(IntEnum):
+    """Independent streams of random numbers of one run.
+
+    >>> mix(0, Stream.TRAINING) == mix(0, Stream.VALIDATION)
+    False
+    """
+
+    TRAINING = 0  # batches
+    VALIDATION = 1  # batches
+    POSITIONS = 2  # of dense contrast, and everything else that auxiliary losses sample
+    EQUIVARIANCE = 3  # which steps have an additional pass
+    CHANNEL_DROPOUT = 4
+
+
 def mix(*entropy: int) -> int:
-    """One seed in [0, 2^32) out of several numbers; different numbers give unrelated seeds."""
+    """Derive one seed in [0, 2^32) from several numbers; different numbers give unrelated seeds.
+
+    >>> mix(1, 2) == mix(2, 1)
+    False
+    """
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def seed_everything(*entropy: int) -> None:
-    """Seed Python, NumPy and torch: nnU-Net's networks, loaders and transforms draw from their global generators."""
+    """Seed the global generators of Python, NumPy and torch, which nnU-Net's networks, loaders and transforms use."""
     seed = mix(*entropy)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def without_timing(transform: BasicTransform) -> None:
-    """Make nnU-Net's blur repeatable, wherever it is: by default it times two algorithms and takes the faster one."""
+def make_repeatable(transform: BasicTransform) -> None:
+    """Fix the algorithm of nnU-Net's blur in a pipeline; by default it times two algorithms and uses the faster one."""
     if isinstance(transform, GaussianBlurTransform):
         transform.benchmark = False
-    for several in ("transforms", "list_of_transforms"):  # one after the other, one of them
+    for several in ("transforms", "list_of_transforms"):  # a sequence, a random choice
         for part in getattr(transform, several, []):
-            without_timing(part)
+            make_repeatable(part)
     if hasattr(transform, "transform"):
-        without_timing(transform.transform)
+        make_repeatable(transform.transform)
 
 
 class SeededBatches:
-    """A data loader whose batch ``i`` is a function of ``entropy`` and ``i`` alone.
+    """A data loader whose batch ``i`` depends only on ``entropy`` and ``i``.
 
-    Batches are dealt to the workers in turn, so the stream depends neither on the number of workers nor on where a run
-    was interrupted.
+    The workers take the batches in turn, so the stream depends neither on the number of workers nor on interruptions
+    of the run.
 
     Args:
         loader: nnU-Net's data loader.
-        entropy: names the stream.
+        entropy: identifies the stream.
         first: index of the first batch.
         workers: number of processes that share the stream.
+
+    >>> batches = SeededBatches(iter(lambda: {"x": random.random()}, None), (0,), first=5)
+    >>> again = SeededBatches(iter(lambda: {"x": random.random()}, None), (0,), first=4)
+    >>> _ = next(again)
+    >>> next(batches) == next(again)
+    True
     """
 
     def __init__(
@@ -75,7 +100,7 @@ class SeededBatches:
 
 
 def seeded_augmenter(augmenter: Augmenter, entropy: tuple[int, ...], first: int) -> Augmenter:
-    """Replace an augmenter that nnU-Net has made by an ordered one over :class:`SeededBatches`, workers as many."""
+    """Replace nnU-Net's augmenter by an ordered one over :class:`SeededBatches` with the same number of workers."""
     if isinstance(augmenter, SingleThreadedAugmenter):
         return SingleThreadedAugmenter(SeededBatches(augmenter.data_loader, entropy, first), None)
     augmenter._finish()

@@ -1,4 +1,4 @@
-"""One step of the optimiser: what goes in, and how gradients become a step."""
+"""Parts of an optimiser step: batches on the device, gradients of several ranks, clipping."""
 
 from typing import Any
 
@@ -12,32 +12,33 @@ GRADIENT_NORM = 12  # nnU-Net's own
 
 
 def views_on_device(batch: dict[str, Any], channels: int, device: torch.device) -> dict[str, Any]:
-    """A batch of nnU-Net with ``views`` and ``target`` on the device, and ``content`` on the CPU."""
+    """Add ``views`` on the device and ``valid_mask`` on the CPU to a batch of nnU-Net, and move ``target``."""
     data, target = batch["data"], batch["target"]
     moved = [part.to(device, non_blocking=True) for part in (target if isinstance(target, list) else [target])]
     return {
         **batch,
-        "content": split_views(data, channels).valid_mask,
+        "valid_mask": split_views(data, channels).valid_mask,
         "views": split_views(data.to(device, non_blocking=True), channels),
         "target": moved if isinstance(target, list) else moved[0],
     }
 
 
 def copy_from_first_rank(module: nn.Module) -> None:
-    """Give all ranks the values of the first."""
+    """Copy parameters and buffers of the first rank to all ranks."""
     for value in module.state_dict().values():
         dist.broadcast(value, 0)
 
 
 def average_gradients(module: nn.Module) -> None:
-    """Over all ranks, for a module outside of DDP."""
+    """Average the gradients of a module outside of DDP over all ranks."""
     for parameter in module.parameters():
+        assert parameter.grad is not None
         dist.all_reduce(parameter.grad)
         parameter.grad /= dist.get_world_size()
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
-    """Clip the gradients of all groups together, then step; a scaler skips gradients that are not finite."""
+    """Clip the norm of all gradients together, then step; a scaler skips non-finite gradients."""
     if scaler is not None:
         scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], GRADIENT_NORM)

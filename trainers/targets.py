@@ -1,4 +1,4 @@
-"""What auxiliary losses and interventions read off nnU-Net's targets, with or without deep supervision."""
+"""Labels and rows of nnU-Net's targets, with or without deep supervision."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,24 @@ from torch import Tensor
 
 
 def rows_of(values: Tensor | Sequence[Tensor], rows: slice) -> Tensor | list[Tensor]:
-    """Some samples of a tensor, or of each of a list (stages, deep supervision)."""
+    """Select samples of a tensor, or of each tensor of a list (outputs of deep supervision).
+
+    >>> import torch
+    >>> [len(rows) for rows in rows_of([torch.zeros(4, 1), torch.zeros(4, 2)], slice(3))]
+    [3, 3]
+    """
     return values[rows] if isinstance(values, Tensor) else [value[rows] for value in values]
 
 
 def finest(values: Tensor | Sequence[Tensor]) -> Tensor:
-    """The full resolution, with or without deep supervision."""
+    """Return the output of full resolution, with or without deep supervision."""
     return values if isinstance(values, Tensor) else values[0]
 
 
 def tissue_labels(target: Tensor, manager: LabelManager) -> tuple[Tensor, int]:
-    """The label of each voxel as interventions read it, (B, 1, *spatial) int64, and how many labels there are.
+    """Return the label of each voxel (B, 1, *spatial) int64, and the number of labels.
 
-    Where nnU-Net trains on regions (B, R, *spatial), the number of regions that hold a voxel stands for its label:
+    If nnU-Net trains on regions (B, R, *spatial), the label is the number of regions that contain the voxel, because
     regions are nested.
     """
     if manager.has_regions:

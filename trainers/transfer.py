@@ -2,14 +2,16 @@
 
 from nnunet_invariance.plans.options import TransferOptions
 from nnunet_invariance.registry import ANY_METHOD
-from nnunet_invariance.trainers.alice import AliceTrainer
+from nnunet_invariance.trainers.pretrained import PretrainedTrainer
 
 
-class TransferTrainer(AliceTrainer):
-    """The encoder of a named checkpoint, whatever pre-trained it; no auxiliary loss unless ``aux`` asks for Alice's.
+class TransferTrainer(PretrainedTrainer):
+    """nnU-Net with the encoder of a named checkpoint of any pre-training method, and no auxiliary loss.
 
-    Warm-up, the encoder's own rate and ``frozen_epochs`` are those of every trainer with a pre-trained encoder; deep
-    supervision, batch size and normalisation are the plans'.
+    Deep supervision, batch size and normalisation are those of the plans.
+
+    >>> TransferTrainer.options_class().encoder_lr_factor
+    0.1
     """
 
     options_class = TransferOptions

@@ -1,72 +1,88 @@
-"""Bringing pre-trained weights into a trainer's network."""
+"""Loading pre-trained weights into a trainer's network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from nnunet_invariance.plans.options import TrainerOptions
+from nnunet_invariance.plans.options import PretrainedOptions
 from nnunet_invariance.weights import transfer
-from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
 from nnunet_invariance.weights.locate import FoundWeights, find_weights
-from nnunet_invariance.weights.modality_tables import in_channel_order
 from nnunet_invariance.weights.transfer import SECTION_OF, check_method
+
+Branch = Literal["teacher", "student"]
+
+
+def unchanged(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint as it is."""
+    return checkpoint
 
 
 def find_and_load_weights(
-    network: nn.Module, method: str, names: tuple[str, str, str], options: TrainerOptions, log: Callable[[str], None]
+    network: nn.Module,
+    method: str,
+    names: tuple[str, str, str],
+    options: PretrainedOptions,
+    log: Callable[[str], None],
+    adapt: Callable[[Checkpoint], Checkpoint] = unchanged,
 ) -> dict[str, Any]:
-    """Find the weights of a method and inject them; the place and the transfer report in native types.
+    """Find the weights of a method and load them; returns location and transfer report in built-in types.
 
     Args:
         network: the planned one, without wrappers.
-        names: of dataset, plans and configuration.
-        log: called with the choice and with the report.
+        names: of data set, plans and configuration.
+        log: called with the location and with the report.
+        adapt: changes the checkpoint before its weights are loaded.
 
     Raises:
-        WeightsNotFoundError: no place holds weights, or one names a file that is not there.
+        WeightsNotFoundError: no location holds weights, or one names a file that does not exist.
         WeightsIncompatibleError: another method or architecture, or too little coverage.
-        CheckpointCorruptError: the file is not what it should be.
+        CheckpointCorruptError: the file is damaged.
     """
 
     def fits(path: Path) -> bool:
-        checkpoint = load_checkpoint(path, [SECTION_OF[options.branch]])
-        return transfer.can_load(network, checkpoint, **_rules(options))
+        checkpoint, branch = _load(path, options)
+        return transfer.can_load(network, adapt(checkpoint), **_rules(options, branch))
 
-    return load_checkpoint_into(network, find_weights(method, *names, options.checkpoint, fits), options, log, method)
+    found = find_weights(method, *names, options.checkpoint, fits)
+    return load_checkpoint_into(network, found, options, log, method, adapt)
 
 
 def load_checkpoint_into(
     network: nn.Module,
     found: FoundWeights,
-    options: TrainerOptions,
+    options: PretrainedOptions,
     log: Callable[[str], None],
     method: str | None = None,
-    channels: Sequence[str] = (),
+    adapt: Callable[[Checkpoint], Checkpoint] = unchanged,
 ) -> dict[str, Any]:
-    """Inject weights from a place that is known; those of any method where ``method`` is None.
-
-    With ``channels``, the network's tables of modalities are filled by these names.
+    """Load weights from a known location; those of any method if ``method`` is None.
 
     Raises:
         WeightsIncompatibleError, CheckpointCorruptError: as :func:`find_and_load_weights`.
     """
     log(f"Weights: {found.path} ({found.location})")
-    checkpoint = load_checkpoint(found.path, [SECTION_OF[options.branch]])
+    checkpoint, branch = _load(found.path, options)
     if method is not None:
         check_method(checkpoint, method)
-    if channels:
-        checkpoint = in_channel_order(checkpoint, channels, network.table)
-    report = transfer.load_pretrained(network, checkpoint, **_rules(options))
+    report = transfer.load_pretrained(network, adapt(checkpoint), **_rules(options, branch))
     log(report.to_text())
     return {"location": found.location, **report.to_dict()}
 
 
-def _rules(options: TrainerOptions) -> dict[str, Any]:
-    return {"transfer": options.transfer, "branch": options.branch, "min_coverage": options.min_coverage}
+def _load(path: Path, options: PretrainedOptions) -> tuple[Checkpoint, Branch]:
+    """A checkpoint with the networks that can be loaded, and the branch that is."""
+    checkpoint = load_checkpoint(path, list(SECTION_OF.values()))
+    teacher_or_student: Branch = "teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student"
+    return checkpoint, options.branch or teacher_or_student
 
 
-def versions(network: nn.Module) -> list[int]:
-    """Autograd's counters of in-place changes of each parameter: whoever loads a state dict raises them."""
+def _rules(options: PretrainedOptions, branch: Branch) -> dict[str, Any]:
+    return {"transfer": options.transfer, "branch": branch, "min_coverage": options.min_coverage}
+
+
+def parameter_versions(network: nn.Module) -> list[int]:
+    """Autograd's counters of in-place changes of each parameter; loading a state dict increases them."""
     return [parameter._version for parameter in network.parameters()]

@@ -39,10 +39,10 @@ class Scratch(AliceTrainer):
     scratch = True
 
 
-VARIANTS: dict[str, tuple[type[nnUNetTrainer], dict[str, str]]] = {
+VARIANTS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     STOCK: (nnUNetTrainer, {}),
-    "aux none": (Scratch, {"aux": "none"}),
-    "aux info_nce": (Scratch, {"aux": "info_nce"}),
+    "aux false": (Scratch, {"aux": False}),
+    "aux true": (Scratch, {"aux": True}),
 }
 
 

@@ -44,7 +44,7 @@ EPOCHS, PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 10, 6, 50
 #: The defaults, lr 1e-4 and ema_start 0.996, are meant for runs 200 times as long: the teacher would stay half random.
 SHORT_RUN = ("lr=5e-4", "ema_start=0.98")
 SAM_SETTINGS = ("lr=1e-3",)
-FINE_TUNING = {"aux": "none", "encoder_lr_factor": 1.0, "warmup": 0.0}
+FINE_TUNING = {"aux": False, "encoder_lr_factor": 1.0, "warmup": 0.0}
 BASELINE, DEFAULT, AGAIN = "BaselineTrainer", "default", "default-again"
 #: Added to the seed of the pre-training of ``default-again``.
 OTHER_SEED = 1000

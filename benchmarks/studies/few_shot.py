@@ -44,10 +44,10 @@ PRETRAINING = {
 #: AliceTrainer with other options than its own, each in a plans copy.
 TUNED = {
     "rate0.1": {"encoder_lr_factor": 0.1},
-    "rate0.1-noaux": {"encoder_lr_factor": 0.1, "aux": "none"},
-    "rate1-noaux": {"encoder_lr_factor": 1.0, "aux": "none"},
-    "rate1-noaux-decoder": {"encoder_lr_factor": 1.0, "aux": "none", "transfer": "encoder+decoder"},
-    "rate1-noaux-student": {"encoder_lr_factor": 1.0, "aux": "none", "branch": "student"},
+    "rate0.1-noaux": {"encoder_lr_factor": 0.1, "aux": False},
+    "rate1-noaux": {"encoder_lr_factor": 1.0, "aux": False},
+    "rate1-noaux-decoder": {"encoder_lr_factor": 1.0, "aux": False, "transfer": "encoder+decoder"},
+    "rate1-noaux-student": {"encoder_lr_factor": 1.0, "aux": False, "branch": "student"},
 }
 ALICE, ANATOMIX, _ = ALL = tuple(f"{name}_{EPOCHS}epochs" for name in METHODS)
 #: Stages of the grid in their order: draws, whether all numbers of shots or the first alone, trainers, baselines.

@@ -50,7 +50,7 @@ class Setting:
 FULL_RATE = {"encoder_lr_factor": 1.0}
 WARM_UP = {"warmup": 0.05}
 NO_WARM_UP = {"warmup": 0.0}
-NO_AUX = {"aux": "none"}
+NO_AUX = {"aux": False}
 
 SETTINGS = {
     # Run while the warm-up was one of the whole network; today's plans cannot ask for that.

@@ -112,6 +112,6 @@ def _unknown(transform: BasicTransform, pipeline: ComposeTransforms, reason: str
     name = type(getattr(transform, "transform", transform)).__name__
     return UnsupportedConfigurationError(
         f"Two views cannot be made out of this augmentation pipeline: {name} {reason}. Found: {names}. Expected "
-        'nnU-Net\'s own training transforms without a cascade. Set "aux": "none" in the plans block '
+        'nnU-Net\'s own training transforms without a cascade. Set "aux": false in the plans block '
         '"nnunet_invariance" to train with one view.'
     )

@@ -30,7 +30,7 @@ from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
-from nnunet_invariance.plans.options import ICMSegOptions, read_options
+from nnunet_invariance.plans.options import ICMSegTrainerOptions, read_options
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import log_of, make_trainer
 from tests.trainers.test_icmseg import as_moved, results, started  # noqa: F401  the fixture gives each test its results tree
@@ -235,7 +235,7 @@ def test_a_view_equal_to_its_source_becomes_what_nnunet_made_of_the_source(tiny,
 @pytest.mark.parametrize("contrast", ["all_positions", "within_image", "same_position"])
 @pytest.mark.parametrize("label_mask", ["none", "exclude_same_class", "supcon"])
 def test_forms_of_the_contrast_reach_the_loss(tiny, contrast, label_mask):
-    trainer, batch = started(tiny, contrast=contrast, label_mask=label_mask, positions=50, stages=[1])
+    trainer, batch = started(tiny, contrast=contrast, label_mask=label_mask, num_positions=50, stages=[1])
     moved = as_moved(trainer, batch)
     generator = torch.Generator().manual_seed(0)
     maps = [[torch.randn(2, c, *[n] * 3, generator=generator) for c, n in ((8, 32), (16, 16))] for _ in range(2)]
@@ -281,7 +281,7 @@ def test_shared_positions_are_those_that_any_sample_sees():
 
 
 def test_new_options_and_their_wrong_values():
-    options = ICMSegOptions()
+    options = ICMSegTrainerOptions()
     assert (options.contrast, options.label_mask, options.views_probability) == ("all_positions", "none", 0.0)
     for field, value, expected in (
         ("contrast", "patches", "one of 'all_positions', 'within_image', 'same_position'"),
@@ -289,5 +289,5 @@ def test_new_options_and_their_wrong_values():
         ("views_probability", 1.5, r"\[0, 1\]"),
     ):
         with pytest.raises(OptionError, match=f"'{field}'.*expected .*{expected}"):
-            read_options(ICMSegOptions, {"nnunet_invariance": {field: value}})
+            read_options(ICMSegTrainerOptions, {"nnunet_invariance": {field: value}})
     assert "views" not in INTERVENTIONS

@@ -169,7 +169,7 @@ class Unknown(BasicTransform):
 
 def test_refuses_what_it_does_not_know():
     pipeline = stock((12, 16, 20), False)
-    with pytest.raises(UnsupportedConfigurationError, match=r'Unknown changes neither.*Found: .*Set "aux": "none"'):
+    with pytest.raises(UnsupportedConfigurationError, match=r'Unknown changes neither.*Found: .*Set "aux": false'):
         MultiView(ComposeTransforms([*pipeline.transforms[:1], RandomTransform(Unknown()), *pipeline.transforms[1:]]))
 
 

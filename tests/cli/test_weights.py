@@ -38,14 +38,14 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_copy_differs_only_where_it_was_asked_to(planned: Path) -> None:
     before = (planned / "nnUNetPlans.json").read_bytes()
-    path = write_plans_copy(*COPY, block={"aux": "none"}, changes={"batch_size": 3})
+    path = write_plans_copy(*COPY, block={"aux": False}, changes={"batch_size": 3})
     assert path == planned / "myPlans.json"
     assert (planned / "nnUNetPlans.json").read_bytes() == before
 
     expected = json.loads(before)
     expected["plans_name"] = "myPlans"
     expected["configurations"][CONFIGURATION]["batch_size"] = 3
-    expected["configurations"][CONFIGURATION]["nnunet_invariance"] = {"seed": 5, "aux": "none"}
+    expected["configurations"][CONFIGURATION]["nnunet_invariance"] = {"seed": 5, "aux": False}
     assert json.loads(path.read_text()) == expected
     assert PlansManager(str(path)).plans_name == "myPlans"
     assert preprocessing_command(NAME, "myPlans", CONFIGURATION) is None

@@ -150,7 +150,7 @@ def write_description(raw: Path, labels: dict[str, int], channels: tuple[str, ..
 @pytest.fixture
 def planned(tiny):
     """Short plans, and a copy with another style."""
-    for name, options in (("CrossPlans", {}), ("CrossGin", {"style": "gin", "aux_weight": 0.0, "positions": 16})):
+    for name, options in (("CrossPlans", {}), ("CrossGin", {"style": "gin", "aux_weight": 0.0, "num_positions": 16})):
         lengths = {"iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "seed": 0}
         plans = cut_down(tiny.plans, name, **lengths, **options)
         (tiny.preprocessed / tiny.name / f"{name}.json").write_text(json.dumps(plans))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from nnunet_invariance.errors import OptionError, WeightsNotFoundError
+from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 from tests.helpers.pretraining_runs import run_pretraining
@@ -39,7 +39,6 @@ def test_pretrained_weights_are_in_the_trainer(tiny, results):
     )
     assert report["coverage"] == 1.0
     assert report["branch"] == "student"
-    assert not trainer.aux
 
 
 def test_a_run_is_continued(tiny, results):
@@ -51,6 +50,4 @@ def test_a_run_is_continued(tiny, results):
 def test_no_weights_and_no_auxiliary_loss(tiny, results):
     with pytest.raises(WeightsNotFoundError, match="pretrain mae"):
         make_trainer(tiny, "MAETrainer_1epoch").on_train_start()
-    with pytest.raises(OptionError, match="aux"):
-        make_trainer(tiny, "MAETrainer_1epoch", aux="info_nce")
     make_trainer(tiny, "MAETrainer_scratch_1epoch")  # needs none

@@ -12,7 +12,7 @@ import torch
 
 from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
-from nnunet_invariance.plans.options import AnatomixOptions, MAETrainerOptions
+from nnunet_invariance.plans.options import AnatomixTrainerOptions, PretrainedOptions
 from nnunet_invariance.pretraining.engine.target import preset_target
 from nnunet_invariance.pretraining.methods import anatomix_networks
 from nnunet_invariance.pretraining.methods.anatomix import Anatomix
@@ -45,7 +45,7 @@ def test_half_precision_is_cast_on_load(shipped, channels, transfer):
     network = build(architecture(channels=channels, classes=4), seed=5)
     before = {name: t.clone() for name, t in unique_tensors(network).items()}
     log = []
-    report = find_and_load_weights(network, "anatomix", NAMES, MAETrainerOptions(transfer=transfer), log.append)
+    report = find_and_load_weights(network, "anatomix", NAMES, PretrainedOptions(transfer=transfer), log.append)
     assert report["location"] == "shipped with the package"
     assert report["coverage"] == 1.0
     source = load_checkpoint(shipped).section("network")
@@ -65,7 +65,7 @@ def test_plans_that_do_not_fit_get_the_usual_error_and_keep_their_values(shipped
     network = build(planned, seed=5)
     before = {name: t.clone() for name, t in unique_tensors(network).items()}
     with pytest.raises(WeightsNotFoundError) as error:
-        find_and_load_weights(network, "anatomix", NAMES, MAETrainerOptions(), print)
+        find_and_load_weights(network, "anatomix", NAMES, PretrainedOptions(), print)
     line = next(line for line in str(error.value).splitlines() if line.startswith("  4."))
     assert "anatomix_toy.safetensors is for a PlainConvUNet with [4, 8, 16] features per stage" in line
     assert "nnunet-invariance pretrain anatomix Dataset777_Tiny 3d_fullres" in str(error.value)
@@ -77,7 +77,7 @@ def test_the_first_file_that_fits_is_taken(shipped):
     other = shipped.with_name("anatomix_wide.safetensors")
     save_checkpoint(other, tensors(fitting, teacher=False), metadata(fitting, method="anatomix"))
     network = build(architecture(features=(8, 16, 32)), seed=5)
-    report = find_and_load_weights(network, "anatomix", NAMES, MAETrainerOptions(), lambda line: None)
+    report = find_and_load_weights(network, "anatomix", NAMES, PretrainedOptions(), lambda line: None)
     assert report["checkpoint"] == str(other)
 
 
@@ -89,7 +89,7 @@ def test_what_ships_is_what_its_checksums_say_and_fits_the_stock_four_stage_netw
     assert {file_sha256(folder / name) for name in sums} == set(sums.values())
     stock = preset_target(Anatomix, "plain4", tmp_path).setup.architecture
     network = build(replace(stock, input_channels=2, num_classes=3), seed=5)
-    report = find_and_load_weights(network, "anatomix", NAMES, AnatomixOptions(), lambda line: None)
+    report = find_and_load_weights(network, "anatomix", NAMES, AnatomixTrainerOptions(), lambda line: None)
     assert (report["location"], report["coverage"]) == ("shipped with the package", 1)
 
 
@@ -151,8 +151,8 @@ def test_weights_that_beat_random_ones_ship_with_card_log_and_checksums(script, 
     monkeypatch.setattr(locate, "SHIPPED", out)
     network = build(architecture(classes=3), seed=5)
     with pytest.raises(WeightsNotFoundError):  # other widths
-        find_and_load_weights(build(architecture(features=(8, 8, 8)), 1), "anatomix", NAMES, MAETrainerOptions(), print)
-    report = find_and_load_weights(network, "anatomix", NAMES, MAETrainerOptions(transfer="encoder"), lambda line: None)
+        find_and_load_weights(build(architecture(features=(8, 8, 8)), 1), "anatomix", NAMES, PretrainedOptions(), print)
+    report = find_and_load_weights(network, "anatomix", NAMES, PretrainedOptions(transfer="encoder"), lambda line: None)
     assert report["coverage"] == 1.0
 
 

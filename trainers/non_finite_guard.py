@@ -1,0 +1,142 @@
+"""Protection of a training against losses, gradients and weights that are not finite."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_invariance.errors import NonFiniteLossError
+
+PATIENCE = 5
+
+
+def is_finite(losses: Mapping[str, np.ndarray]) -> bool:
+    """Return whether every loss of a step is finite.
+
+    >>> is_finite({"loss": np.asarray(0.5), "info_nce": np.asarray(np.nan)})
+    False
+    """
+    return all(np.isfinite(value) for value in losses.values())
+
+
+class NonFiniteGuard:
+    """Skips steps with non-finite losses or gradients, counts them, and stops the run after :data:`PATIENCE` in a row.
+
+    A skipped step changes neither the parameters, nor the optimiser's momentum, nor the buffers of the network.
+
+    Attributes:
+        in_epoch: number of non-finite steps since :meth:`start_epoch`.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    >>> guard = NonFiniteGuard()
+    >>> guard.attach(optimizer)
+    >>> before = layer.weight.item()
+    >>> with guard.protect([layer]):
+    ...     (layer(torch.ones(1, 1)) * torch.inf).sum().backward()
+    ...     optimizer.step()
+    >>> layer.weight.item() == before, guard.skipped
+    (True, True)
+    """
+
+    def __init__(self) -> None:
+        self.in_epoch = 0
+        self.skipped = False
+        self._scaler: torch.amp.GradScaler | None = None
+        self._loss_is_finite = True
+        self._cases: list[Sequence[str]] = []  # of each step since the last finite one
+
+    def attach(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Watch the steps of an optimiser; a scaler skips non-finite gradients by itself."""
+        self._scaler = scaler
+        if scaler is None:
+            optimizer.register_step_pre_hook(self._drop_non_finite_gradients)
+
+    def _drop_non_finite_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Remove all gradients if one is not finite: an optimiser changes no parameter that has no gradient."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self._loss_is_finite and all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return
+        self.skipped = True
+        optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def protect(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Enclose one training step; if it is skipped, the buffers of the modules get their values back."""
+        self.skipped, self._loss_is_finite = False, True
+        saved = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+        scale = self._scaler.get_scale() if self._scaler else 0.0
+        yield
+        if self._scaler and self._scaler.get_scale() < scale:
+            self.skipped = True
+        if self.skipped:
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+    def report_loss(self, total: Tensor) -> None:
+        """Note the loss of the current step; the step is skipped if the loss is not finite."""
+        self._loss_is_finite = bool(total.isfinite())
+
+    def start_epoch(self) -> None:
+        """Reset :attr:`in_epoch`; the number of steps in a row is kept across epochs."""
+        self.in_epoch = 0
+
+    def check(self, losses: Mapping[str, np.ndarray], cases: Sequence[str]) -> str | None:
+        """Return a warning for the log, or None after a finite step.
+
+        Raises:
+            NonFiniteLossError: too many non-finite steps in a row; names the cases of all of them.
+        """
+        found = [name for name, value in losses.items() if not np.isfinite(value)]
+        # A scaler overflows on purpose to find its scale; below 1 the unscaled gradients themselves are not finite.
+        if not found and self.skipped and (self._scaler is None or self._scaler.get_scale() < 1):
+            found = ["gradients"]
+        if not found:
+            self._cases.clear()
+            return None
+        self.in_epoch += 1
+        self._cases.append([str(case) for case in cases])
+        what = "gradients were" if found == ["gradients"] else f"loss ({', '.join(found)}) was"
+        if len(self._cases) == PATIENCE:
+            names = ", ".join(sorted({case for step in self._cases for case in step}))
+            raise NonFiniteLossError(
+                f"The {what} not finite in {PATIENCE} steps in a row, with the cases {names}. The checkpoint of the "
+                "last finished epoch is kept. Look for broken values in these cases, then continue with --c."
+            )
+        return (
+            f"WARNING: the {what} not finite, and the step was skipped; cases {', '.join(self._cases[-1])}; "
+            f"{len(self._cases)} in a row, {PATIENCE} stop the run."
+        )
+
+
+def require_finite(state: Mapping[str, Any], file: str) -> None:
+    """Refuse to write non-finite tensors to a checkpoint.
+
+    Args:
+        state: content of the checkpoint; nested containers are searched too.
+        file: path for the message.
+
+    Raises:
+        NonFiniteLossError: a tensor is not finite.
+    """
+    broken = [name for name, tensor in _tensors(state) if not tensor.isfinite().all()]
+    if broken:
+        raise NonFiniteLossError(
+            f"{file} was not written: {len(broken)} tensors hold NaN or infinite values, the first is {broken[0]}. An "
+            "earlier checkpoint stays. Look for warnings in the log, lower the learning rate, and continue with --c."
+        )
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{name}.{index}")
