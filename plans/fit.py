@@ -12,7 +12,8 @@ from nnunet_invariance.plans.anatomix import fit_anatomix, holds_anatomix
 from nnunet_invariance.plans.copies import FittedPlans, write_plans_copy
 from nnunet_invariance.plans.nnformer import read_axes
 from nnunet_invariance.plans.options import BLOCK
-from nnunet_invariance.weights.checkpoint import IMPORTED, Checkpoint, load_checkpoint
+from nnunet_invariance.registry import trainer_for_weights
+from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
 from nnunet_invariance.weights.nnssl_format import is_known_to_nnssl, pretrain_info, recommended_patch
 from nnunet_invariance.weights.transfer import load_pretrained
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
@@ -83,7 +84,7 @@ def fit_plans_to_checkpoint(
     decisions.append(f"encoder: {report.coverage:.2%} from the file")
 
     method = checkpoint.metadata["method"]
-    name = new_plans_name or f"{base_plans_name}_{method.removeprefix(IMPORTED)}"
+    name = new_plans_name or f"{base_plans_name}_{method}"
     block = {"checkpoint": str(checkpoint.path.absolute()), "branch": branch}
     block |= {"min_coverage": min_coverage} if min_coverage < 1 else {}
     nnssl = checkpoint.path.absolute().with_suffix(".nnssl.pth")
@@ -95,8 +96,7 @@ def fit_plans_to_checkpoint(
         export = f"nnunet-invariance weights export {checkpoint.path} {nnssl} --format nnssl --branch {branch}"
         decisions.append(f'block "pretrain_info" for nnU-Net\'s own fine-tuning, once it is exported: {export}')
     decisions.append(f"plans copy: {path}")
-    trainer = "AnatomixTrainer" if method == "anatomix" else "TransferTrainer"
-    return FittedPlans(path, tuple(decisions), trainer)
+    return FittedPlans(path, tuple(decisions), trainer_for_weights(method))
 
 
 def _network_name(architecture: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ Names with a suffix, such as ``AliceTrainer_scratch_50epochs``, are attributes t
 
 import importlib
 
-from nnunet_invariance._discovery import TRAINERS, find_trainer
+from nnunet_invariance._discovery import find_trainer
+from nnunet_invariance.registry import trainers
 
 #: Base classes for new trainers, by the module that defines them.
 BASES = {
@@ -16,7 +17,7 @@ BASES = {
     "DenseContrastTrainer": "nnunet_invariance.trainers.dense_contrast",
 }
 
-__all__ = [*TRAINERS, *BASES]
+__all__ = [*trainers(), *BASES]
 
 
 def __getattr__(name: str) -> type:

@@ -179,8 +179,8 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
         if found != expected:
             raise WeightsIncompatibleError(
                 f"The checkpoint in {self.output_folder} was trained with the options {block['options']}, but the "
-                f"plans now hold {self.options.to_dict()}, which give other auxiliary modules. Restore the options in the "
-                "plans, or start a new run without --c."
+                f"plans now hold {self.options.to_dict()}, which give other auxiliary modules. Restore the options in "
+                "the plans, or start a new run without --c."
             )
         super().load_checkpoint_block(block)
         self.aux.load_state_dict(block["aux_state"])

@@ -109,11 +109,10 @@ class BaselineTrainer(nnUNetTrainer):
         if self.options.seed is None:
             return train, val
         entropy = (self.options.seed, self.local_rank)
+        done = [self.current_epoch * n for n in (self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)]
         return (
-            seeded_augmenter(train, (*entropy, Stream.TRAINING), self.current_epoch * self.num_iterations_per_epoch),
-            seeded_augmenter(
-                val, (*entropy, Stream.VALIDATION), self.current_epoch * self.num_val_iterations_per_epoch
-            ),
+            seeded_augmenter(train, (*entropy, Stream.TRAINING), done[0]),
+            seeded_augmenter(val, (*entropy, Stream.VALIDATION), done[1]),
         )
 
     def on_train_epoch_start(self) -> None:

@@ -24,6 +24,6 @@ class _MessageOnly:
 
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, InvarianceError):
-            print(f"\n{kind.__name__}: {error}", file=sys.stderr)
+            sys.stderr.write(f"\n{kind.__name__}: {error}\n")
         else:
             self.previous(kind, error, traceback)

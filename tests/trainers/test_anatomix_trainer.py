@@ -67,7 +67,7 @@ def started(tiny, name, plans=None, **options):
 def as_moved(trainer, batch) -> dict:
     """The batch as the losses see it."""
     views = split_views(batch["data"], trainer.num_input_channels)
-    return {**batch, "views": views, "content": views.valid_mask}
+    return {**batch, "views": views, "valid_mask": views.valid_mask}
 
 
 def test_encoder_and_decoder_of_a_stock_network_are_taken(tiny):
@@ -88,14 +88,15 @@ def _pretraining(tiny) -> Path:
 
 @pytest.mark.parametrize("second_view", ["intensity", "synthetic"])
 def test_the_auxiliary_loss_is_the_multi_positive_form_over_the_labels(tiny, second_view):
-    trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view=second_view, positions=12)
+    trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view=second_view, num_positions=12)
     moved = as_moved(trainer, batch)
     first, second = (trainer.network.encoder(view) for view in moved["views"][:2])
     state = trainer.generator.get_state()
     found = trainer.aux_losses(first, second, moved)["info_nce"]
     trainer.generator.set_state(state)
-    size = first[trainer.stage].shape[2:]
-    index, counts = sample_positions(moved["content"], size, trainer.options.positions, trainer.generator)
+    (stage,) = trainer.stages
+    size = first[stage].shape[2:]
+    index, counts = sample_positions(moved["valid_mask"], size, trainer.options.num_positions, trainer.generator)
     rows, labels = [], []
     step = [32 // n for n in size]
     target = batch["target"][0].long()
@@ -106,11 +107,9 @@ def test_the_auxiliary_loss_is_the_multi_positive_form_over_the_labels(tiny, sec
             z, y, x = np.unravel_index(position, size)
             centre = [int((place + 0.5) * s) for place, s in zip((z, y, x), step, strict=True)]
             for maps in (first, second):
-                rows.append(
-                    gather_positions(maps[trainer.stage][sample : sample + 1], torch.tensor([[position]]))[0, 0]
-                )
+                rows.append(gather_positions(maps[stage][sample : sample + 1], torch.tensor([[position]]))[0, 0])
                 labels.append(target[(sample, 0, *centre)])
-    embedded = torch.nn.functional.normalize(trainer.aux["projection"](torch.stack(rows)), dim=-1)
+    embedded = torch.nn.functional.normalize(trainer.aux[f"projection_{stage}"](torch.stack(rows)), dim=-1)
     wanted = slow_supervised(embedded.double(), torch.stack(labels), trainer.options.temperature)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
     losses = trainer.train_step(batch)

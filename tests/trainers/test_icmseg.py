@@ -21,7 +21,7 @@ from nnunet_invariance.errors import OptionError, OutputError, WeightsNotFoundEr
 from nnunet_invariance.losses.consistency import consistency
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
-from nnunet_invariance.plans.options import BaselineOptions, ICMSegOptions, TrainerOptions, read_options
+from nnunet_invariance.plans.options import BaselineOptions, ICMSegTrainerOptions, PretrainedOptions, read_options
 from nnunet_invariance.plans.zscore import write_zscore_plans
 from nnunet_invariance.trainers.targets import tissue_labels
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
@@ -48,7 +48,7 @@ def started(tiny, name="ICMSegTrainer", plans=None, configuration="3d_fullres", 
 
 def as_moved(trainer, batch):
     views = split_views(batch["data"], 1)
-    return {**batch, "views": views, "content": views.valid_mask}
+    return {**batch, "views": views, "valid_mask": views.valid_mask}
 
 
 def slow_divergence(first, second):
@@ -118,7 +118,7 @@ def test_every_style_trains_a_step(tiny, style):
 
 
 def test_gradients_are_those_of_all_losses_written_out(tiny):
-    trainer, batch = started(tiny, aux_weight=0.7, consistency_weight=0.3, positions=100, stages=[1, 2])
+    trainer, batch = started(tiny, aux_weight=0.7, consistency_weight=0.3, num_positions=100, stages=[1, 2])
     network, aux = copy.deepcopy(trainer.network), copy.deepcopy(trainer.aux)
     network.encoder._forward_hooks.clear()
     state = trainer.generator.get_state()
@@ -194,7 +194,7 @@ def test_regions_count_as_labels():
 
 
 def test_without_an_auxiliary_loss_scratch_is_the_baseline_bit_by_bit(tiny):
-    ours, batch = started(tiny, "ICMSegTrainer_scratch", aux="none")
+    ours, batch = started(tiny, "ICMSegTrainer_scratch", aux=False)
     stock = make_trainer(tiny, "BaselineTrainer", seed=1)
     stock.on_train_start()
     stock.on_train_epoch_start()
@@ -265,7 +265,12 @@ def test_two_dimensions(tiny):
     kwargs = flat["architecture"]["arch_kwargs"]
     kwargs.update(n_stages=3, features_per_stage=[8, 16, 32], kernel_sizes=[[3, 3]] * 3)
     kwargs.update(strides=[[1, 1], [2, 2], [2, 2]], n_conv_per_stage=[2] * 3, n_conv_per_stage_decoder=[2] * 2)
-    flat["nnunet_invariance"] = {"seed": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "positions": 64}
+    flat["nnunet_invariance"] = {
+        "seed": 1,
+        "iterations_per_epoch": 2,
+        "val_iterations_per_epoch": 1,
+        "num_positions": 64,
+    }
     plans["configurations"]["2d"] = flat
     trainer = make_trainer(tiny, "ICMSegTrainer_1epoch", plans, "2d")
     trainer.run_training()
@@ -305,7 +310,7 @@ def test_other_places_are_not_looked_at(tiny, monkeypatch):
 
 
 def test_defaults_and_wrong_values():
-    options = ICMSegOptions()
+    options = ICMSegTrainerOptions()
     assert (options.style, options.consistency_weight, options.mirroring, options.stages) == ("mixed", 0.0, True, None)
     assert options.encoder_lr_factor == 1
     for field, value, expected in (
@@ -318,17 +323,17 @@ def test_defaults_and_wrong_values():
         ("stages", 2, "different whole numbers"),
     ):
         with pytest.raises(OptionError, match=f"'{field}'.*expected .*{expected}"):
-            read_options(ICMSegOptions, {"nnunet_invariance": {field: value}})
+            read_options(ICMSegTrainerOptions, {"nnunet_invariance": {field: value}})
 
 
 def test_other_trainers_pass_over_its_options():
     block = {"nnunet_invariance": {"style": "gin", "seed": 2}}
     assert read_options(BaselineOptions, block) == BaselineOptions(seed=2)
-    assert read_options(TrainerOptions, block) == TrainerOptions(seed=2)
+    assert read_options(PretrainedOptions, block) == PretrainedOptions(seed=2)
 
 
 def test_styles_of_the_options_are_the_interventions():
-    allowed = {f.name: f for f in ICMSegOptions.__dataclass_fields__.values()}["style"].metadata["accepts"]
+    allowed = {f.name: f for f in ICMSegTrainerOptions.__dataclass_fields__.values()}["style"].metadata["accepts"]
     assert all(allowed(name) for name in INTERVENTIONS)
 
 

@@ -50,7 +50,7 @@ class Peak:
 
 
 def test_the_estimate_is_what_a_step_keeps(modalities):
-    trainer, batch = started(modalities, TRAINER, equ_probability=1.0, prior=4)
+    trainer, batch = started(modalities, TRAINER, equivariance_probability=1.0, prior=4)
     ours = Peak(trainer.network, trainer.aux)
     with ours.hooks:
         trainer.train_step(batch)
@@ -76,7 +76,7 @@ def test_activations_are_made_again_where_the_estimate_is_too_much(modalities, m
     device = SimpleNamespace(total_memory=share * needed * 1e9 / 0.9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device_: device)
     trainer.device = torch.device("cuda")
-    trainer._fit_memory()
+    trainer.fit_memory()
     assert trainer.network.checkpointing == recomputed
 
 
@@ -95,7 +95,7 @@ def test_too_little_memory_makes_activations_again_from_then_on(modalities):
     trainer, batch = started(modalities, TRAINER, prior=4)
     short_of_memory(trainer)
     assert all(np.isfinite(trainer.train_step(batch)["total"]) for _ in range(2))
-    assert log_of(trainer).count("computed again") == 1
+    assert log_of(trainer).count("are recomputed") == 1
 
 
 def test_too_little_memory_stops_with_a_remedy_where_nothing_is_left(modalities):

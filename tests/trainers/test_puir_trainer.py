@@ -56,21 +56,21 @@ def test_missing_modalities_stay_empty_through_augmentation():
 
 
 def test_training_steps_with_all_losses(modalities, results):
-    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equ_probability=1.0, prior=4)
+    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equivariance_probability=1.0, prior=4)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     before = values(trainer.plain_network)
     for _ in range(2):
         batch = next(trainer.dataloader_train)
         losses = trainer.train_step(batch)
-        assert set(losses) == {"loss", "inv", "dec", "equ", "total"}
+        assert set(losses) == {"loss", "invariance", "decomposition", "equivariance", "total"}
         assert all(np.isfinite(value) for value in losses.values())
-        assert losses["dec"] > 0
+        assert losses["decomposition"] > 0
     after = values(trainer.plain_network)
     moved = [n for n in before if n.startswith(("encoder.", "personalization.")) and n.endswith((".weight", "prior"))]
     assert len(moved) > 10
     assert all(not torch.equal(before[name], after[name]) for name in moved)
-    assert trainer.optimizer.param_groups[-1]["weight_decay"] == 0
+    assert trainer.optimizer.param_groups[-1]["weight_decompositionay"] == 0
     shapes = [tuple(p.shape) for p in trainer.optimizer.param_groups[-1]["params"]]
     assert (2, 32) in shapes
     assert (1, 4, 32) in shapes
@@ -83,19 +83,25 @@ def test_training_steps_with_all_losses(modalities, results):
 
 def test_recomputed_activations_are_a_choice_and_losses_can_be_left_away(modalities, results):
     trainer = make_trainer(
-        modalities, "PUIRTrainer_scratch_1epoch", seed=1, weight_dec=0, weight_equ=0, weight_inv=0, checkpointing="on"
+        modalities,
+        "PUIRTrainer_scratch_1epoch",
+        seed=1,
+        weight_decomposition=0,
+        weight_equivariance=0,
+        weight_invariance=0,
+        checkpointing="on",
     )
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     assert trainer.plain_network.checkpointing
-    assert "computed again" in log_of(trainer)
+    assert "are recomputed" in log_of(trainer)
     assert set(trainer.train_step(next(trainer.dataloader_train))) == {"loss", "total"}
     assert not trainer.aux
 
 
 def test_the_shared_word_for_no_auxiliary_losses_is_three_weights_of_zero(modalities, results):
     values_of = []
-    for options in ({"aux": "none"}, {"weight_dec": 0, "weight_equ": 0, "weight_inv": 0}):
+    for options in ({"aux": False}, {"weight_decomposition": 0, "weight_equivariance": 0, "weight_invariance": 0}):
         trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, **options)
         trainer.on_train_start()
         trainer.on_train_epoch_start()
@@ -120,7 +126,7 @@ def test_no_reflections_where_nnunet_does_not_mirror(modalities, results):
 @pytest.fixture
 def pointwise(modalities, results):
     """A trainer whose network is the same function of each voxel, so that it commutes with all symmetries."""
-    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equ_probability=1.0)
+    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equivariance_probability=1.0)
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = (0, 1, 2)
     assert len(trainer.symmetries) == 47
@@ -133,7 +139,7 @@ def equivariance(trainer, step: int = 0) -> float:
     trainer.step_in_epoch = step
     trainer.generator.manual_seed(3)
     image = torch.randn(4, 2, *[8] * 3, generator=torch.Generator().manual_seed(0))
-    return trainer._equivariance(image, torch.ones(4, 2, dtype=torch.bool), trainer.network(image, None)).item()
+    return trainer.equivariance(image, torch.ones(4, 2, dtype=torch.bool), trainer.network(image, None)).item()
 
 
 def test_what_is_segmented_voxel_by_voxel_is_equivariant(pointwise, monkeypatch):
@@ -145,7 +151,7 @@ def test_what_is_segmented_voxel_by_voxel_is_equivariant(pointwise, monkeypatch)
 def test_turned_passes_are_weighted_up_and_made_in_the_same_steps_on_all_ranks(pointwise, monkeypatch):
     monkeypatch.setattr("nnunet_invariance.trainers.puir.invert_symmetry", lambda x, elements: x)
     always = equivariance(pointwise)
-    pointwise.options = dataclasses.replace(pointwise.options, equ_probability=0.25)
+    pointwise.options = dataclasses.replace(pointwise.options, equivariance_probability=0.25)
     ranks = []
     for pointwise.local_rank in (0, 1):
         pointwise.generator.manual_seed(pointwise.local_rank)
@@ -157,10 +163,10 @@ def test_turned_passes_are_weighted_up_and_made_in_the_same_steps_on_all_ranks(p
 
 
 def test_the_turned_pass_gives_every_parameter_of_the_network_a_gradient(modalities, results):
-    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equ_probability=1.0, prior=4)
+    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equivariance_probability=1.0, prior=4)
     trainer.initialize()
     image, kept = torch.randn(1, 2, *[32] * 3), torch.ones(1, 2, dtype=torch.bool)
-    trainer._equivariance(image, kept, torch.zeros(1, 3, *[32] * 3)).backward()
+    trainer.equivariance(image, kept, torch.zeros(1, 3, *[32] * 3)).backward()
     assert not [name for name, p in trainer.plain_network.named_parameters() if p.grad is None]
 
 

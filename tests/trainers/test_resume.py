@@ -87,7 +87,7 @@ def latest(tiny):
     return Path(trainer.output_folder, "checkpoint_latest.pth")
 
 
-@pytest.mark.parametrize("options", [{"aux": "none"}, {"positions": 600}])
+@pytest.mark.parametrize("options", [{"aux": False}, {"num_positions": 600}])
 def test_other_auxiliary_modules_are_refused(tiny, latest, options):
     trainer = make_trainer(tiny, "AliceTrainer_scratch", **options)
     trainer.initialize()

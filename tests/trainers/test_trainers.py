@@ -40,10 +40,10 @@ def trained(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("branch", ["teacher", "student"])
-def test_the_pretrained_encoder_is_in_the_network_bit_by_bit(tiny, source):
+def test_the_pretrained_encoder_is_in_the_network_bit_by_bit(tiny, branch):
     checkpoint = write_weights(tiny)
-    trainer, _ = started(tiny, "AliceTrainer", branch=source)
-    section = checkpoint.section("teacher" if source == "teacher" else "network")
+    trainer, _ = started(tiny, "AliceTrainer", branch=branch)
+    section = checkpoint.section("teacher" if branch == "teacher" else "network")
     encoder = values(trainer.network.encoder)
     assert len(encoder) > 10
     assert_same(encoder, {name: section[f"encoder.{name}"] for name in encoder})
@@ -87,7 +87,7 @@ def test_scratch_looks_at_none_of_the_places(tiny, monkeypatch, tmp_path):
     assert_same(values(trainer.network), values(baseline.network))
     assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.01] * 3
     assert trainer.transfer_report == {"location": "none: scratch"}
-    assert "no place is searched" in log_of(trainer)
+    assert "no weights are searched for" in log_of(trainer)
 
 
 @pytest.fixture
@@ -109,14 +109,14 @@ def test_pretrained_weights_of_the_command_win_and_say_so(tiny, foreign_weights)
     trainer.on_train_start()
     assert_same(values(trainer.network.encoder), values(donor.network.encoder))
     assert trainer.transfer_report == {"location": "-pretrained_weights"}
-    assert "WARNING: -pretrained_weights" in log_of(trainer)
+    assert "WARNING: the weights of -pretrained_weights" in log_of(trainer)
 
 
 def test_scratch_refuses_pretrained_weights(tiny, foreign_weights):
     trainer = make_trainer(tiny, "AliceTrainer_scratch")
     trainer.initialize()
     load_pretrained_weights(trainer.network, str(foreign_weights[1]))
-    with pytest.raises(WeightsIncompatibleError, match=r"AliceTrainer_scratch.*Leave -pretrained_weights away"):
+    with pytest.raises(WeightsIncompatibleError, match=r"AliceTrainer_scratch.*Remove -pretrained_weights"):
         trainer.on_train_start()
 
 
@@ -141,7 +141,7 @@ def test_checkpoint_opens_without_code_and_loads_strictly_into_the_stock_network
     assert block["options"] == trainer.options.to_dict()
     assert block["transfer_report"]["sha256"] == source.metadata["sha256"]
     assert_same(block["aux_state"], dict(trainer.aux.state_dict()))
-    assert block["aux_state"].keys() == {f"projection.{n}" for n, _ in trainer.aux["projection"].named_parameters()}
+    assert block["aux_state"].keys() == {f"projection_2.{n}" for n, _ in trainer.aux["projection_2"].named_parameters()}
 
 
 def test_every_curve_has_one_value_an_epoch(trained):

@@ -30,7 +30,6 @@ def test_weights_of_any_method_are_taken_from_a_named_file(tiny, tmp_path, monke
         monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(checkpoint.path))
     trainer = make_trainer(tiny, "TransferTrainer_1epoch", seed=1, **options)
     trainer.run_training()
-    assert len(trainer.aux) == 0
     assert trainer.enable_deep_supervision
     assert trainer.transfer_report["coverage"] == 1
     assert trainer.transfer_report["method"] == "import:nnssl"
@@ -60,12 +59,6 @@ def test_a_missing_teacher_is_named(tiny, tmp_path):
         trainer.on_train_start()
 
 
-def test_info_nce_can_be_asked_for(tiny):
-    trainer = make_trainer(tiny, "TransferTrainer_scratch", seed=1, aux="info_nce")
-    trainer.initialize()
-    assert list(trainer.aux) == ["projection"]
-
-
 def two_dimensional(plans: dict) -> dict:
     """The tiny plans with a small 2-D network in place of the stock one."""
     plans = copy.deepcopy(cut_down(plans, "nnUNetPlans"))
@@ -85,7 +78,7 @@ def test_two_dimensions_are_supported_and_not_mixed_with_three(tiny, tmp_path, m
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(path))
     trainer = make_trainer(tiny, "TransferTrainer", plans, "2d")
     trainer.initialize()
-    trainer.transfer_report = trainer._bring_weights()
+    trainer.transfer_report = trainer.load_initial_weights()
     expected = load_checkpoint(path).section("network")["encoder.stages.0.0.convs.0.conv.weight"]
     assert torch.equal(trainer.network.encoder.stages[0][0].convs[0].conv.weight, expected)
 

@@ -172,8 +172,9 @@ def _fits(path: Path, arm: Arm, planned: PlannedDataset) -> bool:
     network = trainer.build_network_architecture(planned.plans, configuration, channels, heads, False)
     network = getattr(getattr(network, "encoder", None), "backbone", network)  # what makes frozen features, if any
     options = read_options(trainer.options_class, configuration.configuration)
-    rules = {"transfer": options.transfer, "branch": options.branch, "min_coverage": options.min_coverage}
-    return can_load(network, load_checkpoint(path, [SECTION_OF[options.branch]]), **rules)
+    checkpoint = load_checkpoint(path, SECTION_OF.values())
+    branch = options.branch or ("teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student")
+    return can_load(network, checkpoint, transfer=options.transfer, branch=branch, min_coverage=options.min_coverage)
 
 
 def folder_name(method: str, planned: PlannedDataset) -> str:
