@@ -15,14 +15,16 @@ from tests.helpers.tiny_dataset import cut_down
 CONFIGURATION = "3d_fullres"
 
 
-def make_trainer(tiny, name: str, plans: dict | None = None, configuration: str = CONFIGURATION, **options):
+def make_trainer(
+    tiny, name: str, plans: dict | None = None, configuration: str = CONFIGURATION, device: str = "cpu", **options
+):
     """A trainer as `nnUNetv2_train` makes it."""
     plans = plans or cut_down(
         tiny.plans, "nnUNetPlans", **{"iterations_per_epoch": 2, "val_iterations_per_epoch": 1, **options}
     )
     dataset = json.loads((tiny.preprocessed / tiny.name / "dataset.json").read_text())
     trainer = find_trainer(name)
-    return trainer({**plans, "continue_training": False}, configuration, 0, dataset, torch.device("cpu"))
+    return trainer({**plans, "continue_training": False}, configuration, 0, dataset, torch.device(device))
 
 
 def started(tiny, name, **options):

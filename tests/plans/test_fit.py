@@ -40,7 +40,7 @@ def test_a_deeper_file_gives_the_stages_that_are_shared(planned, tmp_path):
     file = write(tmp_path / "c.safetensors", architecture(features=(4, 8, 16, 16)))
     fitted = fit_plans_to_checkpoint(NAME, file)
     text = "\n".join(fitted.decisions)
-    assert "stages: 3, plans' own kept, file has 4; the first 3 are shared" in text
+    assert "stages: 3 as planned, the file has 4; the first 3 are shared" in text
     assert "encoder: 100.00% from the file" in text
     assert configuration_of(fitted)["architecture"] == base_of(planned)["architecture"]
 
@@ -87,8 +87,8 @@ def test_the_files_own_are_taken_into_a_copy_of_its_own_data(planned, tmp_path):
     assert found["data_identifier"] == "theirs_3d_fullres"
     assert found["batch_size"] == base["batch_size"]
     text = "\n".join(fitted.decisions)
-    assert "spacing: [0.5, 1.0, 1.5], the file's; the plans had [1.0, 1.0, 1.0]" in text
-    assert "batch size: the plans' own" in text
+    assert "spacing: [0.5, 1.0, 1.5], the file's value; the plans had [1.0, 1.0, 1.0]" in text
+    assert "batch size: as planned" in text
     network = Architecture.from_plans(found["architecture"], 1, 2).build()
     assert load_pretrained(network, load_checkpoint(file)).coverage == 1
 

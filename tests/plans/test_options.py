@@ -6,7 +6,17 @@ import json
 import pytest
 
 from nnunet_invariance.errors import OptionError
-from nnunet_invariance.plans.options import BaselineOptions, TrainerOptions, read_options
+from nnunet_invariance.plans import options as plan_options
+from nnunet_invariance.plans.options import (
+    OPTIONS,
+    AuxiliaryLossOptions,
+    BaselineOptions,
+    DenseContrastOptions,
+    PretrainedOptions,
+    check_block,
+    read_options,
+)
+from nnunet_invariance.registry import trainers
 
 
 def block(**fields) -> dict:
@@ -14,16 +24,16 @@ def block(**fields) -> dict:
 
 
 def test_no_block_gives_the_stated_defaults() -> None:
-    assert read_options(TrainerOptions, {}).to_dict() == {
+    assert read_options(DenseContrastOptions, {}).to_dict() == {
         "checkpoint": None,
         "min_coverage": 1.0,
         "transfer": "encoder",
-        "branch": "teacher",
-        "aux": "info_nce",
+        "branch": None,
+        "aux": True,
         "aux_weight": 0.1,
         "aux_ramp": 0.1,
         "temperature": 0.2,
-        "positions": 256,
+        "num_positions": 256,
         "encoder_lr_factor": 1.0,
         "warmup": 0.0,
         "frozen_epochs": 0,
@@ -31,22 +41,52 @@ def test_no_block_gives_the_stated_defaults() -> None:
         "val_iterations_per_epoch": None,
         "seed": None,
     }
-    assert read_options(BaselineOptions, {}).to_dict().keys() == {
-        "iterations_per_epoch",
-        "val_iterations_per_epoch",
-        "seed",
-    }
+
+
+@pytest.mark.parametrize(
+    ("cls", "base", "own"),
+    [
+        (BaselineOptions, None, {"iterations_per_epoch", "val_iterations_per_epoch", "seed"}),
+        (
+            PretrainedOptions,
+            BaselineOptions,
+            {"checkpoint", "min_coverage", "transfer", "branch", "encoder_lr_factor", "warmup", "frozen_epochs"},
+        ),
+        (AuxiliaryLossOptions, PretrainedOptions, {"aux", "aux_weight", "aux_ramp"}),
+        (DenseContrastOptions, AuxiliaryLossOptions, {"temperature", "num_positions"}),
+    ],
+)
+def test_each_base_adds_only_what_its_trainer_uses(cls, base, own) -> None:
+    names = {item.name for item in dataclasses.fields(cls)}
+    assert names - ({item.name for item in dataclasses.fields(base)} if base else set()) == own
+
+
+def test_every_options_class_is_listed_and_every_field_is_documented() -> None:
+    defined = {cls for cls in vars(plan_options).values() if isinstance(cls, type) and issubclass(cls, BaselineOptions)}
+    assert set(OPTIONS) == defined
+    of_trainers = {entry.load().options_class for entry in trainers().values()}
+    assert of_trainers <= defined
+    for cls in OPTIONS:
+        for description in cls.describe():
+            assert description.doc.endswith("."), (cls.__name__, description.name)
+            assert description.expected, (cls.__name__, description.name)
+
+
+def test_a_plans_copy_is_checked_against_the_options_of_every_trainer() -> None:
+    check_block(block(seed=3, style="gin", weight_invariance=0.5, modality_dropout=0.1))
+    with pytest.raises(OptionError, match="'weight_invariance'"):
+        check_block(block(weight_invariance=-1))
 
 
 def test_options_survive_json_and_come_back() -> None:
-    options = read_options(TrainerOptions, block(seed=3, transfer="encoder+decoder", aux="none", min_coverage=0.5))
-    assert (options.seed, options.transfer, options.aux, options.min_coverage) == (3, "encoder+decoder", "none", 0.5)
-    assert read_options(TrainerOptions, block(**json.loads(json.dumps(options.to_dict())))) == options
+    options = read_options(DenseContrastOptions, block(seed=3, transfer="encoder+decoder", aux=False, min_coverage=0.5))
+    assert (options.seed, options.transfer, options.aux, options.min_coverage) == (3, "encoder+decoder", False, 0.5)
+    assert read_options(DenseContrastOptions, block(**json.loads(json.dumps(options.to_dict())))) == options
 
 
 def test_options_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainerOptions().seed = 1
+        DenseContrastOptions().seed = 1
 
 
 @pytest.mark.parametrize(
@@ -62,12 +102,12 @@ def test_options_are_frozen() -> None:
         ("min_coverage", None, r"a number in \[0, 1\]"),
         ("transfer", "decoder", r"'encoder', 'encoder\+decoder'"),
         ("branch", ["teacher"], "'teacher', 'student'"),
-        ("aux", None, "'info_nce', 'none'"),
+        ("aux", "none", "true or false"),
         ("aux_weight", float("inf"), r"\[0, 100\]"),
         ("aux_ramp", 2, r"\[0, 1\]"),
         ("temperature", 0, r"\(0, 10\]"),
-        ("positions", 1, "a whole number of at least 2"),
-        ("positions", 256.0, "a whole number of at least 2"),
+        ("num_positions", 1, "a whole number of at least 2"),
+        ("num_positions", 256.0, "a whole number of at least 2"),
         ("encoder_lr_factor", -1, r"\[0, 10\]"),
         ("warmup", 1.5, r"\[0, 1\]"),
         ("frozen_epochs", -1, "a whole number of at least 0"),
@@ -81,7 +121,7 @@ def test_options_are_frozen() -> None:
 )
 def test_wrong_values_name_field_value_and_range(field: str, value, expected: str) -> None:
     with pytest.raises(OptionError, match=f"'{field}'.*expected .*{expected}") as error:
-        read_options(TrainerOptions, block(**{field: value}))
+        read_options(DenseContrastOptions, block(**{field: value}))
     assert repr(value) in str(error.value)
 
 
@@ -99,10 +139,10 @@ def test_wrong_values_name_field_value_and_range(field: str, value, expected: st
     ],
 )
 def test_ends_of_ranges_are_allowed(field: str, value) -> None:
-    assert getattr(read_options(TrainerOptions, block(**{field: value})), field) == value
+    assert getattr(read_options(DenseContrastOptions, block(**{field: value})), field) == value
 
 
-@pytest.mark.parametrize("cls", [TrainerOptions, BaselineOptions])
+@pytest.mark.parametrize("cls", [DenseContrastOptions, BaselineOptions])
 def test_unknown_names_get_the_nearest_one(cls) -> None:
     with pytest.raises(
         OptionError, match=r"Unknown option 'iterations_per_epochs'.*Did you mean 'iterations_per_epoch'"
@@ -121,4 +161,4 @@ def test_baseline_passes_over_what_only_trainers_know() -> None:
 @pytest.mark.parametrize("wrong", [None, [], "fast", 3])
 def test_the_block_must_be_an_object(wrong) -> None:
     with pytest.raises(OptionError, match="expected an object"):
-        read_options(TrainerOptions, {"nnunet_invariance": wrong})
+        read_options(DenseContrastOptions, {"nnunet_invariance": wrong})

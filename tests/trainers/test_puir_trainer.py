@@ -82,15 +82,8 @@ def test_training_steps_with_all_losses(modalities, results):
 
 
 def test_recomputed_activations_are_a_choice_and_losses_can_be_left_away(modalities, results):
-    trainer = make_trainer(
-        modalities,
-        "PUIRTrainer_scratch_1epoch",
-        seed=1,
-        weight_decomposition=0,
-        weight_equivariance=0,
-        weight_invariance=0,
-        checkpointing="on",
-    )
+    none = {"weight_decomposition": 0, "weight_equivariance": 0, "weight_invariance": 0}
+    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, checkpointing="on", **none)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     assert trainer.plain_network.checkpointing

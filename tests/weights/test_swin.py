@@ -204,8 +204,8 @@ def test_plans_that_keep_the_checkpoint_name_it(tmp_path, monkeypatch, capsys):
     assert "SwinUNETR in the file, PlainConvUNet in the plans" in capsys.readouterr().err
     assert main(["weights", "plan", NAME, str(out), "--keep", "checkpoint"]) == 0
     printed = capsys.readouterr().out
-    assert "spacing: the plans' own, the file does not say its own" in printed
-    assert "normalisation: the plans' own, the file does not say its own" in printed
+    assert "spacing: the plans' value; the file does not give its own" in printed
+    assert "normalisation: the plans' value; the file does not give its own" in printed
     assert "encoder: 100.00% from the file" in printed
     assert "-p nnUNetPlans_monai-swin -tr TransferTrainer" in printed
     entry = json.loads((folder / "nnUNetPlans_monai-swin.json").read_text())

@@ -133,7 +133,9 @@ class PUIR(Method):
         self.heads = _Heads(self.network.encoder, modalities, options)
         self.batch_size = options.batch_size or setup.batch_size
         self.sources = min(options.sources, modalities)
-        self.symmetries = symmetries([setup.patch_size, *cumulative_strides(self.network.encoder.strides)])
+        strides = cumulative_strides(self.network.encoder.strides)
+        # Axes with other voxel sizes are not exchanged.
+        self.symmetries = symmetries([setup.patch_size, *strides, setup.spacing])
         self.decomposition = DecompositionLoss(options.foreground)
         self.invariance = ModalityInvarianceLoss(options.anchor)
         self.contrast = IndividualContrast(options.temperature)
