@@ -1,4 +1,4 @@
-"""Plans for an anatomix U-Net: as the network itself, or its frozen features in front of the planned network."""
+"""Plans for an anatomix U-Net: as the network, or with its frozen features in front of the planned network."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,29 +11,30 @@ from nnunet_invariance.weights.checkpoint import Checkpoint
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 RESCALE, CT, WINDOW = "RescaleTo01Normalization", "CTNormalization", "CTWindowTo01Normalization"
-#: Normalisations after which an image is in [0, 1].
+#: Normalisations to [0, 1].
 TO_01 = (RESCALE, WINDOW, "RGBTo01Normalization")
-ANISOTROPIC = 3  # nnU-Net's own threshold
+ANISOTROPIC = 3  # nnU-Net's threshold
 
 
 def holds_anatomix(checkpoint: Checkpoint) -> bool:
-    """Whether the network in a checkpoint is an anatomix U-Net, and not a planned one."""
+    """Return whether the network in a checkpoint is an anatomix U-Net and not a planned network."""
     return checkpoint.metadata["architecture"]["network_class_name"] == NETWORK
 
 
 def fit_anatomix(
     dataset: PlannedDataset, checkpoint: Checkpoint, new_plans_name: str | None, frozen_features: bool
 ) -> FittedPlans:
-    """Write a plans copy for an anatomix U-Net, in images of [0, 1] and a patch that it can halve often enough.
+    """Write a plans copy for an anatomix U-Net: images in [0, 1], and a patch whose sizes its strides divide.
 
-    Channels that were normalised as CT are windowed first. Spacing and batch size stay the plans' own.
+    Channels with CT normalisation are clipped to a window first. Spacing and batch size stay as planned.
 
     Args:
         new_plans_name: default ``<base>_anatomix``, or ``<base>_anatomix_features``.
-        frozen_features: keep the planned network, behind the frozen features.
+        frozen_features: keep the planned network, with the frozen features in front of it.
 
     Raises:
-        UnsupportedConfigurationError: not 3-D. OptionError: frozen features of a network for several channels.
+        UnsupportedConfigurationError: the configuration is not 3-D.
+        OptionError: frozen features of a network with several input channels.
         OutputError, WeightsIncompatibleError, CheckpointCorruptError
     """
     before = dataset.configuration.configuration
@@ -41,10 +42,10 @@ def fit_anatomix(
     variant = architecture.arch_kwargs["variant"]
     if len(dataset.patch_size) != 3:
         msg = f"{dataset.configuration_name} of {dataset.name} is {len(dataset.patch_size)}-D, anatomix U-Nets are 3-D."
-        raise UnsupportedConfigurationError(f"{msg} Take a 3-D configuration with -c.")
+        raise UnsupportedConfigurationError(f"{msg} Choose a 3-D configuration with -c.")
     if frozen_features and architecture.input_channels != 1:
-        msg = f"{checkpoint.path} takes {architecture.input_channels} channels, but frozen features are made of each "
-        raise OptionError(f"{msg}channel by itself. Take a checkpoint of one channel, or leave --frozen-features away.")
+        msg = f"{checkpoint.path} has {architecture.input_channels} input channels, but frozen features need a network "
+        raise OptionError(f"{msg}with one. Choose another checkpoint, or remove --frozen-features.")
     schemes = [to_01(scheme) for scheme in before["normalization_schemes"]]
     changes: dict[str, Any] = {
         "patch_size": fitting_patch(dataset.patch_size, variant),
@@ -69,32 +70,36 @@ def fit_anatomix(
 
 
 def to_01(scheme: str) -> str:
-    """The normalisation to [0, 1] in place of another one."""
+    """Return the normalisation to [0, 1] that replaces another one.
+
+    >>> to_01("CTNormalization"), to_01("ZScoreNormalization")
+    ('CTWindowTo01Normalization', 'RescaleTo01Normalization')
+    """
     if scheme in TO_01:
         return scheme
     return WINDOW if scheme == CT else RESCALE
 
 
 def _check_strides(patch: Sequence[int], configuration: dict[str, Any]) -> None:
-    """The planned network halves the new patch too."""
+    """Refuse a new patch that the strides of the planned network do not divide."""
     deepest = [1] * len(patch)
     for stride in configuration["architecture"]["arch_kwargs"]["strides"]:
         deepest = [d * int(s) for d, s in zip(deepest, stride, strict=True)]
     if any(size % stride for size, stride in zip(patch, deepest, strict=True)):
         raise UnsupportedConfigurationError(
             f"The features need the patch {list(patch)}, which is no multiple of the planned network's strides "
-            f"{deepest}. Take plans whose patch fits both, or leave --frozen-features away."
+            f"{deepest}. Choose plans whose patch fits both, or remove --frozen-features."
         )
 
 
 def _decisions(dataset: PlannedDataset, changes: dict[str, Any], variant: str, frozen: bool) -> list[str]:
     plans = dataset.configuration.configuration
-    network = f"the planned one behind frozen features of {variant!r}" if frozen else f"the anatomix U-Net {variant!r}"
+    network = f"the planned one with frozen features of {variant!r}" if frozen else f"the anatomix U-Net {variant!r}"
     lines = [f"network: {network}"]
     for key in ("patch_size", "normalization_schemes"):
         same = list(changes[key]) == list(plans[key])
-        lines.append(f"{key}: {changes[key]}, " + ("the plans' own" if same else f"the plans had {plans[key]}"))
-    lines.append(f"spacing (mm) {list(dataset.spacing)} and batch size {plans['batch_size']}: the plans' own")
+        lines.append(f"{key}: {changes[key]}, " + ("as planned" if same else f"the plans had {plans[key]}"))
+    lines.append(f"spacing (mm) {list(dataset.spacing)} and batch size {plans['batch_size']}: as planned")
     if max(dataset.spacing) > ANISOTROPIC * min(dataset.spacing):
-        lines.append("WARNING: the weights were trained on isotropic voxels, and this network pools all axes alike")
+        lines.append("WARNING: the weights were trained on isotropic voxels, and this network pools all axes equally")
     return lines

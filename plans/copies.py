@@ -1,4 +1,4 @@
-"""Copies of plans files under their own name; a user's plans are never edited in place."""
+"""Copies of plans files under new names; the user's plans are never edited in place."""
 
 import copy
 import json
@@ -21,7 +21,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FittedPlans:
-    """A plans copy that names a checkpoint, one line for each decision, and the trainer it is for."""
+    """A plans copy that names a checkpoint.
+
+    Attributes:
+        path: the plans file.
+        decisions: one line per decision, for the user.
+        trainer: name of the trainer to train with.
+
+    >>> FittedPlans(Path("plans.json"), ()).trainer
+    'TransferTrainer'
+    """
 
     path: Path
     decisions: tuple[str, ...]
@@ -37,19 +46,19 @@ def write_plans_copy(
     changes: Mapping[str, Any] | None = None,
     pretrain_info: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a copy of a plans file beside it and return its path; writing the same copy again changes nothing.
+    """Write a copy of a plans file into the same folder and return its path; a second identical copy changes nothing.
 
     Args:
         dataset_name: name or id.
         configuration: the configuration that ``block`` and ``changes`` are for.
         block: options, merged into the configuration's ``nnunet_invariance`` block.
-        changes: keys of the configuration to replace. Where they change what preprocessing makes, the copy gets its own
+        changes: keys of the configuration to replace. If they change the preprocessing, the copy gets its own
             ``data_identifier`` and :func:`preprocessing_command` is logged.
-        pretrain_info: the block that nnU-Net's own fine-tuning reads; it replaces one of the base plans.
+        pretrain_info: the block that nnU-Net's own fine-tuning reads; it replaces that of the base plans.
 
     Raises:
-        OptionError: a plans name holds ``__`` or is no file name, or an option is wrong.
-        OutputError: other plans of that name are there already, or the file cannot be written.
+        OptionError: a plans name contains ``__`` or is no file name, or an option is wrong.
+        OutputError: a file of that name has other content, or the file cannot be written.
         NotPreprocessedError, UnknownConfigurationError, DatasetNotFoundError, EnvironmentNotSetError
     """
     _check_name(new_plans_name)
@@ -74,12 +83,12 @@ def write_plans_copy(
         atomic_write(path, lambda file: file.write(json.dumps(plans, indent=4).encode()))
     command = preprocessing_command(dataset.name, new_plans_name, configuration)
     if command:
-        logger.info("%s has no preprocessed cases yet; fill it with: %s", path.stem, command)
+        logger.info("%s has no preprocessed cases yet; preprocess them with: %s", path.stem, command)
     return path
 
 
 def preprocessing_command(dataset_name: str, plans_name: str, configuration: str) -> str | None:
-    """The command that fills the preprocessed folder of a configuration; None where it holds cases already."""
+    """Return the command that preprocesses a configuration, or None if its folder has cases already."""
     dataset = open_planned_dataset(dataset_name, configuration, plans_name)
     if dataset.folder.is_dir() and any(dataset.folder.iterdir()):
         return None
@@ -88,7 +97,7 @@ def preprocessing_command(dataset_name: str, plans_name: str, configuration: str
 
 
 def _check_name(name: str) -> None:
-    """nnU-Net splits the names of result folders at ``__``, and keeps plans as a file of their name."""
+    """Refuse names that nnU-Net cannot use for plans files, or for result folders, whose names it splits at ``__``."""
     if not name or "__" in name or "/" in name or name.endswith(".json"):
         msg = f"Plans name {name!r} cannot be used: expected a plain name without '__', '/' or '.json'."
         raise OptionError(msg + " Choose another, for example nnUNetPlans_alice.")

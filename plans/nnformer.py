@@ -1,4 +1,4 @@
-"""Plans for the original backbone of Alice."""
+"""Plans for the nnFormer encoder, the original backbone of Alice."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,20 @@ WIDTHS = (48, 48, 96, 192, 384)
 
 
 def read_axes(transpose_forward: Sequence[int]) -> list[int]:
-    """Order in which the encoder reads preprocessed axes so that it sees x, y, z, whatever nnU-Net made the first."""
+    """Return the order of the preprocessed axes in which the encoder gets x, y, z.
+
+    >>> read_axes([0, 1, 2])
+    [2, 1, 0]
+    """
     return [list(transpose_forward).index(axis) for axis in (2, 1, 0)]
 
 
 def nnformer_patch(planned: Sequence[int]) -> list[int]:
-    """The planned patch, each side cut to a multiple of 16 and no less than 64 voxels."""
+    """Round each side of the planned patch down to a multiple of 16, and up to at least 64 voxels.
+
+    >>> nnformer_patch([40, 100, 128])
+    [64, 96, 128]
+    """
     return [max(SMALLEST, size // STRIDE * STRIDE) for size in planned]
 
 
@@ -32,7 +40,7 @@ def write_nnformer_plans(
 ) -> Path:
     """Write a plans copy with the nnFormer encoder, a patch that fits it, and the soft-tissue window for CT channels.
 
-    Other normalisations, spacing and batch size stay the plans' own.
+    Other normalisations, spacing and batch size stay as planned.
 
     Args:
         new_plans_name: default ``<base>_nnformer``.

@@ -1,4 +1,4 @@
-"""Planners for PUIRTrainer, which encodes each modality alone."""
+"""Planners for PUIRTrainer, which encodes each modality separately."""
 
 from typing import Any
 
@@ -13,9 +13,12 @@ from nnunet_invariance.networks.architectures.puir import feature_voxels
 
 
 class PUIRPlanner(ExperimentPlanner):
-    """nnU-Net's planner, which counts what PUIRTrainer keeps of a sample, so that the planned batch fits.
+    """nnU-Net's planner with the memory estimate of PUIRTrainer, so that the planned batch fits.
 
-    Plans ``PUIRPlans``; the preprocessed data of 2d and 3d_fullres are those of ``nnUNetPlans``.
+    It writes ``PUIRPlans``; 2d and 3d_fullres use the preprocessed data of ``nnUNetPlans``.
+
+    >>> PUIRPlanner.generate_data_identifier(None, "3d_fullres")
+    'nnUNetPlans_3d_fullres'
     """
 
     def __init__(self, *args: Any, plans_name: str = "PUIRPlans", **kwargs: Any) -> None:
@@ -30,20 +33,24 @@ class PUIRPlanner(ExperimentPlanner):
         arch_kwargs: dict,
         arch_kwargs_req_import: tuple[str, ...],
     ) -> np.int64:
-        """Feature voxels of one sample in training."""
+        """Number of feature voxels of one sample in training."""
         network = get_network_from_plans(
             arch_class_name, arch_kwargs, arch_kwargs_req_import, 1, output_channels, allow_init=False
         )
         return feature_voxels(network, input_channels, patch_size)
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """Spacing and normalisation of these two do not depend on memory, so their data are there already."""
+        """Reuse nnU-Net's preprocessed data for configurations whose preprocessing does not depend on memory."""
         name = "nnUNetPlans" if configuration_name in ("2d", "3d_fullres") else self.plans_identifier
         return f"{name}_{configuration_name}"
 
 
 class PUIRPlannerResEncL(nnUNetPlannerResEncL):
-    """The same with nnU-Net's large residual encoder; plans ``PUIRResEncLPlans``."""
+    """:class:`PUIRPlanner` with nnU-Net's large residual encoder; it writes ``PUIRResEncLPlans``.
+
+    >>> issubclass(PUIRPlannerResEncL, nnUNetPlannerResEncL)
+    True
+    """
 
     static_estimate_VRAM_usage = staticmethod(PUIRPlanner.static_estimate_VRAM_usage)
 

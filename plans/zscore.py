@@ -1,4 +1,4 @@
-"""z-score in place of CT normalisation, without which no training on CT reaches another modality."""
+"""Plans copies with z-score instead of CT normalisation, which training on CT for another modality needs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ CT, ZSCORE = "CTNormalization", "ZScoreNormalization"
 #: Why a plans copy is needed.
 REASON = (
     "CTNormalization clips and shifts every image by the Hounsfield units of the training set. An image of another "
-    "modality has none, so most of it is clipped away; z-score takes each image by its own mean and s.d."
+    "modality has none, so most of it is clipped away; z-score uses mean and standard deviation of each image."
 )
 
 
 def ct_remedy(schemes: Sequence[str], dataset_name: str, plans_name: str, configuration: str) -> str | None:
-    """What to say where a plan normalises as CT; None where it does not."""
+    """Return a warning with the remedy if a plan has CT normalisation, None otherwise."""
     if CT not in schemes:
         return None
     command = f"nnunet-invariance style plan {dataset_name} -p {plans_name} -c {configuration}"
@@ -29,13 +29,13 @@ def write_zscore_plans(
     configuration: str = "3d_fullres",
     new_plans_name: str | None = None,
 ) -> Path:
-    """Write a plans copy with z-score for every channel that was normalised as CT, under its own ``data_identifier``.
+    """Write a plans copy with z-score for every channel with CT normalisation, and its own ``data_identifier``.
 
     Args:
         new_plans_name: default ``<base>_zscore``.
 
     Raises:
-        OptionError: no channel is normalised as CT, or the name cannot be used.
+        OptionError: no channel has CT normalisation, or the name cannot be used.
         OutputError, NotPreprocessedError, UnknownConfigurationError, DatasetNotFoundError, EnvironmentNotSetError
     """
     dataset = open_planned_dataset(dataset_name, configuration, base_plans_name)
@@ -43,7 +43,7 @@ def write_zscore_plans(
     if CT not in schemes:
         raise OptionError(
             f"{base_plans_name}, {configuration} of {dataset.name} normalises with {', '.join(schemes)}, not with "
-            f"{CT}. Nothing is to be changed: train with these plans."
+            f"{CT}. No change is needed: train with these plans."
         )
     changes = {"normalization_schemes": [ZSCORE if scheme == CT else scheme for scheme in schemes]}
     name = new_plans_name or f"{base_plans_name}_zscore"
