@@ -19,7 +19,7 @@ from nnunet_invariance.plans.differences import (
 from nnunet_invariance.plans.nnformer import read_axes
 from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.registry import trainer_for_weights
-from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
+from nnunet_invariance.weights.checkpoint import IMPORTED, Checkpoint, load_checkpoint
 from nnunet_invariance.weights.nnssl_format import is_known_to_nnssl, pretrain_info, recommended_patch
 from nnunet_invariance.weights.transfer import load_pretrained
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
@@ -68,7 +68,8 @@ def fit_plans_to_checkpoint(
         raise OptionError(msg + "Remove --frozen-features, or give a checkpoint of an anatomix U-Net.")
     check_dimensions(checkpoint, dataset)
     changes, decisions = _changes(checkpoint, dataset, keep, strict=min_coverage == 1)
-    name = new_plans_name or f"{base_plans_name}_{checkpoint.metadata['method']}"
+    method = checkpoint.metadata["method"].removeprefix(IMPORTED)
+    name = new_plans_name or f"{base_plans_name}_{method}"
     return _write(checkpoint, dataset, name, changes, decisions, min_coverage)
 
 

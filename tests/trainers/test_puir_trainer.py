@@ -70,7 +70,7 @@ def test_training_steps_with_all_losses(modalities, results):
     moved = [n for n in before if n.startswith(("encoder.", "personalization.")) and n.endswith((".weight", "prior"))]
     assert len(moved) > 10
     assert all(not torch.equal(before[name], after[name]) for name in moved)
-    assert trainer.optimizer.param_groups[-1]["weight_decompositionay"] == 0
+    assert trainer.optimizer.param_groups[-1]["weight_decay"] == 0
     shapes = [tuple(p.shape) for p in trainer.optimizer.param_groups[-1]["params"]]
     assert (2, 32) in shapes
     assert (1, 4, 32) in shapes

@@ -41,7 +41,7 @@ def test_the_named_encoder_is_in_the_network_bit_by_bit(tiny, tmp_path):
     trainer = make_trainer(tiny, "TransferTrainer", seed=1, checkpoint=str(checkpoint.path))
     trainer.on_train_start()
     encoder = values(trainer.network.encoder)
-    section = checkpoint.section("network")
+    section = checkpoint.section("teacher")  # the file has one
     assert_same(encoder, {name: section[f"encoder.{name}"] for name in encoder})
 
 
@@ -79,7 +79,7 @@ def test_two_dimensions_are_supported_and_not_mixed_with_three(tiny, tmp_path, m
     trainer = make_trainer(tiny, "TransferTrainer", plans, "2d")
     trainer.initialize()
     trainer.transfer_report = trainer.load_initial_weights()
-    expected = load_checkpoint(path).section("network")["encoder.stages.0.0.convs.0.conv.weight"]
+    expected = load_checkpoint(path).section("teacher")["encoder.stages.0.0.convs.0.conv.weight"]
     assert torch.equal(trainer.network.encoder.stages[0][0].convs[0].conv.weight, expected)
 
     volume = make_trainer(tiny, "TransferTrainer")
