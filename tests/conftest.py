@@ -8,13 +8,10 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait m
 
 import io
 import json
-import multiprocessing
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ import torch
 from nnunet_invariance._discovery import autoload
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 from tests.helpers import tiny_modalities
+from tests.helpers.threads import threads_for_processes
 from tests.helpers.tiny_dataset import NAME, cut_down, write_raw_dataset
 
 autoload()  # an uninstalled checkout has no entry point
@@ -126,11 +124,3 @@ def plan_and_preprocess(preprocessed: Path, identifier: int = 777) -> dict:
         file.write_text(json.dumps(plans, indent=2))
         preprocess_dataset(identifier, "nnUNetPlans", ("3d_fullres",), (1,), show_progress_bar=False)
     return plans
-
-
-@contextmanager
-def threads_for_processes() -> Iterator[None]:
-    """Let nnU-Net's worker pools run as threads of this process: a spawned worker would import torch first."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiprocessing, "get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
-        yield

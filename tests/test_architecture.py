@@ -51,3 +51,34 @@ def test_only_one_file_imports_the_packages_of_the_diffusion_extra():
 def test_losses_know_nothing_of_nnunet():
     for file in (ROOT / "nnunet_invariance/losses").glob("*.py"):
         assert "nnunetv2" not in file.read_text(), file
+
+
+def test_no_test_module_imports_another():
+    found = []
+    for file in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong = [m for m in modules if re.search(r"(^|\.)(test_\w+|conftest)$", m)]
+            found += [f"{file.relative_to(ROOT)} imports {m}; move shared code to tests/helpers/" for m in wrong]
+        text = file.read_text(encoding="utf-8")
+        found += [
+            f"{file.relative_to(ROOT)} names {m}" for m in re.findall(r"from (tests\.[\w.]*test_\w+) import", text)
+        ]
+    assert found == []
+
+
+def test_no_test_module_redefines_a_shared_fixture():
+    shared = fixtures(ROOT / "tests/conftest.py")
+    assert {"tiny", "results", "device"} <= shared
+    found = {file.name: names for file in ROOT.glob("tests/**/test_*.py") if (names := fixtures(file) & shared)}
+    assert found == {}
+
+
+def fixtures(file: Path) -> set[str]:
+    """Names of the fixtures that a file defines."""
+    return {
+        node.name
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and any("fixture" in ast.unparse(d) for d in node.decorator_list)
+    }

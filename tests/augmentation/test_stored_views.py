@@ -32,8 +32,9 @@ from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
 from nnunet_invariance.plans.options import ICMSegTrainerOptions, read_options
 from tests.helpers.tiny_dataset import cut_down
-from tests.helpers.tiny_trainers import log_of, make_trainer
-from tests.trainers.test_icmseg import as_moved, results, started  # noqa: F401  the fixture gives each test its results tree
+from tests.helpers.tiny_trainers import as_moved, log_of, make_trainer, started
+
+pytestmark = pytest.mark.usefixtures("results")
 
 MARK = 50.0  # what views of the tests are brighter by
 
@@ -94,7 +95,7 @@ def test_a_case_with_its_view_is_cropped_as_one_image():
 
 
 def test_views_come_into_the_batch_in_place_and_only_as_second_views(tiny, stored):
-    trainer, batch = started(tiny, views_probability=1.0)
+    trainer, batch = started(tiny, "ICMSegTrainer", views_probability=1.0)
     cases = len(trainer.do_split()[0])
     assert f"{2 * cases} stored views of {cases} training cases, with chance 1" in log_of(trainer)
     assert all(str(key).endswith(("__T1", "__T2")) for key in batch["keys"])
@@ -113,7 +114,7 @@ def test_views_come_into_the_batch_in_place_and_only_as_second_views(tiny, store
 
 
 def test_plain_samples_of_a_batch_get_an_intervention(tiny, stored):
-    trainer, batch = started(tiny, views_probability=0.5, style="clusters")
+    trainer, batch = started(tiny, "ICMSegTrainer", views_probability=0.5, style="clusters")
     moved = as_moved(trainer, batch)
     case = str(moved["keys"][0]).split("__")[0]
     moved["keys"] = np.array([f"{case}__T1", case])
@@ -123,7 +124,7 @@ def test_plain_samples_of_a_batch_get_an_intervention(tiny, stored):
 
 
 def test_a_view_lies_where_its_case_lies(tiny, stored):
-    trainer, _ = started(tiny, views_probability=1.0)
+    trainer, _ = started(tiny, "ICMSegTrainer", views_probability=1.0)
     dataset = trainer.dataloader_train.data_loader.loader._data
     key = str(dataset.identifiers[0])
     image, seg, _, properties = dataset.load_case(key)
@@ -141,7 +142,7 @@ def test_an_epoch_with_views_and_validation_without(tiny, stored):
     trainer.run_training()
     assert np.isfinite(trainer.logger.get_value("train_total", -1))
     assert isinstance(trainer.dataloader_val.data_loader.loader._data, nnUNetDatasetBlosc2)
-    trainer, _ = started(tiny, views_probability=0.0)
+    trainer, _ = started(tiny, "ICMSegTrainer", views_probability=0.0)
     assert trainer.stored == frozenset()
 
 
@@ -150,7 +151,7 @@ def test_views_that_are_missing_broken_or_of_another_preprocessing(tiny, stored)
     case = next(iter(index["views"]))
     (stored / f"{case}__T1.b2nd").rename(stored / "away")
     with pytest.raises(StyleFolderError, match=f"lacks 1 views: {case}__T1. Run style preprocess"):
-        started(tiny, views_probability=0.5)
+        started(tiny, "ICMSegTrainer", views_probability=0.5)
     (stored / "away").rename(stored / f"{case}__T1.b2nd")
     plans = copy.deepcopy(cut_down(tiny.plans, "nnUNetPlans", iterations_per_epoch=1, val_iterations_per_epoch=1))
     entry = plans["configurations"]["3d_fullres"]
@@ -160,7 +161,7 @@ def test_views_that_are_missing_broken_or_of_another_preprocessing(tiny, stored)
         make_trainer(tiny, "ICMSegTrainer", plans).on_train_start()
     (stored / "views.json").unlink()
     with pytest.raises(StyleFolderError, match=r"holds no views\.json, but 'views_probability' is not 0"):
-        started(tiny, views_probability=0.5)
+        started(tiny, "ICMSegTrainer", views_probability=0.5)
     with pytest.raises(StyleFolderError, match=r"style preprocess FOLDER"):
         read_index(stored, "")
 
@@ -235,7 +236,9 @@ def test_a_view_equal_to_its_source_becomes_what_nnunet_made_of_the_source(tiny,
 @pytest.mark.parametrize("contrast", ["all_positions", "within_image", "same_position"])
 @pytest.mark.parametrize("label_mask", ["none", "exclude_same_class", "supcon"])
 def test_forms_of_the_contrast_reach_the_loss(tiny, contrast, label_mask):
-    trainer, batch = started(tiny, contrast=contrast, label_mask=label_mask, num_positions=50, stages=[1])
+    trainer, batch = started(
+        tiny, "ICMSegTrainer", contrast=contrast, label_mask=label_mask, num_positions=50, stages=[1]
+    )
     moved = as_moved(trainer, batch)
     generator = torch.Generator().manual_seed(0)
     maps = [[torch.randn(2, c, *[n] * 3, generator=generator) for c, n in ((8, 32), (16, 16))] for _ in range(2)]

@@ -9,8 +9,8 @@ from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 from nnunet_invariance.weights.checkpoint import save_checkpoint
 from nnunet_invariance.weights.importers.importing import import_foreign
-from tests.cli.test_stock_commands import check_predictions, stock
 from tests.helpers.anatomix_files import write_released
+from tests.helpers.commands import check_predictions, stock
 from tests.helpers.small_checkpoints import metadata
 from tests.helpers.tiny_dataset import cut_down
 

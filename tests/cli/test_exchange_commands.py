@@ -8,7 +8,7 @@ from dynamic_network_architectures.architectures.primus import PrimusS
 
 from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 from nnunet_invariance.weights.importers.importing import import_foreign
-from tests.cli.test_stock_commands import check_predictions, stock
+from tests.helpers.commands import check_predictions, stock
 from tests.helpers.foreign_checkpoints import nnssl_file
 from tests.helpers.small_checkpoints import architecture
 from tests.helpers.swin_files import VOCO, save

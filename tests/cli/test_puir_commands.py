@@ -6,8 +6,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_invariance.cli.main import main
-from tests.cli.test_stock_commands import stock
 from tests.helpers import tiny_modalities
+from tests.helpers.commands import stock
 from tests.helpers.tiny_dataset import cut_down
 
 TRAINER, PLANS = "PUIRTrainer_scratch_1epoch", "PUIRCommandsPlans"

@@ -1,47 +1,22 @@
 """nnU-Net's own commands, in processes of their own, with our trainers."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-import sysconfig
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
-import SimpleITK as sitk
 
-from tests.helpers.tiny_dataset import TEST_SHAPES, cut_down
+from tests.helpers.commands import check_predictions, command_line, stock
+from tests.helpers.tiny_dataset import cut_down
 
-ROOT = Path(__file__).parents[2]
 TRAINER = "AliceTrainer_scratch_1epoch"
 PLANS = "StockCommandsPlans"
 MODEL = f"{TRAINER}__{PLANS}__3d_fullres"
 
 pytestmark = pytest.mark.commands
-
-
-def command_line(*words: str | Path) -> list[str]:
-    """The words with the console script of this environment in front."""
-    script = shutil.which(words[0], path=sysconfig.get_path("scripts"))
-    assert script, f"{words[0]} is not installed beside {sys.executable}"
-    return [script, *map(str, words[1:])]
-
-
-def stock(*words: str | Path, **environment: str) -> str:
-    """Run a console script from a folder that is not the checkout; what it printed."""
-    result = subprocess.run(
-        command_line(*words),
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        cwd=os.environ["nnUNet_results"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, f"{words}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +26,6 @@ def trained(tiny) -> Path:
     (tiny.preprocessed / tiny.name / f"{PLANS}.json").write_text(json.dumps(plans))
     stock("nnUNetv2_train", "777", "3d_fullres", "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu", "--npz")
     return tiny.results / tiny.name / MODEL
-
-
-def check_predictions(folder: Path) -> None:
-    for index, shape in enumerate(TEST_SHAPES):
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(folder / f"test_{index:03d}.nii.gz"))
-        assert labels.shape == shape
-        assert labels.max() <= 2
 
 
 def test_train_then_predict_in_a_new_process(trained, tiny, tmp_path):

@@ -5,7 +5,7 @@ import torch
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
-from tests.networks.test_networks import architecture
+from tests.helpers.planned_networks import architecture
 
 
 def build(seed: int = 0, **changes: object) -> Alice:

@@ -8,8 +8,8 @@ from torch import Tensor
 from nnunet_invariance.losses.hard_negative_info_nce import SampledIndices
 from nnunet_invariance.pretraining.engine.method import Method, Setup
 from nnunet_invariance.pretraining.methods.sam import SAM, SAMOptions
-from tests.networks.test_networks import architecture
-from tests.pretraining.test_anatomix_pretraining import make as make_anatomix
+from tests.helpers.planned_networks import architecture
+from tests.helpers.tiny_anatomix import make as make_anatomix
 
 RANKS = 2
 

@@ -1,5 +1,7 @@
 """Networks as nnU-Net plans them, three stages of 4, 8 and 16 features, and checkpoints of them."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
+FLAT, FULL = [1, 3, 3], [3, 3, 3]  # kernel sizes
 NETWORKS = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
 
 
@@ -93,3 +96,18 @@ def write(path: Path, planned: Architecture | None = None, teacher: bool = True,
 
 def checkpoint(path: Path, planned: Architecture | None = None, teacher: bool = True, **changes: Any) -> Checkpoint:
     return load_checkpoint(write(path, planned, teacher, **changes))
+
+
+def with_kernels(planned: Architecture, kernels: list[list[int]]) -> Architecture:
+    """A copy of the architecture with these kernel sizes per stage."""
+    planned = copy.deepcopy(planned)
+    planned.arch_kwargs["kernel_sizes"] = kernels
+    return planned
+
+
+def anisotropic(channels: int) -> Architecture:
+    """A network whose first stage has flat kernels and whose second stage does not downsample the first axis."""
+    planned = architecture(channels=channels)
+    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+    kernels = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
+    return replace(planned, arch_kwargs={**planned.arch_kwargs, "strides": strides, "kernel_sizes": kernels})

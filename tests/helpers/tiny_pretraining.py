@@ -8,6 +8,7 @@ from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.nnunet.cases import scan_cases
 from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
+from nnunet_invariance.weights.checkpoint import load_checkpoint
 from tests.helpers.pretraining_runs import run_pretraining
 
 SHORT = ["epochs=3", "iterations=4", "lr=1e-3", "workers=0", "hidden=64", "num_prototypes=64"]
@@ -42,3 +43,14 @@ def copy_cases(tiny, folder, names):
     for name in names:
         for path in source.glob(f"{name}*"):
             shutil.copy(path, folder)
+
+
+def tensors(path):
+    """All tensors of a checkpoint."""
+    return load_checkpoint(path).tensors
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert different == []

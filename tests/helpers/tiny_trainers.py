@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from nnunet_invariance._discovery import find_trainer
+from nnunet_invariance.augmentation.views import split_views
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
 from nnunet_invariance.weights.locate import FINAL, pretraining_folder
@@ -67,3 +68,9 @@ def assert_same(first, second, path: str = "") -> None:
 def log_of(trainer) -> str:
     """What the trainer wrote into its log file."""
     return Path(trainer.log_file).read_text()
+
+
+def as_moved(trainer, batch):
+    """The batch as the trainer has it once the views are split from the loaded channels."""
+    views = split_views(batch["data"], 1)
+    return {**batch, "views": views, "valid_mask": views.valid_mask}

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from nnunet_invariance.errors import OptionError, ShapeError
 from nnunet_invariance.losses.info_nce import PatchInfoNCE, SupervisedInfoNCE
 from nnunet_invariance.losses.tiled_info_nce import info_nce
-from tests.pretraining.test_distributed import torchrun
+from tests.helpers.info_nce_forms import AllForms, batch, two_views
+from tests.helpers.two_ranks import torchrun
 
 EXPONENT = {"none": 0.0, "sqrt": 0.5, "raw": 1.0}
 WITHIN_OR_ACROSS = list(itertools.product(("within", "across"), repeat=2))
@@ -33,12 +34,6 @@ def slow_loop(anchors, meets, positive, name, temperature, rarity="none", balanc
         total += weight * (math.log(partition) - pull)
         weights += weight
     return total / weights
-
-
-def batch(maps=3, rows=6, features=5, labels=3, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(maps, rows, features, generator=generator, dtype=dtype)
-    return z, torch.randint(labels, (maps, rows), generator=generator)
 
 
 @pytest.mark.parametrize(("positives", "negatives"), WITHIN_OR_ACROSS)
@@ -301,7 +296,7 @@ SCRIPT = """
 import sys, torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tests.losses.test_supervised_info_nce import AllForms, two_views
+from tests.helpers.info_nce_forms import AllForms, two_views
 
 def main():  # no DistributedDataParallel is left when its group is destroyed
     dist.init_process_group("gloo")
@@ -321,52 +316,6 @@ def main():  # no DistributedDataParallel is left when its group is destroyed
 main()
 dist.destroy_process_group()
 """
-
-
-def two_views():
-    """Both views of three samples, their labels, and which positions count."""
-    z, labels = batch(maps=6, rows=5, features=6)
-    valid = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)) < 0.7
-    return z[:3], z[3:], labels[:3], valid
-
-
-def nothing_on_the_second_rank(valid):
-    counts = torch.full_like(valid, len(valid) > 1)  # it has sample 2 alone
-    counts[2:] = False
-    return counts
-
-
-PATCH = [
-    PatchInfoNCE(0.2),
-    PatchInfoNCE(0.2, "within_image", "supcon"),
-    PatchInfoNCE(0.2, "same_position"),
-    PatchInfoNCE(0.2, "all_positions", "exclude_same_class"),
-]
-SUPERVISED = [
-    SupervisedInfoNCE(0.33),
-    SupervisedInfoNCE(0.33, "across", "across", "raw", "raw"),
-    SupervisedInfoNCE(0.33, "across", "within", "sqrt", "sqrt"),
-    SupervisedInfoNCE(0.33, "within", "across", "raw", "sqrt"),
-]
-
-
-class AllForms(torch.nn.Module):
-    """Every form of the loss behind a projection of its own."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        count = len(PATCH) + len(SUPERVISED) + 1
-        self.heads = torch.nn.ModuleList(torch.nn.Linear(6, 4, bias=False).double() for _ in range(count))
-
-    def forward(self, first, second, labels, valid):
-        heads = iter(self.heads)
-        losses = [form(head(first), head(second), valid, labels) for form, head in zip(PATCH, heads, strict=False)]
-        for form, head in zip(SUPERVISED, heads, strict=False):
-            losses.append(form(head(torch.cat((first, second), 1)), labels.repeat(1, 2), valid.repeat(1, 2)))
-        head = self.heads[-1]
-        losses.append(PatchInfoNCE()(head(first), head(second), nothing_on_the_second_rank(valid)))
-        return torch.stack(losses)
 
 
 def test_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path):

@@ -35,9 +35,9 @@ from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.methods.puir import PUIR, PUIROptions
 from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslation, PUIRTranslationOptions
 from tests.helpers.small_checkpoints import architecture
+from tests.helpers.three_tissues import PATCH, batch, individuals
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_modalities import DIFFERENT, write_apart, write_tests
-from tests.pretraining.test_puir_pretraining import PATCH, batch, individuals
 
 PLANS = "TransferTestPlans"
 

@@ -1,7 +1,5 @@
 """PUIRNet: what a missing modality must not do, what the gates start as, and what fits into it."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,9 @@ from nnunet_invariance.networks.architectures.bottleneck_decoder import Bottlene
 from nnunet_invariance.networks.architectures.fusion import GatedFusion
 from nnunet_invariance.networks.architectures.prior import PriorAttention
 from nnunet_invariance.networks.architectures.puir import PUIRNet, gigabytes
-from nnunet_invariance.networks.planned import Architecture, unique_tensors
+from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.networks.presence import present_channels
-from tests.helpers.small_checkpoints import architecture, build
+from tests.helpers.small_checkpoints import anisotropic, architecture, build
 
 PATCH = (16, 16, 16)
 
@@ -25,13 +23,6 @@ def network(name: str = "PlainConvUNet", channels: int = 3, tokens: str = "spati
         torch.nn.init.normal_(fusion.score.weight)
         torch.nn.init.normal_(fusion.modality)
     return net
-
-
-def anisotropic(channels: int) -> Architecture:
-    planned = architecture(channels=channels)
-    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
-    kernels = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
-    return replace(planned, arch_kwargs={**planned.arch_kwargs, "strides": strides, "kernel_sizes": kernels})
 
 
 @pytest.mark.parametrize("name", ["PlainConvUNet", "ResidualEncoderUNet"])

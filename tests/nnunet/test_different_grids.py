@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import SimpleITK as sitk
 
-from tests.cli.test_stock_commands import ROOT, command_line
+from tests.helpers.commands import ROOT, command_line
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_modalities import DIFFERENT, write_apart
 

@@ -16,8 +16,7 @@ from nnunet_invariance.weights.importers.importing import import_foreign
 from nnunet_invariance.weights.transfer import load_pretrained
 from tests.helpers.foreign_checkpoints import write_foreign
 from tests.helpers.planned_files import BASE, CONFIGURATION, NAME, write_planned
-from tests.helpers.small_checkpoints import architecture, write
-from tests.weights.test_kernel_adaptation import FLAT, FULL, with_kernels
+from tests.helpers.small_checkpoints import FLAT, FULL, architecture, with_kernels, write
 
 
 def configuration_of(fitted: FittedPlans) -> dict[str, Any]:

@@ -23,13 +23,10 @@ from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.methods.mae import MAEOptions
 from nnunet_invariance.pretraining.methods.sam import SAMOptions
 from tests.helpers.distributed_alice import build
-from tests.networks.test_networks import architecture
+from tests.helpers.planned_networks import architecture
+from tests.helpers.slow_losses import random, slow_loss
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
-
-
-def random(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
@@ -115,13 +112,6 @@ def test_sinkhorn_gives_every_code_an_equal_share_and_survives_small_temperature
     assert torch.allclose(q.sum(0), torch.full((8,), 8.0, dtype=torch.float64), rtol=1e-3)
     assert sinkhorn_knopp(torch.randn(20, 5) / 0.001).isfinite().all()
     assert sinkhorn_knopp(torch.randn(3, 5), torch.zeros(3, dtype=torch.bool)).isfinite().all()
-
-
-def slow_loss(student, target, tau_s):
-    s = [x / tau_s for x in student.tolist()]
-    top = max(s)
-    log_total = math.log(sum(math.exp(x - top) for x in s)) + top
-    return -sum(p * (x - log_total) for p, x in zip(target.tolist(), s, strict=True))
 
 
 @pytest.mark.parametrize("guard", ["center", "sinkhorn", "none"])

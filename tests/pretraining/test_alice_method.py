@@ -9,8 +9,8 @@ from nnunet_invariance.networks.planned import decode
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from tests.helpers.distributed_alice import build, views
-from tests.networks.test_networks import architecture
-from tests.pretraining.test_alice_forms import random, slow_loss
+from tests.helpers.planned_networks import architecture
+from tests.helpers.slow_losses import random, slow_loss
 
 FORMS = [
     {},

@@ -20,18 +20,9 @@ from nnunet_invariance.pretraining.measures.label_retrieval import label_retriev
 from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPretrainingOptions
 from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
 from tests.helpers.small_checkpoints import architecture
+from tests.helpers.tiny_anatomix import make
 
 ONE_RANK = DistributedContext(0, 1, torch.device("cpu"))
-
-
-def make(network="PlainConvUNet", patch=(32, 32, 32), unit_range=True, **options) -> Anatomix:
-    """Over a small planned network of three stages."""
-    torch.manual_seed(0)
-    planned = architecture(network, classes=1)
-    setup = Setup(planned, patch, (1.0, 1.0, 1.0), 2, unit_range, ())
-    return Anatomix(
-        setup, AnatomixPretrainingOptions(**{"num_positions": 64, "held_out": 1, "volume": 32, **options})
-    ).train()
 
 
 def views(method, step=0, seed=0):

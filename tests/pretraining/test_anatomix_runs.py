@@ -19,16 +19,16 @@ from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPre
 from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 from tests.helpers.pretraining_runs import run_preset, run_pretraining
-from tests.pretraining.test_anatomix_pretraining import make
-from tests.pretraining.test_runs import assert_same, tensors
+from tests.helpers.tiny_anatomix import make
+from tests.helpers.tiny_pretraining import assert_same, tensors
 
 SHORT = ["epochs=2", "iterations=2", "workers=0", "held_out=1", "num_positions=64", "volume=32"]
 
 
 @pytest.fixture
-def results(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    return tmp_path / tiny.name / "pretraining" / "anatomix__nnUNetPlans__3d_fullres"
+def run_folder(results):
+    """Folder of the run in this test's results tree."""
+    return results / "pretraining" / "anatomix__nnUNetPlans__3d_fullres"
 
 
 def pretrain(tiny, *settings, resume=False):
@@ -37,10 +37,10 @@ def pretrain(tiny, *settings, resume=False):
     )
 
 
-def test_a_run_leaves_encoder_and_decoder_and_reads_no_case(tiny, results, monkeypatch):
+def test_a_run_leaves_encoder_and_decoder_and_reads_no_case(tiny, run_folder, monkeypatch):
     monkeypatch.setattr("nnunet_invariance.nnunet.cases.load_volume", None)
     path = pretrain(tiny)
-    assert {p.name for p in results.iterdir()} == {
+    assert {p.name for p in run_folder.iterdir()} == {
         "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json",
     }  # fmt: skip
     metadata = read_metadata(path)
@@ -49,7 +49,7 @@ def test_a_run_leaves_encoder_and_decoder_and_reads_no_case(tiny, results, monke
     assert metadata["channel_names"] == ["synthetic"]
     assert metadata["architecture"]["input_channels"] == 1
     assert metadata["options"]["lr"] == 2e-4  # the method's default
-    rows = list(csv.DictReader((results / "metrics.csv").open()))
+    rows = list(csv.DictReader((run_folder / "metrics.csv").open()))
     assert [int(row["step"]) for row in rows] == [2, 4]
     assert all(float(row["held_out_loss"]) > 0 and 0 <= float(row["label_retrieval"]) <= 1 for row in rows)
 
@@ -57,7 +57,7 @@ def test_a_run_leaves_encoder_and_decoder_and_reads_no_case(tiny, results, monke
 @pytest.mark.parametrize(
     "extra", [(), pytest.param(("grad_accum_steps=2",), marks=pytest.mark.slow)], ids=["plain", "accumulated"]
 )
-def test_a_run_that_was_stopped_ends_bit_identical(tiny, results, tmp_path, monkeypatch, extra):
+def test_a_run_that_was_stopped_ends_bit_identical(tiny, run_folder, tmp_path, monkeypatch, extra):
     whole = tensors(pretrain(tiny, *extra))
     with monkeypatch.context() as patch:
         saved = Loop.save
@@ -76,13 +76,13 @@ def test_a_run_that_was_stopped_ends_bit_identical(tiny, results, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, results):
+def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, run_folder):
     whole = tensors(pretrain(tiny, "epochs=3"))
     command = [sys.executable, "-m", "nnunet_invariance", "pretrain", "anatomix", tiny.name, "3d_fullres", "-device"]
     command += ["cpu", "--epochs", "3", "--iterations", "2", "--set", *SHORT[2:]]
-    (results / "checkpoint_final.safetensors").rename(results / "whole")
+    (run_folder / "checkpoint_final.safetensors").rename(run_folder / "whole")
     process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    latest, deadline = results / "checkpoint_latest.safetensors", time.time() + 200
+    latest, deadline = run_folder / "checkpoint_latest.safetensors", time.time() + 200
     while not latest.is_file() and process.poll() is None and time.time() < deadline:
         time.sleep(0.005)
     process.kill()
@@ -140,10 +140,10 @@ def test_unknown_networks_and_methods_without_one(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_are_refused(tiny, results, tmp_path):
+def test_images_are_refused(tiny, run_folder, tmp_path):
     with pytest.raises(OptionError, match="--images: anatomix makes its own images"):
         run_pretraining("anatomix", tiny.name, "3d_fullres", images=[tmp_path], device="cpu")
-    assert not results.exists()
+    assert not run_folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_switches_are_read_as_words():
 
 
 @pytest.mark.slow
-def test_a_compiled_forward_pass_has_the_same_losses(tiny, results, monkeypatch):
+def test_a_compiled_forward_pass_has_the_same_losses(tiny, run_folder, monkeypatch):
     settings = ("epochs=1", "iterations=1", "held_out=0")
     plain = read_metadata(pretrain(tiny, *settings))["progress"]["history"][0]
     compiled = []

@@ -1,11 +1,7 @@
 """Two processes (gloo) do what one process does on the joined batch."""
 
 import json
-import os
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +9,7 @@ import torch.distributed as dist
 
 from nnunet_invariance.common.distributed import ranks
 from nnunet_invariance.weights.checkpoint import read_metadata
+from tests.helpers.two_ranks import torchrun
 
 SCRIPT = """
 import json, sys, torch
@@ -57,15 +54,6 @@ if dist.get_rank() == 0:
     torch.save({"losses": losses / 2, "gradients": gradients}, sys.argv[1])
 dist.destroy_process_group()
 """
-
-
-def torchrun(*arguments, **environment):
-    """Run a program on two processes of this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **environment}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 @pytest.mark.parametrize("form", [{}, {"collapse_guard": "sinkhorn", "encoding": "sparse", "target_kv": "encoder"}])

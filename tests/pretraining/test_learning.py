@@ -20,8 +20,8 @@ from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.engine.schedule import learning_rate
 from nnunet_invariance.pretraining.measures.position_retrieval import masked_error, position_retrieval, token_centres
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
+from tests.helpers.planned_networks import architecture
 from tests.helpers.tiny_pretraining import batch_of, copy_cases, make_alice, pretrain
-from tests.networks.test_networks import architecture
 
 # ---- learning ----------------------------------------------------------------------------------------------
 

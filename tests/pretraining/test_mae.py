@@ -7,17 +7,8 @@ import torch
 
 from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 from tests.helpers.pretraining_runs import run_pretraining
 from tests.helpers.tiny_trainers import make_trainer, values
-
-
-@pytest.fixture
-def results(tiny, tmp_path, monkeypatch):
-    """A results tree of its own."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    return tmp_path
 
 
 def test_pretrained_weights_are_in_the_trainer(tiny, results):
@@ -35,7 +26,7 @@ def test_pretrained_weights_are_in_the_trainer(tiny, results):
         if name.startswith("encoder."):
             assert torch.equal(value, pretrained[name]), name
     report = json.loads(
-        (results / tiny.name / "MAETrainer_1epoch__nnUNetPlans__3d_fullres/fold_0/transfer_report.json").read_text()
+        (results / "MAETrainer_1epoch__nnUNetPlans__3d_fullres/fold_0/transfer_report.json").read_text()
     )
     assert report["coverage"] == 1.0
     assert report["branch"] == "student"

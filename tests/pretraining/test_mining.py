@@ -36,8 +36,8 @@ from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from nnunet_invariance.pretraining.methods.sam import SAM, SAMOptions
 from nnunet_invariance.weights.checkpoint import read_metadata
 from tests.helpers.known_anatomy import true_matches, write_volumes
+from tests.helpers.planned_networks import architecture
 from tests.helpers.pretraining_runs import run_pretraining
-from tests.networks.test_networks import architecture
 
 CASES = [Case(f"p{i // 2}_{i}", "", (20, 20, 20), ((0, 20),) * 3) for i in range(6)]
 
@@ -279,13 +279,13 @@ def listing(folder):
 
 
 @pytest.fixture
-def results(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    return tmp_path / tiny.name / "pretraining"
+def pretraining_runs(results):
+    """Folder of all runs in this test's results tree."""
+    return results / "pretraining"
 
 
 @pytest.mark.slow
-def test_alice_draws_from_pairs_that_are_mined_once(tiny, results, capsys):
+def test_alice_draws_from_pairs_that_are_mined_once(tiny, pretraining_runs, capsys):
     words = ["epochs=1", "iterations=1", "workers=0"]
     alice = [
         "-device",
@@ -303,7 +303,7 @@ def test_alice_draws_from_pairs_that_are_mined_once(tiny, results, capsys):
     with pytest.raises(WeightsNotFoundError, match="--alignment sam needs a finished anatomical embedding"):
         run_pretraining("alice", tiny.name, "3d_fullres", device="cpu", settings=[*words, "alignment=sam"])
     run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*words, "batch_size=2", "features=4"])
-    folder = results / "sam__nnUNetPlans__3d_fullres"
+    folder = pretraining_runs / "sam__nnUNetPlans__3d_fullres"
     assert main([*command, "--alignment", "sam", "--patients", r"(case_\d+)"]) == 0
     sheet = json.loads((folder / "pairs.json").read_text())
     assert sheet["pairs"] == 6 * 5 * 256  # six volumes, so five partners each
@@ -311,7 +311,7 @@ def test_alice_draws_from_pairs_that_are_mined_once(tiny, results, capsys):
     stamp = (folder / "pairs.safetensors").stat().st_mtime_ns
     assert main([*command, "--alignment", "sam", "--patients", r"(case_\d+)"]) == 0
     assert (folder / "pairs.safetensors").stat().st_mtime_ns == stamp
-    run = results / "alice__nnUNetPlans__3d_fullres"
+    run = pretraining_runs / "alice__nnUNetPlans__3d_fullres"
     prepared = read_metadata(run / "checkpoint_final.safetensors")["prepared"]
     assert prepared == {"pairs_sha256": sheet["sha256"]}
     (run / "checkpoint_final.safetensors").rename(run / "checkpoint_latest.safetensors")
@@ -327,9 +327,9 @@ def test_alice_draws_from_pairs_that_are_mined_once(tiny, results, capsys):
     (folder / "pairs.json").write_text(json.dumps(sheet))
     sheet["manifest_sha256"] = "of other data"
     (folder / "pairs.json").write_text(json.dumps(sheet))
-    before = listing(results)
+    before = listing(pretraining_runs)
     assert main([*command, "--alignment", "sam", "--patients", r"(case_\d+)"]) == 2
-    assert listing(results) == before
+    assert listing(pretraining_runs) == before
     assert main([*command, "--alignment", "random"]) == 0
     assert main([*command, "--alignment", "same-volume"]) == 0
 

@@ -36,25 +36,13 @@ from nnunet_invariance.pretraining.engine.settings import Settings, parse_settin
 from nnunet_invariance.pretraining.methods.alice import AliceOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 from tests.helpers.pretraining_runs import run_pretraining
-from tests.helpers.tiny_pretraining import SHORT, batch_of, make_alice, pretrain
+from tests.helpers.tiny_pretraining import SHORT, assert_same, batch_of, make_alice, pretrain, tensors
 
 
 @pytest.fixture
-def results(tiny, tmp_path, monkeypatch):
-    """A results tree of its own for each test."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    return tmp_path / tiny.name / "pretraining" / "alice__nnUNetPlans__3d_fullres"
-
-
-def tensors(path):
-    """All tensors of a checkpoint."""
-    return load_checkpoint(path).tensors
-
-
-def assert_same(first, second):
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert different == []
+def run_folder(results):
+    """Folder of the run in this test's results tree."""
+    return results / "pretraining" / "alice__nnUNetPlans__3d_fullres"
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +100,7 @@ def test_the_teacher_is_the_moving_average_of_the_student(tiny, reference):
 # ---- stopping and continuing -------------------------------------------------------------------------------
 
 
-def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, results, reference):
+def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, run_folder, reference):
     command = [
         sys.executable,
         "-m",
@@ -126,7 +114,7 @@ def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, results, reference):
     ]
     command += ["--epochs", "3", "--iterations", "4", "--set", "lr=1e-3", "workers=0", "hidden=64", "num_prototypes=64"]
     process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    latest = results / "checkpoint_latest.safetensors"
+    latest = run_folder / "checkpoint_latest.safetensors"
     deadline = time.time() + 120
     while not latest.is_file() and process.poll() is None and time.time() < deadline:
         time.sleep(0.005)
@@ -139,12 +127,12 @@ def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, results, reference):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_sigterm_finishes_the_step_saves_and_continues_bit_identical(tiny, results, reference, workers):
+def test_sigterm_finishes_the_step_saves_and_continues_bit_identical(tiny, run_folder, reference, workers):
     done = threading.Event()
 
     def stop_after_the_first_epoch():
         while not done.is_set():
-            if (results / "checkpoint_latest.safetensors").is_file():
+            if (run_folder / "checkpoint_latest.safetensors").is_file():
                 # as a scheduler does: every process at once, the workers too
                 for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
                     os.kill(process.pid, signal.SIGTERM)
@@ -159,23 +147,23 @@ def test_sigterm_finishes_the_step_saves_and_continues_bit_identical(tiny, resul
     finally:
         done.set()
         watcher.join()
-    step = read_metadata(results / "checkpoint_latest.safetensors")["step"]
+    step = read_metadata(run_folder / "checkpoint_latest.safetensors")["step"]
     assert 4 <= step < 12
     path = pretrain(tiny, f"workers={workers}", resume=True)
     assert_same(tensors(path), tensors(reference))
-    rows = list(csv.DictReader((results / "metrics.csv").open()))
+    rows = list(csv.DictReader((run_folder / "metrics.csv").open()))
     whole = list(csv.DictReader((reference.parent / "metrics.csv").open()))
     assert [r["loss"] for r in rows] == [r["loss"] for r in whole]
 
 
-def test_continuing_a_finished_run_changes_nothing(tiny, results):
+def test_continuing_a_finished_run_changes_nothing(tiny, run_folder):
     path = pretrain(tiny, "epochs=1")
     stamp = path.stat().st_mtime_ns
     assert pretrain(tiny, "epochs=1", resume=True) == path
     assert path.stat().st_mtime_ns == stamp
 
 
-def test_the_manifest_stays_that_of_the_weights(tiny, results, tmp_path):
+def test_the_manifest_stays_that_of_the_weights(tiny, run_folder, tmp_path):
     path = pretrain(tiny, "epochs=1")
     before = (path.parent / "manifest.json").read_text()
     cases = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
@@ -196,12 +184,12 @@ def test_the_manifest_stays_that_of_the_weights(tiny, results, tmp_path):
             away.rename(file)
 
 
-def test_a_second_run_moves_the_first_one_aside(tiny, results):
+def test_a_second_run_moves_the_first_one_aside(tiny, run_folder):
     first = tensors(pretrain(tiny, "epochs=1"))
     pretrain(tiny, "epochs=1", "seed=5")
-    moved = [p for p in results.parent.iterdir() if p != results]
+    moved = [p for p in run_folder.parent.iterdir() if p != run_folder]
     assert len(moved) == 1
-    assert moved[0].name.startswith(results.name + "_")
+    assert moved[0].name.startswith(run_folder.name + "_")
     assert_same(tensors(moved[0] / "checkpoint_final.safetensors"), first)
 
 
@@ -215,13 +203,13 @@ def test_a_second_run_moves_the_first_one_aside(tiny, results):
 )
 @pytest.mark.parametrize("earlier", [False, True])
 def test_what_is_refused_leaves_no_trace_and_an_earlier_run_where_it_is(
-    tiny, results, reference, words, message, earlier
+    tiny, run_folder, reference, words, message, earlier
 ):
     if earlier:
-        shutil.copytree(reference.parent, results)
+        shutil.copytree(reference.parent, run_folder)
 
     def listing():
-        return {path: path.stat().st_mtime_ns for path in results.parents[1].rglob("*")}
+        return {path: path.stat().st_mtime_ns for path in run_folder.parents[1].rglob("*")}
 
     before = listing()
     with pytest.raises(InvarianceError, match=message):
@@ -229,7 +217,7 @@ def test_what_is_refused_leaves_no_trace_and_an_earlier_run_where_it_is(
     assert listing() == before
 
 
-def test_one_volume_leaves_no_trace(tiny, results, tmp_path):
+def test_one_volume_leaves_no_trace(tiny, run_folder, tmp_path):
     cases = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
     gone = {file: tmp_path / file.name for file in cases.glob("case_00[1-5]*")}
     for file, away in gone.items():
@@ -241,18 +229,18 @@ def test_one_volume_leaves_no_trace(tiny, results, tmp_path):
     finally:
         for file, away in gone.items():
             away.rename(file)
-    assert not results.parent.exists()
+    assert not run_folder.parent.exists()
 
 
-def test_nothing_to_continue(tiny, results):
+def test_nothing_to_continue(tiny, run_folder):
     with pytest.raises(WeightsNotFoundError, match="Start without --c"):
         pretrain(tiny, resume=True)
-    assert not results.exists()
+    assert not run_folder.exists()
 
 
-def test_other_settings_are_not_continued(tiny, results, reference):
-    shutil.copytree(reference.parent, results)
-    (results / "checkpoint_final.safetensors").rename(results / "checkpoint_latest.safetensors")
+def test_other_settings_are_not_continued(tiny, run_folder, reference):
+    shutil.copytree(reference.parent, run_folder)
+    (run_folder / "checkpoint_final.safetensors").rename(run_folder / "checkpoint_latest.safetensors")
     with pytest.raises(WeightsIncompatibleError, match=r"mask_ratio: was 0\.75, is 0\.5"):
         pretrain(tiny, "mask_ratio=0.5", resume=True)
 
@@ -260,10 +248,10 @@ def test_other_settings_are_not_continued(tiny, results, reference):
 # ---- bad input ---------------------------------------------------------------------------------------------
 
 
-def test_non_finite_losses_stop_the_run_and_keep_the_last_good_state(tiny, results):
+def test_non_finite_losses_stop_the_run_and_keep_the_last_good_state(tiny, run_folder):
     with pytest.raises(NonFiniteLossError, match=r"5 steps in a row.*case_00"):
         pretrain(tiny, "lr=1e20", "warmup=0.0", "epochs=8", "iterations=1")
-    latest = results / "checkpoint_latest.safetensors"
+    latest = run_folder / "checkpoint_latest.safetensors"
     assert latest.is_file()
     assert all(torch.isfinite(t).all() for n, t in tensors(latest).items() if n.startswith("network"))
 
@@ -284,13 +272,13 @@ def test_non_finite_losses_stop_the_run_and_keep_the_last_good_state(tiny, resul
         ("777", "2d", "nnUNetPlans", UnsupportedConfigurationError, "2-D"),
     ],
 )
-def test_what_was_not_found_or_is_not_supported_is_named(tiny, results, dataset, configuration, plans, error, text):
+def test_what_was_not_found_or_is_not_supported_is_named(tiny, run_folder, dataset, configuration, plans, error, text):
     with pytest.raises(error, match=text):
         run_pretraining("alice", dataset, configuration, plans, device="cpu", settings=SHORT)
-    assert not results.exists()
+    assert not run_folder.exists()
 
 
-def test_a_configuration_that_is_not_preprocessed(tiny, results):
+def test_a_configuration_that_is_not_preprocessed(tiny, run_folder):
     plans = json.loads(json.dumps(tiny.plans))
     plans["plans_name"] = "notYet"
     plans["configurations"]["3d_fullres"]["data_identifier"] = "notYet_3d_fullres"
@@ -303,7 +291,7 @@ def test_a_configuration_that_is_not_preprocessed(tiny, results):
         file.unlink()
 
 
-def test_environment_not_set(tiny, results, monkeypatch):
+def test_environment_not_set(tiny, run_folder, monkeypatch):
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(EnvironmentNotSetError, match="nnUNet_results"):
         pretrain(tiny)
@@ -317,7 +305,7 @@ def test_output_that_cannot_be_written(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_images_folders_that_cannot_be_used(tiny, results, tmp_path):
+def test_images_folders_that_cannot_be_used(tiny, run_folder, tmp_path):
     with pytest.raises(ImagesFolderError, match="does not exist"):
         pretrain(tiny, images=[tmp_path / "nowhere"])
     empty = tmp_path / "empty"
@@ -338,9 +326,9 @@ def test_settings_are_checked():
         parse_settings(["batch_size=many"], AliceOptions)
 
 
-def test_a_device_that_is_not_there(tiny, results):
+def test_a_device_that_is_not_there(tiny, run_folder):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(OptionError, match="-device cuda"):
         run_pretraining("alice", "777", "3d_fullres", device="cuda", settings=SHORT)
-    assert not Path(results).exists()
+    assert not Path(run_folder).exists()

@@ -25,9 +25,9 @@ from nnunet_invariance.pretraining.data.embedder import Embedder
 from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.methods.sam import SAM, SAMOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
+from tests.helpers.planned_networks import architecture
 from tests.helpers.pretraining_runs import run_pretraining
 from tests.helpers.tiny_pretraining import copy_cases
-from tests.networks.test_networks import architecture
 
 SHORT = ["epochs=1", "iterations=2", "lr=1e-3", "workers=0", "batch_size=2", "features=8"]
 
@@ -287,35 +287,35 @@ def test_windows_join_to_one_embedding(tiny):
 
 
 @pytest.fixture
-def results(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    return tmp_path / tiny.name / "pretraining" / "sam__nnUNetPlans__3d_fullres"
+def run_folder(results):
+    """Folder of the run in this test's results tree."""
+    return results / "pretraining" / "sam__nnUNetPlans__3d_fullres"
 
 
 def pretrain(tiny, *settings, **kwargs):
     return run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*SHORT, *settings], **kwargs)
 
 
-def test_a_run_leaves_an_embedding_and_a_picture(tiny, results, caplog):
+def test_a_run_leaves_an_embedding_and_a_picture(tiny, run_folder, caplog):
     caplog.set_level("INFO")
     path = pretrain(tiny, "preview=true")
-    assert f"matches drawn: {results / 'preview.png'}" in (results / "log.txt").read_text()
-    assert path == results / "checkpoint_final.safetensors"
-    assert (results / "preview.png").read_bytes().startswith(b"\x89PNG")
+    assert f"matches drawn: {run_folder / 'preview.png'}" in (run_folder / "log.txt").read_text()
+    assert path == run_folder / "checkpoint_final.safetensors"
+    assert (run_folder / "preview.png").read_bytes().startswith(b"\x89PNG")
     checkpoint = load_checkpoint(path)
     assert checkpoint.metadata["pretrained"] == ["encoder"]
     assert {name.split(".")[0] for name in checkpoint.tensors} == {"network", "heads"}
     embedding = Embedder.load(path)(np.random.default_rng(0).normal(size=(1, 20, 33, 40)))
     assert embedding.fine.shape == (8, 10, 16, 20)
-    (results / "preview.png").unlink()
+    (run_folder / "preview.png").unlink()
     stamp = path.stat().st_mtime_ns
     assert pretrain(tiny, "preview=true", resume=True) == path
-    assert (results / "preview.png").is_file()
+    assert (run_folder / "preview.png").is_file()
     assert path.stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize("backbone", ["planned", "resnet"])
-def test_a_stopped_run_continues_bit_identical(tiny, results, monkeypatch, backbone):
+def test_a_stopped_run_continues_bit_identical(tiny, run_folder, monkeypatch, backbone):
     monkeypatch.setattr(ResNet3d, "output_channels", (8, 8, 16, 16))
     words = ("epochs=2", f"backbone={backbone}")
     whole = load_checkpoint(pretrain(tiny, *words)).tensors
@@ -339,7 +339,7 @@ def test_a_stopped_run_continues_bit_identical(tiny, results, monkeypatch, backb
     assert [n for n in whole if not torch.equal(whole[n], again[n])] == []
 
 
-def test_a_run_starts_from_an_earlier_one(tiny, results, tmp_path):
+def test_a_run_starts_from_an_earlier_one(tiny, run_folder, tmp_path):
     first = pretrain(tiny)
     before = load_checkpoint(first)
     words = (f"start={first}", "lr=1e-12", "lr_end=1e-12", "weight_decay=0")
@@ -347,24 +347,24 @@ def test_a_run_starts_from_an_earlier_one(tiny, results, tmp_path):
     for name, tensor in before.tensors.items():
         if name.startswith(("network.encoder", "heads.")):
             assert torch.allclose(second.tensors[name], tensor, atol=1e-6), name
-    files = {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")}
+    files = {path: path.stat().st_mtime_ns for path in run_folder.parent.rglob("*")}
     for other in ("backbone=resnet", "features=4"):
         with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to the file's"):
             pretrain(tiny, f"start={first}", other)
-    assert {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")} == files
+    assert {path: path.stat().st_mtime_ns for path in run_folder.parent.rglob("*")} == files
 
 
-def test_bad_input_is_named(tiny, results, tmp_path):
+def test_bad_input_is_named(tiny, run_folder, tmp_path):
     with pytest.raises(OptionError, match="'backbone' is 'vgg'; expected one of 'planned', 'resnet'"):
         pretrain(tiny, "backbone=vgg")
     with pytest.raises(OptionError, match="the method 'mae' has no option 'preview'"):
         run_pretraining("mae", tiny.name, "3d_fullres", options={"preview": True})
-    assert not results.exists() or list(results.glob("checkpoint*")) == []
+    assert not run_folder.exists() or list(run_folder.glob("checkpoint*")) == []
     with pytest.raises(WeightsIncompatibleError, match=r"mae.*expected 'sam'"):
         Embedder.load(run_pretraining("mae", tiny.name, "3d_fullres", device="cpu", settings=SHORT[:4]))
 
 
-def test_two_dimensional_plans_are_refused(tiny, results):
+def test_two_dimensional_plans_are_refused(tiny, run_folder):
     plans = json.loads(json.dumps(tiny.plans))
     plans["plans_name"] = "flat"
     plans["configurations"]["2d"]["data_identifier"] = plans["configurations"]["3d_fullres"]["data_identifier"]
@@ -375,7 +375,7 @@ def test_two_dimensional_plans_are_refused(tiny, results):
             run_pretraining("sam", tiny.name, "2d", "flat", device="cpu")
     finally:
         path.unlink()
-    assert not results.parent.exists()
+    assert not run_folder.parent.exists()
 
 
 def test_one_volume_is_too_few(tiny, tmp_path):

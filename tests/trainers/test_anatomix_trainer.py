@@ -13,21 +13,15 @@ from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, arch
 from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import save_checkpoint
-from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL, pretraining_folder
+from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 from tests.helpers.small_checkpoints import metadata
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import CONFIGURATION, assert_same, log_of, make_trainer, values, write_weights
 
+pytestmark = pytest.mark.usefixtures("results")
+
 UNET = Architecture(NETWORK, arch_kwargs("anatomix"), (), 1, 1)
 SHORT = {"iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "aux_ramp": 0.0, "warmup": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def results(tiny, tmp_path, monkeypatch):
-    """A results tree of its own for each test, and no weights named from outside."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    return tmp_path / tiny.name
 
 
 @pytest.fixture(scope="module")

@@ -26,29 +26,9 @@ from nnunet_invariance.plans.zscore import write_zscore_plans
 from nnunet_invariance.trainers.targets import tissue_labels
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 from tests.helpers.tiny_dataset import cut_down
-from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values, write_weights
+from tests.helpers.tiny_trainers import as_moved, assert_same, log_of, make_trainer, started, values, write_weights
 
-
-@pytest.fixture(autouse=True)
-def results(tiny, tmp_path, monkeypatch):
-    """A results tree of its own for each test, and no weights named from outside."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    return tmp_path / tiny.name
-
-
-def started(tiny, name="ICMSegTrainer", plans=None, configuration="3d_fullres", **options):
-    """A trainer just before its first step, and a batch."""
-    trainer = make_trainer(tiny, name, plans, configuration, **{"seed": 1, "aux_ramp": 0.0, "warmup": 0.0, **options})
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer, next(trainer.dataloader_train)
-
-
-def as_moved(trainer, batch):
-    views = split_views(batch["data"], 1)
-    return {**batch, "views": views, "valid_mask": views.valid_mask}
+pytestmark = pytest.mark.usefixtures("results")
 
 
 def slow_divergence(first, second):
@@ -108,7 +88,7 @@ def test_an_epoch_without_a_checkpoint_leaves_the_stock_network(tiny):
 
 @pytest.mark.parametrize("style", INTERVENTIONS)
 def test_every_style_trains_a_step(tiny, style):
-    trainer, batch = started(tiny, style=style)
+    trainer, batch = started(tiny, "ICMSegTrainer", style=style)
     before = values(trainer.network.encoder)
     losses = trainer.train_step(batch)
     assert all(np.isfinite(value) for value in losses.values())
@@ -118,7 +98,8 @@ def test_every_style_trains_a_step(tiny, style):
 
 
 def test_gradients_are_those_of_all_losses_written_out(tiny):
-    trainer, batch = started(tiny, aux_weight=0.7, consistency_weight=0.3, num_positions=100, stages=[1, 2])
+    options = {"aux_weight": 0.7, "consistency_weight": 0.3, "num_positions": 100, "stages": [1, 2]}
+    trainer, batch = started(tiny, "ICMSegTrainer", **options)
     network, aux = copy.deepcopy(trainer.network), copy.deepcopy(trainer.aux)
     network.encoder._forward_hooks.clear()
     state = trainer.generator.get_state()
@@ -151,7 +132,7 @@ def test_gradients_are_those_of_all_losses_written_out(tiny):
 
 
 def test_the_style_view_changes_the_image_and_nothing_else(tiny):
-    trainer, batch = started(tiny, style="clusters")
+    trainer, batch = started(tiny, "ICMSegTrainer", style="clusters")
     moved = as_moved(trainer, batch)
     moved["views"].valid_mask[:, :, :8] = 0  # as if padded
     target = batch["target"][0].clone()
@@ -166,7 +147,7 @@ def test_the_style_view_changes_the_image_and_nothing_else(tiny):
 
 
 def test_slaug_in_the_trainer_is_fused_by_the_gradient_of_the_loss(tiny):
-    trainer, batch = started(tiny, style="slaug")
+    trainer, batch = started(tiny, "ICMSegTrainer", style="slaug")
     moved = as_moved(trainer, batch)
     network, state = copy.deepcopy(trainer.network), trainer.generator.get_state()
     view = trainer.style_view(moved, 2)
@@ -205,7 +186,7 @@ def test_without_an_auxiliary_loss_scratch_is_the_baseline_bit_by_bit(tiny):
 
 
 def test_short_memory_makes_the_second_view_smaller(tiny):
-    trainer, batch = started(tiny)
+    trainer, batch = started(tiny, "ICMSegTrainer")
     forward, sizes = trainer.network.forward, []
 
     def short_of_memory(x):
@@ -223,12 +204,12 @@ def test_short_memory_makes_the_second_view_smaller(tiny):
 
 
 def test_compiled_steps_equal_plain_ones(tiny, monkeypatch):
-    plain, batch = started(tiny, style="slaug")
+    plain, batch = started(tiny, "ICMSegTrainer", style="slaug")
     expected = plain.train_step(copy.deepcopy(batch))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
         patch.setattr(type(plain), "_do_i_compile", lambda self: True)
-        compiled, _ = started(tiny, style="slaug")
+        compiled, _ = started(tiny, "ICMSegTrainer", style="slaug")
     losses = compiled.train_step(copy.deepcopy(batch))
     assert {n: float(v) for n, v in losses.items()} == pytest.approx(
         {n: float(v) for n, v in expected.items()}, rel=1e-4
@@ -239,7 +220,7 @@ def test_compiled_steps_equal_plain_ones(tiny, monkeypatch):
 def test_a_seed_repeats_styles_and_steps_bit_by_bit(tiny):
     runs = []
     for _ in range(2):
-        trainer, batch = started(tiny)
+        trainer, batch = started(tiny, "ICMSegTrainer")
         trainer.train_step(batch)
         trainer.train_step(batch)
         runs.append({**values(trainer.network), **values(trainer.aux)})
@@ -247,11 +228,11 @@ def test_a_seed_repeats_styles_and_steps_bit_by_bit(tiny):
 
 
 def test_mirroring_off_holds_in_training_and_prediction(tiny):
-    trainer, _ = started(tiny, mirroring=False)
+    trainer, _ = started(tiny, "ICMSegTrainer", mirroring=False)
     assert trainer.inference_allowed_mirroring_axes is None
     names = [type(t).__name__ for t in trainer.dataloader_train.data_loader.loader.transforms.geometry.transforms]
     assert "MirrorTransform" not in names
-    trainer, _ = started(tiny)
+    trainer, _ = started(tiny, "ICMSegTrainer")
     assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
 
 
@@ -284,13 +265,13 @@ def test_two_dimensions(tiny):
 
 def test_a_named_checkpoint_of_any_method_is_in_the_network(tiny, tmp_path, monkeypatch):
     checkpoint = write_weights(tiny, tmp_path / "alice.safetensors")
-    trainer, _ = started(tiny, checkpoint=str(checkpoint.path))
+    trainer, _ = started(tiny, "ICMSegTrainer", checkpoint=str(checkpoint.path))
     section = checkpoint.section("teacher")
     encoder = values(trainer.network.encoder)
     assert_same(encoder, {name: section[f"encoder.{name}"] for name in encoder})
     assert trainer.transfer_report["location"] == "plans block, field 'checkpoint'"
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(checkpoint.path))
-    trainer, _ = started(tiny)
+    trainer, _ = started(tiny, "ICMSegTrainer")
     assert_same(values(trainer.network.encoder), encoder)
     scratch, _ = started(tiny, "ICMSegTrainer_scratch")
     assert scratch.transfer_report == {"location": "none: scratch"}
@@ -299,7 +280,7 @@ def test_a_named_checkpoint_of_any_method_is_in_the_network(tiny, tmp_path, monk
 def test_other_places_are_not_looked_at(tiny, monkeypatch):
     write_weights(tiny, method="icmseg")
     write_weights(tiny)
-    trainer, _ = started(tiny)
+    trainer, _ = started(tiny, "ICMSegTrainer")
     assert trainer.transfer_report == {"location": "none: random weights"}
     trainer = make_trainer(tiny, "ICMSegTrainer", checkpoint="missing.safetensors")
     with pytest.raises(WeightsNotFoundError, match=r"missing\.safetensors.*no such file"):
@@ -385,8 +366,8 @@ def test_style_plan_without_ct_says_that_nothing_is_to_be_done(tiny, capsys):
 
 
 def test_ct_normalisation_is_warned_of(tiny, ct_plans):
-    trainer, _ = started(tiny, plans=ct_plans)
+    trainer, _ = started(tiny, "ICMSegTrainer", plans=ct_plans)
     assert "WARNING: ctPlans, 3d_fullres: CTNormalization" in log_of(trainer)
     assert f"nnunet-invariance style plan {tiny.name} -p ctPlans -c 3d_fullres" in log_of(trainer)
-    trainer, _ = started(tiny)
+    trainer, _ = started(tiny, "ICMSegTrainer")
     assert "CTNormalization clips" not in log_of(trainer)

@@ -11,12 +11,9 @@ from nnunet_invariance.networks.architectures.puir import gigabytes
 from nnunet_invariance.networks.planned import Architecture
 from tests.helpers.tiny_trainers import log_of, make_trainer, started
 
+pytestmark = pytest.mark.usefixtures("results")
+
 TRAINER = "PUIRTrainer_scratch_1epoch"
-
-
-@pytest.fixture(autouse=True)
-def results(modalities, tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
 
 
 class Kept:

@@ -22,12 +22,6 @@ from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, value
 PATCH = (16, 16, 16)
 
 
-@pytest.fixture
-def results(modalities, tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    return tmp_path
-
-
 def test_dropped_modalities_are_a_random_subset_and_never_all():
     available = torch.tensor([[True, True, True, False], [False, True, False, False], [False] * 4]).repeat(400, 1)
     kept = drop_modalities(available, 0.5, torch.Generator().manual_seed(0)).view(400, 3, 4)
@@ -236,7 +230,7 @@ def test_the_planner_counts_the_encoder_once_a_modality(modalities, monkeypatch)
     assert residual.static_estimate_VRAM_usage([32] * 3, 5, 3, *words) == counts[2]
 
 
-def test_a_run_is_continued_and_its_weights_are_named(modalities, results):
+def test_a_run_is_continued_and_its_weights_are_named(modalities, results, tmp_path):
     from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 
     trainer = make_trainer(modalities, "PUIRTrainer_1epoch", seed=1, prior=4)
@@ -254,7 +248,7 @@ def test_a_run_is_continued_and_its_weights_are_named(modalities, results):
     assert torch.equal(filled["personalization.retrieval.prior"], tensors["network.personalization.retrieval.prior"])
     trainer.on_train_epoch_start()
     trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train))])
-    checkpoint = results / "checkpoint_latest.pth"
+    checkpoint = tmp_path / "checkpoint_latest.pth"
     trainer.save_checkpoint(str(checkpoint))
     again = make_trainer(modalities, "PUIRTrainer_1epoch", seed=1, prior=4)
     again.load_checkpoint(str(checkpoint))

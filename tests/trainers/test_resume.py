@@ -10,13 +10,7 @@ from nnunet_invariance.errors import CheckpointCorruptError, UnsafeCheckpointErr
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 from tests.helpers.tiny_trainers import assert_same, make_trainer, values, write_weights
 
-
-@pytest.fixture(autouse=True)
-def results(tiny, tmp_path, monkeypatch):
-    """A results tree of its own for each test, and no weights named from outside."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "first"))
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("results")
 
 
 class Killed(Exception):
@@ -47,16 +41,16 @@ def state(trainer) -> dict:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_continued_run_ends_bit_by_bit_as_one_that_was_not_stopped(tiny, monkeypatch, results, workers):
+def test_a_continued_run_ends_bit_by_bit_as_one_that_was_not_stopped(tiny, monkeypatch, tmp_path, workers):
     name = "AliceTrainer_2epochs"
     monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
     options = {"seed": 1, "aux_ramp": 0.9, "warmup": 1.0, "frozen_epochs": 1}
-    weights = write_weights(tiny, results / "weights.safetensors").path
+    weights = write_weights(tiny, tmp_path / "weights.safetensors").path
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(weights))
     straight = make_trainer(tiny, name, **options)
     straight.run_training()
 
-    monkeypatch.setenv("nnUNet_results", str(results / "second"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "second"))
     train_until(make_trainer(tiny, name, **options), 1)
     monkeypatch.delenv(ENVIRONMENT_VARIABLE)
     weights.unlink()  # continuing needs no encoder file

@@ -13,13 +13,7 @@ from tests.helpers import small_checkpoints
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values, write_weights
 
-
-@pytest.fixture(autouse=True)
-def results(tiny, tmp_path, monkeypatch):
-    """A results tree of its own for each test, and no weights named from outside."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("results")
 
 
 @pytest.mark.parametrize("place", ["environment", "plans"])

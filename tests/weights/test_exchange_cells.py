@@ -23,14 +23,14 @@ from nnunet_invariance.weights.transfer_report import ENCODER
 from tests.helpers.anatomix_files import write_released
 from tests.helpers.foreign_checkpoints import FILES as PLANNED
 from tests.helpers.foreign_checkpoints import write_foreign
+from tests.helpers.nnformer_files import released_state as released_alice
+from tests.helpers.nnformer_files import write_student
 from tests.helpers.planned_files import NAME, write_planned
+from tests.helpers.primus_files import released_network as primus_network
+from tests.helpers.primus_files import write_primus
+from tests.helpers.sam_files import released_state as released_sam
 from tests.helpers.small_checkpoints import NETWORKS, architecture, write
 from tests.helpers.swin_files import MONAI, VOCO, released_puir, save
-from tests.weights.test_nnformer import released_state as released_alice
-from tests.weights.test_nnformer import write_student
-from tests.weights.test_primus import theirs as primus_network
-from tests.weights.test_primus import write as write_primus
-from tests.weights.test_sam_import import released_state as released_sam
 
 pytest.importorskip("monai")
 

@@ -1,6 +1,5 @@
 """Kernels of one tap on an axis where the other has several: both rules against convolutions themselves."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -8,18 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.weights.transfer import _adapt, load_pretrained
-from tests.helpers.small_checkpoints import NETWORKS, architecture, build, checkpoint
-
-
-def with_kernels(planned: Architecture, kernels: list[list[int]]) -> Architecture:
-    planned = copy.deepcopy(planned)
-    planned.arch_kwargs["kernel_sizes"] = kernels
-    return planned
-
-
-FLAT, FULL = [1, 3, 3], [3, 3, 3]
+from tests.helpers.small_checkpoints import FLAT, FULL, NETWORKS, architecture, build, checkpoint, with_kernels
 
 
 def slow_sum(kernel: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ RUN = ("alice", "Dataset777_Tiny", "nnUNetPlans", "3d_fullres")
 
 
 @pytest.fixture(autouse=True)
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty results, an empty package, and no variable."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
@@ -21,8 +21,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results"
 
 
-def test_folder_is_the_one_the_design_names(results: Path) -> None:
-    expected = results / "Dataset777_Tiny" / "pretraining" / "alice__nnUNetPlans__3d_fullres"
+def test_folder_is_the_one_the_design_names(empty_results: Path) -> None:
+    expected = empty_results / "Dataset777_Tiny" / "pretraining" / "alice__nnUNetPlans__3d_fullres"
     assert pretraining_folder(*RUN) == expected
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_unfinished_run_is_named() -> None:
         find_weights(*RUN)
 
 
-def test_nothing_found_lists_the_places_and_the_command(results: Path) -> None:
+def test_nothing_found_lists_the_places_and_the_command(empty_results: Path) -> None:
     with pytest.raises(WeightsNotFoundError) as error:
         find_weights(*RUN)
     message = str(error.value)
@@ -100,7 +100,7 @@ def test_nothing_found_lists_the_places_and_the_command(results: Path) -> None:
     assert '"checkpoint"' in places[1]
     assert str(pretraining_folder(*RUN)) in places[2]
     assert "`nnunet-invariance pretrain alice Dataset777_Tiny 3d_fullres -p nnUNetPlans`" in message
-    assert not results.exists()
+    assert not empty_results.exists()
 
 
 def test_results_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from nnunet_invariance.networks.architectures.window_attention import (
     relative_position_index,
     to_windows,
 )
-from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.nnunet.cases import load_volume, scan_cases
 from nnunet_invariance.plans.fit import fit_plans_to_checkpoint
 from nnunet_invariance.plans.nnformer import NETWORK, nnformer_patch, read_axes, write_nnformer_plans
@@ -32,56 +31,13 @@ from nnunet_invariance.plans.soft_tissue_window import SoftTissueWindowNormaliza
 from nnunet_invariance.pretraining.methods.alice import AliceOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.importers.importing import import_foreign
-from tests.conftest import threads_for_processes
+from tests.helpers.commands import check_predictions, stock
+from tests.helpers.nnformer_files import SMALL, released_index, released_shapes, released_state, write_student
 from tests.helpers.pretraining_runs import run_pretraining
-from tests.helpers.small_checkpoints import build
+from tests.helpers.threads import threads_for_processes
 from tests.helpers.tiny_trainers import make_trainer, values
 
-SMALL = {"n_stages": 5, "features_per_stage": [8, 8, 16, 32, 64], "strides": [[1] * 3, *[[2] * 3] * 4]}
-
-
-def small(axes=(2, 1, 0), channels=1):
-    return Architecture(NETWORK, {**SMALL, "axes": list(axes)}, (), channels, 2)
-
-
 # ---- the network -----------------------------------------------------------------------------------------------------
-
-
-def released_shapes(width=48, channels=1):
-    """The encoder's tensors in the release, by its own names (alice.md, section 6), the unused mask token left out."""
-    h, shapes = width // 2, {}
-    for name, a, b in (
-        ("proj1.conv1", h, channels),
-        ("proj1.conv2", h, h),
-        ("proj2.conv1", width, h),
-        ("proj2.conv2", width, width),
-    ):
-        shapes |= {f"patch_embed.{name}.weight": (a, b, 3, 3, 3), f"patch_embed.{name}.bias": (a,)}
-    norms = [
-        ("patch_embed.proj1.norm1", h),
-        ("patch_embed.proj1.norm2", h),
-        ("patch_embed.proj2.norm1", width),
-        ("patch_embed.norm", width),
-    ]
-    for stage, (window, c) in enumerate(zip((4, 4, 8, 4), (width, 2 * width, 4 * width, 8 * width), strict=True)):
-        for block in range(2):
-            at = f"layers.{stage}.blocks.{block}"
-            norms += [(f"{at}.norm1", c), (f"{at}.norm2", c)]
-            shapes[f"{at}.attn.relative_position_bias_table"] = ((2 * window - 1) ** 3, c // 8)
-            shapes[f"{at}.attn.relative_position_index"] = (window**3, window**3)
-            for layer, a, b in (
-                ("attn.qkv", 3 * c, c),
-                ("attn.proj", c, c),
-                ("mlp.fc1", 4 * c, c),
-                ("mlp.fc2", c, 4 * c),
-            ):
-                shapes |= {f"{at}.{layer}.weight": (a, b), f"{at}.{layer}.bias": (a,)}
-        if stage < 3:
-            at = f"layers.{stage}.downsample"
-            shapes |= {f"{at}.reduction.weight": (2 * c, c, 3, 3, 3), f"{at}.reduction.bias": (2 * c,)}
-            norms.append((f"{at}.norm", c))
-        norms.append((f"norm{stage}", c))
-    return {**shapes, **{f"{n}.{kind}": (c,) for n, c in norms for kind in ("weight", "bias")}}
 
 
 def test_the_encoder_has_the_tensors_of_the_release_and_one_position_table():
@@ -258,31 +214,6 @@ def test_alice_pretrains_it_with_the_released_settings_and_the_trainer_takes_it(
 # ---- the release's files ---------------------------------------------------------------------------------------------
 
 
-def released_index(window):
-    """As the release computes it: different offsets share rows."""
-    places = torch.cartesian_prod(*[torch.arange(window)] * 3)
-    offsets = places[:, None] - places[None] + window - 1
-    return (offsets * torch.tensor([3 * window - 1, 2 * window - 1, 1])).sum(-1)
-
-
-def released_state():
-    """Names and shapes of the release at an eighth of its width, values of our own network."""
-    ours = build(small(), 5).encoder.state_dict()
-    state = {}
-    for name in released_shapes(8):
-        value = ours[name.replace("norm", "norms.", 1) if name.startswith("norm") else name]
-        if name.endswith("index"):
-            value = released_index(round(len(value) ** (1 / 3)))
-        state[f"model_down.{name}"] = value
-    extra = {"model_down.mask_token": torch.zeros(1, 1, 8), "decoder.layers.0.Upsample.norm.weight": torch.ones(16)}
-    return {**state, **extra}
-
-
-def write_student(path, state):
-    torch.save({**state, "module.head.mlp.0.weight": torch.ones(2, 2), "state_dict": {}}, path)
-    return path
-
-
 def write_teacher(path, state):
     torch.save(
         {"state_dict": {f"backbone.{k}": v for k, v in {**state, "final.0.up.weight": torch.ones(1)}.items()}}, path
@@ -403,8 +334,6 @@ def test_weights_plan_writes_the_plan_of_an_imported_file(tiny, plans, tmp_path,
 @pytest.mark.slow
 @pytest.mark.commands
 def test_stock_commands_train_and_predict_under_a_plan_that_names_it(tiny, plans, tmp_path):
-    from tests.cli.test_stock_commands import check_predictions, stock
-
     words = ("-p", "nnUNetPlans_small", "-tr", "AliceTrainer_scratch_1epoch", "-device", "cpu")
     stock("nnUNetv2_train", "777", "3d_fullres", "0", *words, nnUNet_results=str(tmp_path))
     images, out = tiny.raw / tiny.name / "imagesTs", tmp_path / "predicted"

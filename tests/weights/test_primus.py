@@ -21,40 +21,14 @@ from nnunet_invariance.weights.importers.importing import import_foreign, recogn
 from nnunet_invariance.weights.nnssl_export import export_nnssl
 from nnunet_invariance.weights.position_tables import resize_positions
 from nnunet_invariance.weights.transfer import can_load, load_pretrained
-from tests.helpers.foreign_checkpoints import nnssl_file
 from tests.helpers.planned_files import CONFIGURATION, NAME, write_planned
-from tests.helpers.small_checkpoints import architecture
-
-PATCH = [16, 24, 32]
-TINY = (24, 2, 2)
+from tests.helpers.primus_files import PATCH, TINY, released_network, write_primus
 
 
 @pytest.fixture
 def tiny_size(monkeypatch):
     """A transformer of 24 channels and two blocks under the name T."""
     monkeypatch.setitem(primus.SIZES, "T", TINY)
-
-
-def theirs(patch=PATCH, channels: int = 1) -> torch.nn.Module:
-    """Upstream's own network of that size with values of its own; position table and layer scales too."""
-    network = upstream.Primus(
-        channels, TINY[0], (8, 8, 8), 1, TINY[1], TINY[2], tuple(patch), scale_attn_inner=True, init_values=0.1
-    )
-    generator = torch.Generator().manual_seed(4)
-    for tensor in network.parameters():
-        tensor.data = torch.randn(tensor.shape, generator=generator) * 0.2
-    return network.eval()
-
-
-def write(path, network, patch=PATCH, size="T", state=None, **changes):
-    plan = {"arch_class_name": f"Primus{size}", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
-    keys = {"key_to_encoder": "eva", "key_to_stem": "down_projection", "keys_to_in_proj": ["down_projection.proj"]}
-    changes = {"architecture_plans": plan, "pretrain_patch_size": list(patch), "key_to_lpe": "eva.pos_embed", **changes}
-    nnssl_file(path, architecture(), network, **{**keys, **changes})
-    if state is not None:
-        content = torch.load(path, weights_only=False)
-        torch.save({**content, "network_weights": state}, path)
-    return path
 
 
 def tokens_of(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -78,8 +52,8 @@ def test_names_and_sizes_are_those_of_nnssl(size):
 
 
 def test_a_file_is_recognised_whole_and_answers_as_its_source(tmp_path, tiny_size):
-    source = theirs()
-    file = write(tmp_path / "a.pth", source)
+    source = released_network()
+    file = write_primus(tmp_path / "a.pth", source)
     assert recognise(file, torch.load(file, weights_only=True)) == "nnssl"
     checkpoint = load_checkpoint(import_foreign(file))
     metadata = checkpoint.metadata
@@ -121,8 +95,8 @@ def test_positions_are_interpolated_as_a_slow_loop_does():
 
 @pytest.mark.parametrize("patch", [[24, 24, 24], [32, 24, 16]], ids=["more cells", "as many cells elsewhere"])
 def test_another_patch_gets_interpolated_positions_and_other_channels_their_share(tmp_path, tiny_size, patch):
-    source = theirs()
-    checkpoint = load_checkpoint(import_foreign(write(tmp_path / "a.pth", source)))
+    source = released_network()
+    checkpoint = load_checkpoint(import_foreign(write_primus(tmp_path / "a.pth", source)))
     ours = build(tiny_size, patch, channels=2)
     report = load_pretrained(ours, checkpoint, branch="student")
     assert report.coverage == 1
@@ -136,19 +110,19 @@ def test_another_patch_gets_interpolated_positions_and_other_channels_their_shar
 
 
 def test_a_class_token_is_dropped_with_its_position(tmp_path, tiny_size):
-    source = theirs()
+    source = released_network()
     state = dict(source.state_dict())
     state["eva.cls_token"] = torch.ones(1, 1, 24)
     state["eva.pos_embed"] = torch.cat((torch.full((1, 1, 24), 9.0), state["eva.pos_embed"]), 1)
-    checkpoint = load_checkpoint(import_foreign(write(tmp_path / "a.pth", source, state=state)))
+    checkpoint = load_checkpoint(import_foreign(write_primus(tmp_path / "a.pth", source, state=state)))
     assert torch.equal(checkpoint.section("network")["encoder.eva.pos_embed"], source.eva.pos_embed)
     assert "encoder.eva.cls_token" in checkpoint.metadata["options"]["left_out"]
 
 
 def test_an_encoder_below_a_methods_own_name_is_found(tmp_path, tiny_size):
-    source = theirs()
+    source = released_network()
     state = {f"student.{name}": tensor for name, tensor in source.state_dict().items()}
-    file = write(tmp_path / "a.pth", source, state=state, key_to_encoder="student.eva")
+    file = write_primus(tmp_path / "a.pth", source, state=state, key_to_encoder="student.eva")
     assert load_pretrained(build(tiny_size), load_checkpoint(import_foreign(file)), branch="student").coverage == 1
 
 
@@ -156,16 +130,16 @@ def test_an_encoder_below_a_methods_own_name_is_found(tmp_path, tiny_size):
 
 
 def test_files_that_do_not_hold_what_they_say_are_refused(tmp_path, tiny_size):
-    source = theirs()
+    source = released_network()
     state = {name: tensor for name, tensor in source.state_dict().items() if name != "eva.blocks.1.gamma_1"}
     with pytest.raises(WeightsIncompatibleError, match=r"encoder\.eva\.blocks\.1\.gamma_1: not in the file"):
-        import_foreign(write(tmp_path / "a.pth", source, state=state))
+        import_foreign(write_primus(tmp_path / "a.pth", source, state=state))
     with pytest.raises(WeightsIncompatibleError, match=r"pos_embed: \[1, 24, 24\] in the file, \[1, 8, 24\]"):
-        import_foreign(write(tmp_path / "b.pth", source, patch=[16, 16, 16]))
+        import_foreign(write_primus(tmp_path / "b.pth", source, patch=[16, 16, 16]))
     with pytest.raises(WeightsIncompatibleError, match="holds a PrimusV2M, which none of our trainers can use"):
-        import_foreign(write(tmp_path / "c.pth", source, size="V2M"))
+        import_foreign(write_primus(tmp_path / "c.pth", source, size="V2M"))
     with pytest.raises(UnsupportedConfigurationError, match=r"\[16, 16, 20\].*multiple of 8"):
-        import_foreign(write(tmp_path / "d.pth", source, patch=[16, 16, 20]))
+        import_foreign(write_primus(tmp_path / "d.pth", source, patch=[16, 16, 20]))
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -179,7 +153,7 @@ def test_networks_that_are_none_are_refused(tiny_size):
 
 
 def test_other_sizes_and_broken_tables_do_not_fit(tmp_path, tiny_size, monkeypatch):
-    checkpoint = load_checkpoint(import_foreign(write(tmp_path / "a.pth", theirs())))
+    checkpoint = load_checkpoint(import_foreign(write_primus(tmp_path / "a.pth", released_network())))
     monkeypatch.setitem(primus.SIZES, "U", (48, 2, 2))
     assert not can_load(Primus(1, 1, **arch_kwargs("U", PATCH)), checkpoint, branch="student")
     kwargs = {**checkpoint.metadata["architecture"]["arch_kwargs"], "input_shape": [16, 16, 16]}
@@ -190,7 +164,7 @@ def test_other_sizes_and_broken_tables_do_not_fit(tmp_path, tiny_size, monkeypat
 
 
 def test_it_is_not_exported_to_nnssl_but_told_why(tmp_path, tiny_size):
-    out = import_foreign(write(tmp_path / "a.pth", theirs()))
+    out = import_foreign(write_primus(tmp_path / "a.pth", released_network()))
     with pytest.raises(WeightsIncompatibleError, match="no place for a Primus"):
         export_nnssl(out, tmp_path / "out.pth", branch="student")
     assert not (tmp_path / "out.pth").exists()
@@ -201,7 +175,7 @@ def test_it_is_not_exported_to_nnssl_but_told_why(tmp_path, tiny_size):
 
 def test_plans_keep_the_file_or_adapt_it_to_another_patch(tmp_path, monkeypatch, capsys, tiny_size):
     folder = write_planned(tmp_path, monkeypatch)
-    file = write(tmp_path / "a.pth", theirs(), recommended_downstream_patchsize=[32, 32, 32])
+    file = write_primus(tmp_path / "a.pth", released_network(), recommended_downstream_patchsize=[32, 32, 32])
     out = import_foreign(file)
     assert main(["weights", "plan", NAME, str(out), "--keep", "checkpoint", "--name", "Theirs"]) == 0
     printed = capsys.readouterr().out

@@ -1,0 +1,42 @@
+"""Runs nnU-Net's commands and this package's command in new processes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from tests.helpers.tiny_dataset import TEST_SHAPES
+
+ROOT = Path(__file__).parents[2]
+
+
+def command_line(*words: str | Path) -> list[str]:
+    """The words with the console script of this environment in front."""
+    script = shutil.which(words[0], path=sysconfig.get_path("scripts"))
+    assert script, f"{words[0]} is not installed beside {sys.executable}"
+    return [script, *map(str, words[1:])]
+
+
+def stock(*words: str | Path, **environment: str) -> str:
+    """Run a console script from a folder that is not the checkout; what it printed."""
+    result = subprocess.run(
+        command_line(*words),
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        cwd=os.environ["nnUNet_results"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, f"{words}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    return result.stdout
+
+
+def check_predictions(folder: Path) -> None:
+    for index, shape in enumerate(TEST_SHAPES):
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(folder / f"test_{index:03d}.nii.gz"))
+        assert labels.shape == shape
+        assert labels.max() <= 2
