@@ -94,22 +94,6 @@ def results(tiny: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path / tiny.name
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a whole tiny diffusion model; for tests that have diffusers."""
-    from tests.helpers.tiny_diffusion import write_model
-
-    return write_model(tmp_path_factory.mktemp("model") / "sd")
-
-
-@pytest.fixture
-def base(model: Path):
-    """It, opened."""
-    from nnunet_invariance.diffusion.base_model import open_base
-
-    return open_base(model)
-
-
 def plan_and_preprocess(preprocessed: Path, identifier: int = 777) -> dict:
     """Fingerprint, cut-down plans and preprocessed 3d_fullres data by nnU-Net's own code in this process; the plans."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner

@@ -254,7 +254,7 @@ def test_a_run_is_continued_and_its_weights_are_named(modalities, results, tmp_p
     again.load_checkpoint(str(checkpoint))
     assert_same(values(again.plain_network), values(trainer.plain_network))
     assert_same(values(again.aux), values(trainer.aux))
-    report = json.loads((next(results.glob("**/transfer_report.json"))).read_text())
+    report = json.loads((next(tmp_path.glob("**/transfer_report.json"))).read_text())
     assert report["method"] == "puir"
 
 
