@@ -78,6 +78,14 @@ class OutputError(InvarianceError):
     """A file could not be written (disk full, permission); nothing half-written is left behind."""
 
 
+class DamagedFileError(InvarianceError):
+    """A JSON or CSV file is missing, truncated, or holds other keys, columns or types than expected."""
+
+
+class FolderLockedError(InvarianceError):
+    """Another process works in the folder."""
+
+
 class NonFiniteLossError(InvarianceError):
     """The loss was not finite in five consecutive steps; the last good checkpoint is kept."""
 

@@ -1,27 +1,116 @@
-"""Folders that only one process works in."""
+"""Advisory locks on folders, so that two processes do not write the same results.
 
+A lock is a file ``lock`` in the folder, held with ``flock``. The kernel releases it when the last process that has the
+descriptor ends, so a killed owner never leaves a locked folder behind. The file also names the owner (host, process,
+start time) for the error message.
+
+What holds on network file systems: Linux's NFS client (since 2.6.12) and Lustre with ``-o flock`` carry ``flock`` to the
+server, so the lock works across hosts. With ``local_lock=flock`` (NFS) or ``localflock`` (Lustre) it works between the
+processes of one host only, and a second host is not kept out. Where a file system refuses ``flock``, the owner that the file names decides: a
+living process of this host keeps the folder, a dead one does not, and that of another host keeps it until the file is
+removed.
+"""
+
+import contextlib
+import errno
 import fcntl
+import json
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.errors import FolderLockedError
+
+__all__ = ["LOCK_FILE", "lock_folder"]
+
+LOCK_FILE = "lock"
+_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock and give its file descriptor; the folder is made.
+def lock_folder(folder: Path) -> Iterator[int]:
+    """Hold the lock of a folder, which is created; yields the descriptor of the lock file.
 
-    Commands inherit the descriptor: after a kill of this process, one that still runs keeps the folder locked.
+    A command that inherits the descriptor keeps the folder locked after this process was killed.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with lock_folder(folder):
+    ...     try:
+    ...         with lock_folder(folder): pass
+    ...     except FolderLockedError as error:
+    ...         print("is in use" in str(error))
+    True
 
     Raises:
-        ComparisonError: another process holds it.
+        FolderLockedError: another process holds it; names host, process and start time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        _acquire(descriptor, folder)
+        _write_owner(descriptor)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            msg = f"{folder} is in use: a comparison, or a command that a killed one left, still runs. Wait or stop it."
-            raise ComparisonError(msg) from error
-        yield file.fileno()
+            yield descriptor
+        finally:
+            os.ftruncate(descriptor, 0)  # no owner
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _locked(folder, _read_owner(descriptor)) from error
+    except OSError as error:
+        owner = _read_owner(descriptor)
+        if error.errno not in _UNSUPPORTED:
+            raise
+        if owner and _may_live(owner):
+            raise _locked(folder, owner) from error
+
+
+def _locked(folder: Path, owner: dict[str, Any]) -> FolderLockedError:
+    who = "another process"
+    if owner:
+        who = f"process {owner['pid']} on {owner['host']}, which started at {owner['started']}"
+        if owner["host"] == socket.gethostname() and not _is_alive(owner["pid"]):
+            who = f"a command that process {owner['pid']} (ended) left running"
+    msg = f"{folder} is in use by {who}. Wait for it or stop it; if no such process runs, delete {folder / LOCK_FILE}."
+    return FolderLockedError(msg)
+
+
+def _may_live(owner: dict[str, Any]) -> bool:
+    """Whether the owner may still run; that of another host cannot be asked."""
+    return owner["host"] != socket.gethostname() or (owner["pid"] != os.getpid() and _is_alive(owner["pid"]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _read_owner(descriptor: int) -> dict[str, Any]:
+    """Owner in the lock file; empty if there is none or the file was damaged."""
+    with contextlib.suppress(ValueError):
+        owner = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
+        if isinstance(owner, dict) and isinstance(owner.get("pid"), int) and {"host", "started"} <= owner.keys():
+            return owner
+    return {}
+
+
+def _write_owner(descriptor: int) -> None:
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(owner).encode(), 0)

@@ -1,0 +1,119 @@
+"""Image files: reading with named errors, a search for damage, and atomic writing with the geometry of another image.
+
+SimpleITK's NIfTI reader replaces NaN by 0, fills the end of a truncated file with zeros, and takes the absolute value of
+a negative spacing and 1 for a spacing of 0, all without a message. :func:`check_image` reads what the file holds.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_invariance.common.atomic import atomic_write_path
+from nnunet_invariance.errors import VolumeError
+
+__all__ = ["check_image", "read_image", "write_image", "write_like"]
+
+_NIFTI = (".nii", ".nii.gz")
+_REMEDY = "Replace the file or leave it out."
+_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError)
+
+
+def read_image(path: Path) -> sitk.Image:
+    """Read an image with SimpleITK.
+
+    Raises:
+        VolumeError: there is no such file, or SimpleITK cannot read it.
+    """
+    if not path.is_file():
+        raise VolumeError(f"There is no image {path}. Check the spelling of the path.")
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise VolumeError(f"{path} cannot be read as an image ({_last_line(error)}). {_REMEDY}") from error
+
+
+def check_image(path: Path, dimensions: int | None = None) -> None:
+    """Refuse an image file that is damaged, although SimpleITK may read it without an error.
+
+    Args:
+        path: the file.
+        dimensions: number of spatial axes that the image must have; default: any.
+
+    Raises:
+        VolumeError: the file is missing, unreadable or truncated, has another number of axes, holds NaN or infinite
+            voxels, or its spacing is not positive.
+    """
+    if not path.is_file():
+        raise VolumeError(f"There is no image {path}. Check the spelling of the path.")
+    if path.name.endswith(_NIFTI):
+        spacing, shape, voxels = _read_nifti(path)
+    else:
+        image = read_image(path)
+        voxels = sitk.GetArrayViewFromImage(image)
+        spacing, shape = np.array(image.GetSpacing()), image.GetSize()
+    if dimensions is not None and len(shape) != dimensions:
+        raise VolumeError(f"{path} has {len(shape)} axes {tuple(shape)}, expected {dimensions}. {_REMEDY}")
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        found = " x ".join(f"{s:g}" for s in spacing)
+        raise VolumeError(f"{path} has the spacing {found} mm, expected numbers above 0. Correct the header.")
+    if bad := int(voxels.size - np.isfinite(voxels).sum()):
+        msg = f"{path} holds {bad} voxels that are NaN or infinite, expected finite intensities. Replace them first."
+        raise VolumeError(msg)
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
+    """Spacing as written in the header, shape without trailing axes of length 1, and voxels as stored."""
+    try:
+        image = nibabel.load(path)
+        voxels = np.asanyarray(image.dataobj.get_unscaled())
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            header = type(image.header)(file.read(image.header.sizeof_hdr), check=False)  # nibabel's is corrected
+    except _READ_ERRORS as error:
+        raise VolumeError(f"{path} cannot be read as an image ({_last_line(error)}). {_REMEDY}") from error
+    shape = tuple(image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return np.asarray(header["pixdim"][1 : 1 + len(shape)], float), shape, voxels
+
+
+def write_image(path: Path, image: sitk.Image) -> None:
+    """Write an image, compressed and atomically.
+
+    Raises:
+        OutputError: the file could not be written.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:  # SimpleITK's only error, for a full disk too
+            raise OSError(f"SimpleITK reports: {_last_line(error)}") from error
+
+    atomic_write_path(path, write)
+
+
+def write_like(path: Path, array: np.ndarray, reference: sitk.Image) -> None:
+    """Write an array (slices, rows, columns) with spacing, origin and direction of ``reference``.
+
+    >>> import tempfile
+    >>> reference = sitk.Image([4, 3, 2], sitk.sitkUInt8)
+    >>> reference.SetSpacing([0.5, 0.5, 3.0])
+    >>> path = Path(tempfile.mkdtemp()) / "a.nii.gz"
+    >>> write_like(path, np.ones((2, 3, 4), np.float32), reference)
+    >>> read_image(path).GetSpacing()
+    (0.5, 0.5, 3.0)
+
+    Raises:
+        OutputError: the file could not be written.
+    """
+    image = sitk.GetImageFromArray(array)
+    image.CopyInformation(reference)
+    write_image(path, image)
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -1,0 +1,96 @@
+"""Sliding-window inference: windows overlap by half and are averaged with nnU-Net's Gaussian weights."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunet_invariance.errors import ShapeError
+
+__all__ = ["sliding_window", "window_starts"]
+
+STEP = 0.5  # distance of neighbouring windows, as a share of the window; nnU-Net's default
+_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def sliding_window(
+    compute: Callable[[Tensor], Sequence[Tensor]],
+    image: Tensor,
+    window: Sequence[int],
+    cells: Sequence[Sequence[int]] | None = None,
+    align: Sequence[int] | None = None,
+    device: torch.device | None = None,
+    progress: str | None = None,
+) -> list[Tensor]:
+    r"""Evaluate ``compute`` on windows of an image and average its maps.
+
+    .. math:: y(v) = \sum_i g_i(v) \, y_i(v) / \sum_i g_i(v)
+
+    over the windows i that contain voxel v; g is the Gaussian of nnU-Net, averaged over the voxels of a cell where a
+    map is coarser than the image.
+
+    >>> double = lambda window: [2 * window]
+    >>> (result,) = sliding_window(double, torch.ones(1, 6, 6, 9), (4, 4, 4))
+    >>> result.shape, bool(torch.allclose(result, torch.tensor(2.0)))
+    (torch.Size([1, 6, 6, 9]), True)
+
+    Args:
+        compute: maps a window (1, C, \*window) to one or several maps (1, C', \*(window / cell)).
+        image: (C, \*size), at least as large as the window; size and window are multiples of every cell.
+        window: size of a window in voxels.
+        cells: voxels per cell of each map, along each axis; default: one map at the resolution of the image.
+        align: windows start at multiples of these; default: anywhere.
+        device: of the averaged maps; default: the device of the image.
+        progress: name of a progress bar; default: no bar.
+
+    Returns:
+        The averaged maps (C', \*(size / cell)), float32.
+
+    Raises:
+        ShapeError: the image is smaller than the window.
+    """
+    size, window = tuple(image.shape[1:]), tuple(window)
+    if len(size) != len(window) or any(n < w for n, w in zip(size, window, strict=True)):
+        msg = f"The image has the size {size}, the window {window}; expected an image at least as large. Pad it."
+        raise ShapeError(msg)
+    device = device or image.device
+    cells = [tuple(cell) for cell in cells or [(1,) * len(window)]]
+    gaussian = compute_gaussian(window, dtype=torch.float32, device=device)
+    weights = [_POOL[len(window)](gaussian[None, None], cell)[0] for cell in cells]
+    totals = [torch.zeros(1, *_divide(size, cell), device=device) for cell in cells]
+    sums = [torch.zeros_like(total) for total in totals]
+    for start in tqdm(window_starts(size, window, align), desc=progress, unit="window", disable=progress is None or None):
+        maps = compute(image[(slice(None), *_region(start, window))][None])
+        for i, (found, weight, cell) in enumerate(zip(maps, weights, cells, strict=True)):
+            region = (slice(None), *_region(_divide(start, cell), found.shape[2:]))
+            if len(totals[i]) != found.shape[1]:  # number of channels, known after the first window
+                totals[i] = totals[i].new_zeros(found.shape[1], *totals[i].shape[1:])
+            totals[i][region] += found[0].to(device, torch.float32) * weight
+            sums[i][region] += weight
+    return [total / weight for total, weight in zip(totals, sums, strict=True)]
+
+
+def window_starts(
+    size: Sequence[int], window: Sequence[int], align: Sequence[int] | None = None
+) -> list[tuple[int, ...]]:
+    """First voxels of windows that cover an image, at nnU-Net's steps, rounded down to multiples of ``align``.
+
+    >>> window_starts((8, 6), (4, 6))
+    [(0, 0), (2, 0), (4, 0)]
+    """
+    steps = compute_steps_for_sliding_window(tuple(size), tuple(window), STEP)
+    multiples = align or (1,) * len(window)
+    axes = [sorted({start // m * m for start in axis}) for axis, m in zip(steps, multiples, strict=True)]
+    return list(itertools.product(*axes))
+
+
+def _region(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+
+
+def _divide(size: Sequence[int], cell: Sequence[int]) -> tuple[int, ...]:
+    return tuple(n // c for n, c in zip(size, cell, strict=True))
