@@ -15,7 +15,7 @@ import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.evaluation.runner.record import read_json, write_json
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 
 # On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
@@ -46,7 +46,7 @@ class Steps:
     def __init__(self, work: Path) -> None:
         self.work = work
         self.file = work / "steps.json"
-        self.done: dict[str, Any] = read_json(self.file)
+        self.done: dict[str, Any] = read_json(self.file, default={})
 
     def run(
         self,

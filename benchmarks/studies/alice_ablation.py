@@ -25,13 +25,14 @@ from benchmarks.common import Steps, use_tree, write_file
 from benchmarks.studies.few_shot import BASE_FEATURES, CONFIGURATION, ITERATIONS, PLANS, TASKS, lay_out, write_plans
 from benchmarks.studies.hippocampus_alice import comparison_settings, measure, unseen_cases
 from benchmarks.tables import interval, markdown, read_rows
+from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.few_shot import few_shot
 from nnunet_invariance.evaluation.runner.jobs import Arm
-from nnunet_invariance.evaluation.runner.record import read_json, write_json
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
-from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, write_csv
+from nnunet_invariance.evaluation.scoring.scores import Score, read_scores
 from nnunet_invariance.evaluation.statistics.effects import Contrast, Effect, paired_effects
 from nnunet_invariance.evaluation.statistics.score_table import OVERALL, ScoreTable, nanmean
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
@@ -166,7 +167,7 @@ def pretrain(name: str, seed: int, steps: Steps, args: argparse.Namespace) -> No
 def probe(name: str, seed: int, args: argparse.Namespace) -> None:
     """Probes of an arm on the test images, and of random networks once; kept in probes.json."""
     target, key = args.work / "probes.json", cell(name, seed)
-    rows = read_json(target)
+    rows = read_json(target, default={})
     if key in rows:
         return
     planned = open_planned_dataset(DATASET, CONFIGURATION, PLANS)
@@ -261,7 +262,7 @@ def by_seed(values: np.ndarray, form: str) -> str:
 
 def pretraining_table(args: argparse.Namespace) -> str:
     """Probes on unseen images and the last epoch's diagnostics."""
-    probes, lines = read_json(args.work / "probes.json"), []
+    probes, lines = read_json(args.work / "probes.json", default={}), []
     for name, seed in (("random", 0), *((name, seed) for name in ARMS for seed in range(args.seeds))):
         rows: list[dict[str, Any]] = probes.get(cell(name, seed), [])
         if not rows:

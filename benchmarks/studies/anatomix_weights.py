@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import InvarianceError, TemplateError
 from nnunet_invariance.networks.feature_levels import feature_maps
 from nnunet_invariance.pretraining.data.crops import crop, crop_origin
@@ -35,7 +36,6 @@ from nnunet_invariance.pretraining.engine.target import preset_target
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
 from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPretrainingOptions
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nnunet_invariance.weights.importers.importing import file_sha256
 from nnunet_invariance.weights.locate import LATEST, SHIPPED
 from nnunet_invariance.weights.transfer import SEGMENTATION
 
@@ -230,7 +230,7 @@ def ship(checkpoint: Checkpoint, record: dict[str, Any], log: Path, folder: Path
     shutil.copyfile(log, folder / f"{stem}.csv")
     _write(folder / f"{stem}.md", card(metadata, record, weights))
     files = [weights.name, f"{stem}.csv", f"{stem}.md"]
-    _write(folder / f"{stem}.sha256", "".join(f"{file_sha256(folder / name)}  {name}\n" for name in files))
+    _write(folder / f"{stem}.sha256", "".join(f"{sha256_of_file(folder / name)}  {name}\n" for name in files))
 
 
 def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str:

@@ -23,9 +23,9 @@ import SimpleITK as sitk
 
 from benchmarks.common import Steps, cpu_sized, use_tree, write_file
 from benchmarks.tables import COMPARISON_TABLES, effect_table, mean_table
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.report.page import PAGE
-from nnunet_invariance.evaluation.runner.record import read_json, write_json
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.plans.copies import write_plans_copy

@@ -23,15 +23,16 @@ from typing import Any
 import torch
 
 from benchmarks.common import Steps, use_tree
+from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.few_shot import few_shot
 from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
 from nnunet_invariance.evaluation.report.results import compute_results, summary
 from nnunet_invariance.evaluation.runner.jobs import Arm
-from nnunet_invariance.evaluation.runner.record import write_json
 from nnunet_invariance.evaluation.runner.tree import link
-from nnunet_invariance.evaluation.scoring.scores import read_scores, write_csv
+from nnunet_invariance.evaluation.scoring.scores import read_scores
 from nnunet_invariance.evaluation.statistics.effects import ArmMean, Contrast, Effect
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides, token_stage
 from nnunet_invariance.nnunet.cases import Case, make_manifest

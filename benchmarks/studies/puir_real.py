@@ -26,6 +26,7 @@ from benchmarks.common import Steps, cpu_sized, use_tree
 from benchmarks.studies.puir_data import DRAWS, SETS, Task
 from benchmarks.studies.puir_held_out import Average, held_out_crops, held_out_quantities
 from benchmarks.studies.puir_tables import CONSTRAINTS, FILLED, FULL, publish
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase, test_folder_cases
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN, PROTOCOL, choose_subsets, missing_modalities
@@ -33,7 +34,6 @@ from nnunet_invariance.evaluation.protocols.pretrainings import bring_checkpoint
 from nnunet_invariance.evaluation.protocols.splits import Subset, require_disjoint
 from nnunet_invariance.evaluation.runner.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet
-from nnunet_invariance.evaluation.runner.record import read_json, write_json
 from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.evaluation.statistics.effects import Contrast
 from nnunet_invariance.modality_translation.evaluate import SCORES, evaluate
@@ -165,7 +165,7 @@ def pretrain(draw: Draw, steps: Steps, without: str = "") -> None:
     words += [f"lr={LEARNING_RATE}", "workers=1"]
     steps.run(f"pretrain_{name.replace(' ', '_')}", [*command, "--set", *words], environment=environment)
     file = draw.folder / "held_out.json"
-    if name not in (found := read_json(file)):
+    if name not in (found := read_json(file, default={})):
         planned = draw.planned()
         found[name] = held_out_quantities(planned, checkpoint, held_out_crops(planned, draw.test_cases()))
         write_json(file, found)

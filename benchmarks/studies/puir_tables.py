@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.common import write_file
 from benchmarks.studies.puir_data import DRAWS, SETS
 from benchmarks.tables import markdown
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
 from nnunet_invariance.evaluation.report.pictures import draw_heat_map
-from nnunet_invariance.evaluation.runner.record import read_json
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import Score, read_scores
 from nnunet_invariance.evaluation.statistics.effects import arm_means
@@ -58,12 +58,12 @@ def _numbers(folder: Path) -> dict[str, object]:
     }
     record = read_json(folder / "comparison" / "comparison.json")
     return {
-        "held_out": read_json(folder / "held_out.json"),
+        "held_out": read_json(folder / "held_out.json", default={}),
         "transfer": pairs,
         "dice": {f"{s.arm}, {s.condition}, {s.case}": s.dice for s in _scores(folder)},
         "comparison": record.get("comparison", {}),
         "seconds": {
-            **{name: step["seconds"] for name, step in read_json(folder / "steps.json").items()},
+            **{name: step["seconds"] for name, step in read_json(folder / "steps.json", default={}).items()},
             **{f"{n}, {s}": step["seconds"] for n, job in record.get("jobs", {}).items() for s, step in job.items()},
         },
     }

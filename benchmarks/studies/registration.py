@@ -28,12 +28,12 @@ from scipy import stats
 
 from benchmarks.common import environment, publish
 from benchmarks.studies.registration_pairs import Organs, Simulated, ct_and_mr, simulate
-from nnunet_invariance.evaluation.runner.record import read_json
+from nnunet_invariance.common.hashing import sha256_of_file
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.registration.affine import mutual_information
 from nnunet_invariance.registration.convex_adam import ConvexAdamOptions
 from nnunet_invariance.registration.network import FeatureNetwork, load_feature_network
 from nnunet_invariance.registration.register import Pair, deform
-from nnunet_invariance.weights.importers.importing import file_sha256
 
 CT_MR = "CT/MR"
 KNOTS = 16  # voxels between those of the B-spline
@@ -163,10 +163,10 @@ def main() -> None:
     )
     settings = {
         "size": arguments.size,
-        "weights": {"file": weights.name, "sha256": file_sha256(weights)} if weights else None,
+        "weights": {"file": weights.name, "sha256": sha256_of_file(weights)} if weights else None,
         "SimpleITK": sitk.Version_VersionString(),
     }
-    found = read_json(arguments.out) if arguments.out else {}
+    found = read_json(arguments.out, default={}) if arguments.out else {}
     rows = found.get("rows", {}) if found.get("settings") == settings else {}
     numbers = range(arguments.first, arguments.first + arguments.pairs)
     cases: dict[str, Callable[[], Simulated | Organs]] = {str(n): partial(simulate, arguments.size, n) for n in numbers}

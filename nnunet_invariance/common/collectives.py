@@ -1,52 +1,62 @@
-"""Rows of all ranks, for losses in which the rows of one rank meet those of the others."""
+"""Collective operations of the losses that compare rows across ranks; a single process needs no process group."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+__all__ = ["all_gather_rows", "all_reduce_max", "all_reduce_sum", "gather_row_counts", "get_rank", "get_world_size"]
 
-def _joined() -> bool:
+
+def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def rank() -> int:
-    """Of this process; 0 without a process group."""
-    return dist.get_rank() if _joined() else 0
+def get_rank() -> int:
+    """Rank of this process; 0 without a process group."""
+    return dist.get_rank() if _initialized() else 0
 
 
-def world() -> int:
+def get_world_size() -> int:
     """Number of ranks; 1 without a process group."""
-    return dist.get_world_size() if _joined() else 1
+    return dist.get_world_size() if _initialized() else 1
 
 
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum over all ranks, in place."""
-    if world() > 1:
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Sum over all ranks, in place."""
+    if get_world_size() > 1:
         dist.all_reduce(value)
     return value
 
 
-def max_over_ranks(value: Tensor) -> Tensor:
-    """The largest value over all ranks, element by element, in place."""
-    if world() > 1:
+def all_reduce_max(value: Tensor) -> Tensor:
+    """Element-wise maximum over all ranks, in place."""
+    if get_world_size() > 1:
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value
 
 
-def rows_per_rank(count: int, device: torch.device) -> list[int]:
-    """How many rows each rank has."""
-    if world() == 1:
+def gather_row_counts(count: int, device: torch.device) -> list[int]:
+    """Number of rows on each rank; ``device`` is that of the collective's tensors."""
+    if get_world_size() == 1:
         return [count]
-    counts = [torch.empty(1, dtype=torch.long, device=device) for _ in range(world())]
+    counts = [torch.empty(1, dtype=torch.long, device=device) for _ in range(get_world_size())]
     dist.all_gather(counts, torch.tensor([count], device=device))
     return torch.cat(counts).tolist()
 
 
-def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
-    """(n, ...) of each rank, ``sizes`` of them, to (N, ...) in the order of the ranks; without gradient."""
+def all_gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Concatenate the rows (n, ...) of all ranks to (N, ...) in the order of the ranks, without a gradient.
+
+    >>> all_gather_rows(torch.ones(2, 3), [2]).shape
+    torch.Size([2, 3])
+
+    Args:
+        rows: of this rank.
+        sizes: number of rows on each rank, see :func:`gather_row_counts`.
+    """
     if len(sizes) == 1:
         return rows.detach()
-    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))  # collectives want equal shapes
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))  # all_gather needs equal shapes
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)

@@ -1,4 +1,4 @@
-"""The process group that torchrun describes, if any."""
+"""Process group of a run that torchrun started; a run without torchrun is one rank."""
 
 import os
 from collections.abc import Iterator
@@ -9,53 +9,67 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-#: How long ranks wait for one another. The first one alone preprocesses scans and mines pairs, which takes hours on
-#: large data; the defaults (10 min with nccl, 30 with gloo) would end the run. Dead ranks are torchrun's to notice.
-PATIENCE = timedelta(days=7)
+__all__ = ["DistributedContext", "distributed_context"]
+
+#: How long ranks wait for each other. Rank 0 preprocesses scans and mines pairs while the others wait, which takes
+#: hours on large data; the defaults (10 minutes with nccl, 30 with gloo) end the run. torchrun detects dead ranks.
+TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among all: ``rank`` of ``world``, on ``device``."""
+    """Rank and device of this process.
+
+    >>> context = DistributedContext(rank=0, world_size=1, device=torch.device("cpu"))
+    >>> context.is_main, context.all_reduce_max(1.0, 2.0)
+    (True, [1.0, 2.0])
+    """
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world > 1:
+        """Wait until all ranks have called it."""
+        if self.world_size > 1:
             dist.barrier()
 
     def all_reduce_max(self, *values: float) -> list[float]:
         """Element-wise maximum over all ranks."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(
-            values, dtype=torch.float64, device="cpu" if dist.get_backend() == "gloo" else self.device
-        )
+        device = "cpu" if dist.get_backend() == "gloo" else self.device
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
 
 @contextmanager
-def ranks(device: str) -> Iterator[DistributedContext]:
-    """Join the group of torchrun (gloo on the CPU, nccl on CUDA), or run alone; leave it at the end."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+def distributed_context(device: str) -> Iterator[DistributedContext]:
+    """Join torchrun's process group (gloo on the CPU, nccl on CUDA), or run as a single rank; leave it at the end.
+
+    >>> with distributed_context("cpu") as context:
+    ...     context.rank, context.world_size
+    (0, 1)
+
+    Args:
+        device: ``"cuda"``, ``"cpu"`` or ``"mps"``.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         yield DistributedContext(0, 1, torch.device(device, 0) if device == "cuda" else torch.device(device))
         return
-    place = torch.device(device)
+    own = torch.device(device)
     if device == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield DistributedContext(dist.get_rank(), world, place)
+        yield DistributedContext(dist.get_rank(), world_size, own)
     finally:
         dist.destroy_process_group()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 __all__ = ["sha256_of_file", "sha256_of_json"]

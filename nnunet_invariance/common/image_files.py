@@ -1,7 +1,7 @@
 """Image files: reading with named errors, a search for damage, and atomic writing with the geometry of another image.
 
-SimpleITK's NIfTI reader replaces NaN by 0, fills the end of a truncated file with zeros, and takes the absolute value of
-a negative spacing and 1 for a spacing of 0, all without a message. :func:`check_image` reads what the file holds.
+SimpleITK's NIfTI reader replaces NaN by 0, fills the end of a truncated file with zeros, and takes the absolute value
+of a negative spacing and 1 for a spacing of 0, all without a message. :func:`check_image` reads what the file holds.
 """
 
 import gzip

@@ -4,11 +4,11 @@ A lock is a file ``lock`` in the folder, held with ``flock``. The kernel release
 descriptor ends, so a killed owner never leaves a locked folder behind. The file also names the owner (host, process,
 start time) for the error message.
 
-What holds on network file systems: Linux's NFS client (since 2.6.12) and Lustre with ``-o flock`` carry ``flock`` to the
-server, so the lock works across hosts. With ``local_lock=flock`` (NFS) or ``localflock`` (Lustre) it works between the
-processes of one host only, and a second host is not kept out. Where a file system refuses ``flock``, the owner that the file names decides: a
-living process of this host keeps the folder, a dead one does not, and that of another host keeps it until the file is
-removed.
+On network file systems: Linux's NFS client (since 2.6.12) and Lustre mounted with ``flock`` carry the lock to the
+server, so that it works across hosts. With ``local_lock=flock`` (NFS) or ``localflock`` (Lustre) it works between the
+processes of one host only, and does not keep a second host out. Where a file system refuses ``flock``, the owner named
+in the file decides: a living process of this host keeps the folder, a dead one does not, and a process of another host
+keeps it until the file is deleted.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """Style views of whole volumes: the base U-Net back in, the ControlNet holding the anatomy (arXiv 2411.05223)."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.image_files import write_like
+from nnunet_invariance.common.json_files import claim_folder, write_json
 from nnunet_invariance.diffusion import controlnet, dreambooth
 from nnunet_invariance.diffusion.base_model import BaseModel, check_part, open_base, open_part
 from nnunet_invariance.diffusion.conditions import make_condition
@@ -23,8 +23,8 @@ from nnunet_invariance.diffusion.sampling import SamplingOptions, sample_slices
 from nnunet_invariance.diffusion.slices import SlicedCase, SliceFolder, batches, open_slices, unit_images
 from nnunet_invariance.diffusion.training import DTYPES, place, read_record
 from nnunet_invariance.diffusion.views import FOLDER, RECORD, count_file, count_slices, put_back, view_names
-from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset, read_case, write_like
-from nnunet_invariance.errors import DeviceMemoryError, OptionError, OutputError
+from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset, read_case
+from nnunet_invariance.errors import DeviceMemoryError, OptionError
 
 MOST_REJECTED = 0.5  # share of slices beyond which a volume is not written
 
@@ -125,7 +125,7 @@ def generate_views(
     record = {"base": base_folder.name, "controlnet": trained, **settings}
     with state.main_process_first():  # it writes, the others compare
         for view, text in texts.items():
-            _claim(root / FOLDER / view / RECORD, {**record, "text": text})
+            claim_folder(root / FOLDER / view / RECORD, {**record, "text": text}, f"the views {view!r}")
     jobs = [(view, name) for view in texts for name in slices.names]
     todo = [job for job in jobs if not count_file(root, *job).is_file()]
     for view, name in tqdm(todo[state.process_index :: state.num_processes], desc="views", unit="volume", disable=None):
@@ -170,15 +170,6 @@ def open_generator(
     return Generator(base, unet, control, states, tuple(extras), options)
 
 
-def _claim(path: Path, record: dict[str, Any]) -> None:
-    """Record what a view is made with, or check that it is the same."""
-    if not path.is_file():
-        atomic_write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
-    elif json.loads(path.read_text()) != json.loads(json.dumps(record)):
-        msg = f"{path}: the view was made with other settings. Move {path.parent} away, or name another style."
-        raise OutputError(msg)
-
-
 def _write_view(root: Path, raw: RawDataset, slices: SliceFolder, name: str, view: str, generator: Generator) -> None:
     case = slices.case(name)
     made = generator.slices(case, view, slices.classes)
@@ -190,4 +181,4 @@ def _write_view(root: Path, raw: RawDataset, slices: SliceFolder, name: str, vie
         volume = put_back(match_slices(made) if generator.options.match else made, case, source)
         write_like(root / FOLDER / view / f"{name}{raw.ending}", volume, image)
     counts = {"slices": len(made), "rejected": int(rejected.sum()), "written": written}
-    atomic_write(count_file(root, view, name), lambda file: file.write(json.dumps(counts).encode()))  # last: done
+    write_json(count_file(root, view, name), counts, indent=None)  # last: the view of this case is complete

@@ -13,7 +13,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, inf
 from tqdm import tqdm
 
 from nnunet_invariance.augmentation.stored_views import INDEX, view_key, views_folder
-from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.atomic import atomic_write, atomic_write_path
 from nnunet_invariance.diffusion.slices import open_slices
 from nnunet_invariance.diffusion.views import FOLDER
 from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset
@@ -21,7 +21,6 @@ from nnunet_invariance.errors import NotPreprocessedError, ShapeError, StyleFold
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
 from nnunet_invariance.plans.zscore import ct_remedy
-from nnunet_invariance.synthesis.files import replace_file
 
 
 def preprocess_views(root: Path, plans_name: str = "nnUNetPlans", configuration: str = "3d_fullres") -> Path:
@@ -121,4 +120,4 @@ def _write(path: Path, view: np.ndarray, planned: PlannedDataset) -> None:
         blosc2.asarray(np.ascontiguousarray(view), urlpath=str(temporary), chunks=chunks, blocks=blocks, cparams=packed)
 
     os.makedirs(path.parent, exist_ok=True)
-    replace_file(path, write)
+    atomic_write_path(path, write)

@@ -7,11 +7,11 @@ import SimpleITK as sitk
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nnunet_invariance.common.atomic import atomic_write_path
 from nnunet_invariance.diffusion.slices import open_slices
 from nnunet_invariance.diffusion.views import FOLDER, RECORD
 from nnunet_invariance.diffusion.volumes import open_raw_dataset, read_case, to_unit
 from nnunet_invariance.errors import StyleFolderError
-from nnunet_invariance.synthesis.files import replace_file
 
 
 def write_preview(root: Path, n: int = 4) -> Path:
@@ -52,5 +52,5 @@ def write_preview(root: Path, n: int = 4) -> Path:
     for place, title in zip(axes[0], columns, strict=True):
         place.set_title(title)
     path = root / "preview.png"
-    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=100))
+    atomic_write_path(path, lambda temporary: figure.savefig(temporary, dpi=100))
     return path

@@ -1,6 +1,5 @@
 """Volumes projected along an axis: a labelled data set of pictures such as radiographs."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,9 +7,11 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from nnunet_invariance.common.image_files import write_image
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.diffusion.volumes import open_raw_dataset, read_case, slice_axis
 from nnunet_invariance.errors import OptionError
-from nnunet_invariance.synthesis.files import dataset_layout, replace_file
+from nnunet_invariance.synthesis.files import dataset_layout
 
 PROJECTIONS = ("mean", "attenuation")
 WATER = 0.02  # attenuation of water at about 70 keV, 1/mm
@@ -75,11 +76,11 @@ def project_dataset(dataset: str, new_id: int, kind: str, plane: str | None = No
     known = ("labels", "file_ending", "regions_class_order")
     content = {key: raw.json[key] for key in known if key in raw.json}
     content.update(channel_names={"0": f"{kind} projection"}, numTraining=len(raw.cases))
-    replace_file(root / "dataset.json", lambda temporary: temporary.write_text(json.dumps(content, indent=1)))
+    write_json(root / "dataset.json", content)
     return root.name
 
 
 def _write_picture(path: Path, picture: np.ndarray, spacing: np.ndarray) -> None:
     made = sitk.GetImageFromArray(picture[None])
     made.SetSpacing((float(spacing[1]), float(spacing[0]), FLAT))
-    replace_file(path, lambda temporary: sitk.WriteImage(made, str(temporary), useCompression=True))
+    write_image(path, made)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.json_files import claim_folder, write_json
 from nnunet_invariance.diffusion.geometry import Geometry
 from nnunet_invariance.diffusion.volumes import (
     RawDataset,
@@ -21,7 +22,7 @@ from nnunet_invariance.diffusion.volumes import (
     to_unit,
     window_of,
 )
-from nnunet_invariance.errors import OptionError, OutputError, StyleFolderError
+from nnunet_invariance.errors import OptionError, StyleFolderError
 
 RECORD = "slices.json"
 FOLDER = "slices"
@@ -112,25 +113,12 @@ def make_slices(
         raise OptionError(f"--window is {window[0]:g} {window[1]:g}; expected LOW HIGH with LOW below HIGH.")
     raw = open_raw_dataset(dataset)
     settings = {"size": size, "plane": plane, "window": None if window is None else [float(v) for v in window]}
-    _claim(root, raw, settings)
+    record = {"format": 1, "dataset": raw.name, "classes": raw.classes, "cases": list(raw.cases), **settings}
+    claim_folder(root / RECORD, record, "these slices")
     for name in tqdm(raw.cases, desc="slices", unit="case", disable=None):
         if not (root / FOLDER / f"{name}.json").is_file():
             _cut(root / FOLDER / name, raw, name, settings)
     return open_slices(root)
-
-
-def _claim(root: Path, raw: RawDataset, settings: dict[str, Any]) -> None:
-    """Record what the folder is filled with, or check that it is the same."""
-    record = {"format": 1, "dataset": raw.name, "classes": raw.classes, "cases": list(raw.cases), **settings}
-    path = root / RECORD
-    if not path.is_file():
-        atomic_write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
-        return
-    found = json.loads(path.read_text())
-    changed = [key for key in record if record[key] != found.get(key)]
-    if changed:
-        was = ", ".join(f"{key} {found.get(key)}" for key in changed if key != "cases")
-        raise OutputError(f"{path}: made with other settings or cases ({was or 'cases'}). Choose another folder.")
 
 
 def _cut(base: Path, raw: RawDataset, name: str, settings: dict[str, Any]) -> None:
@@ -148,7 +136,7 @@ def _cut(base: Path, raw: RawDataset, name: str, settings: dict[str, Any]) -> No
     for part, squares in made.items():
         atomic_write(f"{base}_{part}.npy", lambda file, squares=squares: np.save(file, squares.numpy()))
     record = {"axis": axis, "window": window, "shape": geometry.shape, "scaled": geometry.scaled}
-    atomic_write(f"{base}.json", lambda file: file.write(json.dumps(record).encode()))  # last: the case is whole
+    write_json(Path(f"{base}.json"), record, indent=None)  # last: the case is complete
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

@@ -13,7 +13,6 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_invariance.errors import DatasetNotFoundError, EnvironmentNotSetError, StyleFolderError
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of, dataset_name_of
-from nnunet_invariance.synthesis.files import replace_file
 
 #: Planes by the world axis (left-right, front-back, foot-head) that is normal to them.
 PLANES = ("sagittal", "coronal", "axial")
@@ -107,17 +106,6 @@ def slice_axis(image: sitk.Image, plane: str | None) -> int:
         return int(np.argmax(image.GetSpacing()[::-1]))
     direction = np.abs(np.reshape(image.GetDirection(), (3, 3)))
     return 2 - int(np.argmax(direction[PLANES.index(plane)]))
-
-
-def write_like(path: Path, array: np.ndarray, image: sitk.Image) -> None:
-    """Write (z, y, x) with the geometry of ``image``.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    made = sitk.GetImageFromArray(array)
-    made.CopyInformation(image)
-    replace_file(path, lambda temporary: sitk.WriteImage(made, str(temporary), useCompression=True))
 
 
 def window_of(array: np.ndarray, window: Sequence[float] | None) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nnunet_invariance.common.collectives import rank
+from nnunet_invariance.common.collectives import get_rank
 from nnunet_invariance.errors import OptionError, ShapeError
 from nnunet_invariance.losses.tiled_info_nce import COUNT_EXPONENTS, info_nce
 
@@ -140,7 +140,7 @@ def _sample_and_position(rows: Tensor) -> tuple[Tensor, Tensor]:
     samples, positions = rows.shape[:2]
     sample = torch.arange(samples, device=rows.device).repeat_interleave(positions)
     position = torch.arange(positions, device=rows.device).repeat(samples)
-    return torch.stack((torch.full_like(sample, rank()), sample), 1), position[:, None]
+    return torch.stack((torch.full_like(sample, get_rank()), sample), 1), position[:, None]
 
 
 def _counts(rows: Tensor, valid: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_invariance.common.collectives import sum_over_ranks, world
+from nnunet_invariance.common.collectives import all_reduce_sum, get_world_size
 from nnunet_invariance.common.precision import at_least_float32
 from nnunet_invariance.losses.sinkhorn import sinkhorn_knopp
 
@@ -76,5 +76,5 @@ class SelfDistillationLoss(nn.Module):
     def update_center(self, mean_logits: Tensor) -> None:
         """Move the centre towards this step's mean teacher logits (K,), averaged over all ranks."""
         if self.guard == "center":
-            mean = sum_over_ranks(mean_logits.to(self.center.dtype, copy=True)) / world()
+            mean = all_reduce_sum(mean_logits.to(self.center.dtype, copy=True)) / get_world_size()
             self.center.lerp_(mean, 1 - self.center_momentum)

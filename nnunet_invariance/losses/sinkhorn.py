@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nnunet_invariance.common.collectives import max_over_ranks, sum_over_ranks
+from nnunet_invariance.common.collectives import all_reduce_max, all_reduce_sum
 from nnunet_invariance.common.precision import at_least_float32
 
 
@@ -26,8 +26,8 @@ def sinkhorn_knopp(logits: Tensor, counts: Tensor | None = None, iterations: int
     q = at_least_float32(logits)
     for _ in range(iterations):
         shares = q if counts is None else q.masked_fill(~counts[:, None], -torch.inf)
-        highest = max_over_ranks(shares.amax(0) if len(shares) else q.new_full(q.shape[1:], -torch.inf))
+        highest = all_reduce_max(shares.amax(0) if len(shares) else q.new_full(q.shape[1:], -torch.inf))
         highest = highest.nan_to_num(neginf=0.0)
-        total = sum_over_ranks((shares - highest).exp().sum(0)).log() + highest
+        total = all_reduce_sum((shares - highest).exp().sum(0)).log() + highest
         q = (q - total.nan_to_num(neginf=0.0)).log_softmax(1)
     return q.exp()

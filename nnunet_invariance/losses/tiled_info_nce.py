@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_invariance.common.collectives import gather_rows, rank, rows_per_rank, sum_over_ranks, world
+from nnunet_invariance.common.collectives import (
+    all_gather_rows,
+    all_reduce_sum,
+    gather_row_counts,
+    get_rank,
+    get_world_size,
+)
 from nnunet_invariance.common.precision import at_least_float32
 
 #: How class counts become weights: n to this power.
@@ -79,7 +85,7 @@ class _Pairs:
 
     def sort(self, own: Tensor) -> Tensor:
         """(n, ...) in the caller's order to (N, ...) of all ranks, sorted."""
-        return gather_rows(own, self.sizes)[self.order]
+        return all_gather_rows(own, self.sizes)[self.order]
 
     def unsort(self, own: Tensor) -> Tensor:
         """(n, ...) in the order of ``own`` to the caller's."""
@@ -118,9 +124,9 @@ def _identify(*keys: Tensor) -> tuple[Tensor, Tensor]:
 def _pairs(
     z: Tensor, positive: Tensor, group: Tensor, excluded: Tensor | None, rarity: float, balance: float, tile: int
 ) -> _Pairs:
-    sizes = rows_per_rank(len(z), z.device)
-    start = sum(sizes[: rank()])
-    positive, group = gather_rows(positive, sizes), gather_rows(group, sizes)
+    sizes = gather_row_counts(len(z), z.device)
+    start = sum(sizes[: get_rank()])
+    positive, group = all_gather_rows(positive, sizes), all_gather_rows(group, sizes)
     ids, count = _identify(positive)
     group_ids, _ = _identify(group)
     _, count_in_group = _identify(positive, group)
@@ -141,7 +147,7 @@ def _pairs(
         local=order[own] - start,
         positive=ids[order],
         group=group_ids[order],
-        excluded=None if excluded is None else _identify(gather_rows(excluded, sizes))[0][order],
+        excluded=None if excluded is None else _identify(all_gather_rows(excluded, sizes))[0][order],
         anchor=(anchor / torch.where(total > 0, total, 1))[order],
         positives=(count - 1).clamp(min=1)[order],
         log_weights=weights,
@@ -157,7 +163,8 @@ def _tiles(block: Tensor, own: Tensor, tile: int) -> list[tuple[slice, slice]]:
     mine = block[own]
     first, last = torch.searchsorted(block, mine), torch.searchsorted(block, mine, right=True)
     widest = int((last - first).max())
-    height = max(1, min(tile // widest, -(-widest // world())))  # chunks of several small blocks waste their corners
+    # Chunks of several small blocks waste their corners.
+    height = max(1, min(tile // widest, -(-widest // get_world_size())))
     starts = torch.arange(0, len(own), height, device=own.device)
     ends = (starts + height).clamp(max=len(own))
     bounds = torch.stack((starts, ends, first[starts], last[ends - 1]), 1).tolist()
@@ -175,7 +182,7 @@ class _TiledInfoNCE(torch.autograd.Function):
             log_partition[tile[0]] = pairs.weighted(*pairs.logits(z, tile, temperature), tile).logsumexp(1)
         log_partition.masked_fill_(log_partition.isneginf(), 0)  # who meets nobody is no anchor
         attraction = (z[pairs.own] * _others(z, pairs)).sum(1) / temperature
-        loss = sum_over_ranks(pairs.anchor[pairs.own] @ (log_partition - attraction))
+        loss = all_reduce_sum(pairs.anchor[pairs.own] @ (log_partition - attraction))
         ctx.save_for_backward(z, pairs.sort(pairs.unsort(log_partition)))
         ctx.pairs, ctx.temperature = pairs, temperature
         return loss
@@ -198,7 +205,7 @@ class _TiledInfoNCE(torch.autograd.Function):
                 back = pairs.weighted(s, same, tile, backwards=True)
                 back = back.sub_(log_partition[columns]).exp_().mul_(anchor[columns])
                 own_gradient[tile[0]] += back.add_(pull) @ z[columns]
-        return pairs.unsort(own_gradient) * (gradient * world() / ctx.temperature), None, None
+        return pairs.unsort(own_gradient) * (gradient * get_world_size() / ctx.temperature), None, None
 
 
 def _others(z: Tensor, pairs: _Pairs) -> Tensor:

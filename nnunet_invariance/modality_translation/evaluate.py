@@ -13,12 +13,12 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.csv_files import write_csv
 from nnunet_invariance.common.html import inline, page, table
 from nnunet_invariance.errors import ImagesFolderError, OutputError
 from nnunet_invariance.evaluation.protocols.missing_channels import find_cases
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
 from nnunet_invariance.evaluation.report.pictures import panels, png
-from nnunet_invariance.evaluation.scoring.scores import write_csv
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
 from nnunet_invariance.nnunet.grids import check_same_grid

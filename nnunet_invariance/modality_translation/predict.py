@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from nnunet_invariance.common.image_files import read_image, write_like
 from nnunet_invariance.errors import ImagesFolderError, OptionError, OutputError
 from nnunet_invariance.evaluation.protocols.missing_channels import find_cases
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
@@ -64,8 +65,9 @@ def predict(
         out.mkdir(parents=True, exist_ok=True)
         for case, files in tqdm(used.items(), desc="cases", unit="case", disable=None):
             drawn = model(files)
+            grid = read_image(next(iter(files.values())))
             for channel in wanted or [c for c in range(len(names)) if c not in files]:
-                write_like(drawn[channel], next(iter(files.values())), out / f"{case}_{channel:04d}{ending}")
+                write_like(out / f"{case}_{channel:04d}{ending}", drawn[channel].astype(np.float32), grid)
             for channel, path in files.items() if keep else ():
                 if channel not in wanted:
                     shutil.copyfile(path, out / f"{case}_{channel:04d}{ending}")
@@ -78,10 +80,3 @@ def predict(
 def is_empty(path: Path) -> bool:
     """Whether an image is constant, and so stands for a modality that is missing."""
     return not np.ptp(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
-
-
-def write_like(array: np.ndarray, reference: Path, path: Path) -> None:
-    """Write an array (slices, rows, columns) as float32 with the geometry of a file."""
-    image = sitk.GetImageFromArray(array.astype(np.float32))
-    image.CopyInformation(sitk.ReadImage(str(reference)))
-    sitk.WriteImage(image, str(path))

@@ -1,29 +1,27 @@
 """A trained modality transfer: from the images of some modalities to those of all."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.modality_translation.intensities import Intensities, read_intensities
 from nnunet_invariance.networks.architectures.puir import PUIRNet
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, require_supported
+from nnunet_invariance.nnunet.sliding_window import sliding_window
 from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslation
 from nnunet_invariance.registry import get_method
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 
-STEP = 0.5  # of the sliding window, in patches, as nnU-Net's
 #: nnU-Net's readers whose axes are those of SimpleITK, which writes the images.
 READERS = ("SimpleITKIO", "NibabelIO")
 
@@ -68,22 +66,13 @@ class ModalityTranslator:
         """Normalised images (C, *spatial) of all modalities, from those ``present`` (C,), by Gaussian windows."""
         patch = self.planned.patch_size
         padded, inner = pad_nd_image(data, patch, "constant", {"value": 0}, True, None)
-        gaussian = compute_gaussian(tuple(patch), dtype=torch.float32, device=torch.device("cpu"))
-        total, weight = torch.zeros_like(padded), torch.zeros_like(padded[0])
-        for window in tqdm(list(_windows(padded.shape[1:], patch)), desc="transfer", unit="patch", disable=None):
-            crop = padded[(slice(None), *window)][None].to(self.device)
+
+        def compute(window: Tensor) -> list[Tensor]:
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                output = self.network(crop, present[None].to(self.device))[0]
-            total[(slice(None), *window)] += output.float().cpu() * gaussian
-            weight[window] += gaussian
-        return (total / weight)[(slice(None), *inner[1:])]
+                return [self.network(window.to(self.device), present[None].to(self.device))]
 
-
-def _windows(size: tuple[int, ...], patch: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Places of the sliding window."""
-    steps = compute_steps_for_sliding_window(tuple(size), tuple(patch), STEP)
-    for corner in np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, len(patch)):
-        yield tuple(slice(int(c), int(c) + p) for c, p in zip(corner, patch, strict=True))
+        (images,) = sliding_window(compute, padded, patch, progress="translation")
+        return images[(slice(None), *inner[1:])]
 
 
 def load_model(planned: PlannedDataset, checkpoint: Path | None = None, device: str = "cuda") -> ModalityTranslator:

@@ -63,7 +63,8 @@ def sliding_window(
     weights = [_POOL[len(window)](gaussian[None, None], cell)[0] for cell in cells]
     totals = [torch.zeros(1, *_divide(size, cell), device=device) for cell in cells]
     sums = [torch.zeros_like(total) for total in totals]
-    for start in tqdm(window_starts(size, window, align), desc=progress, unit="window", disable=progress is None or None):
+    starts = window_starts(size, window, align)
+    for start in tqdm(starts, desc=progress, unit="window", disable=True if progress is None else None):
         maps = compute(image[(slice(None), *_region(start, window))][None])
         for i, (found, weight, cell) in enumerate(zip(maps, weights, cells, strict=True)):
             region = (slice(None), *_region(_divide(start, cell), found.shape[2:]))

@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_invariance.synthesis.files import replace_file
+from nnunet_invariance.common.atomic import atomic_write_path
 
 SQUARES = 8  # along the longer side of a plane
 COLUMNS = ("fixed", "moving, affine", "moving, warped", "checkerboard before", "checkerboard after")
@@ -40,7 +40,7 @@ def write_checkerboard(path: Path, fixed: sitk.Image, before: sitk.Image, after:
             place.set(xticks=[], yticks=[])
     for place, title in zip(axes[0], COLUMNS, strict=True):
         place.set_title(title)
-    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=80))
+    atomic_write_path(path, lambda temporary: figure.savefig(temporary, dpi=80))
 
 
 def _scaled(x: np.ndarray) -> np.ndarray:

@@ -1,22 +1,20 @@
 """Features of a pre-trained U-Net at full resolution, by sliding window."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import Tensor, nn
 
 from nnunet_invariance.errors import WeightsIncompatibleError, WeightsNotFoundError
+from nnunet_invariance.nnunet.sliding_window import sliding_window
 from nnunet_invariance.weights.locate import find_shipped, named_weights
 from nnunet_invariance.weights.transfer import load_network, load_pretrained
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 METHOD = "anatomix"
-OVERLAP = 0.5  # of neighbouring windows; the authors take 0.8, at four to ten times the time
 EPSILON = 1e-5
 #: How the image of a checkpoint was normalised, by nnU-Net's names. A checkpoint holds no intensity statistics of its
 #: data set, so CT is scaled by those of the volume, after the window.
@@ -39,9 +37,9 @@ class FeatureNetwork:
         hook = self.network.decoder.stages[-1].register_forward_hook(lambda *call: kept.append(call[-1]))
         x = normalise_image(x, self.scheme)
 
-        def finest(window: Tensor) -> Tensor:
+        def finest(window: Tensor) -> list[Tensor]:
             self.network(window)
-            return kept.pop()
+            return [kept.pop()]
 
         try:
             return normalise_features(slide(finest, x, self.patch))
@@ -107,18 +105,13 @@ def normalise_features(features: Tensor) -> Tensor:
     return F.normalize(F.instance_norm(features, eps=EPSILON), dim=1)
 
 
-def slide(compute: nn.Module, x: Tensor, patch: Sequence[int]) -> Tensor:
-    """``compute`` (1, C, *patch) over windows of ``x`` (1, 1, *spatial), averaged with nnU-Net's Gaussian weights."""
+def slide(compute: Callable[[Tensor], list[Tensor]], x: Tensor, patch: Sequence[int]) -> Tensor:
+    """Features (1, C, *spatial) of an image (1, 1, *spatial) of any size, which is padded at its end to one patch.
+
+    The windows overlap by half; the authors use 0.8, which takes four to ten times as long.
+    """
     spatial = x.shape[2:]
     rest = [max(0, p - n) for p, n in zip(patch, spatial, strict=True)]
     x = F.pad(x, [amount for n in reversed(rest) for amount in (0, n)], mode="replicate")
-    steps = compute_steps_for_sliding_window(tuple(x.shape[2:]), tuple(patch), 1 - OVERLAP)
-    weight = compute_gaussian(tuple(patch), dtype=torch.float32, device=x.device)
-    total, weights = None, torch.zeros(x.shape[2:], device=x.device)
-    for corner in itertools.product(*steps):
-        window = (..., *(slice(start, start + n) for start, n in zip(corner, patch, strict=True)))
-        made = compute(x[window]).float()
-        total = made.new_zeros(1, made.shape[1], *x.shape[2:]) if total is None else total
-        total[window] += made * weight
-        weights[window] += weight
-    return (total / weights)[(..., *(slice(n) for n in spatial))]
+    (features,) = sliding_window(compute, x[0], patch)
+    return features[(None, ..., *(slice(n) for n in spatial))]

@@ -1,7 +1,6 @@
 """``register``: from two files to a warped image, a field in millimetres, statistics and a picture."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_invariance.common.image_files import write_image
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.registration.affine import align_affine
 from nnunet_invariance.registration.checkerboard import write_checkerboard
@@ -19,7 +20,6 @@ from nnunet_invariance.registration.convex_adam import ConvexAdamOptions, convex
 from nnunet_invariance.registration.fields import compose, jacobian, jacobian_statistics, to_field, warp
 from nnunet_invariance.registration.network import FeatureNetwork, find_network_file, load_feature_network
 from nnunet_invariance.registration.volumes import bring, read_mask, read_volume, working_grid
-from nnunet_invariance.synthesis.files import replace_file
 
 Features = Literal["anatomix", "mind", "both"]
 CT_WINDOW = (-450.0, 450.0)  # HU
@@ -88,11 +88,11 @@ def register(
         "jacobian": jacobian_statistics(jacobian(field)),
     }
     for name, image in (("warped", warped), ("displacement", sitk.Cast(field, sitk.sitkVectorFloat32))):
-        replace_file(out / f"{name}.nii.gz", lambda place, image=image: sitk.WriteImage(image, str(place), True))
+        write_image(out / f"{name}.nii.gz", image)
     before = sitk.Resample(pair.moving, pair.fixed, start, sitk.sitkLinear, float(_values(pair.moving).min()))
     after = warp(pair.moving, field)
     write_checkerboard(out / "checkerboard.png", pair.fixed, before, after)
-    replace_file(out / "registration.json", lambda place: place.write_text(json.dumps(result, indent=1) + "\n"))
+    write_json(out / "registration.json", result)
     return result
 
 

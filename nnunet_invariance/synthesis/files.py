@@ -1,11 +1,8 @@
 """Synthetic elements as NIfTI files: pairs in a folder, or a labelled data set in nnU-Net's raw layout."""
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunet_invariance.errors import EnvironmentNotSetError, OptionError, OutputError
+from nnunet_invariance.common.image_files import write_image
+from nnunet_invariance.common.json_files import claim_folder, write_json
+from nnunet_invariance.errors import EnvironmentNotSetError, OptionError
 from nnunet_invariance.synthesis.engine import SynthesisEngine, Synthetic
 
 ENDING = ".nii.gz"
@@ -88,50 +87,24 @@ def write_dataset_json(layout: Layout, engine: SynthesisEngine) -> None:
     labels = {"background": 0, **{f"shape_{label:02d}": label for label in range(1, most + 1)}}
     n = len(list((layout.root / "labelsTr").glob(f"*{ENDING}")))
     content = {"channel_names": {"0": "synthetic"}, "labels": labels, "numTraining": n, "file_ending": ENDING}
-    _write_json(layout.root / "dataset.json", content)
+    write_json(layout.root / "dataset.json", content)
 
 
 def _claim(root: Path, engine: SynthesisEngine) -> None:
-    """Record what the folder is filled with, or check that it is the same."""
+    """Record the settings of the elements in the folder, or check that they are the same."""
     templates = hashlib.sha256(engine.bank.flat.cpu().numpy().tobytes()).hexdigest()
-    options = json.loads(json.dumps(dataclasses.asdict(engine.options)))
-    record = {"seed": engine.seed, "templates_sha256": templates, "options": options}
-    path = root / RECORD
-    if path.is_file():
-        if json.loads(path.read_text()) != record:
-            msg = f"{path}: the folder was filled with another seed, size, or templates. Choose another folder."
-            raise OutputError(msg)
-        return
-    _write_json(path, record)
+    record = {"seed": engine.seed, "templates_sha256": templates, "options": dataclasses.asdict(engine.options)}
+    claim_folder(root / RECORD, record, "these elements")
 
 
 def _write_element(made: Synthetic, row: int, files: list[Path]) -> None:
     arrays = [made.labels, *made.views][: len(files)]
     # Labels last: where they stand the element is whole.
     for array, file in reversed(list(zip(arrays, files, strict=True))):
-        image = sitk.GetImageFromArray(_to_bytes(array[row, 0]))
-        replace_file(file, lambda temporary, image=image: sitk.WriteImage(image, str(temporary), useCompression=True))
+        write_image(file, sitk.GetImageFromArray(_to_bytes(array[row, 0])))
 
 
 def _to_bytes(x: Tensor) -> np.ndarray:
     if x.is_floating_point():
         x = (x * 255).round()
     return x.to(torch.uint8).cpu().numpy()
-
-
-def _write_json(path: Path, content: dict) -> None:
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1)))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the file, then rename; SimpleITK wants a name with the ending, not an open file."""
-    temporary = path.with_name(f".tmp_{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # SimpleITK raises RuntimeError for a full disk or a forbidden folder
-        with contextlib.suppress(OSError):  # the error that is already under way matters more
-            temporary.unlink(missing_ok=True)
-        msg = f"{path} could not be written: {error}. Check the space and permissions of the folder."
-        raise OutputError(msg) from error

@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from nnunet_invariance.common.atomic import atomic_write_path
 from nnunet_invariance.synthesis.engine import SynthesisEngine
-from nnunet_invariance.synthesis.files import replace_file
 
 TITLES = ("label map", "first appearance", "second appearance")
 
@@ -33,4 +33,4 @@ def write_preview(engine: SynthesisEngine, path: Path, n: int = 6) -> None:
             axes[row, column].set(xticks=[], yticks=[], xlabel=f"element {column}" if row == 2 else "")
     for row, title in enumerate(TITLES):
         axes[row, 0].set_ylabel(title)
-    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=100))
+    atomic_write_path(path, lambda temporary: figure.savefig(temporary, dpi=100))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.weights.checkpoint import save_checkpoint
-from nnunet_invariance.weights.importers.importing import file_sha256
 from nnunet_invariance.weights.output import refuse_existing
 from nnunet_invariance.weights.transfer import load_network
 
@@ -52,7 +52,7 @@ def export_card(
     }
     for name, text in texts.items():
         _write(making / name, text)
-    sums = "".join(f"{file_sha256(making / name)}  {name}\n" for name in sorted([MODEL, *texts]))
+    sums = "".join(f"{sha256_of_file(making / name)}  {name}\n" for name in sorted([MODEL, *texts]))
     _write(making / SUMS, sums)
     making.rename(folder)
     return folder

@@ -229,7 +229,7 @@ def test_views_are_made_once_and_by_one_set_of_settings(views, model, monkeypatc
         s.shape[0] for s in (open_slices(views).case(n).image for n in open_slices(views).names)
     )
     assert {f: f.stat().st_mtime_ns for f in (views / "views").rglob("*.*")} == files
-    with pytest.raises(OutputError, match=r"view\.json: the view was made with other settings"):
+    with pytest.raises(OutputError, match=r"view\.json: the views .* were made with other settings"):
         generate_views(views, model, ["X-ray"], replace(VIEWS, swap=False), device="cpu")
     with pytest.raises(OptionError, match="--batch-size is 0"):
         replace(VIEWS, batch_size=0)

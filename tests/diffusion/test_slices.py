@@ -136,7 +136,7 @@ def test_slices_hold_window_and_geometry_and_go_back_to_the_volume(raw, tmp_path
     before = (folder / "slices/case_0.json").stat().st_mtime_ns
     make_slices(NAME, folder, 64, None, (20, 200))  # nothing is cut again
     assert (folder / "slices/case_0.json").stat().st_mtime_ns == before
-    with pytest.raises(OutputError, match=r"slices\.json: made with other settings.*size 64"):
+    with pytest.raises(OutputError, match=r"slices\.json: these slices were made with other settings.*size was 64"):
         make_slices(NAME, folder, 128, None, (20, 200))
 
 

@@ -15,8 +15,9 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunet_invariance.common.lock import locked
-from nnunet_invariance.errors import ComparisonError, OutputError
+from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.lock import lock_folder
+from nnunet_invariance.errors import ComparisonError, FolderLockedError, OutputError
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase, labelled_cases
 from nnunet_invariance.evaluation.protocols.few_shot import few_shot
@@ -29,7 +30,6 @@ from nnunet_invariance.evaluation.scoring.scores import (
     Score,
     read_scores,
     score_case,
-    write_csv,
 )
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from tests.helpers.tiny_dataset import cut_down
@@ -373,12 +373,12 @@ def test_an_unknown_command_is_named(monkeypatch):
 
 
 def test_a_folder_is_locked_as_long_as_a_command_of_it_lives(tmp_path):
-    with locked(tmp_path) as lock:
+    with lock_folder(tmp_path) as lock:
         orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
-    with pytest.raises(ComparisonError, match="is in use"), locked(tmp_path):
+    with pytest.raises(FolderLockedError, match="is in use"), lock_folder(tmp_path):
         pass
     orphan.communicate(b"\n")
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 

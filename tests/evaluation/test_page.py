@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_invariance.common.csv_files import write_csv
 from nnunet_invariance.demo.alice import draw
 from nnunet_invariance.demo.data import write_dataset
 from nnunet_invariance.demo.page import Page, Section, inline, score_table, table, transfer_table, write_page
 from nnunet_invariance.demo.steps import CONFIGURATION, DATASET, PLANS, Demo, Step, pretraining_folder
-from nnunet_invariance.evaluation.scoring.scores import Score, write_csv
+from nnunet_invariance.evaluation.scoring.scores import Score
 
 ARMS = ["AliceTrainer_2epochs", "AliceTrainer_scratch_2epochs"]
 RECORD = {

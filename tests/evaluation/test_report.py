@@ -13,9 +13,10 @@ import matplotlib.image
 import pytest
 
 from nnunet_invariance.cli.main import main
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.evaluation.report.page import write_report
 from nnunet_invariance.evaluation.report.results import natural
-from nnunet_invariance.evaluation.runner.record import keep, write_json
+from nnunet_invariance.evaluation.runner.record import keep
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from tests.helpers.stored_comparison import DATASET, UNFINISHED, write_comparison
 

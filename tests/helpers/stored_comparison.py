@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.evaluation.runner.jobs import Job
-from nnunet_invariance.evaluation.runner.record import keep, write_json
+from nnunet_invariance.evaluation.runner.record import keep
 from nnunet_invariance.evaluation.runner.stored import RECORD, stored_jobs
-from nnunet_invariance.evaluation.scoring.scores import Score, write_csv
+from nnunet_invariance.evaluation.scoring.scores import Score
 
 DATASET = "Dataset555_<Stored>"
 GAINS = {"AliceTrainer_2epochs": -0.05, "AliceTrainer_scratch_2epochs": 0.0, "MAETrainer_2epochs": 0.1}

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from nnunet_invariance.common.distributed import ranks
+from nnunet_invariance.common.distributed import distributed_context
 from nnunet_invariance.weights.checkpoint import read_metadata
 from tests.helpers.two_ranks import torchrun
 
@@ -106,8 +106,8 @@ def test_ranks_wait_for_hours_of_work_of_the_first_one(monkeypatch):
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **given: started.update(given, backend=backend))
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: started.update(left=True))
-    with ranks("cpu") as group:
-        assert (group.rank, group.world) == (1, 2)
+    with distributed_context("cpu") as group:
+        assert (group.rank, group.world_size) == (1, 2)
     assert started.keys() == {"backend", "timeout", "left"}
     assert started["timeout"] >= timedelta(days=1)
 

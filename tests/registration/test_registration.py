@@ -222,7 +222,8 @@ def test_windows_do_not_change_what_a_local_network_says():
     layer = nn.Conv3d(1, 3, 1)
     x = torch.from_numpy(blobs((20, 33, 17)))[None, None]
     with torch.no_grad():
-        torch.testing.assert_close(slide(layer, x, (16, 16, 32)), layer(x), rtol=1e-4, atol=1e-5)
+        found = slide(lambda window: [layer(window)], x, (16, 16, 32))
+        torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-5)
 
 
 def test_features_ignore_scale_and_offset_of_the_intensities(tmp_path):

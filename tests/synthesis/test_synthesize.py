@@ -190,7 +190,7 @@ def test_pairs_are_written_continued_and_pictured(tmp_path, capsys):
     assert len(list((out / "labels").iterdir())) == 3
     capsys.readouterr()
     assert main([*words, "3", "--seed", "8"]) == 2
-    assert "the folder was filled with another seed, size, or templates" in capsys.readouterr().err
+    assert "these elements were made with other settings (seed was" in capsys.readouterr().err
 
 
 def test_a_data_set_as_nnunet_expects_it(tmp_path, monkeypatch, capsys):

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from nnunet_invariance.cli.main import main
+from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import CheckpointCorruptError, InvarianceError, OutputError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import REQUIRED, load_checkpoint
-from nnunet_invariance.weights.importers.importing import file_sha256, import_foreign, recognise
+from nnunet_invariance.weights.importers.importing import import_foreign, recognise
 from nnunet_invariance.weights.importers.nnssl import IMPORTED, RESENC_L
 from nnunet_invariance.weights.inspection import inspect
 from nnunet_invariance.weights.nnunet_export import export_nnunet
@@ -48,7 +49,7 @@ def test_every_cell_is_recognised_imported_and_answers_as_its_source(tmp_path, s
     checkpoint = load_checkpoint(take(source, tmp_path / "theirs.pth"))
     assert checkpoint.metadata.keys() >= set(REQUIRED)
     assert checkpoint.metadata["method"] == f"import:{source}"
-    assert checkpoint.metadata["parent_sha256"] == file_sha256(tmp_path / "theirs.pth")
+    assert checkpoint.metadata["parent_sha256"] == sha256_of_file(tmp_path / "theirs.pth")
     decoder = ["decoder"] if source != "encoder" else []
     assert checkpoint.metadata["pretrained"] == ["encoder", *decoder]
     for name, tensor in checkpoint.section("network").items():

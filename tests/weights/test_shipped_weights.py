@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.plans.options import AnatomixTrainerOptions, PretrainedOptions
@@ -19,7 +20,6 @@ from nnunet_invariance.pretraining.methods.anatomix import Anatomix
 from nnunet_invariance.trainers.weights import find_and_load_weights
 from nnunet_invariance.weights import locate
 from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
-from nnunet_invariance.weights.importers.importing import file_sha256
 from tests.helpers.small_checkpoints import architecture, build, metadata, tensors
 from tests.helpers.tiny_trainers import make_trainer
 
@@ -86,7 +86,7 @@ def test_what_ships_is_what_its_checksums_say_and_fits_the_stock_four_stage_netw
     monkeypatch.delenv(locate.ENVIRONMENT_VARIABLE, raising=False)
     folder = Path(locate.__file__).parent / "shipped"
     sums = dict(line.split()[::-1] for line in (folder / "anatomix_plain4.sha256").read_text().splitlines())
-    assert {file_sha256(folder / name) for name in sums} == set(sums.values())
+    assert {sha256_of_file(folder / name) for name in sums} == set(sums.values())
     stock = preset_target(Anatomix, "plain4", tmp_path).setup.architecture
     network = build(replace(stock, input_channels=2, num_classes=3), seed=5)
     report = find_and_load_weights(network, "anatomix", NAMES, AnatomixTrainerOptions(), lambda line: None)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
-from nnunet_invariance.evaluation.runner.record import read_json
 from nnunet_invariance.weights.checkpoint import read_metadata
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def test_folder_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, L
         msg = f"{folder} holds no test image: expected imagesTs/CASE_0000{ending} and labelsTs/CASE{ending} in it."
         raise ComparisonError(f"{msg} Give a folder that does, or names of cases.")
     _require_channels(cases, dataset_json)
-    labels, own = dataset_json["labels"], read_json(folder / "dataset.json").get("labels")
+    labels, own = dataset_json["labels"], read_json(folder / "dataset.json", default={}).get("labels")
     if own is not None and own != labels:
         msg = f"{folder / 'dataset.json'} has the labels {own}, expected those that are trained: {labels}. "
         raise ComparisonError(f"{msg}Give the folder's label files and its dataset.json the latter.")

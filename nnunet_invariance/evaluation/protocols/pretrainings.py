@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance._discovery import find_trainer
-from nnunet_invariance.common.lock import locked
+from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import PREPROCESSED_ENDINGS, seen_cases
 from nnunet_invariance.evaluation.protocols.splits import shared_cases
@@ -72,7 +72,7 @@ def bring_checkpoints(
         others = {arm.name: checkpoints[arm.name] for arm in arms if arm not in made and arm.name in checkpoints}
         if not transductive:  # hours before the others are made
             require_unseen(others, _seen(planned, others, test, elsewhere))
-        with locked(out) as lock:
+        with lock_folder(out) as lock:
             for method in dict.fromkeys(map(method_of, made)):
                 pretrain(method, planned, test, out, device, words, [lock])
         checkpoints |= find_checkpoints(made, planned, places[:1])

@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.html import bullets, inline, notice, page, table
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.evaluation.report.cases import case_section
 from nnunet_invariance.evaluation.report.names import short_names
 from nnunet_invariance.evaluation.report.pictures import draw_effects, draw_heat_map, draw_means
@@ -19,7 +20,6 @@ from nnunet_invariance.evaluation.report.provenance import (
 from nnunet_invariance.evaluation.report.results import Results, write_results
 from nnunet_invariance.evaluation.report.tables import READING, ranking_table, statistics, verdict_table
 from nnunet_invariance.evaluation.runner.jobs import Job
-from nnunet_invariance.evaluation.runner.record import read_json
 from nnunet_invariance.evaluation.runner.stored import RECORD, state, stored_jobs
 from nnunet_invariance.evaluation.scoring.metrics import METRICS
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_invariance.common.html import bullets, folded, notice, table, transfer_table
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.evaluation.protocols.arms import STOCK_ITERATIONS
 from nnunet_invariance.evaluation.protocols.pretrainings import OWN
 from nnunet_invariance.evaluation.runner.jobs import Job
-from nnunet_invariance.evaluation.runner.record import read_json
 from nnunet_invariance.plans.options import BLOCK
 
 
@@ -48,7 +48,7 @@ def transfer_section(jobs: Sequence[Job]) -> str:
     parts = []
     for arm in dict.fromkeys(job.arm.name for job in jobs):
         files = [job.model / "transfer_report.json" for job in jobs if job.arm.name == arm]
-        reports = [report for file in files if "coverage" in (report := read_json(file))]
+        reports = [report for file in files if "coverage" in (report := read_json(file, default={}))]
         if reports:
             parts.append(f"<h3>{html.escape(arm)}</h3>{transfer_table(reports[0])}")
     return "<h2>Weights taken from the pre-trainings</h2>" + "\n".join(parts) if parts else ""
@@ -65,7 +65,7 @@ def warning_section(described: Mapping[str, Any]) -> str:
 
 def _plans_block(out: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     """The options in the comparison's own copy of the plans."""
-    plans = read_json(out / "nnUNet_preprocessed" / described["dataset"] / f"{described['plans']}.json")
+    plans = read_json(out / "nnUNet_preprocessed" / described["dataset"] / f"{described['plans']}.json", default={})
     return plans.get("configurations", {}).get(described["configuration"], {}).get(BLOCK, {})
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.evaluation.runner.record import read_json
+from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.evaluation.runner.stored import RECORD, stored_jobs, write_scores
 from nnunet_invariance.evaluation.scoring.metrics import METRICS
-from nnunet_invariance.evaluation.scoring.scores import Score, write_csv
+from nnunet_invariance.evaluation.scoring.scores import Score
 from nnunet_invariance.evaluation.statistics.effects import ArmMean, Contrast, Effect, arm_means, paired_effects
 from nnunet_invariance.evaluation.statistics.ranking import RankedArm, rank_arms
 from nnunet_invariance.evaluation.statistics.score_table import OVERALL

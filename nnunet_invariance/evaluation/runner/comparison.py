@@ -3,14 +3,14 @@
 A protocol decides what is compared and hands it over as a `Comparison`; it runs no command itself.
 """
 
-import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_invariance.common.lock import locked
+from nnunet_invariance.common.hashing import sha256_of_file
+from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.pretrainings import describe_checkpoint, title
 from nnunet_invariance.evaluation.protocols.splits import Subset
@@ -69,7 +69,7 @@ class Comparison:
             "protocol": self.protocol,
             "dataset": self.planned.name,
             "plans": self.planned.plans.plans_name,
-            "plans_sha256": _sha256(self.planned.base / f"{self.planned.plans.plans_name}.json"),
+            "plans_sha256": sha256_of_file(self.planned.base / f"{self.planned.plans.plans_name}.json"),
             "configuration": self.planned.configuration_name,
             "seed": self.seed,
             "mirroring": self.mirroring,
@@ -91,12 +91,8 @@ class Comparison:
         described = {"trainer": arm.trainer, "environment": _without_paths(arm)}
         if arm.plans:
             described["plans"] = arm.plans
-            described["plans_sha256"] = _sha256(self.planned.base / f"{arm.plans}.json")
+            described["plans_sha256"] = sha256_of_file(self.planned.base / f"{arm.plans}.json")
         return described
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _without_paths(arm: Arm) -> list[str]:
@@ -121,7 +117,7 @@ def run_comparison(
         ComparisonError: the arms make no comparison, ``out`` holds another one or is in use, or a command failed.
     """
     _check_arms(comparison.arms)
-    with locked(out) as lock:
+    with lock_folder(out) as lock:
         jobs = prepare(comparison, out)
         if slurm is not None:
             tasks = submit_slurm(jobs, out / "slurm", parallel, dict(slurm))

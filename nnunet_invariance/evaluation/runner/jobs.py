@@ -9,12 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nnunet_invariance.common.lock import locked
+from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.record import kept
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
-from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, score_case, write_csv
+from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, score_case
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 
 _LENGTH = re.compile(r"_(\d+)epochs?$")
@@ -182,7 +183,7 @@ def run_job(
     """
     if job.finished:
         return
-    with locked(job.folder) as lock:
+    with lock_folder(job.folder) as lock:
         _run(job, on_poll, [*keep_open, lock], {**job.arm.environment, **environment})
         write_csv(job.scores, score_job(job), Score)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import ComparisonError
 
 PACKAGES = (
@@ -71,7 +71,7 @@ def _merge(before: Any, now: Any) -> Any:
 
 def keep(path: Path, step: str, command: list[str], seconds: float, place: dict[str, Any] | None = None) -> None:
     """Add a command and the place it ran in to a record; the seconds of a step are those of all its commands."""
-    content = read_json(path)
+    content = read_json(path, default={})
     entry = content.setdefault(step, {"commands": [], "seconds": 0.0})
     entry["commands"].append(" ".join(command))
     entry["seconds"] = round(entry["seconds"] + seconds, 1)
@@ -91,16 +91,6 @@ def kept(path: Path, step: str, command: list[str], device: str) -> Iterator[Non
         content = read_json(path)
         content[step]["seconds"] = round(content[step]["seconds"] + time.monotonic() - start, 1)
         write_json(path, content)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, atomically."""
-    atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 @functools.cache

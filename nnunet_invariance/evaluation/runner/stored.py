@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.jobs import TEST_IMAGES, TEST_LABELS, Arm, CaseSet, Job, Setting, epochs_done
-from nnunet_invariance.evaluation.runner.record import read_json, write_json
-from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, write_csv
+from nnunet_invariance.evaluation.scoring.scores import Score, read_scores
 
 RECORD = "comparison.json"
 

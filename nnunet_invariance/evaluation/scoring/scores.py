@@ -1,16 +1,13 @@
 """Dice, NSD and HD95 of every case and class, and the CSV file that holds them."""
 
-import csv
-import io
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.csv_files import read_csv
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.scoring.surfaces import surface_scores
 
@@ -106,16 +103,10 @@ def _class_names(labels: dict[str, Any], regions: bool) -> dict[int | tuple[int,
     return {key: name for name, key in keys.items()}
 
 
-def write_csv(path: Path, rows: Sequence[Any], kind: type) -> None:
-    """Write dataclass rows as CSV, atomically; numbers in full precision, nan as ``nan``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=[f.name for f in fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
-
-
 def read_scores(path: Path) -> list[Score]:
-    """Read what ``write_csv`` wrote."""
-    with path.open(newline="") as file:
-        return [Score(**{f.name: f.type(row[f.name]) for f in fields(Score)}) for row in csv.DictReader(file)]
+    """Read the scores of one job or of all jobs.
+
+    Raises:
+        DamagedFileError: the file is missing or damaged.
+    """
+    return read_csv(path, Score)

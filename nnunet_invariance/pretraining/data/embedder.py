@@ -1,18 +1,17 @@
 """A trained anatomical embedding at work: whole volumes, window by window."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import Tensor, nn
 
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.matching import Embedding, make_embedding
+from nnunet_invariance.nnunet.sliding_window import sliding_window
 from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.pretraining.methods.sam import SAM, padded_size
 from nnunet_invariance.weights.checkpoint import load_checkpoint
@@ -65,27 +64,13 @@ class Embedder:
         shape, cells = tuple(image.shape[1:]), (self.head.fine_cell, self.head.coarse_cell)
         padded = padded_size(tuple(map(max, shape, self.window)), self.head.deepest_cell)
         image = F.pad(image, [p for n, m in zip(shape[::-1], padded[::-1], strict=True) for p in (0, m - n)])
-        maps = [torch.zeros(self.head.fine.smooth.out_channels, *_grid(padded, c), device=self.device) for c in cells]
-        gaussian = compute_gaussian(self.window, dtype=torch.float32, device=self.device)[None, None]
-        weights = [F.avg_pool3d(gaussian, c)[0] for c in cells]
-        for low in self._starts(padded):
-            part = image[(slice(None), *(slice(a, a + w) for a, w in zip(low, self.window, strict=True)))]
-            found = self.head(self.encoder(part[None].to(self.device)))
-            for whole, window, weight, cell in zip(maps, found, weights, cells, strict=True):
-                place = (slice(a // c, a // c + n) for a, c, n in zip(low, cell, window.shape[2:], strict=True))
-                whole[(slice(None), *place)] += window[0] * weight
+        maps = sliding_window(
+            lambda window: self.head(self.encoder(window.to(self.device))),
+            image,
+            self.window,
+            cells,
+            align=self.head.deepest_cell,
+            device=self.device,
+        )
         fine, coarse = (F.normalize(m, dim=0) for m in maps)
         return make_embedding(fine, coarse, *cells, shape, self.spacing)
-
-    def _starts(self, padded: Sequence[int]) -> list[tuple[int, ...]]:
-        """First voxels of the windows, on whole cells of the deepest stage."""
-        steps = compute_steps_for_sliding_window(tuple(padded), self.window, 0.5)
-        return list(
-            itertools.product(
-                *({s // c * c for s in axis} for axis, c in zip(steps, self.head.deepest_cell, strict=True))
-            )
-        )
-
-
-def _grid(size: Sequence[int], cell: Sequence[int]) -> tuple[int, ...]:
-    return tuple(n // c for n, c in zip(size, cell, strict=True))

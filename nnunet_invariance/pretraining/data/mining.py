@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import (
     CheckpointCorruptError,
     WeightsIncompatibleError,
@@ -224,7 +225,7 @@ def mined_pairs(
             "Run `nnunet-invariance pretrain sam` for this dataset, plans and configuration, or give another value."
         )
         raise WeightsNotFoundError(msg + remedy)
-    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    sha256 = sha256_of_file(checkpoint)
     expected = {"manifest_sha256": manifest.sha256, "embedding_sha256": sha256, **dataclasses.asdict(options)}
     if (folder / SHEET).is_file():
         table = load_pairs(folder, expected)

@@ -43,7 +43,7 @@ def package_log(group: DistributedContext) -> Iterator[Callable[[Path], None]]:
         OutputError: the file cannot be written.
     """
     package = logging.getLogger("nnunet_invariance")
-    if not group.first:
+    if not group.is_main:
         package.setLevel(logging.WARNING)
     collected = MemoryHandler(capacity=1)  # hands everything on as soon as it has a target
     package.addHandler(collected)

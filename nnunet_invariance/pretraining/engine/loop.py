@@ -70,7 +70,7 @@ class Loop:
         if options.compile:
             self.method.compile()
         self.module: torch.nn.Module = self.method
-        if ranks.world > 1:
+        if ranks.world_size > 1:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self.module = DistributedDataParallel(self.method, device_ids=ids, broadcast_buffers=False)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
@@ -154,7 +154,7 @@ class Loop:
             initial=self.step,
             desc=self.method.name,
             unit="it",
-            disable=None if self.ranks.first else True,
+            disable=None if self.ranks.is_main else True,
         )
         try:
             self._run_epochs(batches, bar)
@@ -169,7 +169,7 @@ class Loop:
         return self._finish()
 
     def _finish(self) -> Path:
-        if self.ranks.first:
+        if self.ranks.is_main:
             self.save(finished=True)
             for old in self.folder.glob("checkpoint_latest*.safetensors"):
                 old.unlink()
@@ -185,7 +185,7 @@ class Loop:
                 started, first_step = time.perf_counter(), self.step
             stop, _ = self.ranks.all_reduce_max(float(self.stop_requested), 0.0)
             if stop:
-                if self.ranks.first:
+                if self.ranks.is_main:
                     self.save()
                 msg = f"stopped at step {self.step} of {self.options.steps}; the state is saved, continue with --c"
                 raise PretrainingStopped(msg)
@@ -235,7 +235,8 @@ class Loop:
         options, device = self.options, self.ranks.device
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         # Every batch has its own seed, so that a continued run draws what an uninterrupted one draws, on every rank.
-        seed = (options.seed * options.steps * options.grad_accum_steps + number) * self.ranks.world + self.ranks.rank
+        batch_number = options.seed * options.steps * options.grad_accum_steps + number
+        seed = batch_number * self.ranks.world_size + self.ranks.rank
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout
         views = self.method.make_views(batch, self.generator)
@@ -311,7 +312,7 @@ class Loop:
         self.history.append(row)
         for warning in self.method.warnings(means):
             logger.warning("epoch %d: %s", row["epoch"], warning)
-        if self.ranks.first:
+        if self.ranks.is_main:
             parts = "  ".join(f"{n} {v:.4f}" for n, v in means.items())
             logger.info(
                 "epoch %d/%d  %s  %.2f it/s", row["epoch"], self.options.epochs, parts, row["iterations_per_second"]

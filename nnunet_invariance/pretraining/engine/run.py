@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_invariance.common.distributed import DistributedContext, ranks
+from nnunet_invariance.common.distributed import DistributedContext, distributed_context
 from nnunet_invariance.errors import OptionError, WeightsNotFoundError
 from nnunet_invariance.networks.planned import cumulative_strides, token_stage
 from nnunet_invariance.nnunet.cases import Manifest, make_manifest
@@ -134,7 +134,7 @@ def _execute(run: Run, resume: bool) -> Path:
         msg = f"--c: there is nothing to continue, {folder} contains no {LATEST}. Start without --c."
         raise WeightsNotFoundError(msg)
     finished = resume and (folder / FINAL).is_file()
-    with ranks(run.device) as group, package_log(group) as write_log_to:
+    with distributed_context(run.device) as group, package_log(group) as write_log_to:
         logger.info("pre-training %s on %s", run.kind.name, run.target.title)
         manifest = run.collect(group)
         method = _make_method(run, manifest, group)
@@ -145,7 +145,7 @@ def _execute(run: Run, resume: bool) -> Path:
             keys = ("architecture", "options", "total_steps")
             check_continuable(folder / FINAL, read_metadata(folder / FINAL), metadata, keys, method.output_options)
         # Nothing was written so far: if an input is refused, an earlier run stays where it is.
-        if group.first:
+        if group.is_main:
             if not resume:
                 start_folder(folder, manifest)
             write_log_to(folder / "log.txt")
@@ -157,7 +157,7 @@ def _execute(run: Run, resume: bool) -> Path:
             if resume:
                 _restore(loop)
             loop.run()
-        if group.first:
+        if group.is_main:
             method.after_run(folder, manifest, run.device)
     return folder / FINAL
 
@@ -187,10 +187,10 @@ def _collect(
         channels = len(planned.channel_names)
         return make_manifest(folders, channels, cell, kind.least_volumes, kind.allows_missing_channels)
 
-    if group.first:
+    if group.is_main:
         manifest = collect()
     group.barrier()
-    return manifest if group.first else collect()
+    return manifest if group.is_main else collect()
 
 
 def _make_method(run: Run, manifest: Manifest, group: DistributedContext) -> Method:
@@ -199,7 +199,7 @@ def _make_method(run: Run, manifest: Manifest, group: DistributedContext) -> Met
     torch.manual_seed(run.loop.seed)
     method = run.kind(dataclasses.replace(run.target.setup, cases=manifest.cases), run.options)
     check_method(method)
-    if group.first:
+    if group.is_main:
         parameters = sum(p.numel() for p in method.network.parameters())
         name = method.setup.architecture.network_class_name.rsplit(".", 1)[-1]
         logger.info("network %s, %.2f M parameters", name, parameters / 1e6)

@@ -126,10 +126,10 @@ class Alice(Method):
         embedding = folder.with_name(folder.name.replace(self.name, "sam", 1))
         options = MiningOptions(patients=self.options.patients)
         found = (embedding, embedding / FINAL, manifest, options, group.device.type)
-        if group.first:
+        if group.is_main:
             self.alignment = mined_pairs(*found)
         group.barrier()
-        if not group.first:
+        if not group.is_main:
             self.alignment = mined_pairs(*found)
         self.prepared = {"pairs_sha256": self.alignment.sha256}
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from nnunet_invariance.augmentation.cube_group import apply_symmetry, invert_symmetry, sample_symmetries, symmetries
 from nnunet_invariance.augmentation.cutout import fill_with_noise, sample_boxes
 from nnunet_invariance.augmentation.device_views import augment_affine
-from nnunet_invariance.common.collectives import gather_rows, rank, rows_per_rank
+from nnunet_invariance.common.collectives import all_gather_rows, gather_row_counts, get_rank
 from nnunet_invariance.common.options import choice, count, number
 from nnunet_invariance.losses.decomposition import DecompositionLoss
 from nnunet_invariance.losses.equivariance import feature_equivariance
@@ -227,15 +227,16 @@ class PUIR(Method):
 
     def _contrast(self, profiles: Tensor, second: Tensor, views: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """One row a modality and crop; keys are those of all ranks and of earlier steps."""
-        crop = torch.arange(len(profiles), device=profiles.device) + rank() * len(profiles)
+        crop = torch.arange(len(profiles), device=profiles.device) + get_rank() * len(profiles)
         ids = torch.stack((views["case"], crop), 1)[:, None].expand(-1, profiles.shape[1], -1)
         here = views["present"][..., None]
         anchor_ids = torch.where(here, ids, -2).flatten(0, 1)
         anchors = self.heads.projection(_pooled(profiles))
         with torch.no_grad():
             own = self.heads.projection(_pooled(second)).float()
-            sizes = rows_per_rank(len(own), own.device)
-            keys, key_ids = gather_rows(own, sizes), gather_rows(torch.where(here, ids, -1).flatten(0, 1), sizes)
+            sizes = gather_row_counts(len(own), own.device)
+            keys = all_gather_rows(own, sizes)
+            key_ids = all_gather_rows(torch.where(here, ids, -1).flatten(0, 1), sizes)
         loss = self.contrast(
             anchors, anchor_ids, torch.cat((keys, self.heads.queue)), torch.cat((key_ids, self.heads.queue_ids))
         )

@@ -1,6 +1,5 @@
 """Import of a file of another tool: recognise the file, check its network, write a checkpoint in our format."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -8,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.weights.checkpoint import IMPORTED, SUFFIX, save_checkpoint
 from nnunet_invariance.weights.foreign import open_foreign
@@ -111,7 +111,7 @@ def import_foreign(
         "manifest_sha256": None,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "citation": network.citation,
-        "parent_sha256": file_sha256(path),
+        "parent_sha256": sha256_of_file(path),
     }
     heads = own_heads(path, network)
     sections = (("network", tensors), ("heads", heads))
@@ -132,12 +132,3 @@ def read_plans(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         msg = f"{path} is not a plans file: it is not JSON ({error}). Give the plans that nnU-Net wrote."
         raise CheckpointCorruptError(msg) from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the bytes of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(2**20), b""):
-            digest.update(block)
-    return digest.hexdigest()
