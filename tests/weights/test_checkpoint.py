@@ -214,7 +214,7 @@ def test_full_disk_says_to_free_space(tmp_path: Path) -> None:
 def test_path_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("keep")
     for path in (tmp_path / "file" / "c.safetensors", tmp_path / "file" / "sub" / "c.safetensors"):
-        with pytest.raises(OutputError, match="A file stands where a folder is needed"):
+        with pytest.raises(OutputError, match="A file has the name of a folder that is needed"):
             write(path)
     assert (tmp_path / "file").read_text() == "keep"
     assert names_in(tmp_path) == ["file"]
