@@ -34,7 +34,7 @@ def slow_average(compute, image: np.ndarray, window, starts) -> np.ndarray:
 def test_windows_cover_every_voxel_and_are_nnunets(size, window):
     covered = np.zeros(size, int)
     for start in window_starts(size, window):
-        assert all(0 <= a and a + w <= n for a, w, n in zip(start, window, size, strict=True))
+        assert all(a >= 0 and a + w <= n for a, w, n in zip(start, window, size, strict=True))
         covered[tuple(slice(a, a + w) for a, w in zip(start, window, strict=True))] += 1
     assert covered.min() >= 1
 
