@@ -163,6 +163,8 @@ OTHER_TRAINERS = (
 )
 
 _methods: dict[str, MethodEntry] = {entry.name: entry for entry in METHODS}
+#: Length at the end of a trainer's name, or of an arm ``TRAINER_5epochs@PLANS``; the group is the number of epochs.
+LENGTH_SUFFIX = re.compile(r"_([1-9][0-9]*)epochs?(?=@|$)")
 _TRAINER_NAME = re.compile(r"(?P<base>\w+?)(?P<scratch>_scratch)?(?:_(?P<length>[1-9][0-9]*)epochs?)?")
 
 

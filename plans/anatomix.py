@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from nnunetv2.configuration import ANISO_THRESHOLD
+
 from nnunet_invariance.errors import OptionError, UnsupportedConfigurationError
 from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, arch_kwargs, fitting_patch
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
@@ -13,7 +15,6 @@ from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 RESCALE, CT, WINDOW = "RescaleTo01Normalization", "CTNormalization", "CTWindowTo01Normalization"
 #: Normalisations to [0, 1].
 TO_01 = (RESCALE, WINDOW, "RGBTo01Normalization")
-ANISOTROPIC = 3  # nnU-Net's threshold
 
 
 def holds_anatomix(checkpoint: Checkpoint) -> bool:
@@ -100,6 +101,6 @@ def _decisions(dataset: PlannedDataset, changes: dict[str, Any], variant: str, f
         same = list(changes[key]) == list(plans[key])
         lines.append(f"{key}: {changes[key]}, " + ("as planned" if same else f"the plans had {plans[key]}"))
     lines.append(f"spacing (mm) {list(dataset.spacing)} and batch size {plans['batch_size']}: as planned")
-    if max(dataset.spacing) > ANISOTROPIC * min(dataset.spacing):
+    if max(dataset.spacing) > ANISO_THRESHOLD * min(dataset.spacing):
         lines.append("WARNING: the weights were trained on isotropic voxels, and this network pools all axes equally")
     return lines

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.errors import NonFiniteLossError
-
-PATIENCE = 5
 
 
 def is_finite(losses: Mapping[str, np.ndarray]) -> bool:
@@ -23,7 +22,7 @@ def is_finite(losses: Mapping[str, np.ndarray]) -> bool:
 
 
 class NonFiniteGuard:
-    """Skips steps with non-finite losses or gradients, counts them, and stops the run after :data:`PATIENCE` in a row.
+    """Skips and counts steps with non-finite losses or gradients; :data:`MAX_NON_FINITE_STEPS` in a row stop the run.
 
     A skipped step changes neither the parameters, nor the optimiser's momentum, nor the buffers of the network.
 
@@ -101,15 +100,15 @@ class NonFiniteGuard:
         self.in_epoch += 1
         self._cases.append([str(case) for case in cases])
         what = "gradients were" if found == ["gradients"] else f"loss ({', '.join(found)}) was"
-        if len(self._cases) == PATIENCE:
+        if len(self._cases) == MAX_NON_FINITE_STEPS:
             names = ", ".join(sorted({case for step in self._cases for case in step}))
             raise NonFiniteLossError(
-                f"The {what} not finite in {PATIENCE} steps in a row, with the cases {names}. The checkpoint of the "
+                f"The {what} not finite in {len(self._cases)} steps in a row, with the cases {names}. The checkpoint of the "
                 "last finished epoch is kept. Look for broken values in these cases, then continue with --c."
             )
         return (
             f"WARNING: the {what} not finite, and the step was skipped; cases {', '.join(self._cases[-1])}; "
-            f"{len(self._cases)} in a row, {PATIENCE} stop the run."
+            f"{len(self._cases)} in a row, {MAX_NON_FINITE_STEPS} stop the run."
         )
 
 

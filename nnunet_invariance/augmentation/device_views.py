@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from nnunetv2.configuration import ANISO_THRESHOLD
 from torch import Tensor
-
-ANISOTROPIC = 3.0  # nnU-Net's own threshold: beyond it the coarse axis is not resampled
 
 
 def _uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -34,7 +33,7 @@ def sample_affine(
     spacing_t = torch.tensor(spacing, dtype=torch.float64)
     angles = _uniform((batch, 3), -rotation, rotation, generator)
     scales = _uniform((batch, 1), *scale, generator).expand(batch, 3).clone()
-    if float(spacing_t.max() / spacing_t.min()) > ANISOTROPIC:
+    if float(spacing_t.max() / spacing_t.min()) > ANISO_THRESHOLD:
         coarse = int(spacing_t.argmax())
         keep = torch.zeros(3, device=angles.device)
         keep[coarse] = 1

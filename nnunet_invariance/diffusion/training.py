@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.diffusion.noise import named_generator
 from nnunet_invariance.diffusion.objective import Batch, SliceSampler
 from nnunet_invariance.diffusion.packages import Accelerator
@@ -24,7 +25,6 @@ from nnunet_invariance.weights.foreign import open_foreign
 #: Left in the folder of a finished network; what it was trained with.
 RECORD = "training.json"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-NON_FINITE = 5  # steps in a row
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def fit(
     for step in show:
         loss = _step(model, loss_of, sampler, options, accelerator, optimizer, step)
         bad = 0 if math.isfinite(loss) else bad + 1
-        if bad == NON_FINITE:
+        if bad == MAX_NON_FINITE_STEPS:
             msg = f"{target.name}: the loss was not finite in {bad} steps up to {step + 1}. "
             raise NonFiniteLossError(f"{msg}Take a smaller --learning-rate or --amp bf16 and continue with --c.")
         show.set_postfix(loss=f"{loss:.4f}", refresh=False)

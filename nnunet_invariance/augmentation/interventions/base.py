@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
 from torch import Tensor
-
-from nnunet_invariance.augmentation.device_views import ANISOTROPIC
 
 Apply = Callable[[Tensor, Tensor, Any], Tensor]
 
@@ -45,7 +44,7 @@ class Intervention(NamedTuple):
 
 def coarse_axes(spacing: Sequence[float]) -> tuple[int, ...]:
     """Axes whose spacing (mm) is more than three times the finest, nnU-Net's own threshold."""
-    return tuple(axis for axis, value in enumerate(spacing) if value / min(spacing) > ANISOTROPIC)
+    return tuple(axis for axis, value in enumerate(spacing) if value / min(spacing) > ANISO_THRESHOLD)
 
 
 def without_gradient(apply: Apply) -> Apply:

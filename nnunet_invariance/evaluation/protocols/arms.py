@@ -1,6 +1,5 @@
 """Which arms a comparison has: trainers with their twins, and baselines of the same length."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,8 +10,8 @@ from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.statistics.effects import Contrast
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.plans.options import BLOCK
+from nnunet_invariance.registry import LENGTH_SUFFIX
 
-_LENGTH = re.compile(r"_\d+epochs?$")
 STOCK = "nnUNetTrainer"
 #: Stock trainers, and what stands in for each where length or iterations are not nnU-Net's own.
 WITH_OPTIONS = {STOCK: "BaselineTrainer", "nnUNetTrainerDA5": "BaselineTrainerDA5"}
@@ -85,7 +84,7 @@ def make_arm(name: str, planned: PlannedDataset) -> Arm:
 def twin_of(name: str) -> str | None:
     """The name of the same trainer without pre-trained weights; None where there is none, or for a twin itself."""
     trainer, at, plans = name.partition("@")
-    length = _LENGTH.search(trainer)
+    length = LENGTH_SUFFIX.search(trainer)
     base = trainer[: length.start()] if length else trainer
     twin = f"{base}_scratch{length[0] if length else ''}"
     return None if base.endswith("_scratch") or find_trainer(twin) is None else f"{twin}{at}{plans}"
@@ -93,7 +92,7 @@ def twin_of(name: str) -> str | None:
 
 def _common_length(names: Sequence[str]) -> str:
     """The suffix that says the length; "" where no name has one."""
-    lengths = {(match := _LENGTH.search(name.partition("@")[0])) and match[0] for name in names} - {None}
+    lengths = {(match := LENGTH_SUFFIX.search(name.partition("@")[0])) and match[0] for name in names} - {None}
     if len(lengths) > 1:
         msg = f"The trainers' lengths differ ({', '.join(sorted(lengths))}): equal iterations are compared. "
         raise ComparisonError(f"{msg}Give all names the same one.")
@@ -103,7 +102,7 @@ def _common_length(names: Sequence[str]) -> str:
 def _of_length(name: str, length: str, planned: PlannedDataset) -> str:
     """The name with the common length; what stands in for a stock trainer where iterations are not stock."""
     trainer, at, plans = name.partition("@")
-    base = _LENGTH.sub("", trainer)
+    base = LENGTH_SUFFIX.sub("", trainer)
     block = planned.configuration.configuration.get(BLOCK, {})
     stock = all(block.get(key) in (None, number) for key, number in STOCK_ITERATIONS.items())
     if base.startswith(STOCK) and (length or not stock):

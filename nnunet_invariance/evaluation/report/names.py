@@ -1,9 +1,8 @@
 """Short names of arms, for tables and figures."""
 
-import re
 from collections.abc import Sequence
 
-_LENGTH = re.compile(r"_\d+epochs?(?=@|$)")
+from nnunet_invariance.registry import LENGTH_SUFFIX
 
 
 def short_names(arms: Sequence[str], plans: str) -> dict[str, str]:
@@ -14,6 +13,6 @@ def short_names(arms: Sequence[str], plans: str) -> dict[str, str]:
     >>> short_names(["AliceTrainer_20epochs@nnUNetPlans_rate1", "nnUNetTrainer_20epochs"], "nnUNetPlans")
     {'AliceTrainer_20epochs@nnUNetPlans_rate1': 'AliceTrainer@rate1', 'nnUNetTrainer_20epochs': 'nnUNetTrainer'}
     """
-    lengths = {found.group() if (found := _LENGTH.search(arm)) else "" for arm in arms}
-    short = {arm: (_LENGTH.sub("", arm) if len(lengths) == 1 else arm).replace(f"@{plans}_", "@") for arm in arms}
+    lengths = {found.group() if (found := LENGTH_SUFFIX.search(arm)) else "" for arm in arms}
+    short = {arm: (LENGTH_SUFFIX.sub("", arm) if len(lengths) == 1 else arm).replace(f"@{plans}_", "@") for arm in arms}
     return short if len(set(short.values())) == len(short) else {arm: arm for arm in arms}

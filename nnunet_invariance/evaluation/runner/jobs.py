@@ -16,9 +16,9 @@ from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.record import kept
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, score_case
+from nnunet_invariance.registry import LENGTH_SUFFIX
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 
-_LENGTH = re.compile(r"_(\d+)epochs?$")
 _EPOCH = re.compile(r": Epoch (\d+)\s*$", re.MULTILINE)
 TAIL_BYTES = 20000
 #: Folders of a comparison that hold the test cases, linked.
@@ -40,7 +40,7 @@ class Arm:
     @property
     def epochs(self) -> int:
         """Length of the training as the trainer's name says it; nnU-Net's 1000 when it does not."""
-        length = _LENGTH.search(self.trainer)
+        length = LENGTH_SUFFIX.search(self.trainer)
         return int(length[1]) if length else 1000
 
 

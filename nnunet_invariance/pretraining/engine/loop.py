@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from nnunet_invariance.common.distributed import DistributedContext
+from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.errors import NonFiniteLossError
 from nnunet_invariance.pretraining.engine.contract import check_output, split_batch
 from nnunet_invariance.pretraining.engine.history import Row, write_metrics
@@ -36,8 +37,6 @@ from nnunet_invariance.weights.checkpoint import Checkpoint, save_checkpoint
 from nnunet_invariance.weights.locate import FINAL, LATEST
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 5  # consecutive skipped steps that end the run
 
 
 def make_optimizer(method: Method, options: LoopOptions) -> torch.optim.Optimizer:
@@ -81,7 +80,7 @@ class Loop:
         self.history: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch
         self.skipped = 0
-        self.recent_skipped: deque[list[str]] = deque(maxlen=PATIENCE)
+        self.recent_skipped: deque[list[str]] = deque(maxlen=MAX_NON_FINITE_STEPS)
         self.stop_requested = False
 
     # ---- state -------------------------------------------------------------------------------------------------------
@@ -289,10 +288,10 @@ class Loop:
             return
         self.recent_skipped.append(keys)
         logger.warning("step %d skipped: the %s is not finite; cases: %s", self.step, what, ", ".join(keys))
-        if len(self.recent_skipped) == PATIENCE:
+        if len(self.recent_skipped) == MAX_NON_FINITE_STEPS:
             cases = sorted({key for step in self.recent_skipped for key in step})
             raise NonFiniteLossError(
-                f"The {what} was not finite in {PATIENCE} steps in a row, up to step {self.step}. Cases in them: "
+                f"The {what} was not finite in {len(self.recent_skipped)} steps in a row, up to step {self.step}. Cases in them: "
                 f"{', '.join(cases)}. {self._last_good_state()}"
             )
 
