@@ -103,8 +103,8 @@ class NonFiniteGuard:
         if len(self._cases) == MAX_NON_FINITE_STEPS:
             names = ", ".join(sorted({case for step in self._cases for case in step}))
             raise NonFiniteLossError(
-                f"The {what} not finite in {len(self._cases)} steps in a row, with the cases {names}. The checkpoint of the "
-                "last finished epoch is kept. Look for broken values in these cases, then continue with --c."
+                f"The {what} not finite in {len(self._cases)} steps in a row, with the cases {names}. The checkpoint "
+                "of the last finished epoch is kept. Look for broken values in these cases, then continue with --c."
             )
         return (
             f"WARNING: the {what} not finite, and the step was skipped; cases {', '.join(self._cases[-1])}; "

@@ -291,8 +291,8 @@ class Loop:
         if len(self.recent_skipped) == MAX_NON_FINITE_STEPS:
             cases = sorted({key for step in self.recent_skipped for key in step})
             raise NonFiniteLossError(
-                f"The {what} was not finite in {len(self.recent_skipped)} steps in a row, up to step {self.step}. Cases in them: "
-                f"{', '.join(cases)}. {self._last_good_state()}"
+                f"The {what} was not finite in {len(self.recent_skipped)} steps in a row, up to step {self.step}. "
+                f"Cases in them: {', '.join(cases)}. {self._last_good_state()}"
             )
 
     def _end_epoch(self, seconds: float, steps: int) -> None:
