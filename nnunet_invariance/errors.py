@@ -22,8 +22,8 @@ class InvarianceError(Exception):
         return printable(super().__str__())
 
 
-class OptionError(InvarianceError):
-    """A field of an options block is unknown, of the wrong type, or out of range."""
+class OptionError(InvarianceError, ValueError):
+    """An option or an argument is unknown, of the wrong type, or out of range."""
 
 
 class EnvironmentNotSetError(InvarianceError):
@@ -98,8 +98,8 @@ class MissingPackageError(InvarianceError):
     """A package of an extra is needed for what was asked, and is not installed."""
 
 
-class ShapeError(InvarianceError):
-    """Tensors handed to a loss or a module do not fit each other."""
+class ShapeError(InvarianceError, ValueError):
+    """A tensor that a loss or a module was given has the wrong shape."""
 
 
 class VolumeError(InvarianceError):

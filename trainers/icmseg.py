@@ -14,7 +14,7 @@ from nnunet_invariance.augmentation.interventions.base import Domain, coarse_axe
 from nnunet_invariance.augmentation.interventions.slaug import apply_global, balance
 from nnunet_invariance.augmentation.stored_views import DatasetWithViews, read_index, views_folder
 from nnunet_invariance.errors import OptionError
-from nnunet_invariance.losses.consistency import consistency
+from nnunet_invariance.losses.consistency import ConsistencyLoss
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.heads.projection import Positions, sample_positions
 from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
@@ -102,8 +102,8 @@ class ICMSegTrainer(DenseContrastTrainer):
         losses = self.aux_losses([m[:samples] for m in maps], [m[styled] for m in maps], batch)
         if self.options.consistency_weight:
             logits = finest(both)
-            regions = self.label_manager.has_regions
-            losses["consistency"] = consistency(logits[:samples], logits[styled], independent=regions)
+            consistency = ConsistencyLoss(multilabel=self.label_manager.has_regions)
+            losses["consistency"] = consistency(logits[:samples], logits[styled])
         return segmentation / 2, losses
 
     def weight_of(self, name: str) -> float:

@@ -13,7 +13,7 @@ from nnunet_invariance.augmentation.missing_modalities import ZeroMissingChannel
 from nnunet_invariance.augmentation.views import MultiView
 from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.losses.decomposition import DecompositionLoss
-from nnunet_invariance.losses.equivariance import output_equivariance
+from nnunet_invariance.losses.equivariance import OutputEquivarianceLoss
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
 from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
 from nnunet_invariance.networks.architectures.puir import PUIRNet, gigabytes
@@ -182,8 +182,8 @@ class PUIRTrainer(AuxiliaryLossTrainer):
             return logits.new_zeros(())
         elements = sample_symmetries(self.symmetries, len(image), self.generator).to(image.device)
         outputs = self.network(apply_symmetry(image, elements), kept)
-        regions = self.label_manager.has_regions
-        loss = output_equivariance(invert_symmetry(finest(outputs), elements), logits, regions)
+        equivariance = OutputEquivarianceLoss(multilabel=self.label_manager.has_regions)
+        loss = equivariance(invert_symmetry(finest(outputs), elements), logits)
         # DDP waits for a gradient of every parameter, of the coarser outputs too: an empty sum has the gradient 0.
         coarser = outputs[1:] if isinstance(outputs, list) else []
         unused = sum((output.flatten()[:0].sum() for output in coarser), loss.new_zeros(()))

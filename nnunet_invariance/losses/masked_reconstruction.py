@@ -1,25 +1,38 @@
-"""Reconstruction error of hidden voxels."""
+"""Reconstruction error of masked voxels."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_invariance.common.precision import at_least_float32
+from nnunet_invariance.losses.base import Loss, check_dimensions, check_shape
 
 
-class MaskedReconstructionLoss(nn.Module):
-    r"""Mean squared error over the voxels that were hidden and that hold image content.
+class MaskedReconstructionLoss(Loss):
+    r"""Mean squared error over masked voxels (masked autoencoders, arXiv 2111.06377; Alice, arXiv 2302.05615).
 
     .. math:: L = \frac1B \sum_b \frac{\sum_v m_{bv} (\hat x_{bv} - x_{bv})^2}{\sum_v m_{bv}}
 
-    with :math:`m = 1` for hidden voxels inside the image, 0 for visible and for padded ones; the mean is over
-    channels too (masked autoencoders, arXiv 2111.06377; as one term of Alice, arXiv 2302.05615).
+    averaged over channels too. m is 1 for voxels that the encoder did not see and that lie inside the image.
+
+    >>> import torch
+    >>> image, mask = torch.zeros(2, 1, 4, 4, 4), torch.ones(2, 1, 4, 4, 4, dtype=torch.bool)
+    >>> MaskedReconstructionLoss()(image + 0.5, image, mask)
+    tensor(0.2500)
     """
 
-    def forward(self, reconstruction: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
-        """Shape: reconstruction and image (B, C, *spatial); hidden (B, 1, *spatial), boolean. Returns a scalar.
+    def forward(self, reconstruction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+        """The loss in float32 or better, at least 0.
 
-        A sample without a hidden voxel adds zero.
+        Shape:
+            reconstruction, image: (B, C, *spatial).
+            mask: (B, 1, *spatial) bool, the voxels that count.
+            Returns a scalar; samples without such a voxel add 0.
+
+        Raises:
+            ShapeError: the shapes do not agree.
         """
+        check_dimensions("reconstruction", reconstruction, 3, "(B, C, *spatial)")
+        check_shape("image", image, reconstruction.shape, "(B, C, *spatial) of 'reconstruction'")
+        check_shape("mask", mask, (len(image), 1, *image.shape[2:]), "(B, 1, *spatial) of 'reconstruction'")
         squared = (at_least_float32(reconstruction) - at_least_float32(image)).square().mean(1, keepdim=True)
-        hidden = hidden.to(squared.dtype)
-        per_sample = (squared * hidden).flatten(1).sum(1) / hidden.flatten(1).sum(1).clamp(min=1)
-        return per_sample.mean()
+        masked = squared.masked_fill(~mask.bool(), 0)  # a product would let NaN of other voxels through
+        return (masked.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)).mean()

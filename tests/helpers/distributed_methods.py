@@ -38,7 +38,7 @@ def views_of(name: str, rank: int) -> dict:
 
 
 def joined(parts: list[dict]) -> dict:
-    """The views of all ranks as those of one: first views of all, then second views; draws keep what they name."""
+    """The views of all ranks as those of one: first views of all, then second views; indices keep what they name."""
     views = {}
     for key, first in parts[0].items():
         values = [part[key] for part in parts]
@@ -48,15 +48,15 @@ def joined(parts: list[dict]) -> dict:
         elif isinstance(first, Tensor):
             views[key] = torch.cat(values)
         else:
-            views[key] = {name: torch.cat([v[name] for v in values]) for name in ("position", "valid")}
-            views[key]["draws"] = _joined_draws([v["draws"] for v in values], first["position"].shape[:2].numel())
+            views[key] = {name: torch.cat([v[name] for v in values]) for name in ("position", "valid_mask")}
+            views[key]["indices"] = _joined_indices([v["indices"] for v in values], first["position"].shape[:2].numel())
     return views
 
 
-def _joined_draws(draws: list[SampledIndices], keys: int) -> SampledIndices:
-    """``others`` name a key of all volumes of a rank, ``keys`` of them; everything else a key of its own volume."""
-    parts = {f.name: [getattr(d, f.name) for d in draws] for f in fields(SampledIndices)}
-    parts["others"] = [index + rank * keys for rank, index in enumerate(parts["others"])]
+def _joined_indices(indices: list[SampledIndices], keys: int) -> SampledIndices:
+    """``cross_sample`` counts the keys of all volumes of a rank, ``keys`` of them; the others those of a volume."""
+    parts = {f.name: [getattr(i, f.name) for i in indices] for f in fields(SampledIndices)}
+    parts["cross_sample"] = [index + rank * keys for rank, index in enumerate(parts["cross_sample"])]
     return SampledIndices(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 

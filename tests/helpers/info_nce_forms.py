@@ -34,9 +34,9 @@ PATCH = [
 
 SUPERVISED = [
     SupervisedInfoNCE(0.33),
-    SupervisedInfoNCE(0.33, "across", "across", "raw", "raw"),
-    SupervisedInfoNCE(0.33, "across", "within", "sqrt", "sqrt"),
-    SupervisedInfoNCE(0.33, "within", "across", "raw", "sqrt"),
+    SupervisedInfoNCE(0.33, "across", "across", "inverse", "inverse"),
+    SupervisedInfoNCE(0.33, "across", "within", "inverse_sqrt", "inverse_sqrt"),
+    SupervisedInfoNCE(0.33, "within", "across", "inverse", "inverse_sqrt"),
 ]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from nnunet_invariance.augmentation.cube_group import apply_symmetry, invert_symmetry, sample_symmetries, symmetries
 from nnunet_invariance.augmentation.cutout import fill_with_noise, sample_boxes
 from nnunet_invariance.losses.decomposition import DecompositionLoss, foreground
-from nnunet_invariance.losses.equivariance import feature_equivariance, output_equivariance
+from nnunet_invariance.losses.equivariance import FeatureEquivarianceLoss, OutputEquivarianceLoss
 from nnunet_invariance.losses.individual_contrast import IndividualContrast
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
 
@@ -113,18 +113,18 @@ def test_foreground_is_everything_where_the_image_is_flat():
 def test_equivariance_losses():
     a, b = torch.randn(2, 3, 2, 2, 2), torch.randn(2, 3, 2, 2, 2).requires_grad_()
     p, q = (x.exp() / x.exp().sum(1, keepdim=True) for x in (a, b))
-    assert output_equivariance(a, b).item() == pytest.approx((p - q).square().sum(1).mean().item(), rel=1e-5)
-    assert not output_equivariance(a, b).requires_grad  # the reference is fixed
-    assert output_equivariance(a, a).item() == 0
+    assert OutputEquivarianceLoss()(a, b).item() == pytest.approx((p - q).square().sum(1).mean().item(), rel=1e-5)
+    assert not OutputEquivarianceLoss()(a, b).requires_grad  # the reference is fixed
+    assert OutputEquivarianceLoss()(a, a).item() == 0
     expected = (a.sigmoid() - b.sigmoid()).square().mean().item()
-    assert output_equivariance(a, b, independent=True).item() == pytest.approx(expected)
+    assert OutputEquivarianceLoss(multilabel=True)(a, b).item() == pytest.approx(expected)
     x, y = estimates(), estimates().flip(0)
     means = []
     for s in range(3):
         one = [(normal(x[s, i]) - normal(y[s, i])).square().mean() for i in range(4) if PRESENT[s, i]]
         means.append(sum(one) / len(one))
-    assert feature_equivariance(x, y, PRESENT).item() == pytest.approx(float(sum(means) / 3))
-    assert feature_equivariance(x, 3 * x, PRESENT).item() == pytest.approx(0, abs=1e-6)
+    assert FeatureEquivarianceLoss()(x, y, PRESENT).item() == pytest.approx(float(sum(means) / 3))
+    assert FeatureEquivarianceLoss()(x, 3 * x, PRESENT).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_contrast_is_the_formula():
@@ -158,7 +158,7 @@ def test_gradients_are_right():
     x = estimates()[:, :3, :2, :1, :1, :1].clone().requires_grad_()
     y = estimates().flip(0)[:, :3, :2, :1, :1, :1].clone()
     present = PRESENT[:, :3]
-    assert torch.autograd.gradcheck(lambda e: feature_equivariance(e, y, present), x)
+    assert torch.autograd.gradcheck(lambda e: FeatureEquivarianceLoss()(e, y, present), x)
     ids = torch.tensor([[0, 0], [1, 1], [2, 2]])
     rows = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     keys = torch.randn(3, 4, dtype=torch.float64)

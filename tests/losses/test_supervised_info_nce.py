@@ -13,12 +13,12 @@ from nnunet_invariance.losses.tiled_info_nce import info_nce
 from tests.helpers.info_nce_forms import AllForms, batch, two_views
 from tests.helpers.two_ranks import torchrun
 
-EXPONENT = {"none": 0.0, "sqrt": 0.5, "raw": 1.0}
+EXPONENT = {"none": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 WITHIN_OR_ACROSS = list(itertools.product(("within", "across"), repeat=2))
 WEIGHTS = list(itertools.product(EXPONENT, repeat=2))
 
 
-def slow_loop(anchors, meets, positive, name, temperature, rarity="none", balance="none"):
+def slow_loop(anchors, meets, positive, name, temperature, anchor_weight="none", denominator_weight="none"):
     """The equation, one pair at a time, in numbers. ``name(i)`` is the class of positives of a row."""
     unit = [a / a.norm() for a in anchors]
     total = weights = 0.0
@@ -28,17 +28,19 @@ def slow_loop(anchors, meets, positive, name, temperature, rarity="none", balanc
             continue
         met = [j for j in range(len(unit)) if j != i and (meets(i, j) or positive(i, j))]
         size = {j: sum(name(k) == name(j) for k in met) for j in met}
-        partition = sum(math.exp(float(unit[i] @ unit[j]) / temperature) / size[j] ** EXPONENT[balance] for j in met)
+        partition = sum(
+            math.exp(float(unit[i] @ unit[j]) / temperature) / size[j] ** EXPONENT[denominator_weight] for j in met
+        )
         pull = sum(float(unit[i] @ unit[j]) / temperature for j in positives) / len(positives)
-        weight = 1 / sum(name(k) == name(i) for k in range(len(unit))) ** EXPONENT[rarity]
+        weight = 1 / sum(name(k) == name(i) for k in range(len(unit))) ** EXPONENT[anchor_weight]
         total += weight * (math.log(partition) - pull)
         weights += weight
     return total / weights
 
 
 @pytest.mark.parametrize(("positives", "negatives"), WITHIN_OR_ACROSS)
-@pytest.mark.parametrize(("rarity", "balance"), WEIGHTS)
-def test_equals_the_slow_loop(positives, negatives, rarity, balance):
+@pytest.mark.parametrize(("anchor_weight", "denominator_weight"), WEIGHTS)
+def test_equals_the_slow_loop(positives, negatives, anchor_weight, denominator_weight):
     z, labels = batch()
     place, label = torch.arange(3).repeat_interleave(6).tolist(), labels.flatten().tolist()
 
@@ -51,10 +53,10 @@ def test_equals_the_slow_loop(positives, negatives, rarity, balance):
         lambda i, j: name(i) == name(j),
         name,
         0.4,
-        rarity,
-        balance,
+        anchor_weight,
+        denominator_weight,
     )
-    loss = SupervisedInfoNCE(0.4, positives, negatives, rarity, balance)
+    loss = SupervisedInfoNCE(0.4, positives, negatives, anchor_weight, denominator_weight)
     assert loss(z, labels).item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -96,7 +98,7 @@ def test_same_position_is_the_cross_entropy_over_the_batch_at_each_position():
     assert torch.allclose(PatchInfoNCE(0.2, "same_position")(z[:4], z[4:]), torch.stack(losses).mean(), rtol=1e-12)
 
 
-def dense(z, positive, group, excluded, temperature, rarity, balance):
+def dense(z, positive, group, excluded, temperature, anchor_weight, denominator_weight):
     """The equation with all logits at once, for autograd."""
     z = F.normalize(z, dim=1)
     self_pair = torch.eye(len(z), dtype=torch.bool)
@@ -106,26 +108,28 @@ def dense(z, positive, group, excluded, temperature, rarity, balance):
     met = (meet & ~self_pair).to(z.dtype)
     sizes = (met @ class_of) @ class_of.T
     s = z @ z.T / temperature
-    weighted = s - EXPONENT[balance] * sizes.clamp(min=1).log()
+    weighted = s - EXPONENT[denominator_weight] * sizes.clamp(min=1).log()
     partition = weighted.masked_fill(met == 0, -torch.inf).logsumexp(1)
     positives = (same & ~self_pair).to(z.dtype)
     count = positives.sum(1)
     keep = count > 0
-    weight = class_of.sum(0)[positive][keep] ** -EXPONENT[rarity]
+    weight = class_of.sum(0)[positive][keep] ** -EXPONENT[anchor_weight]
     each = (partition - (s * positives).sum(1) / count.clamp(min=1))[keep]
     return (weight * each).sum() / weight.sum()
 
 
 TILED = [
-    *itertools.product(("supcon", "groups", "beyond_groups"), ("none", "raw"), ("none", "sqrt", "raw")),
+    *itertools.product(("supcon", "groups", "beyond_groups"), ("none", "inverse"), ("none", "inverse_sqrt", "inverse")),
     ("excluded", "none", "none"),
 ]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("temperature", [0.01, 0.33])
-@pytest.mark.parametrize(("form", "rarity", "balance"), TILED)
-def test_loss_and_gradient_of_tiles_equal_those_of_the_dense_form(dtype, tolerance, temperature, form, rarity, balance):
+@pytest.mark.parametrize(("form", "anchor_weight", "denominator_weight"), TILED)
+def test_loss_and_gradient_of_tiles_equal_those_of_the_dense_form(
+    dtype, tolerance, temperature, form, anchor_weight, denominator_weight
+):
     generator = torch.Generator().manual_seed(3)
     count = 203
     z = torch.randn(count, 24, generator=generator, dtype=dtype, requires_grad=True)
@@ -138,11 +142,12 @@ def test_loss_and_gradient_of_tiles_equal_those_of_the_dense_form(dtype, toleran
         "excluded": (alone // 2, everyone, label),
     }[form]
     _, positive = positive.unique(return_inverse=True)
-    reference = dense(z, positive, group, excluded, temperature, rarity, balance)
+    reference = dense(z, positive, group, excluded, temperature, anchor_weight, denominator_weight)
     (expected,) = torch.autograd.grad(reference, z)
-    keys = [k[:, None] for k in (positive, group, excluded)]
+    weights = {"anchor_class_weight": anchor_weight, "denominator_class_weight": denominator_weight}
+    keys = {"group": group[None], "excluded": excluded[None]}
     for tile in (1, 1000, 2**22):
-        loss = info_nce(z, *keys, temperature=temperature, rarity=rarity, balance=balance, tile=tile)
+        loss = info_nce(z[None], positive[None], temperature=temperature, **keys, **weights, tile=tile)
         (gradient,) = torch.autograd.grad(loss, z)
         assert abs(loss - reference) <= tolerance * abs(reference)
         assert (gradient - expected).norm() <= tolerance * expected.norm()
@@ -151,7 +156,7 @@ def test_loss_and_gradient_of_tiles_equal_those_of_the_dense_form(dtype, toleran
 @pytest.mark.parametrize(("positives", "negatives"), WITHIN_OR_ACROSS)
 def test_gradient_equals_finite_differences(positives, negatives):
     z, labels = batch(maps=2, rows=5, features=3)
-    loss = SupervisedInfoNCE(0.33, positives, negatives, "sqrt", "raw")
+    loss = SupervisedInfoNCE(0.33, positives, negatives, "inverse_sqrt", "inverse")
     assert torch.autograd.gradcheck(lambda z: loss(z, labels), (z.requires_grad_(),))
 
 
@@ -177,9 +182,9 @@ def test_never_holds_a_matrix_of_all_pairs():
             return result
 
     z = torch.randn(count, 4, requires_grad=True)
-    label, everyone = torch.randint(7, (count, 1)), torch.zeros(count, 1, dtype=torch.long)
+    weights = {"anchor_class_weight": "inverse", "denominator_class_weight": "inverse"}
     with Watch():
-        info_nce(z, label, everyone, temperature=0.3, rarity="raw", balance="raw", tile=tile).backward()
+        info_nce(z[None], torch.randint(7, (1, count)), temperature=0.3, **weights, tile=tile).backward()
     assert largest <= 7 * count  # rows and class sums, never pairs
 
 
@@ -196,7 +201,7 @@ def test_equal_rows_are_a_uniform_guess():
     _, labels = batch(maps=2, rows=16, labels=2)
     assert SupervisedInfoNCE()(z, labels).item() == pytest.approx(math.log(15))
     assert SupervisedInfoNCE(negatives="across")(z, labels).item() == pytest.approx(math.log(31))
-    balanced = SupervisedInfoNCE(rarity="raw", balance="raw")(z, labels)
+    balanced = SupervisedInfoNCE(anchor_class_weight="inverse", denominator_class_weight="inverse")(z, labels)
     assert balanced.item() == pytest.approx(math.log(2))  # each of two classes has mass 1
 
 
@@ -204,15 +209,15 @@ def test_balance_makes_the_size_of_a_class_matter_less():
     z, labels = batch(maps=1, rows=40, labels=2)
     grown, more = torch.cat((z, z[:, labels[0] == 1]), 1), torch.cat((labels, labels[:, labels[0] == 1]), 1)
     change = {}
-    for balance in EXPONENT:
-        loss = SupervisedInfoNCE(1.0, balance=balance, rarity="raw")
-        change[balance] = abs(loss(grown, more) - loss(z, labels)).item()
-    assert change["raw"] < change["sqrt"] < change["none"]
+    for weight in EXPONENT:
+        loss = SupervisedInfoNCE(1.0, denominator_class_weight=weight, anchor_class_weight="inverse")
+        change[weight] = abs(loss(grown, more) - loss(z, labels)).item()
+    assert change["inverse"] < change["inverse_sqrt"] < change["none"]
 
 
 def test_labels_are_names_only():
     z, labels = batch()
-    loss = SupervisedInfoNCE(positives="across", balance="raw")
+    loss = SupervisedInfoNCE(positives="across", denominator_class_weight="inverse")
     assert torch.allclose(loss(z, labels), loss(z, -1000 * labels + 7))
     assert torch.allclose(loss(z, labels), loss(z, labels.float()))
     # a map's own names, where equal labels of two maps mean different things
@@ -240,8 +245,8 @@ def test_rows_that_do_not_count_have_no_influence(rubbish):
     z, labels = batch(maps=2)
     valid = torch.rand(2, 6, generator=torch.Generator().manual_seed(5)) < 0.7
     other = z.masked_fill(~valid[..., None], rubbish).requires_grad_()
-    expected = SupervisedInfoNCE(balance="sqrt")(z, labels, valid)
-    loss = SupervisedInfoNCE(balance="sqrt")(other, labels, valid)
+    expected = SupervisedInfoNCE(denominator_class_weight="inverse_sqrt")(z, labels, valid)
+    loss = SupervisedInfoNCE(denominator_class_weight="inverse_sqrt")(other, labels, valid)
     loss.backward()
     assert torch.equal(loss, expected)
     assert (other.grad[~valid] == 0).all()
@@ -264,10 +269,13 @@ def test_computes_in_float32_under_autocast_backwards_too():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: SupervisedInfoNCE(0.0), "'temperature' is 0.0; expected a number larger than 0"),
+        (lambda: SupervisedInfoNCE(0.0), "'temperature' is 0.0; expected a number in \\(0, inf\\)"),
         (lambda: PatchInfoNCE(math.nan), "'temperature' is nan"),
         (lambda: SupervisedInfoNCE(positives="all"), "'positives' is 'all'; expected one of 'within', 'across'"),
-        (lambda: SupervisedInfoNCE(rarity="log"), "'rarity' is 'log'; expected one of 'none', 'sqrt', 'raw'"),
+        (
+            lambda: SupervisedInfoNCE(anchor_class_weight="log"),
+            "'anchor_class_weight' is 'log'; expected one of 'none', 'inverse_sqrt', 'inverse'",
+        ),
         (lambda: PatchInfoNCE(negatives="queue"), "'negatives' is 'queue'; expected one of 'all_positions'"),
         (lambda: PatchInfoNCE(label_mask="sup"), "'label_mask' is 'sup'; expected one of 'none'"),
         (lambda: PatchInfoNCE(label_mask="supcon")(*torch.ones(2, 1, 2, 3)), "there are no labels; expected labels"),
@@ -284,7 +292,7 @@ def test_wrong_options_are_named(make, text):
         (lambda z: SupervisedInfoNCE()(z, torch.zeros(2, 4)), r"'labels' has shape \(2, 4\); expected \(2, 3\)"),
         (lambda z: SupervisedInfoNCE()(z[0], torch.zeros(3)), r"shape \(3, 5\); expected \(B, N, D\)"),
         (lambda z: PatchInfoNCE()(z, z[:1]), r"'second' has shape \(1, 3, 5\); expected \(2, 3, 5\)"),
-        (lambda z: PatchInfoNCE()(z, z, torch.ones(6)), r"'valid' has shape \(6,\); expected \(2, 3\)"),
+        (lambda z: PatchInfoNCE()(z, z, torch.ones(6)), r"'valid_mask' has shape \(6,\); expected \(2, 3\)"),
     ],
 )
 def test_wrong_shapes_are_named(call, text):

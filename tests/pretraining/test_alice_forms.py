@@ -117,7 +117,7 @@ def test_sinkhorn_gives_every_code_an_equal_share_and_survives_small_temperature
 @pytest.mark.parametrize("guard", ["center", "sinkhorn", "none"])
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 def test_token_and_class_terms_equal_the_slow_loop_under_every_guard(guard, dtype, tolerance):
-    loss = SelfDistillationLoss(6, 0.3, guard=guard).to(dtype)
+    loss = SelfDistillationLoss(6, 0.3, collapse_guard=guard).to(dtype)
     loss.update_center(random(6, dtype=dtype, seed=3))
     assert loss.center.any() == (guard == "center")
     student, teacher = random(3, 4, 6, dtype=dtype), random(3, 4, 6, dtype=dtype, seed=1)

@@ -52,7 +52,7 @@ def loss_inputs(dtype=torch.float32, samples=3, side=3, features=4, seed=0):
     return keys, position, valid, guide
 
 
-def slow_loss(loss, keys, position, valid, draws, guide=None):
+def slow_loss(loss, keys, position, valid, indices, guide=None):
     """The equation, query by query, in Python numbers."""
     samples = []
     flat = [(b, m) for b in range(len(keys)) for m in range(keys.shape[1])]
@@ -62,19 +62,19 @@ def slow_loss(loss, keys, position, valid, draws, guide=None):
 
     for b in range(len(keys)):
         terms = []
-        for n in range(draws.query.shape[1]):
-            if not draws.counts[b, n]:
+        for n in range(indices.query.shape[1]):
+            if not indices.valid_mask[b, n]:
                 continue
-            q, p = draws.query[b, n].item(), draws.positive[b, n].item()
+            q, p = indices.query[b, n].item(), indices.positive[b, n].item()
             hardness = []
-            for m in draws.pool[b].tolist():
-                far = math.dist(position[b, q].tolist(), position[b, m].tolist()) >= loss.ignore
+            for m in indices.candidates[b].tolist():
+                far = math.dist(position[b, q].tolist(), position[b, m].tolist()) >= loss.min_negative_distance
                 if far and m != p and valid[b, m]:
                     score = cosine(keys[b], q, m) + (0 if guide is None else cosine(guide[b], q, m))
                     hardness.append((score, cosine(keys[b], q, m)))
             hardness.sort(reverse=True)
-            chosen = [hardness[r][1] for r in draws.ranks[b, n].tolist() if r < len(hardness)]
-            for index in draws.others[b].tolist():
+            chosen = [hardness[r][1] for r in indices.ranks[b, n].tolist() if r < len(hardness)]
+            for index in indices.cross_sample[b].tolist():
                 other, m = flat[index]
                 if valid[other, m]:
                     chosen.append(sum(x * y for x, y in zip(keys[b, q].tolist(), keys[other, m].tolist(), strict=True)))
@@ -89,35 +89,37 @@ def slow_loss(loss, keys, position, valid, draws, guide=None):
 @pytest.mark.parametrize("queries", [0, 5])
 def test_the_loss_equals_the_slow_loop(dtype, tolerance, queries):
     keys, position, valid, guide = loss_inputs(dtype)
-    loss = HardNegativeInfoNCE(0.7, 1.2, queries, hardest=12, negatives=7, others=6, pool=40)
-    draws = loss.draw(position, valid, generator(1))
-    assert draws.counts.any(1).all()
+    loss = HardNegativeInfoNCE(
+        0.7, 1.2, queries, num_hardest=12, num_negatives=7, num_cross_sample=6, max_candidates=40
+    )
+    indices = loss.sample_indices(position, valid, generator(1))
+    assert indices.valid_mask.any(1).all()
     for hint in (None, guide):
-        expected = slow_loss(loss, keys, position, valid, draws, hint)
-        assert loss(keys, position, valid, draws, hint).item() == pytest.approx(expected, rel=tolerance)
+        expected = slow_loss(loss, keys, position, valid, indices, hint)
+        assert loss(keys, position, valid, indices, hint).item() == pytest.approx(expected, rel=tolerance)
 
 
 def test_the_gradient_of_the_loss_is_right_and_the_guide_gets_none():
     keys, position, valid, guide = loss_inputs(torch.float64, samples=2, side=2, features=2)
-    loss = HardNegativeInfoNCE(0.9, 0.8, 3, hardest=6, negatives=4, others=3)
-    draws = loss.draw(position, valid, generator(2))
+    loss = HardNegativeInfoNCE(0.9, 0.8, 3, num_hardest=6, num_negatives=4, num_cross_sample=3)
+    indices = loss.sample_indices(position, valid, generator(2))
     keys.requires_grad_()
     guide.requires_grad_()
-    assert torch.autograd.gradcheck(lambda k: loss(k, position, valid, draws, guide.detach()), keys)
-    loss(keys, position, valid, draws, guide).backward()
+    assert torch.autograd.gradcheck(lambda k: loss(k, position, valid, indices, guide.detach()), keys)
+    loss(keys, position, valid, indices, guide).backward()
     assert guide.grad is None
 
 
 def test_what_is_drawn_keeps_its_promises():
     _, position, valid, _ = loss_inputs(side=4)
-    loss = HardNegativeInfoNCE(0.7, 1.2, 6, hardest=20, negatives=9, others=50, pool=60)
-    draws = loss.draw(position, valid, generator(3))
+    loss = HardNegativeInfoNCE(0.7, 1.2, 6, num_hardest=20, num_negatives=9, num_cross_sample=50, max_candidates=60)
+    indices = loss.sample_indices(position, valid, generator(3))
     half = position.shape[1] // 2
     for b in range(len(position)):
-        assert len(set(draws.pool[b].tolist())) == 60
-        assert (draws.others[b] // position.shape[1] != b).all()
-        for n in torch.nonzero(draws.counts[b]).flatten().tolist():
-            q, p = draws.query[b, n].item(), draws.positive[b, n].item()
+        assert len(set(indices.candidates[b].tolist())) == 60
+        assert (indices.cross_sample[b] // position.shape[1] != b).all()
+        for n in torch.nonzero(indices.valid_mask[b]).flatten().tolist():
+            q, p = indices.query[b, n].item(), indices.positive[b, n].item()
             assert valid[b, q]
             if b == 1:  # its views show different places
                 assert p == q
@@ -127,19 +129,19 @@ def test_what_is_drawn_keeps_its_promises():
             distance = {m: math.dist(position[b, q].tolist(), position[b, m].tolist()) for m in other if valid[b, m]}
             assert distance[p] == pytest.approx(min(distance.values()))
             assert distance[p] < 0.7
-        assert all(len(set(ranks)) == 9 and max(ranks) < 20 for ranks in draws.ranks[b].tolist())
-    again = loss.draw(position, valid, generator(3))
-    assert all(torch.equal(getattr(draws, name), getattr(again, name)) for name in vars(draws))
+        assert all(len(set(ranks)) == 9 and max(ranks) < 20 for ranks in indices.ranks[b].tolist())
+    again = loss.sample_indices(position, valid, generator(3))
+    assert all(torch.equal(getattr(indices, name), getattr(again, name)) for name in vars(indices))
 
 
 def test_one_volume_alone_and_padding_alone_give_finite_losses():
     keys, position, valid, _ = loss_inputs(samples=1)
-    loss = HardNegativeInfoNCE(0.7, 1.2, 5, hardest=12, negatives=7, others=6)
-    draws = loss.draw(position, valid, generator())
-    assert draws.others.shape == (1, 0)
-    assert loss(keys, position, valid, draws).isfinite()
+    loss = HardNegativeInfoNCE(0.7, 1.2, 5, num_hardest=12, num_negatives=7, num_cross_sample=6)
+    indices = loss.sample_indices(position, valid, generator())
+    assert indices.cross_sample.shape == (1, 0)
+    assert loss(keys, position, valid, indices).isfinite()
     nothing = torch.zeros_like(valid)
-    assert loss(keys, position, nothing, loss.draw(position, nothing, generator())) == 0
+    assert loss(keys, position, nothing, loss.sample_indices(position, nothing, generator())) == 0
 
 
 # ---- geometry --------------------------------------------------------------------------------------------------------
@@ -387,9 +389,15 @@ def test_one_volume_is_too_few(tiny, tmp_path):
 def test_the_losses_are_those_of_the_paper_in_cells():
     sam = SAM(Setup(architecture(), (16, 16, 16), (1.0,) * 3, 2, False, ()), SAMOptions())
     fine, coarse = sam.fine_loss, sam.coarse_loss
-    names = ("distance", "ignore", "queries", "hardest", "negatives", "others", "temperature")
-    assert [getattr(fine, name) for name in names] == [0.5, 5.0, 100, 2000, 500, 0, 0.5]
-    assert [getattr(coarse, name) for name in names] == [0.75, 0.75, 0, 250, 200, 1000, 0.5]
+    limits = "max_candidates=73728, temperature=0.5"
+    assert fine.extra_repr() == (
+        "max_positive_distance=0.5, min_negative_distance=5.0, num_queries=100, num_hardest=2000, num_negatives=500, "
+        f"num_cross_sample=0, {limits}"
+    )
+    assert coarse.extra_repr() == (
+        "max_positive_distance=0.75, min_negative_distance=0.75, num_queries=0, num_hardest=250, num_negatives=200, "
+        f"num_cross_sample=1000, {limits}"
+    )
     assert sam.loss_weights == {"fine": 1.0, "coarse": 1.0}
 
 
@@ -425,7 +433,7 @@ def test_volumes_thinner_than_the_crop_are_padded_and_padding_counts_nowhere(tin
     assert not batch["valid"].all()
     views = sam.make_views({k: v for k, v in batch.items() if k != "keys"}, generator())
     for name in ("fine", "coarse"):
-        draws, valid = views[name]["draws"], views[name]["valid"]
-        assert valid.gather(1, draws.query)[draws.counts].all()
-        assert valid.gather(1, draws.positive)[draws.counts].all()
+        indices, valid = views[name]["indices"], views[name]["valid_mask"]
+        assert valid.gather(1, indices.query)[indices.valid_mask].all()
+        assert valid.gather(1, indices.positive)[indices.valid_mask].all()
     assert all(value.isfinite() for value in sam(views, 0.0).losses.values())

@@ -18,7 +18,7 @@ from nnunet_invariance.augmentation.interventions.slaug import apply_global, bal
 from nnunet_invariance.augmentation.views import split_views
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import OptionError, OutputError, WeightsNotFoundError
-from nnunet_invariance.losses.consistency import consistency
+from nnunet_invariance.losses.consistency import ConsistencyLoss
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
 from nnunet_invariance.plans.options import BaselineOptions, ICMSegTrainerOptions, PretrainedOptions, read_options
@@ -49,16 +49,16 @@ def slow_divergence(first, second):
 
 def test_consistency_is_the_divergence_written_out():
     first, second = (torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(s)) * 3 for s in (0, 1))
-    assert consistency(first, second).item() == pytest.approx(slow_divergence(first, second), rel=1e-5)
-    assert consistency(first, first).item() == pytest.approx(0, abs=1e-7)
-    assert consistency(first, second).item() == pytest.approx(consistency(second, first).item())
+    assert ConsistencyLoss()(first, second).item() == pytest.approx(slow_divergence(first, second), rel=1e-5)
+    assert ConsistencyLoss()(first, first).item() == pytest.approx(0, abs=1e-7)
+    assert ConsistencyLoss()(first, second).item() == pytest.approx(ConsistencyLoss()(second, first).item())
     far = torch.tensor([[100.0, -100.0]])
-    assert consistency(far, -far).item() == pytest.approx(math.log(2))
+    assert ConsistencyLoss()(far, -far).item() == pytest.approx(math.log(2))
     a, b = first[:, :1], second[:, :1]
     yes_no = [torch.cat((x, torch.zeros_like(x)), 1) for x in (a, b)]
-    assert consistency(a, b, independent=True).item() == pytest.approx(consistency(*yes_no).item(), rel=1e-5)
+    assert ConsistencyLoss(multilabel=True)(a, b).item() == pytest.approx(ConsistencyLoss()(*yes_no).item(), rel=1e-5)
     pair = [x.double().requires_grad_() for x in (first[:1, :, :2, :2], second[:1, :, :2, :2])]
-    assert torch.autograd.gradcheck(consistency, pair)
+    assert torch.autograd.gradcheck(ConsistencyLoss(), pair)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_gradients_are_those_of_all_losses_written_out(tiny):
         index, counts = sample_positions(views.valid_mask, maps[0][stage].shape[2:], 100, generator)
         rows = [aux[f"projection_{stage}"](gather_positions(m[stage], index)) for m in maps]
         contrasts.append(PatchInfoNCE(0.2)(*rows, counts))
-    info_nce, divergence = sum(contrasts) / 2, consistency(outputs[0][0], outputs[1][0])
+    info_nce, divergence = sum(contrasts) / 2, ConsistencyLoss()(outputs[0][0], outputs[1][0])
     total = segmentation + 0.7 * info_nce + 0.3 * divergence
     total.backward()
     expected = [*network.parameters(), *aux.parameters()]

@@ -55,8 +55,8 @@ class _Heads(nn.Module):
         casa = CrossAttentionAlignment(codes, hidden=4 * codes, form=options.casa)
         self.student = nn.ModuleDict({"head": head, "casa": casa})
         self.teacher = frozen_copy(self.student)
-        self.inter = SelfDistillationLoss(codes, temperature, guard=options.collapse_guard)
-        self.intra = SelfDistillationLoss(codes, temperature, guard=options.collapse_guard)
+        self.inter = SelfDistillationLoss(codes, temperature, collapse_guard=options.collapse_guard)
+        self.intra = SelfDistillationLoss(codes, temperature, collapse_guard=options.collapse_guard)
 
 
 class Alice(Method):

@@ -16,7 +16,7 @@ from nnunet_invariance.augmentation.device_views import augment_affine
 from nnunet_invariance.common.collectives import all_gather_rows, gather_row_counts, get_rank
 from nnunet_invariance.common.options import choice, count, number
 from nnunet_invariance.losses.decomposition import DecompositionLoss
-from nnunet_invariance.losses.equivariance import feature_equivariance
+from nnunet_invariance.losses.equivariance import FeatureEquivarianceLoss
 from nnunet_invariance.losses.individual_contrast import IndividualContrast
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
 from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
@@ -138,6 +138,7 @@ class PUIR(Method):
         self.symmetries = symmetries([setup.patch_size, *strides, setup.spacing])
         self.decomposition = DecompositionLoss(options.foreground)
         self.invariance = ModalityInvarianceLoss(options.anchor)
+        self.equivariance = FeatureEquivarianceLoss()
         self.contrast = IndividualContrast(options.temperature)
         self.loss_weights = {
             "decomposition": options.weight_decomposition,
@@ -207,7 +208,7 @@ class PUIR(Method):
         if self.options.weight_equivariance or self.options.weight_contrast:
             with torch.no_grad():
                 second = self.network.estimate(views["second"], present).profiles
-            losses["equivariance"] = feature_equivariance(profiles, second, present)
+            losses["equivariance"] = self.equivariance(profiles, second, present)
             if self.options.weight_contrast:
                 losses["contrast"], rows = self._contrast(profiles, second, views)
         return StepOutput(losses, measure(profiles.detach(), present), rows=rows)

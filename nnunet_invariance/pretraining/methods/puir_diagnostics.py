@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nnunet_invariance.losses.modality_invariance import normalised
+from nnunet_invariance.losses.modality_invariance import normalize_channels
 from nnunet_invariance.networks.presence import over_maps
 
 LEAST_AMPLITUDE, LEAST_VARIATION, LEAST_INDIVIDUAL = 0.1, 0.02, 0.02
@@ -31,7 +31,7 @@ def measure(profiles: Tensor, present: Tensor) -> dict[str, Tensor]:
     number = present.sum().clamp(min=1)
     deviation = profiles.float().flatten(3).std(3).mean(2)
     amplitude = torch.where(present, deviation, 0).sum() / number
-    rows = normalised(profiles, 2)
+    rows = normalize_channels(profiles, 2)
     mask = over_maps(present, rows)
     cells = number * rows[0, 0, 0].numel()
     axes = (0, 1, *range(3, rows.ndim))

@@ -96,10 +96,10 @@ class SAM(Method):
         self.size = padded_size(setup.patch_size, self.heads.deepest_cell)
         wanted = max(2, options.batch_size or setup.batch_size // 2)
         self.batch_size = min(wanted, len(setup.cases)) if setup.cases else wanted
-        self.fine_loss = HardNegativeInfoNCE(0.5, options.ignore, queries=100, hardest=2000, negatives=500)
+        self.fine_loss = HardNegativeInfoNCE(0.5, options.ignore, num_queries=100, num_hardest=2000, num_negatives=500)
         self.coarse_loss = HardNegativeInfoNCE(
-            0.75, 0.75, queries=0, hardest=250, negatives=200, others=options.others
-        )  # fmt: skip
+            0.75, 0.75, num_queries=0, num_hardest=250, num_negatives=200, num_cross_sample=options.others
+        )
         self.loss_weights = {"fine": 1.0, "coarse": 1.0}
 
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
@@ -128,7 +128,8 @@ class SAM(Method):
             position = centre[:, None] + input_positions(matrix, self.size, cell, spacing)
             position = joined(position / (mm * torch.tensor(cell, device=mm.device)))
             valid = joined(valid_cells(inside, cell).flatten(1))
-            views[name] = {"position": position, "valid": valid, "draws": loss.draw(position, valid, generator)}
+            indices = loss.sample_indices(position, valid, generator)
+            views[name] = {"position": position, "valid_mask": valid, "indices": indices}
         return views
 
     def forward(self, views: Views, progress: float) -> StepOutput:
