@@ -20,6 +20,7 @@ VERBS = (
     "complete",
     "translate",
     "register",
+    "probe",
     "evaluate",
     "demo",
     "doctor",

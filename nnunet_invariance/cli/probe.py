@@ -1,0 +1,52 @@
+"""``nnunet-invariance probe``: a linear probe of pre-trained features."""
+
+import argparse
+from pathlib import Path
+
+from nnunet_invariance.cli.help import ShowDefaults
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb and its flags."""
+    parser = subparsers.add_parser(
+        "probe",
+        help="measure pre-trained features with a linear probe, in minutes",
+        description="Fits a linear classifier to the frozen features of all stages of a network, on few labelled "
+        "cases, and scores it on held-out labelled cases, beside random networks of the same architecture. "
+        "This is the first check after a pre-training: features that do not beat random ones will not help a training.",
+        formatter_class=ShowDefaults,
+    )
+    add = parser.add_argument
+    add("dataset", help="name or id of a data set with labels")
+    add("configuration", help="configuration of the plans, for example 3d_fullres")
+    add("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
+    add("--weights", nargs="+", type=Path, default=[], metavar="FILE", help="checkpoints to probe")
+    add("--methods", nargs="+", default=[], metavar="METHOD", help="finished pre-trainings of this data set to probe")
+    add("--branch", choices=["teacher", "student", "both"], default="both", help="which network of a checkpoint")
+    add("--shots", nargs="+", type=int, default=[1, 5], metavar="K", help="numbers of labelled cases")
+    add("--draws", type=int, default=3, help="random choices of the labelled cases")
+    add("--test-cases", type=int, default=20, metavar="N", help="held-out labelled cases")
+    add("--random", type=int, default=5, metavar="N", help="networks with random weights to compare with")
+    add("--seed", type=int, default=0, help="seed of all random choices")
+    add("--out", type=Path, metavar="DIR", help="default: nnUNet_results/DATASET/probing/PLANS__CONFIGURATION")
+    add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where the networks run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; returns the exit status."""
+    from nnunet_invariance.probing.protocol import ProbeOptions
+    from nnunet_invariance.probing.report import to_text
+    from nnunet_invariance.probing.run import run_probe
+
+    options = ProbeOptions(
+        shots=tuple(args.shots),
+        draws=args.draws,
+        test_cases=args.test_cases,
+        random_networks=args.random,
+        seed=args.seed,
+    )
+    where = (args.dataset, args.configuration, args.plans)
+    result, folder = run_probe(*where, args.weights, args.methods, args.branch, options, args.device, args.out)
+    print(to_text(result))
+    print(f"written: {folder / 'probe.png'}, probe.json, scores.csv")
+    return 0

@@ -1,0 +1,97 @@
+"""Hypercolumns: the features of all encoder and decoder stages at a voxel, joined into one vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_invariance.errors import UnsupportedConfigurationError
+from nnunet_invariance.networks.planned import decode
+
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@dataclass(frozen=True)
+class HypercolumnMaps:
+    """The feature maps of one forward pass.
+
+    Attributes:
+        names: ``encoder_0`` (finest) to ``encoder_S``, then ``decoder_S-1`` to ``decoder_0`` (finest).
+        maps: (B, C_m, *spatial_m) each.
+    """
+
+    names: tuple[str, ...]
+    maps: tuple[Tensor, ...]
+
+    @property
+    def channels(self) -> list[int]:
+        """Number of features of each map."""
+        return [feature_map.shape[1] for feature_map in self.maps]
+
+    def only(self, name: str) -> "HypercolumnMaps":
+        """One of the maps by itself."""
+        return HypercolumnMaps((name,), (self.maps[self.names.index(name)],))
+
+
+@torch.no_grad()
+def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
+    """Run a planned U-Net and return the outputs of all its stages, in float32.
+
+    Args:
+        network: has ``encoder`` (which returns skips, finest first) and ``decoder`` as nnU-Net's U-Nets do.
+        image: (B, C, *spatial).
+
+    Raises:
+        UnsupportedConfigurationError: the network has no such encoder and decoder.
+    """
+    encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
+    if encoder is None or not (hasattr(decoder, "transpconvs") and hasattr(decoder, "stages")):
+        raise UnsupportedConfigurationError(
+            f"A probe reads the stages of a U-Net, but {type(network).__name__} has no encoder and decoder with "
+            "stages. Take plans with PlainConvUNet or ResidualEncoderUNet."
+        )
+    skips = list(encoder(image))
+    decoded = decode(decoder, skips)
+    names = [f"encoder_{stage}" for stage in range(len(skips))]
+    names += [f"decoder_{stage}" for stage in reversed(range(len(decoded)))]
+    return HypercolumnMaps(tuple(names), tuple(feature_map.float() for feature_map in (*skips, *decoded)))
+
+
+def sample_hypercolumns(maps: HypercolumnMaps, size: Sequence[int], voxels: Tensor) -> Tensor:
+    """Hypercolumns at voxels of the first image of the batch, without upsampling whole maps.
+
+    Each map is interpolated linearly, exactly as ``F.interpolate(..., align_corners=False)`` upsamples it.
+
+    Args:
+        size: spatial size of the image in voxels.
+        voxels: (N, D) integer indices into the image.
+
+    Returns:
+        (N, sum of C_m).
+    """
+    extent = torch.tensor(size, dtype=torch.float32, device=voxels.device)
+    grid = ((2 * voxels.float() + 1) / extent - 1).flip(-1)  # grid_sample counts the last axis first
+    grid = grid.reshape(1, *[1] * (len(size) - 1), len(voxels), len(size))
+    columns = [
+        F.grid_sample(feature_map[:1], grid, mode="bilinear", padding_mode="border", align_corners=False)
+        for feature_map in maps.maps
+    ]
+    return torch.cat([column.reshape(column.shape[1], -1) for column in columns]).T
+
+
+def linear_map(maps: HypercolumnMaps, weight: Tensor, bias: Tensor, size: Sequence[int]) -> Tensor:
+    """Apply a linear map to the hypercolumn of every voxel: (B, K, *size).
+
+    A linear map commutes with linear interpolation, so each map is projected to K channels before it is upsampled.
+
+    Args:
+        weight: (K, sum of C_m). bias: (K,).
+    """
+    dimensions = len(size)
+    total = bias.reshape(1, -1, *[1] * dimensions)
+    for feature_map, part in zip(maps.maps, weight.split(maps.channels, dim=1), strict=True):
+        projected = torch.einsum("kc,bc...->bk...", part, feature_map)
+        total = total + F.interpolate(projected, size=tuple(size), mode=LINEAR[dimensions], align_corners=False)
+    return total

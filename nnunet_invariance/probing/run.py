@@ -1,0 +1,98 @@
+"""From a data set's name and checkpoints to a report of their probe."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from nnunet_invariance.errors import ComparisonError, WeightsNotFoundError
+from nnunet_invariance.evaluation.protocols.cases import preprocessed_cases, seen_cases
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
+from nnunet_invariance.probing.protocol import Branch, ProbeOptions, ProbeResult, load_probed_network, probe
+from nnunet_invariance.probing.report import write_report
+from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.locate import FINAL, pretraining_folder, results_folder
+from nnunet_invariance.weights.transfer import SECTION_OF
+
+logger = logging.getLogger(__name__)
+
+
+def run_probe(
+    dataset: str,
+    configuration: str,
+    plans: str = "nnUNetPlans",
+    weights: Sequence[Path] = (),
+    methods: Sequence[str] = (),
+    branch: Literal["teacher", "student", "both"] = "both",
+    options: ProbeOptions | None = None,
+    device: str = "cpu",
+    out: Path | None = None,
+) -> tuple[ProbeResult, Path]:
+    """Probe checkpoints on a preprocessed data set with labels, and write the report; returns it and its folder.
+
+    Raises:
+        InvarianceError: one of its kinds, for anything that is wrong with the input.
+    """
+    planned = open_planned_dataset(dataset, configuration, plans)
+    files = {path.stem if path.stem != "checkpoint_final" else path.parent.name: path for path in weights}
+    files |= {method: _finished(planned, method, plans) for method in methods}
+    networks = {}
+    for name, path in files.items():
+        for label, chosen in _branches(name, path, branch):
+            networks[label] = load_probed_network(planned, path, chosen)
+    ending = planned.dataset_json["file_ending"]
+    labelled = sorted(preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending))
+    if len(labelled) < 4:
+        msg = f"{planned.folder} holds {len(labelled)} preprocessed case(s) with labels; a probe needs at least 4. "
+        raise ComparisonError(msg + f"Run `nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}`.")
+    result = _probe_unseen(planned, networks, labelled, options, device, list(files.values()))
+    folder = out or results_folder() / planned.name / "probing" / f"{plans}__{configuration}"
+    write_report(result, folder)
+    return result, folder
+
+
+def _probe_unseen(
+    planned: PlannedDataset,
+    networks: dict[str, nn.Module],
+    labelled: Sequence[str],
+    options: ProbeOptions | None,
+    device: str,
+    files: Sequence[Path],
+) -> ProbeResult:
+    """Keep test cases apart from the images of the pre-trainings, if at least two labelled cases are left.
+
+    Otherwise the test cases are among the images that a pre-training has seen, without their labels; the log says so.
+    """
+    seen = seen_cases([path for path in files if (path.parent / "manifest.json").is_file()])
+    free = set(labelled) - seen
+    if len(free) < 2:
+        logger.warning("the pre-trainings have seen the images (not the labels) of the test cases")
+        seen = set()
+    return probe(planned, networks, labelled, options, device, seen)
+
+
+def _branches(name: str, path: Path, branch: str) -> list[tuple[str, Branch | None]]:
+    """The networks of a checkpoint that are probed, each with its label."""
+    teacher = bool(load_checkpoint(path, [SECTION_OF["teacher"]]).tensors)
+    if branch == "both" and teacher:
+        return [(f"{name} (student)", "student"), (f"{name} (teacher)", "teacher")]
+    if branch == "both":
+        return [(name, None)]
+    return [(f"{name} ({branch})", "teacher" if branch == "teacher" else "student")]
+
+
+def _finished(planned: PlannedDataset, method: str, plans: str) -> Path:
+    """The checkpoint of a finished pre-training.
+
+    Raises:
+        WeightsNotFoundError
+    """
+    path = pretraining_folder(method, planned.name, plans, planned.configuration_name) / FINAL
+    if not path.is_file():
+        command = f"nnunet-invariance pretrain {method} {planned.name} {planned.configuration_name} -p {plans}"
+        raise WeightsNotFoundError(
+            f"There is no finished pre-training {path}. Run `{command}`, or name files: --weights."
+        )
+    return path
