@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.evaluation.statistics.bootstrap import crossed_interval
+from nnunet_invariance.evaluation.statistics.intervals import crossed_interval
 from nnunet_invariance.probing.protocol import ALL_MAPS, ProbeResult, ProbeScores
 
 RANDOM = "random"
