@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import OptionError, OutputError
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import PREPROCESSING
@@ -80,7 +80,7 @@ def write_plans_copy(
     if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(plans)):
         raise OutputError(f"{path} exists with other content and is not overwritten. Choose another plans name.")
     if not path.is_file():
-        atomic_write(path, lambda file: file.write(json.dumps(plans, indent=4).encode()))
+        write_json(path, plans, indent=4)
     command = preprocessing_command(dataset.name, new_plans_name, configuration)
     if command:
         logger.info("%s has no preprocessed cases yet; preprocess them with: %s", path.stem, command)

@@ -162,7 +162,7 @@ def _write(
     decisions = decisions + [f"adapted: {rule} ({number} tensors)" for rule, number in rules.items()]
     decisions.append(f"encoder: {report.coverage:.2%} from the file")
 
-    block = {"checkpoint": str(checkpoint.path.absolute()), "branch": branch}
+    block: dict[str, Any] = {"checkpoint": str(checkpoint.path.absolute()), "branch": branch}
     block |= {"min_coverage": min_coverage} if min_coverage < 1 else {}
     nnssl = checkpoint.path.absolute().with_suffix(".nnssl.pth")
     info = pretrain_info(checkpoint, nnssl) if is_known_to_nnssl(network) else None

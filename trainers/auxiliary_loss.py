@@ -242,8 +242,8 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
                 self._add_gradients(total)
         return {"loss": segmentation, **losses, **later, "total": total}
 
-    def _weighted_sum(self, losses: dict[str, Tensor]) -> Tensor | float:
-        return sum(self.weight_of(name) * loss for name, loss in losses.items())
+    def _weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
+        return sum((self.weight_of(name) * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
 
     def _precision(self) -> AbstractContextManager:
         """Mixed precision on CUDA, as in nnU-Net."""

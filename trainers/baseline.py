@@ -48,6 +48,9 @@ class BaselineTrainer(nnUNetTrainer):
 
     options_class: ClassVar[type[BaselineOptions]] = BaselineOptions
     options: BaselineOptions
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
     #: Supported numbers of spatial dimensions; empty: all that nnU-Net supports.
     dimensions: ClassVar[tuple[int, ...]] = ()
     #: Minimum number of input channels.
@@ -221,7 +224,7 @@ class BaselineTrainer(nnUNetTrainer):
         """Restore the state that :meth:`checkpoint_block` wrote; nothing here."""
 
     @property
-    def plain_network(self) -> nn.Module:
+    def plain_network(self) -> Any:
         """The network without its DDP and ``torch.compile`` wrappers."""
         module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return module._orig_mod if isinstance(module, OptimizedModule) else module

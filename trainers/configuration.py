@@ -1,6 +1,7 @@
 """Which plans and data sets a trainer supports."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -54,7 +55,7 @@ def check_channels(dataset_name: str, dataset_json: dict, least: int, trainer: s
         )
 
 
-def encoder_of(network: nn.Module, trainer: str) -> nn.Module:
+def encoder_of(network: nn.Module, trainer: str) -> Any:
     """Return the encoder of a planned U-Net, which has the channels and strides of its stages.
 
     Raises:

@@ -1,6 +1,5 @@
 """Base of the trainers whose network starts from pre-trained weights."""
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.plans.options import PretrainedOptions
 from nnunet_invariance.trainers.baseline import BaselineTrainer
@@ -105,8 +104,7 @@ class PretrainedTrainer(BaselineTrainer):
         if self.current_epoch == 0:
             self.transfer_report = self.load_initial_weights()
             if self.local_rank == 0:
-                text = json.dumps(self.transfer_report, indent=2)
-                atomic_write(Path(self.output_folder, "transfer_report.json"), lambda file: file.write(text.encode()))
+                write_json(Path(self.output_folder, "transfer_report.json"), self.transfer_report)
         super().on_train_start()
 
     def load_initial_weights(self) -> dict[str, Any]:

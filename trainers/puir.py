@@ -83,7 +83,8 @@ class PUIRTrainer(AuxiliaryLossTrainer):
                 "ResidualEncoderUNet. Plan with nnU-Net's default or a ResEnc planner."
             )
         network = PUIRNet(planned, configuration_manager.patch_size, options.tokens, options.prior)
-        network.decoder.deep_supervision = enable_deep_supervision
+        decoder: Any = network.decoder
+        decoder.deep_supervision = enable_deep_supervision
         return network
 
     def encoder_parameters(self, encoder: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

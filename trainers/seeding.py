@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 
-Augmenter = SingleThreadedAugmenter | MultiThreadedAugmenter | NonDetMultiThreadedAugmenter
+Augmenter: TypeAlias = SingleThreadedAugmenter | MultiThreadedAugmenter | NonDetMultiThreadedAugmenter
 
 
 class Stream(IntEnum):

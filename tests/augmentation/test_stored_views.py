@@ -32,7 +32,7 @@ from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
 from nnunet_invariance.plans.options import ICMSegTrainerOptions, read_options
 from tests.helpers.tiny_dataset import cut_down
-from tests.helpers.tiny_trainers import as_moved, log_of, make_trainer, started
+from tests.helpers.tiny_trainers import log_of, make_trainer, started, with_views
 
 pytestmark = pytest.mark.usefixtures("results")
 
@@ -99,7 +99,7 @@ def test_views_come_into_the_batch_in_place_and_only_as_second_views(tiny, store
     cases = len(trainer.do_split()[0])
     assert f"{2 * cases} stored views of {cases} training cases, with chance 1" in log_of(trainer)
     assert all(str(key).endswith(("__T1", "__T2")) for key in batch["keys"])
-    moved = as_moved(trainer, batch)
+    moved = with_views(trainer, batch)
     views = moved["views"]
     inside = views.valid_mask > 0
     lifted = torch.tensor([MARK * (1 + str(key).endswith("T2")) for key in batch["keys"]])
@@ -115,7 +115,7 @@ def test_views_come_into_the_batch_in_place_and_only_as_second_views(tiny, store
 
 def test_plain_samples_of_a_batch_get_an_intervention(tiny, stored):
     trainer, batch = started(tiny, "ICMSegTrainer", views_probability=0.5, style="clusters")
-    moved = as_moved(trainer, batch)
+    moved = with_views(trainer, batch)
     case = str(moved["keys"][0]).split("__")[0]
     moved["keys"] = np.array([f"{case}__T1", case])
     styled, second = trainer.style_view(moved, 2), moved["views"].second
@@ -239,7 +239,7 @@ def test_forms_of_the_contrast_reach_the_loss(tiny, contrast, label_mask):
     trainer, batch = started(
         tiny, "ICMSegTrainer", contrast=contrast, label_mask=label_mask, num_positions=50, stages=[1]
     )
-    moved = as_moved(trainer, batch)
+    moved = with_views(trainer, batch)
     generator = torch.Generator().manual_seed(0)
     maps = [[torch.randn(2, c, *[n] * 3, generator=generator) for c, n in ((8, 32), (16, 16))] for _ in range(2)]
     state = trainer.generator.get_state()
@@ -249,7 +249,7 @@ def test_forms_of_the_contrast_reach_the_loss(tiny, contrast, label_mask):
     replay.set_state(state)
     if contrast == "same_position":
         replay = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=replay)))
-    index, counts = sample_positions(moved["content"], (16, 16, 16), 50, replay, contrast == "same_position")
+    index, counts = sample_positions(moved["valid_mask"], (16, 16, 16), 50, replay, contrast == "same_position")
     if contrast == "same_position":
         assert torch.equal(index[0], index[1])
     else:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from nnunet_invariance._discovery import find_trainer
-from nnunet_invariance.augmentation.views import split_views
 from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.trainers.stepping import views_on_device
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
 from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 from tests.helpers import small_checkpoints
@@ -28,9 +28,9 @@ def make_trainer(
     return trainer({**plans, "continue_training": False}, configuration, 0, dataset, torch.device(device))
 
 
-def started(tiny, name, **options):
+def started(tiny, name, plans: dict | None = None, configuration: str = CONFIGURATION, **options):
     """A trainer just before its first step, and a batch."""
-    trainer = make_trainer(tiny, name, **{"seed": 1, "aux_ramp": 0.0, "warmup": 0.0, **options})
+    trainer = make_trainer(tiny, name, plans, configuration, **{"seed": 1, "aux_ramp": 0.0, "warmup": 0.0, **options})
     trainer.on_train_start()
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
@@ -70,7 +70,6 @@ def log_of(trainer) -> str:
     return Path(trainer.log_file).read_text()
 
 
-def as_moved(trainer, batch):
-    """The batch as the trainer has it once the views are split from the loaded channels."""
-    views = split_views(batch["data"], 1)
-    return {**batch, "views": views, "valid_mask": views.valid_mask}
+def with_views(trainer, batch: dict) -> dict:
+    """The batch as the losses get it, with its views taken apart."""
+    return views_on_device(batch, trainer.num_input_channels, trainer.device)

@@ -58,7 +58,7 @@ def started(tiny, name, plans=None, **options):
     return trainer, next(trainer.dataloader_train)
 
 
-def as_moved(trainer, batch) -> dict:
+def with_views(trainer, batch) -> dict:
     """The batch as the losses see it."""
     views = split_views(batch["data"], trainer.num_input_channels)
     return {**batch, "views": views, "valid_mask": views.valid_mask}
@@ -83,7 +83,7 @@ def _pretraining(tiny) -> Path:
 @pytest.mark.parametrize("second_view", ["intensity", "synthetic"])
 def test_the_auxiliary_loss_is_the_multi_positive_form_over_the_labels(tiny, second_view):
     trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view=second_view, num_positions=12)
-    moved = as_moved(trainer, batch)
+    moved = with_views(trainer, batch)
     first, second = (trainer.network.encoder(view) for view in moved["views"][:2])
     state = trainer.generator.get_state()
     found = trainer.aux_losses(first, second, moved)["info_nce"]
@@ -129,7 +129,7 @@ def slow_supervised(z: torch.Tensor, labels: torch.Tensor, temperature: float) -
 
 def test_the_synthetic_view_is_made_of_labels_alone(tiny):
     trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view="synthetic")
-    moved = as_moved(trainer, batch)
+    moved = with_views(trainer, batch)
     moved["views"].valid_mask[:, :, :8] = 0  # as if padded
     state = trainer.generator.get_state()
     view = trainer.synthetic_view(moved, 2)

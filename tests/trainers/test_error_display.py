@@ -1,18 +1,14 @@
 """Errors of this package at the end of a stock command: the message and the remedy, without a traceback."""
 
 import os
-import shutil
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.trainers.error_display import show_message_only
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.commands import ROOT, command_line
 
 
 def test_other_errors_keep_their_traceback(monkeypatch, capsys):
@@ -30,10 +26,8 @@ def test_other_errors_keep_their_traceback(monkeypatch, capsys):
 
 @pytest.mark.commands
 def test_a_stock_command_ends_with_our_message(tiny, results):
-    script = shutil.which("nnUNetv2_train", path=sysconfig.get_path("scripts"))
-    assert script, f"nnUNetv2_train is not installed beside {sys.executable}"
     result = subprocess.run(
-        [script, "777", "2d", "0", "-tr", "AliceTrainer_scratch_1epoch", "-device", "cpu"],
+        command_line("nnUNetv2_train", "777", "2d", "0", "-tr", "AliceTrainer_scratch_1epoch", "-device", "cpu"),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=results.parent,
         capture_output=True,

@@ -19,7 +19,6 @@ from nnunet_invariance.errors import (
 )
 from nnunet_invariance.trainers.configuration import encoder_of
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
-from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, started, values, write_weights
 
 pytestmark = pytest.mark.usefixtures("results")
@@ -199,21 +198,6 @@ def test_options_say_iterations(tiny):
     assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (7, 3)
     trainer = make_trainer(tiny, "BaselineTrainer", iterations_per_epoch=None, val_iterations_per_epoch=None)
     assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (250, 50)
-
-
-def test_alice_takes_no_2d_configuration(tiny, results):
-    with pytest.raises(UnsupportedConfigurationError, match=r"AliceTrainer supports 3d .*but 2d of nnUNetPlans is 2d"):
-        make_trainer(tiny, "AliceTrainer", configuration="2d")
-    assert not results.exists()
-    make_trainer(tiny, "BaselineTrainer", configuration="2d")
-
-
-def test_alice_takes_no_cascade(tiny, results):
-    plans = cut_down(tiny.plans, "nnUNetPlans")
-    plans["configurations"]["second"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
-    with pytest.raises(UnsupportedConfigurationError, match="second of nnUNetPlans is the second stage of a cascade"):
-        make_trainer(tiny, "AliceTrainer", plans, "second")
-    assert not results.exists()
 
 
 def test_a_network_without_stages_is_refused():
