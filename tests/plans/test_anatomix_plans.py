@@ -43,7 +43,7 @@ def configuration_of(fitted):
     return json.loads(fitted.path.read_text())["configurations"][CONFIGURATION]
 
 
-def test_the_copy_names_network_patch_window_and_checkpoint(dataset, checkpoint):
+def test_the_copy_has_network_patch_window_and_checkpoint(dataset, checkpoint):
     fitted = fit_plans_to_checkpoint(NAME, checkpoint)
     entry = configuration_of(fitted)
     assert fitted.path.name == "nnUNetPlans_anatomix.json"
@@ -60,7 +60,7 @@ def test_the_copy_names_network_patch_window_and_checkpoint(dataset, checkpoint)
     assert "WARNING: the weights were trained on isotropic voxels" in said
 
 
-def test_the_command_prints_what_comes_next(dataset, checkpoint, capsys):
+def test_the_command_prints_the_next_commands(dataset, checkpoint, capsys):
     assert main(["weights", "plan", "778", str(checkpoint)]) == 0
     printed = capsys.readouterr().out
     assert "preprocess first: nnUNetv2_preprocess -d 778 -plans_name nnUNetPlans_anatomix -c 3d_fullres" in printed
@@ -77,7 +77,7 @@ def test_frozen_features_keep_the_planned_network(dataset, checkpoint):
     assert entry["normalization_schemes"] == ["RescaleTo01Normalization"]
 
 
-def test_what_does_not_fit_is_named_and_leaves_nothing(dataset, checkpoint, tmp_path):
+def test_plans_that_do_not_fit_are_refused_and_leave_no_files(dataset, checkpoint, tmp_path):
     plans = json.loads((dataset / "nnUNetPlans.json").read_text())
     strides = [[1, 1, 1], [1, 2, 2], [5, 2, 2]]
     plans["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]["strides"] = strides
@@ -105,7 +105,7 @@ def test_nnunet_finds_the_window_by_its_name():
     ("low", "high", "window"),
     [(-150.0, 300.0, (-450, 450)), (-950.0, 300.0, (-1024, 1024)), (-50.0, 900.0, (-1024, 1024))],
 )
-def test_the_window_is_narrow_where_the_labels_are(low, high, window):
+def test_the_window_is_narrow_if_it_contains_the_labels(low, high, window):
     image = np.array([[-3000.0, -1024.0, -450.0, 0.0, 450.0, 1024.0, 20000.0]])
     properties = {"percentile_00_5": low, "percentile_99_5": high}
     found = CTWindowTo01Normalization(use_mask_for_norm=False, intensityproperties=properties).run(image.copy())

@@ -35,7 +35,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- keep plans ------------------------------------------------------------------------------------------------------
 
 
-def test_a_deeper_file_gives_the_stages_that_are_shared(planned, tmp_path):
+def test_the_shared_stages_of_a_deeper_file_are_used(planned, tmp_path):
     file = write(tmp_path / "c.safetensors", architecture(features=(4, 8, 16, 16)))
     fitted = fit_plans_to_checkpoint(NAME, file)
     text = "\n".join(fitted.decisions)
@@ -53,13 +53,13 @@ def test_a_shallower_file_needs_min_coverage(planned, tmp_path):
     assert configuration_of(fitted)["nnunet_invariance"]["min_coverage"] == 0.1
 
 
-def test_kernels_are_adapted_and_said(tmp_path, monkeypatch):
+def test_adapted_kernels_are_reported(tmp_path, monkeypatch):
     write_planned(tmp_path, monkeypatch, with_kernels(architecture(), [FLAT, FULL, FULL]))
     fitted = fit_plans_to_checkpoint(NAME, write(tmp_path / "c.safetensors"))
     assert "adapted: kernel axis 0: 3 -> 1, sum over the taps (1 tensors)" in fitted.decisions
 
 
-def test_wider_stages_are_refused_or_left_to_min_coverage(planned, tmp_path):
+def test_stages_of_another_width_are_refused_unless_min_coverage_allows_them(planned, tmp_path):
     file = write(tmp_path / "c.safetensors", architecture(features=(4, 8, 12)))
     with pytest.raises(WeightsIncompatibleError, match="stage 2: 12 in the file, 16 in the plans"):
         fit_plans_to_checkpoint(NAME, file)
@@ -70,7 +70,7 @@ def test_wider_stages_are_refused_or_left_to_min_coverage(planned, tmp_path):
 # ---- keep checkpoint -------------------------------------------------------------------------------------------------
 
 
-def test_the_files_own_are_taken_into_a_copy_of_its_own_data(planned, tmp_path):
+def test_a_copy_with_the_files_values_has_its_own_data_identifier(planned, tmp_path):
     theirs = architecture("ResidualEncoderUNet", features=(4, 8, 12, 12))
     file = write(
         tmp_path / "c.safetensors", theirs, spacing=[0.5, 1.0, 1.5], patch_size=[16, 24, 32],
@@ -114,14 +114,14 @@ def test_a_copy_with_the_same_preprocessing_uses_the_same_data(planned, tmp_path
         ),
     ],
 )
-def test_what_the_dataset_cannot_take_is_named(planned, tmp_path, planned_as, changes, said):
+def test_files_that_do_not_fit_the_data_set_are_refused(planned, tmp_path, planned_as, changes, said):
     file = write(tmp_path / "c.safetensors", planned_as, **changes)
     with pytest.raises(WeightsIncompatibleError, match=said):
         fit_plans_to_checkpoint(NAME, file, keep="checkpoint")
     assert len(list(planned.glob("*.json"))) == 2
 
 
-def test_a_network_class_in_a_header_is_not_imported_unless_it_is_nnunets(planned, tmp_path):
+def test_only_nnunets_network_classes_are_imported_from_a_header(planned, tmp_path):
     hostile = architecture()
     entry = {**hostile.to_dict(), "network_class_name": "os.system"}
     file = write(tmp_path / "c.safetensors", hostile, architecture=entry)
@@ -133,7 +133,7 @@ def test_a_network_class_in_a_header_is_not_imported_unless_it_is_nnunets(planne
 
 
 @pytest.mark.parametrize("keep", ["plans", "checkpoint"])
-def test_the_block_of_upstreams_fine_tuning_has_its_keys(planned, tmp_path, keep):
+def test_the_block_for_nnunets_fine_tuning_has_its_keys(planned, tmp_path, keep):
     file = write(tmp_path / "c.safetensors", architecture(channels=2))
     fitted = fit_plans_to_checkpoint(NAME, file, keep=keep)
     info = json.loads(fitted.path.read_text())["pretrain_info"]
@@ -151,7 +151,7 @@ def test_the_block_of_upstreams_fine_tuning_has_its_keys(planned, tmp_path, keep
 # ---- an imported file, from end to end -------------------------------------------------------------------------------
 
 
-def test_an_imported_file_is_planned_with_and_trained_by_the_trainer(planned, tmp_path, capsys):
+def test_an_imported_file_gives_plans_for_the_transfer_trainer(planned, tmp_path, capsys):
     write_foreign("nnssl", tmp_path / "a.pth", architecture())
     file = import_foreign(tmp_path / "a.pth")
     command = ["weights", "plan", "778", str(file), "--keep", "checkpoint", "--name", "theirs"]
@@ -162,7 +162,7 @@ def test_an_imported_file_is_planned_with_and_trained_by_the_trainer(planned, tm
     assert block == {"seed": 5, "checkpoint": str(file), "branch": "student"}
 
 
-def test_spacing_that_the_file_leaves_open_stays_the_plans_own(planned, tmp_path):
+def test_the_planned_spacing_is_kept_if_the_file_has_none(planned, tmp_path):
     file = write(tmp_path / "c.safetensors", spacing=None)
     fitted = fit_plans_to_checkpoint(NAME, file, keep="checkpoint")
     assert configuration_of(fitted)["spacing"] == [1.0, 1.0, 1.0]

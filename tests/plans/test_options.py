@@ -78,7 +78,7 @@ def test_a_plans_copy_is_checked_against_the_options_of_every_trainer() -> None:
         check_block(block(weight_invariance=-1))
 
 
-def test_options_survive_json_and_come_back() -> None:
+def test_options_can_be_written_to_json_and_read_again() -> None:
     options = read_options(DenseContrastOptions, block(seed=3, transfer="encoder+decoder", aux=False, min_coverage=0.5))
     assert (options.seed, options.transfer, options.aux, options.min_coverage) == (3, "encoder+decoder", False, 0.5)
     assert read_options(DenseContrastOptions, block(**json.loads(json.dumps(options.to_dict())))) == options
@@ -138,12 +138,12 @@ def test_wrong_values_name_field_value_and_range(field: str, value, expected: st
         ("seed", 0),
     ],
 )
-def test_ends_of_ranges_are_allowed(field: str, value) -> None:
+def test_limits_of_ranges_are_allowed(field: str, value) -> None:
     assert getattr(read_options(DenseContrastOptions, block(**{field: value})), field) == value
 
 
 @pytest.mark.parametrize("cls", [DenseContrastOptions, BaselineOptions])
-def test_unknown_names_get_the_nearest_one(cls) -> None:
+def test_unknown_names_are_refused_with_the_nearest_name(cls) -> None:
     with pytest.raises(
         OptionError, match=r"Unknown option 'iterations_per_epochs'.*Did you mean 'iterations_per_epoch'"
     ):
@@ -152,7 +152,7 @@ def test_unknown_names_get_the_nearest_one(cls) -> None:
         read_options(cls, block(xyzzy=3))
 
 
-def test_baseline_passes_over_what_only_trainers_know() -> None:
+def test_baseline_ignores_options_of_other_trainers() -> None:
     assert read_options(BaselineOptions, block(seed=3, aux_weight=0.5)) == BaselineOptions(seed=3)
     with pytest.raises(OptionError, match="'seed'"):
         read_options(BaselineOptions, block(seed=-3, aux_weight=0.5))

@@ -34,6 +34,13 @@ def views_of(puir: PUIR, image: Tensor, seed: int = 0) -> dict[str, Tensor]:
     return puir.make_views(batch(image), torch.Generator().manual_seed(seed))
 
 
+def test_axes_with_other_voxel_sizes_are_not_exchanged():
+    anisotropic = PUIR(replace(method().setup, spacing=(2.5, 0.8, 0.8)), PUIROptions(prior=8))
+    assert len(method().symmetries) == 48
+    assert len(anisotropic.symmetries) == 16
+    assert not anisotropic.symmetries[:, [0, 2]].any()  # exchanges of the first axis
+
+
 def test_views_turn_each_modality_by_its_own_element_and_leave_missing_ones_empty():
     puir, image = method(cutout=0.0), individuals(4, 0)
     image[0, 1] = -2.5

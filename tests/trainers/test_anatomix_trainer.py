@@ -64,7 +64,7 @@ def with_views(trainer, batch) -> dict:
     return {**batch, "views": views, "valid_mask": views.valid_mask}
 
 
-def test_encoder_and_decoder_of_a_stock_network_are_taken(tiny):
+def test_encoder_and_decoder_of_a_stock_network_are_loaded(tiny):
     checkpoint = write_weights(tiny, _pretraining(tiny), teacher=False, method="anatomix")
     trainer, _ = started(tiny, "AnatomixTrainer")
     section = checkpoint.section("network")
@@ -81,7 +81,7 @@ def _pretraining(tiny) -> Path:
 
 
 @pytest.mark.parametrize("second_view", ["intensity", "synthetic"])
-def test_the_auxiliary_loss_is_the_multi_positive_form_over_the_labels(tiny, second_view):
+def test_the_auxiliary_loss_is_supervised_info_nce_over_the_labels(tiny, second_view):
     trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view=second_view, num_positions=12)
     moved = with_views(trainer, batch)
     first, second = (trainer.network.encoder(view) for view in moved["views"][:2])
@@ -127,7 +127,7 @@ def slow_supervised(z: torch.Tensor, labels: torch.Tensor, temperature: float) -
     return total / anchors
 
 
-def test_the_synthetic_view_is_made_of_labels_alone(tiny):
+def test_the_synthetic_view_depends_on_the_labels_only(tiny):
     trainer, batch = started(tiny, "AnatomixTrainer_scratch", second_view="synthetic")
     moved = with_views(trainer, batch)
     moved["views"].valid_mask[:, :, :8] = 0  # as if padded
@@ -165,7 +165,7 @@ def test_the_unet_is_trained_from_its_checkpoint(tiny, unet_file):
     assert "WARNING: the weights were trained on images in [0, 1]" in log_of(trainer)
 
 
-def test_frozen_features_stay_and_the_planned_network_learns(tiny, unet_file):
+def test_frozen_features_do_not_change_and_the_planned_network_does(tiny, unet_file):
     trainer, batch = started(tiny, "AnatomixTrainer", frozen_plans(tiny, checkpoint=str(unet_file)))
     backbone = trainer.network.encoder.backbone
     assert trainer.transfer_report["transfer"] == "encoder+decoder"
@@ -189,7 +189,7 @@ def test_frozen_features_stay_and_the_planned_network_learns(tiny, unet_file):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_channels_are_hidden_in_training_only(tiny):
+def test_channels_are_dropped_in_training_only(tiny):
     trainer, _ = started(tiny, "AnatomixTrainer_scratch", frozen_plans(tiny, feature_dropout=0.5))
     encoder, seen = trainer.network.encoder, []
     encoder.planned.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
@@ -217,7 +217,7 @@ def test_prediction_builds_the_saved_network_from_the_plans(tiny, make_plans):
         assert torch.equal(rebuilt.eval()(image), trainer.network.eval()(image))
 
 
-def test_what_cannot_be_trained_is_named_and_leaves_nothing(tiny, results, unet_file, tmp_path):
+def test_unsupported_plans_are_refused_and_leave_no_files(tiny, results, unet_file, tmp_path):
     plans = unet_plans(tiny)
     plans["configurations"][CONFIGURATION]["patch_size"] = [24, 32, 32]
     with pytest.raises(UnsupportedConfigurationError, match=r"The nearest that fits is \[32, 32, 32\]"):

@@ -45,7 +45,7 @@ def slow_divergence(first, second):
 # ---- consistency -----------------------------------------------------------------------------------------------------
 
 
-def test_consistency_is_the_divergence_written_out():
+def test_consistency_equals_the_divergence_computed_voxel_by_voxel():
     first, second = (torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(s)) * 3 for s in (0, 1))
     assert ConsistencyLoss()(first, second).item() == pytest.approx(slow_divergence(first, second), rel=1e-5)
     assert ConsistencyLoss()(first, first).item() == pytest.approx(0, abs=1e-7)
@@ -87,7 +87,7 @@ def test_every_style_trains_a_step(tiny, style):
     assert trainer.feature_hook._skips is None
 
 
-def test_gradients_are_those_of_all_losses_written_out(tiny):
+def test_gradients_equal_those_of_all_losses_computed_separately(tiny):
     options = {"aux_weight": 0.7, "consistency_weight": 0.3, "num_positions": 100, "stages": [1, 2]}
     trainer, batch = started(tiny, "ICMSegTrainer", **options)
     network, aux = copy.deepcopy(trainer.network), copy.deepcopy(trainer.aux)
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_all_losses_written_out(tiny):
         assert losses[name] == pytest.approx(value.item(), rel=1e-4)
 
 
-def test_the_style_view_changes_the_image_and_nothing_else(tiny):
+def test_the_style_view_changes_only_the_image(tiny):
     trainer, batch = started(tiny, "ICMSegTrainer", style="clusters")
     moved = with_views(trainer, batch)
     moved["views"].valid_mask[:, :, :8] = 0  # as if padded
@@ -136,7 +136,7 @@ def test_the_style_view_changes_the_image_and_nothing_else(tiny):
     assert trainer.style_view(moved, 1).shape[0] == 1
 
 
-def test_slaug_in_the_trainer_is_fused_by_the_gradient_of_the_loss(tiny):
+def test_slaug_is_fused_by_the_gradient_of_the_trainers_loss(tiny):
     trainer, batch = started(tiny, "ICMSegTrainer", style="slaug")
     moved = with_views(trainer, batch)
     network, state = copy.deepcopy(trainer.network), trainer.generator.get_state()
@@ -153,7 +153,7 @@ def test_slaug_in_the_trainer_is_fused_by_the_gradient_of_the_loss(tiny):
     assert torch.allclose(view, torch.where(inside, fused, image), atol=1e-4)
 
 
-def test_regions_count_as_labels():
+def test_regions_are_converted_to_labels():
     target = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1]]).view(1, 2, 2, 2).bool()
 
     class Regions:
@@ -164,7 +164,7 @@ def test_regions_count_as_labels():
     assert classes == 3
 
 
-def test_without_an_auxiliary_loss_scratch_is_the_baseline_bit_by_bit(tiny):
+def test_without_auxiliary_losses_a_scratch_step_equals_the_baseline(tiny):
     ours, batch = started(tiny, "ICMSegTrainer_scratch", aux=False)
     stock = make_trainer(tiny, "BaselineTrainer", seed=1)
     stock.on_train_start()
@@ -175,7 +175,7 @@ def test_without_an_auxiliary_loss_scratch_is_the_baseline_bit_by_bit(tiny):
     assert_same(values(ours.network), values(stock.network))
 
 
-def test_short_memory_makes_the_second_view_smaller(tiny):
+def test_out_of_memory_halves_the_second_view(tiny):
     trainer, batch = started(tiny, "ICMSegTrainer")
     forward, sizes = trainer.network.forward, []
 
@@ -193,7 +193,7 @@ def test_short_memory_makes_the_second_view_smaller(tiny):
     assert log_of(trainer).count("the second view is made for 1 of 2 samples") == 1
 
 
-def test_compiled_steps_equal_plain_ones(tiny, monkeypatch):
+def test_compiled_steps_equal_eager_steps(tiny, monkeypatch):
     plain, batch = started(tiny, "ICMSegTrainer", style="slaug")
     expected = plain.train_step(copy.deepcopy(batch))
     with monkeypatch.context() as patch:
@@ -207,7 +207,7 @@ def test_compiled_steps_equal_plain_ones(tiny, monkeypatch):
     torch._dynamo.reset()
 
 
-def test_a_seed_repeats_styles_and_steps_bit_by_bit(tiny):
+def test_a_seed_makes_styles_and_steps_reproducible(tiny):
     runs = []
     for _ in range(2):
         trainer, batch = started(tiny, "ICMSegTrainer")
@@ -217,7 +217,7 @@ def test_a_seed_repeats_styles_and_steps_bit_by_bit(tiny):
     assert_same(*runs)
 
 
-def test_mirroring_off_holds_in_training_and_prediction(tiny):
+def test_mirroring_can_be_switched_off_for_training_and_prediction(tiny):
     trainer, _ = started(tiny, "ICMSegTrainer", mirroring=False)
     assert trainer.inference_allowed_mirroring_axes is None
     names = [type(t).__name__ for t in trainer.dataloader_train.data_loader.loader.transforms.geometry.transforms]
@@ -226,7 +226,7 @@ def test_mirroring_off_holds_in_training_and_prediction(tiny):
     assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
 
 
-def test_two_dimensions(tiny):
+def test_two_dimensional_plans_train(tiny):
     """Slices of the preprocessed volumes, which is how nnU-Net trains 2d."""
     plans = cut_down(tiny.plans, "nnUNetPlans", iterations_per_epoch=2, val_iterations_per_epoch=1)
     flat = copy.deepcopy(plans["configurations"]["2d"])
@@ -253,7 +253,7 @@ def test_two_dimensions(tiny):
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_named_checkpoint_of_any_method_is_in_the_network(tiny, tmp_path, monkeypatch):
+def test_a_named_checkpoint_of_any_method_is_loaded(tiny, tmp_path, monkeypatch):
     checkpoint = write_weights(tiny, tmp_path / "alice.safetensors")
     trainer, _ = started(tiny, "ICMSegTrainer", checkpoint=str(checkpoint.path))
     section = checkpoint.section("teacher")
@@ -267,7 +267,7 @@ def test_a_named_checkpoint_of_any_method_is_in_the_network(tiny, tmp_path, monk
     assert scratch.transfer_report == {"location": "none: scratch"}
 
 
-def test_other_places_are_not_looked_at(tiny, monkeypatch):
+def test_other_locations_are_not_searched(tiny, monkeypatch):
     write_weights(tiny, method="icmseg")
     write_weights(tiny)
     trainer, _ = started(tiny, "ICMSegTrainer")
@@ -280,7 +280,7 @@ def test_other_places_are_not_looked_at(tiny, monkeypatch):
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-def test_defaults_and_wrong_values():
+def test_option_defaults_and_wrong_values():
     options = ICMSegTrainerOptions()
     assert (options.style, options.consistency_weight, options.mirroring, options.stages) == ("mixed", 0.0, True, None)
     assert options.encoder_lr_factor == 1
@@ -297,18 +297,18 @@ def test_defaults_and_wrong_values():
             read_options(ICMSegTrainerOptions, {"nnunet_invariance": {field: value}})
 
 
-def test_other_trainers_pass_over_its_options():
+def test_other_trainers_ignore_its_options():
     block = {"nnunet_invariance": {"style": "gin", "seed": 2}}
     assert read_options(BaselineOptions, block) == BaselineOptions(seed=2)
     assert read_options(PretrainedOptions, block) == PretrainedOptions(seed=2)
 
 
-def test_styles_of_the_options_are_the_interventions():
+def test_the_option_style_accepts_every_intervention():
     allowed = {f.name: f for f in ICMSegTrainerOptions.__dataclass_fields__.values()}["style"].metadata["accepts"]
     assert all(allowed(name) for name in INTERVENTIONS)
 
 
-def test_a_stage_that_is_not_there(tiny):
+def test_a_missing_stage_is_refused(tiny):
     trainer = make_trainer(tiny, "ICMSegTrainer", stages=[1, 3])
     with pytest.raises(OptionError, match=r"'stages'.*\[1, 3\].*the stages 0 to 2"):
         trainer.initialize()
@@ -328,7 +328,7 @@ def ct_plans(tiny):
         file.unlink()
 
 
-def test_style_plan_writes_z_score_under_its_own_identifier(tiny, ct_plans, capsys):
+def test_style_plan_writes_z_score_with_its_own_data_identifier(tiny, ct_plans, capsys):
     folder = tiny.preprocessed / tiny.name
     before = (folder / "ctPlans.json").read_text()
     assert main(["style", "plan", tiny.name, "-p", "ctPlans"]) == 0
@@ -350,12 +350,12 @@ def test_style_plan_writes_z_score_under_its_own_identifier(tiny, ct_plans, caps
         write_zscore_plans(tiny.name, "ctPlans", new_plans_name="ctPlans_mine")
 
 
-def test_style_plan_without_ct_says_that_nothing_is_to_be_done(tiny, capsys):
+def test_style_plan_without_ct_explains_that_no_change_is_needed(tiny, capsys):
     assert main(["style", "plan", tiny.name]) == 2
     assert "ZScoreNormalization, not with CTNormalization" in capsys.readouterr().err
 
 
-def test_ct_normalisation_is_warned_of(tiny, ct_plans):
+def test_ct_normalisation_gives_a_warning(tiny, ct_plans):
     trainer, _ = started(tiny, "ICMSegTrainer", plans=ct_plans)
     assert "WARNING: ctPlans, 3d_fullres: CTNormalization" in log_of(trainer)
     assert f"nnunet-invariance style plan {tiny.name} -p ctPlans -c 3d_fullres" in log_of(trainer)

@@ -46,7 +46,7 @@ class Peak:
         self.peak = max(self.peak, self.now)
 
 
-def test_the_estimate_is_what_a_step_keeps(modalities):
+def test_the_memory_estimate_matches_what_a_step_keeps(modalities):
     trainer, batch = started(modalities, TRAINER, equivariance_probability=1.0, prior=4)
     ours = Peak(trainer.network, trainer.aux)
     with ours.hooks:
@@ -65,16 +65,16 @@ def test_the_estimate_is_what_a_step_keeps(modalities):
 
 
 @pytest.mark.parametrize(("share", "recomputed"), [(1.01, False), (0.99, True)])
-def test_activations_are_made_again_where_the_estimate_is_too_much(modalities, monkeypatch, share, recomputed):
+def test_activations_are_recomputed_if_the_estimate_exceeds_the_memory(modalities, monkeypatch, share, recomputed):
     trainer = make_trainer(modalities, TRAINER)
     trainer.initialize()
     assert not trainer.network.checkpointing
     needed = gigabytes(trainer.network.compute_conv_feature_map_size([32] * 3), trainer.batch_size)
-    device = SimpleNamespace(total_memory=share * needed * 1e9 / 0.9)
+    device = SimpleNamespace(total_memory=np.float64(share * needed * 1e9 / 0.9))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device_: device)
     trainer.device = torch.device("cuda")
     trainer.fit_memory()
-    assert trainer.network.checkpointing == recomputed
+    assert trainer.network.checkpointing is recomputed  # no NumPy bool, which torch.compile would take for a tensor
 
 
 def short_of_memory(trainer) -> None:
@@ -88,14 +88,14 @@ def short_of_memory(trainer) -> None:
     trainer.network.forward = short
 
 
-def test_too_little_memory_makes_activations_again_from_then_on(modalities):
+def test_out_of_memory_recomputes_activations_from_then_on(modalities):
     trainer, batch = started(modalities, TRAINER, prior=4)
     short_of_memory(trainer)
     assert all(np.isfinite(trainer.train_step(batch)["total"]) for _ in range(2))
     assert log_of(trainer).count("are recomputed") == 1
 
 
-def test_too_little_memory_stops_with_a_remedy_where_nothing_is_left(modalities):
+def test_out_of_memory_stops_with_a_remedy_if_memory_cannot_be_reduced(modalities):
     trainer, batch = started(modalities, TRAINER, prior=4, checkpointing="off")
     short_of_memory(trainer)
     with pytest.raises(torch.OutOfMemoryError):

@@ -22,7 +22,7 @@ from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, value
 PATCH = (16, 16, 16)
 
 
-def test_dropped_modalities_are_a_random_subset_and_never_all():
+def test_dropout_keeps_a_random_non_empty_subset_of_the_modalities():
     available = torch.tensor([[True, True, True, False], [False, True, False, False], [False] * 4]).repeat(400, 1)
     kept = drop_modalities(available, 0.5, torch.Generator().manual_seed(0)).view(400, 3, 4)
     assert not (kept & ~available.view(400, 3, 4)).any()
@@ -75,7 +75,7 @@ def test_training_steps_with_all_losses(modalities, results):
     assert np.isfinite(trainer.validation_step(validation)["loss"])
 
 
-def test_recomputed_activations_are_a_choice_and_losses_can_be_left_away(modalities, results):
+def test_activations_can_be_recomputed_and_losses_switched_off(modalities, results):
     none = {"weight_decomposition": 0, "weight_equivariance": 0, "weight_invariance": 0}
     trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, checkpointing="on", **none)
     trainer.on_train_start()
@@ -86,7 +86,7 @@ def test_recomputed_activations_are_a_choice_and_losses_can_be_left_away(modalit
     assert not trainer.aux
 
 
-def test_the_shared_word_for_no_auxiliary_losses_is_three_weights_of_zero(modalities, results):
+def test_no_auxiliary_losses_equal_three_weights_of_zero(modalities, results):
     values_of = []
     for options in ({"aux": False}, {"weight_decomposition": 0, "weight_equivariance": 0, "weight_invariance": 0}):
         trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, **options)
@@ -100,7 +100,7 @@ def test_the_shared_word_for_no_auxiliary_losses_is_three_weights_of_zero(modali
     assert_same(values_of[0][1], values_of[1][1])
 
 
-def test_no_reflections_where_nnunet_does_not_mirror(modalities, results):
+def test_symmetries_follow_mirroring_and_spacing(modalities, results):
     trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch")
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = (0, 1, 2)
@@ -108,6 +108,11 @@ def test_no_reflections_where_nnunet_does_not_mirror(modalities, results):
     del trainer.symmetries
     trainer.inference_allowed_mirroring_axes = None
     assert len(trainer.symmetries) == 23
+    del trainer.symmetries
+    trainer.inference_allowed_mirroring_axes = (0, 1, 2)
+    trainer.configuration_manager.configuration["spacing"] = [2.5, 0.8, 0.8]  # mm
+    assert len(trainer.symmetries) == 15  # the first axis keeps its place: 16 elements with the identity
+    assert not trainer.symmetries[:, [0, 2]].any()
 
 
 @pytest.fixture
@@ -129,13 +134,13 @@ def equivariance(trainer, step: int = 0) -> float:
     return trainer.equivariance(image, torch.ones(4, 2, dtype=torch.bool), trainer.network(image, None)).item()
 
 
-def test_what_is_segmented_voxel_by_voxel_is_equivariant(pointwise, monkeypatch):
+def test_a_pointwise_network_is_equivariant(pointwise, monkeypatch):
     assert equivariance(pointwise) == pytest.approx(0, abs=1e-6)
     monkeypatch.setattr("nnunet_invariance.trainers.puir.invert_symmetry", lambda x, elements: x)
     assert equivariance(pointwise) > 1e-3
 
 
-def test_turned_passes_are_weighted_up_and_made_in_the_same_steps_on_all_ranks(pointwise, monkeypatch):
+def test_equivariance_passes_are_scaled_and_made_in_the_same_steps_on_all_ranks(pointwise, monkeypatch):
     monkeypatch.setattr("nnunet_invariance.trainers.puir.invert_symmetry", lambda x, elements: x)
     always = equivariance(pointwise)
     pointwise.options = dataclasses.replace(pointwise.options, equivariance_probability=0.25)
@@ -149,7 +154,7 @@ def test_turned_passes_are_weighted_up_and_made_in_the_same_steps_on_all_ranks(p
     assert drawn == pytest.approx([4 * always] * len(drawn))
 
 
-def test_the_turned_pass_gives_every_parameter_of_the_network_a_gradient(modalities, results):
+def test_the_equivariance_pass_gives_every_parameter_a_gradient(modalities, results):
     trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equivariance_probability=1.0, prior=4)
     trainer.initialize()
     image, kept = torch.randn(1, 2, *[32] * 3), torch.ones(1, 2, dtype=torch.bool)
@@ -184,7 +189,7 @@ def test_modalities_are_matched_by_name(tmp_path):
     torch.testing.assert_close(target(x), source(wide))
 
 
-def test_names_or_priors_that_do_not_match(tmp_path):
+def test_other_channel_names_or_priors_are_refused(tmp_path):
     _, checkpoint = weights(tmp_path / "w.safetensors", ["T1", "T2"])
     with pytest.raises(WeightsIncompatibleError, match=r"channels CT: it was pre-trained with T1, T2"):
         in_channel_order(checkpoint, ["T1", "CT"], PUIRNet.table)
@@ -197,7 +202,7 @@ def test_names_or_priors_that_do_not_match(tmp_path):
     assert_same(values(target), before)
 
 
-def test_bad_configurations_are_refused_and_leave_nothing(modalities, tiny, tmp_path, monkeypatch):
+def test_unsupported_configurations_are_refused_and_leave_no_files(modalities, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     with pytest.raises(UnsupportedConfigurationError, match="one channel, MRI"):
         make_trainer(tiny, "PUIRTrainer_scratch")
@@ -212,7 +217,7 @@ def test_bad_configurations_are_refused_and_leave_nothing(modalities, tiny, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_the_planner_counts_the_encoder_once_a_modality(modalities, monkeypatch):
+def test_the_planner_counts_the_encoder_once_per_modality(modalities, monkeypatch):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
@@ -230,7 +235,7 @@ def test_the_planner_counts_the_encoder_once_a_modality(modalities, monkeypatch)
     assert residual.static_estimate_VRAM_usage([32] * 3, 5, 3, *words) == counts[2]
 
 
-def test_a_run_is_continued_and_its_weights_are_named(modalities, results, tmp_path):
+def test_weights_are_matched_by_channel_name_and_a_run_is_continued(modalities, results, tmp_path):
     from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 
     trainer = make_trainer(modalities, "PUIRTrainer_1epoch", seed=1, prior=4)
@@ -259,7 +264,7 @@ def test_a_run_is_continued_and_its_weights_are_named(modalities, results, tmp_p
 
 
 @pytest.mark.parametrize(("name", "missing"), [("small", 1), ("no_t1", 0)])
-def test_prediction_sees_through_preprocessing_and_padding(modalities, tmp_path, name, missing):
+def test_a_missing_channel_has_no_influence_after_preprocessing_and_padding(modalities, tmp_path, name, missing):
     """Preprocessed and padded as nnU-Net does, a missing channel has no influence in any window, CT's neither."""
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager

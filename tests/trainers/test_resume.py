@@ -40,7 +40,7 @@ def state(trainer) -> dict:
     return checkpoint
 
 
-def test_a_continued_run_ends_bit_by_bit_as_one_that_was_not_stopped(tiny, monkeypatch, tmp_path):
+def test_a_continued_run_with_weights_and_workers_is_bit_exact(tiny, monkeypatch, tmp_path):
     name = "AliceTrainer_2epochs"
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     options = {"seed": 1, "aux_ramp": 0.9, "warmup": 1.0, "frozen_epochs": 1}
@@ -60,7 +60,7 @@ def test_a_continued_run_ends_bit_by_bit_as_one_that_was_not_stopped(tiny, monke
     assert_same(state(continued), state(straight))
 
 
-def test_validation_needs_no_encoder_file(tiny):
+def test_validation_needs_no_file_of_weights(tiny):
     weights = write_weights(tiny).path
     trained = make_trainer(tiny, "AliceTrainer_1epoch", iterations_per_epoch=1)
     trained.run_training()
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_another_trainer_is_refused(tiny, latest):
         trainer.load_checkpoint(str(latest))
 
 
-def test_a_broken_checkpoint_is_named(tiny, latest):
+def test_a_damaged_checkpoint_is_refused(tiny, latest):
     latest.write_bytes(latest.read_bytes()[:1000])
     with pytest.raises(CheckpointCorruptError, match=r"checkpoint_latest.pth"):
         make_trainer(tiny, "AliceTrainer_scratch").load_checkpoint(str(latest))

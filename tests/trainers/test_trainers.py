@@ -39,7 +39,7 @@ def trained(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("branch", ["teacher", "student", None])
-def test_the_pretrained_encoder_is_in_the_network_bit_by_bit(tiny, branch):
+def test_the_pretrained_encoder_is_loaded_exactly(tiny, branch):
     checkpoint = write_weights(tiny)
     trainer, _ = started(tiny, "AliceTrainer", branch=branch)
     section = checkpoint.section("network" if branch == "student" else "teacher")
@@ -76,7 +76,7 @@ def test_weights_of_another_method_are_refused(tiny):
     assert_same(values(trainer.network), before)
 
 
-def test_scratch_looks_at_none_of_the_places(tiny, monkeypatch, tmp_path):
+def test_scratch_searches_no_location(tiny, monkeypatch, tmp_path):
     write_weights(tiny)
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path / "missing"))
     options = {"checkpoint": "/missing/too", "encoder_lr_factor": 0.1, "frozen_epochs": 5}
@@ -99,7 +99,7 @@ def foreign_weights(tiny):
     return donor, path
 
 
-def test_pretrained_weights_of_the_command_win_and_say_so(tiny, foreign_weights):
+def test_the_weights_of_the_command_are_kept_with_a_warning(tiny, foreign_weights):
     donor, path = foreign_weights
     write_weights(tiny)
     trainer = make_trainer(tiny, "AliceTrainer", seed=1)
@@ -122,7 +122,7 @@ def test_scratch_refuses_pretrained_weights(tiny, foreign_weights):
 # ---- what a run leaves -----------------------------------------------------------------------------------------------
 
 
-def test_checkpoint_opens_without_code_and_loads_strictly_into_the_stock_network(trained):
+def test_a_checkpoint_holds_no_code_and_loads_into_the_stock_network(trained):
     trainer, source = trained
     checkpoint = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=True)
     network = nnUNetTrainer.build_network_architecture(
@@ -143,7 +143,7 @@ def test_checkpoint_opens_without_code_and_loads_strictly_into_the_stock_network
     assert block["aux_state"].keys() == {f"projection_2.{n}" for n, _ in trainer.aux["projection_2"].named_parameters()}
 
 
-def test_every_curve_has_one_value_an_epoch(trained):
+def test_every_curve_has_one_value_per_epoch(trained):
     trainer, _ = trained
     curves = trainer.logger.get_checkpoint()
     assert {len(curve) for curve in curves.values()} == {2}
@@ -156,7 +156,7 @@ def test_every_curve_has_one_value_an_epoch(trained):
     assert trainer.feature_hook._skips is None
 
 
-def test_latest_checkpoint_is_written_after_every_epoch_but_the_last(tiny):
+def test_the_latest_checkpoint_is_written_after_every_epoch_except_the_last(tiny):
     trainer = make_trainer(tiny, "BaselineTrainer_2epochs", iterations_per_epoch=1)
     seen = []
     write = trainer.save_checkpoint
@@ -166,7 +166,7 @@ def test_latest_checkpoint_is_written_after_every_epoch_but_the_last(tiny):
     assert torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=True)["current_epoch"] == 2
 
 
-def test_no_checkpoint_where_checkpointing_is_disabled(tiny):
+def test_no_checkpoint_is_written_if_checkpointing_is_disabled(tiny):
     trainer = make_trainer(tiny, "BaselineTrainer")
     trainer.initialize()
     trainer.disable_checkpointing = True
@@ -174,7 +174,7 @@ def test_no_checkpoint_where_checkpointing_is_disabled(tiny):
     assert not list(Path(trainer.output_folder).glob("*.pth"))
 
 
-def test_native_types():
+def test_checkpoint_content_is_converted_to_built_in_types():
     value = {"a": [np.float64(1.5), np.float32(0.5), (np.int64(3), np.arange(2))], "b": torch.device("cpu"), 1: None}
     plain = to_builtin(value)
     assert plain == {"a": [1.5, 0.5, (3, [0, 1])], "b": "cpu", 1: None}
@@ -186,14 +186,14 @@ def test_native_types():
 # ---- names, configurations, options ----------------------------------------------------------------------------------
 
 
-def test_names_say_length_and_scratch(tiny):
+def test_length_and_scratch_come_from_the_name(tiny):
     trainer = make_trainer(tiny, "AliceTrainer_scratch_5epochs")
     assert (trainer.num_epochs, trainer.scratch) == (5, True)
     assert make_trainer(tiny, "AliceTrainer").num_epochs == 1000
     assert make_trainer(tiny, "BaselineTrainer_1epoch").num_epochs == 1
 
 
-def test_options_say_iterations(tiny):
+def test_iterations_come_from_the_options(tiny):
     trainer = make_trainer(tiny, "BaselineTrainer", iterations_per_epoch=7, val_iterations_per_epoch=3)
     assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (7, 3)
     trainer = make_trainer(tiny, "BaselineTrainer", iterations_per_epoch=None, val_iterations_per_epoch=None)
@@ -206,7 +206,7 @@ def test_a_network_without_stages_is_refused():
 
 
 @pytest.mark.parametrize("name", ["AliceTrainer", "BaselineTrainer"])
-def test_unknown_configuration_or_option_stops_before_anything_is_written(tiny, results, name):
+def test_unknown_configurations_or_options_are_refused_before_files_are_written(tiny, results, name):
     with pytest.raises(UnknownConfigurationError, match=r"no configuration '3d'; they hold .*3d_fullres"):
         make_trainer(tiny, name, configuration="3d")
     with pytest.raises(OptionError, match=r"seeed.*'seed'"):

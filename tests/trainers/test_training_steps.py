@@ -36,7 +36,7 @@ def test_schedule_is_polynomial_with_linear_warmup_and_frozen_epochs():
     assert [r[1] for r in rates] == pytest.approx([0, 0, 0, *(0.1 * p for p in poly[3:])])
 
 
-def test_schedule_without_warmup_is_nnunets():
+def test_the_schedule_without_warmup_equals_nnunets():
     from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
     optimizers = [torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), 0.01) for _ in range(2)]
@@ -61,7 +61,7 @@ def test_aux_weight_follows_the_ramp(tiny):
     assert weights == pytest.approx([0, 0.04, 0.2, 0.4, 0.4])
 
 
-def test_rates_of_the_groups(tiny):
+def test_parameter_groups_have_their_own_learning_rates(tiny):
     write_weights(tiny)
     trainer, _ = started(tiny, "AliceTrainer", encoder_lr_factor=0.2)
     assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([0.01, 0.002, 0.01])
@@ -71,7 +71,7 @@ def test_rates_of_the_groups(tiny):
     assert groups == [names[0] - names[1], names[1], names[2]]  # nnU-Net's decoder holds the encoder
 
 
-def test_frozen_epochs_leave_the_encoder_bit_by_bit(tiny):
+def test_frozen_epochs_leave_the_encoder_unchanged(tiny):
     checkpoint = write_weights(tiny)
     trainer = make_trainer(tiny, "AliceTrainer_2epochs", seed=1, frozen_epochs=1, warmup=0.0)
     seen = []
@@ -89,7 +89,7 @@ def test_frozen_epochs_leave_the_encoder_bit_by_bit(tiny):
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 
-def test_gradients_are_those_of_both_losses_written_out(tiny):
+def test_gradients_equal_those_of_both_losses_computed_separately(tiny):
     trainer, batch = started(tiny, "AliceTrainer_scratch", aux_weight=0.7, num_positions=100)
     network, aux = copy.deepcopy(trainer.network), copy.deepcopy(trainer.aux)
     network.encoder._forward_hooks.clear()
@@ -126,7 +126,7 @@ def test_the_auxiliary_loss_alone_reaches_every_tensor_of_the_encoder(tiny):
     assert all((p.grad == 0).all() for p in trainer.optimizer.param_groups[0]["params"])
 
 
-def test_padded_voxels_are_never_drawn(tiny):
+def test_positions_in_the_padding_are_never_sampled(tiny):
     trainer, batch = started(tiny, "AliceTrainer_scratch")
     content = split_views(batch["data"], 1).valid_mask
     content[..., :16] = 0  # half of the patch
@@ -137,7 +137,7 @@ def test_padded_voxels_are_never_drawn(tiny):
     assert (drawn[0].sum(1) <= 8 * 8 * 4).all()
 
 
-def test_without_an_auxiliary_loss_scratch_is_the_baseline_bit_by_bit(tiny):
+def test_without_auxiliary_losses_scratch_equals_the_baseline(tiny):
     options = {"seed": 3, "aux": False, "warmup": 0.5}
     twins = [make_trainer(tiny, name, **options) for name in ("AliceTrainer_scratch_1epoch", "BaselineTrainer_1epoch")]
     for trainer in twins:
@@ -149,7 +149,7 @@ def test_without_an_auxiliary_loss_scratch_is_the_baseline_bit_by_bit(tiny):
     assert next(twins[0].dataloader_train)["data"].shape[1] == 1
 
 
-def test_compiled_steps_equal_plain_ones(tiny, monkeypatch):
+def test_compiled_steps_equal_eager_steps(tiny, monkeypatch):
     """nnU-Net compiles on CUDA only; here with the same tracing, but without a code generator."""
     plain, batch = started(tiny, "AliceTrainer_scratch")
     for _ in range(2):
@@ -169,7 +169,7 @@ def test_compiled_steps_equal_plain_ones(tiny, monkeypatch):
     torch._dynamo.reset()
 
 
-def test_short_memory_makes_the_second_view_smaller(tiny):
+def test_out_of_memory_halves_the_second_view(tiny):
     trainer, batch = started(tiny, "AliceTrainer_scratch")
     forward, sizes = trainer.second_pass, []
 
@@ -192,7 +192,7 @@ def test_short_memory_makes_the_second_view_smaller(tiny):
     assert log_of(trainer).count("the second view is made for 1 of 2 samples") == 1
 
 
-def test_no_memory_for_one_sample_stops_with_a_remedy(tiny):
+def test_out_of_memory_with_one_sample_stops_with_a_remedy(tiny):
     trainer, batch = started(tiny, "AliceTrainer_scratch")
 
     def no_memory(x):
@@ -205,7 +205,7 @@ def test_no_memory_for_one_sample_stops_with_a_remedy(tiny):
 
 
 @pytest.mark.parametrize("aux", [True, False])
-def test_five_steps_that_are_not_finite_stop_the_run(tiny, aux):
+def test_five_steps_with_non_finite_losses_stop_the_run(tiny, aux):
     trainer, good = started(tiny, "AliceTrainer_scratch", aux=aux)
     bad = {**good, "data": torch.full_like(good["data"], math.nan), "keys": ["case_broken", "case_003"]}
     for _ in range(4):
@@ -220,7 +220,7 @@ def test_five_steps_that_are_not_finite_stop_the_run(tiny, aux):
     assert np.isnan(losses["loss"])
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_leaves_the_mean_finite(tiny):
+def test_a_step_with_a_non_finite_loss_changes_nothing_and_is_left_out_of_the_mean(tiny):
     trainer, good = started(tiny, "AliceTrainer_scratch")
     first = trainer.train_step(good)
     before, momentum = values(trainer.network), copy.deepcopy(trainer.optimizer.state_dict()["state"])
@@ -235,7 +235,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_leaves_the_mean_finite(ti
 # ---- seeds -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_seed_repeats_a_run_bit_by_bit_whatever_the_workers(tiny, monkeypatch):
+def test_a_seed_makes_a_run_reproducible_for_any_number_of_workers(tiny, monkeypatch):
     runs = []
     for workers in (0, 0, 2):
         monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
@@ -246,7 +246,7 @@ def test_a_seed_repeats_a_run_bit_by_bit_whatever_the_workers(tiny, monkeypatch)
         assert_same(run, runs[0])
 
 
-def test_another_seed_is_another_run(tiny):
+def test_another_seed_gives_another_run(tiny):
     first, second = (started(tiny, "AliceTrainer_scratch", seed=seed) for seed in (1, 2))
     pair = values(first[0].network), values(second[0].network)
     assert not any(torch.equal(pair[0][name], pair[1][name]) for name in pair[0] if name.endswith("conv.weight"))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("results")
 
 
 @pytest.mark.parametrize("place", ["environment", "plans"])
-def test_weights_of_any_method_are_taken_from_a_named_file(tiny, tmp_path, monkeypatch, place):
+def test_weights_of_any_method_are_loaded_from_a_named_file(tiny, tmp_path, monkeypatch, place):
     checkpoint = write_weights(tiny, tmp_path / "foreign.safetensors", method="import:nnssl", teacher=False)
     options = {"checkpoint": str(checkpoint.path)} if place == "plans" else {}
     if place == "environment":
@@ -30,7 +30,7 @@ def test_weights_of_any_method_are_taken_from_a_named_file(tiny, tmp_path, monke
     assert "Transfer report" in log_of(trainer)
 
 
-def test_the_named_encoder_is_in_the_network_bit_by_bit(tiny, tmp_path):
+def test_the_named_encoder_is_loaded_exactly(tiny, tmp_path):
     checkpoint = write_weights(tiny, tmp_path / "foreign.safetensors", method="other")
     trainer = make_trainer(tiny, "TransferTrainer", seed=1, checkpoint=str(checkpoint.path))
     trainer.on_train_start()
@@ -39,14 +39,14 @@ def test_the_named_encoder_is_in_the_network_bit_by_bit(tiny, tmp_path):
     assert_same(encoder, {name: section[f"encoder.{name}"] for name in encoder})
 
 
-def test_nothing_named_stops_the_run_although_a_pretraining_is_there(tiny):
+def test_a_run_without_a_named_file_stops_although_a_pretraining_exists(tiny):
     write_weights(tiny)
     trainer = make_trainer(tiny, "TransferTrainer")
     with pytest.raises(WeightsNotFoundError, match=r"(?s)Locations.*weights plan Dataset777_\w+ FILE -c 3d_fullres"):
         trainer.on_train_start()
 
 
-def test_a_missing_teacher_is_named(tiny, tmp_path):
+def test_a_missing_teacher_is_refused(tiny, tmp_path):
     checkpoint = write_weights(tiny, tmp_path / "a.safetensors", teacher=False)
     trainer = make_trainer(tiny, "TransferTrainer", checkpoint=str(checkpoint.path), branch="teacher")
     with pytest.raises(WeightsIncompatibleError, match='"branch": "student"'):
@@ -65,7 +65,7 @@ def two_dimensional(plans: dict) -> dict:
     return plans
 
 
-def test_two_dimensions_are_supported_and_not_mixed_with_three(tiny, tmp_path, monkeypatch):
+def test_weights_of_two_and_three_dimensions_are_not_mixed(tiny, tmp_path, monkeypatch):
     plans = two_dimensional(tiny.plans)
     flat = Architecture.from_plans(plans["configurations"]["2d"]["architecture"], 1, 3)
     path = small_checkpoints.write(tmp_path / "flat.safetensors", flat, method="other")
