@@ -125,7 +125,7 @@ def require_finite(state: Mapping[str, Any], file: str) -> None:
     broken = [name for name, tensor in _tensors(state) if not tensor.isfinite().all()]
     if broken:
         raise NonFiniteLossError(
-            f"{file} was not written: {len(broken)} tensors hold NaN or infinite values, the first is {broken[0]}. An "
+            f"{file} was not written, because {broken[0]} is not finite (tensors with such values: {len(broken)}). An "
             "earlier checkpoint stays. Look for warnings in the log, lower the learning rate, and continue with --c."
         )
 

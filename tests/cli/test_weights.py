@@ -119,7 +119,7 @@ def test_fitting_keeps_the_plans_and_says_every_decision(planned: Path, tmp_path
     text = "\n".join(fitted.decisions)
     for part in (
         "PlainConvUNet",
-        "2 in the file, 1 in the dataset",
+        "2 in the file, 1 in the data set",
         "file had [0.5, 1.0, 1.0]",
         "file had [48, 32, 32]",
     ):

@@ -1,0 +1,105 @@
+"""NonFiniteGuard on single layers: skipped steps, buffers, and the scale of a gradient scaler."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
+from nnunet_invariance.errors import NonFiniteLossError
+from nnunet_invariance.trainers.non_finite_guard import NonFiniteGuard, require_finite
+from tests.helpers.tiny_trainers import assert_same
+
+FINITE = {"loss": np.asarray(0.5)}
+
+
+class Scaler:
+    """A gradient scaler that halves its scale in every step."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def get_scale(self) -> float:
+        return self.scale
+
+
+def test_a_skipped_step_leaves_parameters_momentum_and_buffers():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    guard = NonFiniteGuard()
+    guard.attach(optimizer)
+
+    def step(scale: float) -> None:
+        with guard.protect([network]):
+            optimizer.zero_grad()
+            (network(torch.randn(5, 3)).square().sum() * scale).backward()
+            optimizer.step()
+
+    def state() -> dict:
+        return copy.deepcopy({"network": network.state_dict(), "momentum": optimizer.state_dict()["state"]})
+
+    step(1.0)
+    before = state()
+    for scale in (math.inf, math.nan):
+        step(scale)
+        assert guard.skipped
+        assert_same(state(), before)
+    step(1.0)
+    assert not guard.skipped
+    assert not torch.equal(network[0].weight, before["network"]["0.weight"])
+    assert not torch.equal(network[1].running_mean, before["network"]["1.running_mean"])
+
+
+def test_a_finite_gradient_of_a_non_finite_loss_is_skipped_too():
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    guard = NonFiniteGuard()
+    guard.attach(optimizer)
+    before = layer.weight.item()
+    with guard.protect([layer]):
+        total = layer(torch.ones(1, 1)).sum() + math.inf
+        guard.report_loss(total)
+        total.backward()
+        optimizer.step()
+    assert guard.skipped
+    assert layer.weight.item() == before
+
+
+def test_an_overflow_counts_only_if_the_scale_is_below_one():
+    guard, scaler = NonFiniteGuard(), Scaler(2.0**16)
+    guard.attach(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), 0.1), scaler)
+
+    def overflow() -> str | None:
+        with guard.protect([]):
+            scaler.scale /= 2
+        assert guard.skipped
+        return guard.check(FINITE, ["case"])
+
+    for _ in range(16):
+        assert overflow() is None
+    assert scaler.scale == 1
+    for number in range(1, MAX_NON_FINITE_STEPS):
+        assert f"gradients were not finite, and the step was skipped; cases case; {number} in a row" in overflow()
+    with pytest.raises(NonFiniteLossError, match=f"gradients were not finite in {MAX_NON_FINITE_STEPS} steps in a row"):
+        overflow()
+
+
+def test_a_finite_step_ends_a_row():
+    guard = NonFiniteGuard()
+    for _ in range(3):
+        for _ in range(MAX_NON_FINITE_STEPS - 1):
+            assert guard.check({"loss": np.asarray(math.nan)}, ["case"]) is not None
+        assert guard.check(FINITE, ["case"]) is None
+    assert guard.in_epoch == 3 * (MAX_NON_FINITE_STEPS - 1)
+
+
+def test_non_finite_tensors_of_a_checkpoint_are_named():
+    state = {"weights": {"a": torch.ones(2)}, "optimizer": {"state": [{"b": torch.tensor([1.0, math.inf])}]}, "n": 3}
+    with pytest.raises(
+        NonFiniteLossError, match=r"x\.pth was not written, because optimizer\.state\.0\.b is not finite"
+    ):
+        require_finite(state, "x.pth")
+    require_finite({**state, "optimizer": {}}, "x.pth")
