@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.augmentation.interventions.base import Domain, coarse_axes, match_statistics
-from nnunet_invariance.augmentation.interventions.slaug import apply_global, balance
+from nnunet_invariance.augmentation.interventions.slaug import SLAug, saliency_fusion
 from nnunet_invariance.augmentation.stored_views import DatasetWithViews, read_index, views_folder
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.consistency import ConsistencyLoss
@@ -120,13 +120,13 @@ class ICMSegTrainer(DenseContrastTrainer):
         target = rows_of(batch["target"], slice(samples))
         labels, classes = tissue_labels(finest(target), self.label_manager)
         coarse = coarse_axes(self.configuration_manager.spacing)
-        intervention = INTERVENTIONS[self.options.style]
+        intervention = INTERVENTIONS[self.options.style]()
         parameters = intervention.sample(Domain(tuple(image.shape), classes, coarse), self.generator)
         styled = intervention.apply(image, labels, parameters)
-        if self.options.style == "slaug":
-            whole = apply_global(image, labels, parameters)
+        if isinstance(intervention, SLAug):
+            whole = intervention.apply_global(image, parameters)
             gradient = self._image_gradient(torch.where(valid_mask, match_statistics(whole, image), image), target)
-            styled = balance(whole, styled, gradient)
+            styled = saliency_fusion(whole, styled, gradient)
         changed = valid_mask & unstored.view(-1, *[1] * (image.ndim - 1))
         return torch.where(changed, match_statistics(styled, image), image)
 

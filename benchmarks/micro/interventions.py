@@ -3,10 +3,10 @@
     python -m benchmarks.micro.interventions DATASET CONFIGURATION [-p PLANS] [-device cpu] [--rounds 10] \
         --out benchmarks/results/interventions.json
 
-The data set must be preprocessed. The interventions and the step take turns within one run; ratios are taken per round,
-and their median and range are published. An intervention counts with its draw and with the return to the patch's own
-mean and s.d. SLAug's fusion adds the pass through the network that gives its gradient; it is not in here. The clock
-is that of aux_cost.py.
+The data set must be preprocessed. The interventions and the step take turns within one run. Ratios are taken per round,
+and their median and range are published. The time of an intervention includes the sampling of its parameters and the
+return to the patch's own mean and standard deviation. It does not include the pass through the network that the fusion
+of SLAug needs for its gradient. The clock is that of aux_cost.py.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
     trainer, draw = make_trainer(STOCK, arguments)
     batch, generator = draw(), torch.Generator().manual_seed(0)
     work = {STOCK: lambda: trainer.train_step(batch)}
-    work.update({name: styled(each, trainer, batch, generator) for name, each in INTERVENTIONS.items()})
+    work.update({name: styled(each(), trainer, batch, generator) for name, each in INTERVENTIONS.items()})
     for run in work.values():
         run()  # compilation, momentum buffers, caches
     seconds: dict[str, list[float]] = {name: [] for name in work}

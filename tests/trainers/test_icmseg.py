@@ -12,7 +12,7 @@ import torch
 
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.augmentation.interventions.base import Domain, match_statistics
-from nnunet_invariance.augmentation.interventions.slaug import apply_global, balance
+from nnunet_invariance.augmentation.interventions.slaug import saliency_fusion
 from nnunet_invariance.augmentation.views import split_views
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import OptionError, OutputError, WeightsNotFoundError
@@ -101,7 +101,7 @@ def test_gradients_equal_those_of_all_losses_computed_separately(tiny):
     generator = torch.Generator()
     generator.set_state(state)
     views = split_views(batch["data"], 1)
-    INTERVENTIONS["mixed"].sample(Domain(tuple(views.first.shape), 3), generator)
+    INTERVENTIONS["mixed"]().sample(Domain(tuple(views.first.shape), 3), generator)
     outputs = [network(view) for view in (views.first, styled)]
     segmentation = sum(trainer.loss(o, batch["target"]) for o in outputs) / 2
     maps = [network.encoder(view) for view in (views.first, styled)]
@@ -144,12 +144,13 @@ def test_slaug_is_fused_by_the_gradient_of_the_trainers_loss(tiny):
     assert all(parameter.grad is None for parameter in trainer.network.parameters())
     trainer.generator.set_state(state)
     image, (labels, classes) = moved["views"].second, tissue_labels(batch["target"][0], trainer.label_manager)
-    draw = INTERVENTIONS["slaug"].sample(Domain(tuple(image.shape), classes), trainer.generator)
-    whole, local = apply_global(image, labels, draw), INTERVENTIONS["slaug"].apply(image, labels, draw)
+    intervention = INTERVENTIONS["slaug"]()
+    params = intervention.sample(Domain(tuple(image.shape), classes), trainer.generator)
+    whole, local = intervention.apply_global(image, params), intervention.apply(image, labels, params)
     inside = moved["views"].valid_mask > 0
     seen = torch.where(inside, match_statistics(whole, image), image).requires_grad_()
     trainer.loss(network(seen), batch["target"]).backward()
-    fused = match_statistics(balance(whole, local, seen.grad), image)
+    fused = match_statistics(saliency_fusion(whole, local, seen.grad), image)
     assert torch.allclose(view, torch.where(inside, fused, image), atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""A new level and contrast for each tissue; edges and texture stay."""
+"""A new level and contrast for each tissue; edges and texture are kept."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.base import Domain, uniform, without_gradient
+from nnunet_invariance.augmentation.interventions.base import Domain, TissueIntervention, uniform
 from nnunet_invariance.augmentation.interventions.tissues import find_tissues, region_index, tissue_count
 
 POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -14,14 +14,14 @@ SEAM = 3  # voxels
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """New levels and factors of the tissues.
+class ClustersParameters:
+    """Parameters of :class:`Clusters`.
 
     Attributes:
         classes: number of labels.
         levels: (B, C, tissues), in standard deviations from the image's mean.
-        scales: (B, C, tissues), negative where a tissue is inverted.
-        kernel: size of the blur of the seams, voxels per axis.
+        scales: (B, C, tissues), negative where the contrast of a tissue is inverted.
+        kernel: size of the blur at the borders of tissues, voxels per axis.
     """
 
     classes: int
@@ -30,31 +30,42 @@ class Clusters:
     kernel: tuple[int, ...]
 
 
-def sample_clusters(domain: Domain, generator: torch.Generator) -> Clusters:
-    """Draw levels U(-2, 2) and scales U(0.5, 1.5) of either sign."""
-    table = (*domain.shape[:2], tissue_count(domain.classes))
-    sign = torch.randint(2, table, generator=generator) * 2 - 1
-    levels = uniform(table, -2, 2, generator)
-    return Clusters(domain.classes, levels, uniform(table, 0.5, 1.5, generator) * sign, domain.kernel(SEAM))
+class Clusters(TissueIntervention[ClustersParameters]):
+    r"""Give each tissue k, found by k-means within each label, a new mean and contrast.
 
+    .. math:: x' = \mu'_k + s_k (x - \mu_k)
 
-@without_gradient
-def apply_clusters(image: Tensor, labels: Tensor, draw: Clusters) -> Tensor:
-    r""":math:`x' = \mu'_k + s_k (x - \mu_k)` in each tissue k, with its factor and offset blurred across the seams."""
-    tissues = find_tissues(image, labels, draw.classes)
-    count = draw.levels.shape[-1]
-    index = region_index(tissues, count).flatten()
-    size = draw.levels.numel()
-    means = torch.bincount(index, image.flatten(), minlength=size) / torch.bincount(index, minlength=size).clamp(min=1)
-    axes = tuple(range(2, image.ndim))
-    std, mean = (value.flatten().repeat_interleave(count) for value in torch.std_mean(image, axes, correction=0))
-    scales = draw.scales.to(image.device).flatten()
-    offsets = mean + std * draw.levels.to(image.device).flatten() - scales * means
-    factor, offset = (_blur(table[index].view_as(image), draw.kernel) for table in (scales, offsets))
-    return factor * image + offset
+    The factor and the offset are blurred across the borders of tissues.
+
+    >>> image, labels = torch.rand(2, 1, 16, 16), torch.ones(2, 1, 16, 16, dtype=torch.long)
+    >>> Clusters()(image, labels, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1, 16, 16])
+    """
+
+    def sample(self, domain: Domain, generator: torch.Generator) -> ClustersParameters:
+        """Sample levels U(-2, 2), and scales U(0.5, 1.5) with a random sign."""
+        table = (*domain.shape[:2], tissue_count(domain.classes))
+        sign = torch.randint(2, table, generator=generator) * 2 - 1
+        levels = uniform(table, -2, 2, generator)
+        scales = uniform(table, 0.5, 1.5, generator) * sign
+        return ClustersParameters(domain.classes, levels, scales, domain.kernel(SEAM))
+
+    def transform(self, image: Tensor, labels: Tensor, params: ClustersParameters) -> Tensor:
+        """Find the tissues, and apply a factor and an offset to each."""
+        tissues = find_tissues(image, labels, params.classes)
+        count, size = params.levels.shape[-1], params.levels.numel()
+        index = region_index(tissues, count).flatten()
+        totals = torch.bincount(index, image.flatten(), minlength=size)
+        means = totals / torch.bincount(index, minlength=size).clamp(min=1)
+        axes = tuple(range(2, image.ndim))
+        std, mean = (value.flatten().repeat_interleave(count) for value in torch.std_mean(image, axes, correction=0))
+        scales = params.scales.to(image.device).flatten()
+        offsets = mean + std * params.levels.to(image.device).flatten() - scales * means
+        factor, offset = (_blur(table[index].view_as(image), params.kernel) for table in (scales, offsets))
+        return factor * image + offset
 
 
 def _blur(coefficient: Tensor, kernel: tuple[int, ...]) -> Tensor:
-    """Mean over a small box; at the border over what is inside."""
+    """Average over a small box; at the border of the image, over the part of the box that is inside."""
     padding = [size // 2 for size in kernel]
     return POOL[len(kernel)](coefficient, kernel, 1, padding, count_include_pad=False)

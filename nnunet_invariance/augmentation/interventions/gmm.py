@@ -1,4 +1,4 @@
-"""New images out of labels alone: a Gaussian for each tissue, bias field and gamma (SynthSeg, arXiv 2107.09559)."""
+"""New images out of labels alone: a Gaussian per tissue, a bias field and gamma (SynthSeg, arXiv 2107.09559)."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from nnunet_invariance.augmentation.interventions.base import (
     Domain,
+    TissueIntervention,
     per_sample,
     uniform,
     unit_range,
-    without_gradient,
 )
-from nnunet_invariance.augmentation.interventions.fields import interpolate, sample_points
+from nnunet_invariance.augmentation.interventions.fields import interpolate, sample_control_points
 from nnunet_invariance.augmentation.interventions.tissues import find_tissues, region_index, tissue_count
 
 LARGEST = 300.0
@@ -20,13 +20,13 @@ BIAS = 0.5
 
 
 @dataclass(frozen=True)
-class Gmm:
-    """Parameters of one generation.
+class GMMParameters:
+    """Parameters of :class:`GMM`.
 
     Attributes:
         classes: number of labels.
         means, stds: (B, C, tissues), on a scale from 0 to 300.
-        noise_seed: the noise is made from it where the image is, because it is as large as the image.
+        noise_seed: seed of the noise, which is made on the device because it is as large as the image.
         bias: (B, 1, *grid), logarithm of the multiplicative field.
         gamma: (B, C), the exponent.
     """
@@ -39,32 +39,38 @@ class Gmm:
     gamma: Tensor
 
 
-def sample_gmm(domain: Domain, generator: torch.Generator) -> Gmm:
-    """Draw means U(25, 225), s.d. U(5, 25), bias of s.d. U(0, 0.5), and gamma exp(N(0, 0.5))."""
-    batch, channels = domain.shape[:2]
-    table = (batch, channels, tissue_count(domain.classes))
-    points = sample_points(domain.shape, generator)
-    strength = uniform((batch,), 0, BIAS, generator)
-    return Gmm(
-        classes=domain.classes,
-        means=uniform(table, 25, 225, generator),
-        stds=uniform(table, 5, 25, generator),
-        noise_seed=int(torch.randint(2**31, (), generator=generator)),
-        bias=points * per_sample(strength, points),
-        gamma=(0.5 * torch.randn(batch, channels, generator=generator)).exp(),
-    )
+class GMM(TissueIntervention[GMMParameters]):
+    r"""Paint each tissue k with noise of a random mean and standard deviation (SynthSeg, arXiv 2107.09559).
 
+    .. math:: x' = u^{\gamma}, \quad u = \mathrm{unit}\big(\mathrm{clip}((\mu_k + \sigma_k \varepsilon)\, e^b)\big)
 
-@without_gradient
-def apply_gmm(image: Tensor, labels: Tensor, draw: Gmm) -> Tensor:
-    r""":math:`x' = u^{\gamma}`, u the unit range of :math:`\mathrm{clip}((\mu_k + \sigma_k \varepsilon)\, e^b)`.
+    The result is in [0, 1]. The intensities of the image only split the labels into tissues; its texture is lost.
 
-    The intensities of ``image`` only split the labels into tissues k; its texture is lost.
+    >>> image, labels = torch.rand(2, 1, 16, 16), torch.ones(2, 1, 16, 16, dtype=torch.long)
+    >>> GMM()(image, labels, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1, 16, 16])
     """
-    index = region_index(find_tissues(image, labels, draw.classes), draw.means.shape[-1])
-    means, stds = (table.to(image.device).flatten()[index] for table in (draw.means, draw.stds))
-    noise = torch.randn(
-        image.shape, generator=torch.Generator(image.device).manual_seed(draw.noise_seed), device=image.device
-    )
-    painted = ((means + stds * noise) * interpolate(draw.bias, image).exp()).clamp(0, LARGEST)
-    return unit_range(painted) ** per_sample(draw.gamma, image)
+
+    def sample(self, domain: Domain, generator: torch.Generator) -> GMMParameters:
+        """Sample means U(25, 225), s.d. U(5, 25), a bias field of s.d. U(0, 0.5), and gamma exp(N(0, 0.5))."""
+        batch, channels = domain.shape[:2]
+        table = (batch, channels, tissue_count(domain.classes))
+        points = sample_control_points(domain.shape, generator)
+        strength = uniform((batch,), 0, BIAS, generator)
+        return GMMParameters(
+            classes=domain.classes,
+            means=uniform(table, 25, 225, generator),
+            stds=uniform(table, 5, 25, generator),
+            noise_seed=int(torch.randint(2**31, (), generator=generator)),
+            bias=points * per_sample(strength, points),
+            gamma=(0.5 * torch.randn(batch, channels, generator=generator)).exp(),
+        )
+
+    def transform(self, image: Tensor, labels: Tensor, params: GMMParameters) -> Tensor:
+        """Find the tissues and paint them."""
+        index = region_index(find_tissues(image, labels, params.classes), params.means.shape[-1])
+        means, stds = (table.to(image.device).flatten()[index] for table in (params.means, params.stds))
+        generator = torch.Generator(image.device).manual_seed(params.noise_seed)
+        noise = torch.randn(image.shape, generator=generator, device=image.device)
+        painted = ((means + stds * noise) * interpolate(params.bias, image).exp()).clamp(0, LARGEST)
+        return unit_range(painted) ** per_sample(params.gamma, image)

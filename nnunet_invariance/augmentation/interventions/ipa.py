@@ -5,32 +5,57 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnunet_invariance.augmentation.interventions.base import Domain, unit_range, without_gradient
-from nnunet_invariance.augmentation.interventions.fields import interpolate, sample_points
-from nnunet_invariance.augmentation.interventions.gin import Gin, apply_gin, sample_gin
+from nnunet_invariance.augmentation.interventions.base import Domain, Intervention, unit_range
+from nnunet_invariance.augmentation.interventions.fields import interpolate, sample_control_points
+from nnunet_invariance.augmentation.interventions.gin import GIN, GINParameters
 
 
 @dataclass(frozen=True)
-class Ipa:
-    """Two draws of GIN and the control points (B, 1, *grid) of their blend."""
+class IPAParameters:
+    """Parameters of two GIN styles, and the control points (B, 1, *grid) of their blend, of unit norm per sample."""
 
-    first: Gin
-    second: Gin
+    first: GINParameters
+    second: GINParameters
     points: Tensor
 
 
-def sample_gin_ipa(domain: Domain, generator: torch.Generator) -> Ipa:
-    """Draw two random networks and N(0, 1) control points."""
-    first, second = sample_gin(domain, generator), sample_gin(domain, generator)
-    return Ipa(first, second, sample_points(domain.shape, generator))
+class IPA(Intervention[IPAParameters]):
+    r"""Blend two GIN styles :math:`g_1, g_2` by a smooth random field b (arXiv 2111.12525, GIN with IPA).
 
+    .. math:: x' = b\, g_1(x) + (1 - b)\, g_2(x)
 
-@without_gradient
-def apply_gin_ipa(image: Tensor, labels: Tensor, draw: Ipa) -> Tensor:
-    r""":math:`b\, g_1(x) + (1 - b)\, g_2(x)`, b the exponential of a smooth field, brought to [0, 1] in each sample.
+    b is the exponential of a smooth field, scaled to [0, 1] per sample. Distant structures then do not share a style,
+    which breaks the correlations between them that an acquisition introduces. The field is interpolated linearly; the
+    authors use B-splines. It does not read the labels.
 
-    What lies in one place and what lies in another then do not share a style, which breaks the correlations between
-    distant structures that an acquisition makes. Linear interpolation in place of the paper's B-splines.
+    >>> image = torch.rand(2, 1, 16, 16)
+    >>> IPA()(image, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1, 16, 16])
     """
-    blend = unit_range(interpolate(draw.points, image).exp())
-    return blend * apply_gin(image, labels, draw.first) + (1 - blend) * apply_gin(image, labels, draw.second)
+
+    def sample(self, domain: Domain, generator: torch.Generator) -> IPAParameters:
+        """Sample two GIN styles, and N(0, 1) control points that are then scaled to unit L2 norm per sample."""
+        gin = GIN()
+        first, second = gin.sample(domain, generator), gin.sample(domain, generator)
+        points = sample_control_points(domain.shape, generator)
+        # Without this scaling the exponential of a few large control points dominates, and b is near 0 almost
+        # everywhere: the result is then nearly one GIN style. The authors' code scales the points in the same way.
+        points = points / per_sample_norm(points)
+        return IPAParameters(first, second, points)
+
+    def transform(self, image: Tensor, labels: Tensor, params: IPAParameters) -> Tensor:
+        """Make both styles and blend them."""
+        gin, blend = GIN(), blend_field(params.points, image)
+        return blend * gin.transform(image, labels, params.first) + (1 - blend) * gin.transform(
+            image, labels, params.second
+        )
+
+
+def per_sample_norm(points: Tensor) -> Tensor:
+    """L2 norm of each sample of (B, ...), with axes of size 1 appended."""
+    return points.flatten(1).norm(dim=1).clamp(min=1e-20).view(-1, *[1] * (points.ndim - 1))
+
+
+def blend_field(points: Tensor, like: Tensor) -> Tensor:
+    """b of :class:`IPA`: (B, 1, *spatial) in [0, 1] from control points (B, 1, *grid) of unit norm."""
+    return unit_range(interpolate(points, like).exp())

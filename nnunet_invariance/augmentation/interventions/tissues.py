@@ -1,4 +1,4 @@
-"""Tissues: the labels, each split by intensity, because organ labels leave the whole rest of the body one class."""
+"""Split each label into tissues by intensity, because organ labels leave the rest of the body one class."""
 
 import torch
 from torch import Tensor
@@ -8,27 +8,35 @@ from nnunet_invariance.augmentation.interventions.base import unit_range
 BINS = 256
 BACKGROUND = 6  # clusters in label 0
 FOREGROUND = 2  # clusters in every other label
-ROUNDS = 10
+ITERATIONS = 10
 
 
 def tissue_count(classes: int) -> int:
-    """Number of tissues of so many labels."""
+    """Number of tissues of ``classes`` labels."""
     return BACKGROUND + FOREGROUND * (classes - 1)
 
 
 def region_index(regions: Tensor, count: int) -> Tensor:
-    """Regions (B, C, *spatial) in [0, count) numbered on through samples and channels."""
+    """Make the regions (B, C, *spatial) in [0, count) unique over samples and channels: r + (b C + c) count."""
     batch, channels = regions.shape[:2]
     offset = torch.arange(batch * channels, device=regions.device) * count
     return regions + offset.view(batch, channels, *[1] * (regions.ndim - 2))
 
 
 def region_histogram(unit: Tensor, regions: Tensor, count: int) -> Tensor:
-    """How often each of 256 values in [0, 1] occurs in each region: (B, C, count, 256) float32."""
+    """Histogram of each region over 256 values in [0, 1]: (B, C, count, 256) float32."""
     bins = to_bins(unit) + region_index(regions, count) * BINS
     batch, channels = unit.shape[:2]
     size = batch * channels * count * BINS
     return torch.bincount(bins.flatten(), minlength=size).view(batch, channels, count, BINS).float()
+
+
+def region_range(image: Tensor, regions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each region, (B, C, count) each; 0 where a region is empty."""
+    index, values = region_index(regions, count).flatten(), image.flatten()
+    empty = image.new_zeros(image.shape[0] * image.shape[1] * count)
+    low, high = (empty.scatter_reduce(0, index, values, how, include_self=False) for how in ("amin", "amax"))
+    return low.view(*image.shape[:2], count), high.view(*image.shape[:2], count)
 
 
 def to_bins(unit: Tensor) -> Tensor:
@@ -39,9 +47,9 @@ def to_bins(unit: Tensor) -> Tensor:
 def find_tissues(image: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Split each label by one-dimensional k-means of its intensities: (B, C, *spatial) int64.
 
-    Six clusters in label 0 and two in every other, each channel by itself, numbered label after label. Lloyd's rounds
-    run on a histogram of 256 bins, so they cost nothing beside the counting. They start at the quantiles
-    (k + 1/2) / clusters of a label.
+    There are six clusters in label 0 and two in every other, per channel, numbered label after label. Lloyd's
+    iterations run on a histogram of 256 bins, so that they cost nothing compared with the counting. They start at the
+    quantiles (k + 1/2) / clusters of a label.
     """
     unit = unit_range(image)
     labels = labels.expand_as(image)
@@ -64,7 +72,7 @@ def _kmeans(histogram: Tensor, clusters: int) -> Tensor:
     share = histogram.cumsum(-1) / histogram.sum(-1, keepdim=True).clamp(min=1)
     quantiles = (torch.arange(clusters, device=histogram.device, dtype=histogram.dtype) + 0.5) / clusters
     centres = (share[..., None, :] < quantiles[:, None]).sum(-1).clamp(max=BINS - 1).to(histogram.dtype)
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         nearest = _nearest(values, centres)
         member = torch.nn.functional.one_hot(nearest, clusters).to(histogram.dtype) * histogram[..., None]
         mass = member.sum(-2)

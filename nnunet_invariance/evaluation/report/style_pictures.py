@@ -35,7 +35,7 @@ def draw_interventions(
         outlines = labels[index] if number else np.zeros_like(labels[index])
         show(row[0], volume[0, 0, index].numpy(), outlines, "labels" if number else "image")
         for axis, style in zip(row[1:], styles, strict=True):
-            intervention = INTERVENTIONS[style]
+            intervention = INTERVENTIONS[style]()
             styled = intervention.apply(volume, tissue, intervention.sample(domain, generator))
             shown = match_statistics(styled, volume)[0, 0, index].numpy()
             show(axis, shown, np.zeros_like(labels[index]), style)
