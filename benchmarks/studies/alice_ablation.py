@@ -29,7 +29,7 @@ from nnunet_invariance.common.csv_files import write_csv
 from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.few_shot import few_shot
+from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import Score, read_scores
@@ -185,7 +185,7 @@ def fine_tune(name: str, seed: int, args: argparse.Namespace) -> None:
         arm = Arm(name, f"{BASELINE}_{args.epochs}epochs")
     else:
         arm = Arm(name, f"AliceTrainer_{args.epochs}epochs", plans=plans_of(name, seed))
-    few_shot(
+    run_few_shot(
         open_planned_dataset(DATASET, CONFIGURATION, base_plans(seed)),
         Selection((arm,), tuple(contrasts([name]))),
         comparison_settings(comparison_of(seed, args.work), seed, args.device),

@@ -30,7 +30,7 @@ from benchmarks.studies.hippocampus_alice import (
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.few_shot import few_shot
+from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.scoring.scores import read_scores
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
@@ -96,7 +96,7 @@ def run(name: str, setting: Setting, checkpoint: Path, test: list[str], args: ar
     plans = f"{PLANS}_{name}"
     write_plans_copy(DATASET, PLANS, plans, CONFIGURATION, {**setting.options, "checkpoint": str(checkpoint)})
     trainer = f"{setting.trainer}_{EPOCHS}epochs"
-    few_shot(
+    run_few_shot(
         open_planned_dataset(DATASET, CONFIGURATION, plans),
         Selection((Arm(trainer, trainer),)),
         comparison_settings(args.work.resolve() / "fine_tuning" / name, args.seed, args.device),

@@ -27,8 +27,8 @@ from nnunet_invariance.common.csv_files import write_csv
 from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.few_shot import few_shot
-from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.report.results import compute_results, summary
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.runner.tree import link
@@ -73,7 +73,7 @@ def main() -> int:
         plan(work, steps, args.seed)
         pretrain(work, steps, args.seed, args.device)
         probe(work, args.seed)
-        comparison = few_shot(
+        comparison = run_few_shot(
             open_planned_dataset(DATASET, CONFIGURATION, PLANS),
             Selection(tuple(Arm(trainer, trainer) for trainer in TRAINERS)),
             comparison_settings(work / "comparison", args.seed, args.device),
@@ -86,9 +86,9 @@ def main() -> int:
     return 0
 
 
-def comparison_settings(out: Path, seed: int, device: str, draws: int = 1) -> ProtocolSettings:
+def comparison_settings(out: Path, seed: int, device: str, draws: int = 1) -> ProtocolOptions:
     """Few labelled cases, predicted without mirroring."""
-    return ProtocolSettings(shots=[SHOTS], draws=draws, n_val=N_VAL, seed=seed, device=device, mirroring=False, out=out)
+    return ProtocolOptions(shots=[SHOTS], draws=draws, n_val=N_VAL, seed=seed, device=device, mirroring=False, out=out)
 
 
 def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:

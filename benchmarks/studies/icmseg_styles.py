@@ -24,8 +24,8 @@ from benchmarks.tables import COMPARISON_TABLES, effect_table, mean_table
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality
-from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+from nnunet_invariance.evaluation.protocols.cross_modality import run_cross_modality
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.report.pictures import panels, png, show
 from nnunet_invariance.evaluation.report.style_pictures import draw_interventions
 from nnunet_invariance.evaluation.runner.jobs import Arm
@@ -77,10 +77,10 @@ def run_set(name: str, args: argparse.Namespace) -> None:
         draw_pictures(task, args)
     planned = open_planned_dataset(task.source, CONFIGURATION, PLANS)
     for draws in range(1, min(args.seeds, task.most_draws) + 1):
-        cross_modality(
+        run_cross_modality(
             planned,
             selection(args),
-            ProtocolSettings(
+            ProtocolOptions(
                 shots=task.shots,
                 draws=draws,
                 n_val=task.n_val,

@@ -30,7 +30,7 @@ from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase, test_folder_cases
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN, PROTOCOL, choose_subsets, missing_modalities
-from nnunet_invariance.evaluation.protocols.pretrainings import bring_checkpoints
+from nnunet_invariance.evaluation.protocols.pretrainings import WeightRules, provide_checkpoints
 from nnunet_invariance.evaluation.protocols.splits import Subset, require_disjoint
 from nnunet_invariance.evaluation.runner.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet
@@ -215,9 +215,8 @@ def segment(draw: Draw, steps: Steps, arms: Sequence[Arm] = (), contrasts: Seque
     require_disjoint([case.name for case in cases], [subset])
     out = draw.folder / "comparison"
     everything = (*arms, *own)
-    checkpoints, _ = bring_checkpoints(
-        planned, everything, [case.name for case in cases], out, draw.args.device, None, transductive=False, here=True
-    )
+    rules = WeightRules([case.name for case in cases])
+    checkpoints, _ = provide_checkpoints(planned, everything, out, draw.args.device, rules)
     missing = missing_modalities(planned.channel_names, draw.subsets(), planned.dataset_json["file_ending"])
     tests = [*missing(cases, out), *(_filled(draw, cases, name) for name in draw.task.replaced)]
     comparison = Comparison(

@@ -3,9 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_invariance.cli.help import ShowDefaults
+
+if TYPE_CHECKING:
+    from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -138,25 +141,24 @@ def _positive(word: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit status."""
-    from nnunet_invariance.evaluation.report.page import write_report
-
     if args.protocol == "report":
+        from nnunet_invariance.evaluation.report.page import write_report
+
         print(f"written: {write_report(args.folder)}")
         return 0
+    protocols = {"few-shot": _few_shot, "missing-modality": _missing_modality, "cross-modality": _cross_modality}
+    out = protocols[args.protocol](args, baselines=args.baselines, plans=args.plans, options=_options(args))
+    print(f"{'submitted' if args.submit else 'finished'}: {out}")
+    return 0
+
+
+def _options(args: argparse.Namespace) -> "ProtocolOptions":
     from nnunet_invariance.errors import OptionError
-    from nnunet_invariance.evaluation.protocols.arms import choose_arms
-    from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
-    from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
+    from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 
     if args.slurm and not args.submit:
-        raise OptionError(f"--slurm {' '.join(args.slurm)} without --submit: add --submit slurm, or leave it away.")
-    planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
-    selection = choose_arms(args.trainers, args.baselines, planned)
-    print(f"trainers: {', '.join(arm.name for arm in selection.arms)}")
-    for name, reason in selection.left_out.items():
-        print(f"left out: {name} {reason}")
-    protocols = {"few-shot": _few_shot, "missing-modality": _missing_modality, "cross-modality": _cross_modality}
-    settings = ProtocolSettings(
+        raise OptionError(f"--slurm {' '.join(args.slurm)} without --submit: add --submit slurm, or leave out --slurm.")
+    return ProtocolOptions(
         shots=args.shots,
         draws=args.draws,
         n_val=args.n_val,
@@ -171,32 +173,29 @@ def run(args: argparse.Namespace) -> int:
         devices=args.devices,
         slurm=_parameters(args.slurm) if args.submit else None,
     )
-    out = protocols[args.protocol](args, planned, selection, settings)
-    print(f"{'submitted' if args.submit else 'finished'}: {out}")
-    return 0
 
 
-def _few_shot(args: argparse.Namespace, *what: Any, **conditions: Any) -> Path:
-    from nnunet_invariance.evaluation.protocols.few_shot import few_shot
+def _few_shot(args: argparse.Namespace, **others: Any) -> Path:
+    from nnunet_invariance.evaluation import few_shot
 
-    return few_shot(*what, test=_test(args.test), n_test=args.n_test, **conditions)
-
-
-def _missing_modality(args: argparse.Namespace, planned: Any, *what: Any) -> Path:
-    from nnunet_invariance.evaluation.protocols.missing_modality import PROTOCOL, choose_subsets, missing_modalities
-
-    channels = planned.channel_names
-    subsets = choose_subsets(channels, args.subsets)
-    conditions = missing_modalities(channels, subsets, planned.dataset_json["file_ending"])
-    return _few_shot(args, planned, *what, protocol=PROTOCOL, conditions=conditions)
+    cases = {"test": _test(args.test), "n_test": args.n_test}
+    return few_shot(args.dataset, args.configuration, args.trainers, **cases, **others)
 
 
-def _cross_modality(args: argparse.Namespace, *what: Any) -> Path:
-    from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality
+def _missing_modality(args: argparse.Namespace, **others: Any) -> Path:
+    from nnunet_invariance.evaluation import missing_modality
+
+    cases = {"test": _test(args.test), "n_test": args.n_test, "subsets": args.subsets}
+    return missing_modality(args.dataset, args.configuration, args.trainers, **cases, **others)
+
+
+def _cross_modality(args: argparse.Namespace, **others: Any) -> Path:
+    from nnunet_invariance.evaluation import cross_modality
     from nnunet_invariance.evaluation.scoring.label_maps import read_names
 
     names = read_names(args.names) if args.names else None
-    return cross_modality(*what, args.targets, names=names, n_source=args.n_source, parts=args.parts)
+    cases = {"names": names, "n_source": args.n_source, "parts": args.parts}
+    return cross_modality(args.dataset, args.configuration, args.targets, args.trainers, **cases, **others)
 
 
 def _test(words: Sequence[str] | None) -> Sequence[str] | Path | None:

@@ -1,6 +1,7 @@
 """Alice: pre-training on images without labels, then its trainer and the twin that starts at random."""
 
 from nnunet_invariance.demo.data import write_dataset
+from nnunet_invariance.demo.next_steps import next_steps
 from nnunet_invariance.demo.page import (
     Page,
     data_section,
@@ -16,6 +17,8 @@ STEPS = 4
 N_TRAIN, N_TEST, N_UNLABELLED = 10, 3, 8
 PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 5, 30
 EPOCHS, ITERATIONS = 8, 16
+EVALUATION = ("few-shot", "--trainers", "AliceTrainer", "--baselines", "nnUNetTrainer", "--shots", "5", "--draws", "3")
+NEXT_STEPS = next_steps("AliceTrainer", (*EVALUATION, "--pretrain"), method="alice")
 
 
 def arms() -> list[str]:
@@ -38,11 +41,11 @@ def draw(demo: Demo) -> Page:
     return Page(
         "alice: from unlabelled images to a scored segmentation",
         [
+            score_section(demo),
             data_section("Every case has the same organs in another contrast.", [demo.raw]),
             pretraining_section("Pre-training, without labels", pretraining_folder(demo, "alice")),
             transfer_section(demo),
             training_section(demo),
             prediction_section(demo),
-            score_section(demo),
         ],
     )

@@ -2,6 +2,7 @@
 
 from nnunet_invariance.common.html import inline
 from nnunet_invariance.demo.data import write_dataset
+from nnunet_invariance.demo.next_steps import next_steps
 from nnunet_invariance.demo.page import (
     Page,
     Section,
@@ -19,6 +20,18 @@ N_TRAIN, N_TEST = 8, 3
 N_SYNTHETIC = 6
 PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 4, 15
 EPOCHS, ITERATIONS = 6, 16
+EVALUATION = (
+    "few-shot",
+    "--trainers",
+    "AnatomixTrainer",
+    "--baselines",
+    "nnUNetTrainer",
+    "--shots",
+    "5",
+    "--draws",
+    "3",
+)
+NEXT_STEPS = next_steps("AnatomixTrainer", (*EVALUATION, "--pretrain"), method="anatomix")
 
 
 def arms() -> list[str]:
@@ -46,12 +59,12 @@ def draw(demo: Demo) -> Page:
     return Page(
         "anatomix: from random shapes to a scored segmentation",
         [
+            score_section(demo),
             data_section("Every case has the same organs in another contrast.", [demo.raw]),
             Section("What is pre-trained on: random label maps, each in two appearances", synthetic),
             pretraining_section("Pre-training, without images", pretraining_folder(demo, "anatomix")),
             transfer_section(demo),
             training_section(demo),
             prediction_section(demo),
-            score_section(demo),
         ],
     )

@@ -2,6 +2,7 @@
 
 from nnunet_invariance.common.html import inline
 from nnunet_invariance.demo.data import ENDING, write_dataset
+from nnunet_invariance.demo.next_steps import next_steps
 from nnunet_invariance.demo.page import (
     Page,
     Section,
@@ -22,7 +23,7 @@ from nnunet_invariance.demo.steps import (
     settings,
 )
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality
+from nnunet_invariance.evaluation.protocols.cross_modality import run_cross_modality
 from nnunet_invariance.evaluation.report.style_pictures import draw_interventions
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
@@ -30,6 +31,8 @@ from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 STEPS = 3
 N_TRAIN, N_TEST = 8, 3
 EPOCHS, ITERATIONS = 8, 16
+EVALUATION = ("cross-modality", "--targets", "Dataset124_Other", "--trainers", "ICMSegTrainer")
+NEXT_STEPS = next_steps("ICMSegTrainer", (*EVALUATION, "--baselines", "nnUNetTrainer", "--draws", "3"))
 #: Intensities of air, body, second organ, organ and core in each data set.
 LEVELS = {
     DATASET: (20, 70, 110, 150, 200),
@@ -52,7 +55,7 @@ def run(demo: Demo) -> None:
             write_dataset(demo.raw.with_name(name), n, levels=levels, seed=SEED + number, prefix=f"set{number}")
     plan(demo, ITERATIONS)
     with demo.step(f"training {' and '.join(arms())} on {source}, testing all three contrasts"):
-        cross_modality(
+        run_cross_modality(
             open_planned_dataset(DATASET, CONFIGURATION, PLANS),
             Selection(tuple(Arm(arm, arm) for arm in arms())),
             settings(demo),
@@ -73,6 +76,7 @@ def draw(demo: Demo) -> Page:
     return Page(
         "icmseg: from one contrast to another",
         [
+            score_section(demo),
             data_section(
                 "Each data set has a contrast of its own; only the first is trained on.",
                 [demo.raw.with_name(n) for n in LEVELS],
@@ -80,6 +84,5 @@ def draw(demo: Demo) -> Page:
             Section("The interventions, drawn three times each on a training image", styles),
             training_section(demo),
             prediction_section(demo),
-            score_section(demo),
         ],
     )

@@ -1,4 +1,4 @@
-"""A demo's page: one self-contained HTML file made of sections, and the sections that demos share."""
+"""The page of a demo: one self-contained HTML file, and the sections that demos share."""
 
 import html
 import json
@@ -7,26 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.html import inline, page, table, transfer_table
+from nnunet_invariance.common.html import details, inline, notice, page, table, transfer_table
 from nnunet_invariance.demo.data import LABELS
+from nnunet_invariance.demo.next_steps import OWN_DATASET
 from nnunet_invariance.demo.pictures import draw_cases, draw_predictions, draw_training
 from nnunet_invariance.demo.steps import SEED, Demo, Step
-from nnunet_invariance.evaluation.report.pictures import COLOURS
+from nnunet_invariance.evaluation.protocols.checkpoints import warnings_of
+from nnunet_invariance.evaluation.report.cases import class_colours
 from nnunet_invariance.evaluation.report.results import compute_results
+from nnunet_invariance.evaluation.report.tables import class_legend
 from nnunet_invariance.evaluation.runner.stored import stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import read_scores
 from nnunet_invariance.evaluation.statistics.effects import Contrast
 
 NOTICE = """<p class="notice"><strong>This page shows the pipeline and is no evidence.</strong> The images are
-synthetic, the networks are tiny, the runs last about a minute, and a few test cases with one seed decide nothing about
-the method.</p>"""
-COMMANDS = """<p>All in the folder of this page, with nnU-Net's three variables pointing into it; the training and
-prediction commands run in <code>comparison</code>, which has its own preprocessed and results folders.</p>"""
+synthetic, the networks are tiny, the runs take about a minute, and a few test cases with one seed cannot show whether
+the method is better.</p>"""
+COMMANDS = """<p>The commands ran in the folder of this page, with nnU-Net's three environment variables set to folders
+in it; training and prediction ran in <code>comparison</code>, with preprocessed and results folders of its own.</p>"""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading (text) and what stands below it (HTML)."""
+    """A heading (text) and its content (HTML)."""
 
     heading: str
     body: str
@@ -34,15 +37,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a demo shows."""
+    """Title and sections of a demo."""
 
     title: str
     sections: Sequence[Section]
 
 
-def write_page(out: Path, content: Page, steps: Sequence[Step]) -> Path:
-    """Write the sections, and what was run, to ``out/index.html``; returns it."""
-    sections = [*content.sections, Section("What was run", "\n".join([COMMANDS, *map(_step, steps)]))]
+def write_page(out: Path, content: Page, steps: Sequence[Step], next_steps: Sequence[str] = ()) -> Path:
+    """Write the sections, the commands that were run and those for other data to ``out/index.html``; returns it."""
+    commands = details("Every command of this demo, with its seconds", "\n".join([COMMANDS, *map(_step, steps)]))
+    sections = [*content.sections, Section("What was run", commands), _next_section(next_steps)]
     parts = [f"<h1>{html.escape(content.title)}</h1>", NOTICE]
     parts += [f"<h2>{html.escape(section.heading)}</h2>\n{section.body}" for section in sections]
     target = out / "index.html"
@@ -53,8 +57,7 @@ def write_page(out: Path, content: Page, steps: Sequence[Step]) -> Path:
 
 def data_section(text: str, raws: Sequence[Path]) -> Section:
     """Up to six labelled cases of each raw data set, with their outlines."""
-    names = " and ".join(_coloured(name, value) for name, value in LABELS.items() if value)
-    parts = [f"<p>{html.escape(text)} Labelled: {names}.</p>"]
+    parts = [f"<p>{html.escape(text)}</p>", class_legend(class_colours(LABELS))]
     for raw in raws:
         parts += [f"<h3>{html.escape(raw.name)}</h3>"] if len(raws) > 1 else []
         parts.append(inline(draw_cases(raw), "Slices of labelled cases with the outlines of their labels"))
@@ -62,9 +65,10 @@ def data_section(text: str, raws: Sequence[Path]) -> Section:
 
 
 def pretraining_section(heading: str, folder: Path) -> Section:
-    """The curves that a pre-training left."""
+    """The curves of a pre-training, and the warnings of its log in red."""
     picture = (folder / "progress.png").read_bytes()
-    return Section(heading, inline(picture, "Losses and diagnostics of the pre-training, epoch by epoch"))
+    curves = inline(picture, "Losses and diagnostics of the pre-training, epoch by epoch")
+    return Section(heading, "\n".join([*map(notice, warnings_of(folder)), curves]))
 
 
 def transfer_section(demo: Demo) -> Section:
@@ -82,7 +86,7 @@ def training_section(demo: Demo) -> Section:
 
 def prediction_section(demo: Demo) -> Section:
     """Reference and predictions of every test set."""
-    jobs, pictures = stored_jobs(demo.comparison), []
+    jobs, pictures = stored_jobs(demo.comparison), [class_legend(class_colours(LABELS))]
     for test in jobs[0].setting.tests:
         folders = {job.arm.name: job.predictions(test) for job in jobs}
         title = f"<h3>{html.escape(test.name)}</h3>\n" if test.name else ""
@@ -121,10 +125,15 @@ def score_table(scores: Path, baseline: str) -> str:
     return table(head, lines, numbers=2)
 
 
+def _next_section(commands: Sequence[str]) -> Section:
+    """The commands for the user's own data."""
+    text = (
+        f"<p>Put your data into <code>nnUNet_raw/{OWN_DATASET}</code> in nnU-Net's format, and run (with "
+        "<code>-device cpu</code> where there is no GPU):</p>"
+    )
+    return Section("Now your data", f"{text}<pre>{html.escape(chr(10).join(commands))}</pre>")
+
+
 def _step(step: Step) -> str:
     commands = f"<pre>{html.escape(chr(10).join(step.commands))}</pre>" if step.commands else ""
     return f"<p>{html.escape(step.name)}: {step.seconds:.0f} s</p>{commands}"
-
-
-def _coloured(name: str, label: int) -> str:
-    return f'<span style="border-bottom: 3px solid {COLOURS[label - 1]}">{html.escape(name)}</span>'

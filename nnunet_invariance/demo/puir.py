@@ -6,6 +6,7 @@ import numpy as np
 
 from nnunet_invariance.common.html import inline, table
 from nnunet_invariance.demo.data import ENDING, MODALITIES, write_modalities
+from nnunet_invariance.demo.next_steps import next_steps
 from nnunet_invariance.demo.page import Page, Section, pretraining_section, training_section, transfer_section
 from nnunet_invariance.demo.pictures import read
 from nnunet_invariance.demo.steps import (
@@ -32,6 +33,13 @@ TRANSFER_EPOCHS, TRANSFER_ITERATIONS = 3, 10
 EPOCHS, ITERATIONS = 5, 12
 #: Each prediction costs a start of nnU-Net, so not all seven subsets are shown.
 SUBSETS = [JOIN.join(MODALITIES), next(iter(MODALITIES))]
+NEXT_STEPS = next_steps(
+    "PUIRTrainer",
+    ("missing-modality", "--shots", "5", "--draws", "3", "--pretrain"),
+    method="puir",
+    before_prediction=["nnunet-invariance complete imagesTs completed -d Dataset123_Mine"],
+    images="completed",
+)
 
 
 def arms() -> list[str]:
@@ -63,12 +71,12 @@ def draw(demo: Demo) -> Page:
     return Page(
         "puir: any subset of the modalities",
         [
+            _subset_section(demo),
             _data_section(demo),
             pretraining_section("Pre-training, without labels", pretraining_folder(demo, "puir")),
             _transfer_section(demo),
             transfer_section(demo),
             training_section(demo),
-            _subset_section(demo),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""Which demos there are, and the frame around each: a folder of its own, an environment, one page at the end."""
+"""The demos, and what is the same for all: a folder, an environment, and one page at the end."""
 
 import importlib
 import logging
@@ -6,8 +6,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-#: Module of each method in this room: ``run(demo)`` does the steps, ``STEPS`` in number, and ``draw(demo)`` gives the
-#: ``Page``. Names only, so that the command's help needs no torch.
+#: Module of each method's demo, with ``run(demo)`` (does the steps), ``STEPS`` (their number), ``draw(demo)`` (returns
+#: the ``Page``) and ``NEXT_STEPS`` (commands for other data). Only names, so that the command's help imports no torch.
 DEMOS = {method: f"nnunet_invariance.demo.{method}" for method in ("alice", "anatomix", "icmseg", "puir")}
 
 
@@ -15,10 +15,11 @@ def run_demo(method: str, out: Path) -> Path:
     """Run the demo of a method in ``out`` and return its page; an old demo in there is replaced.
 
     Raises:
-        OutputError: ``out`` is a folder that no demo has made.
+        OutputError: ``out`` contains files that no demo has made.
         ComparisonError: a command failed; names its log.
     """
     from nnunet_invariance.demo.folder import empty, environment
+    from nnunet_invariance.demo.next_steps import OWN_DATASET
     from nnunet_invariance.demo.page import write_page
     from nnunet_invariance.demo.steps import Demo
 
@@ -29,7 +30,8 @@ def run_demo(method: str, out: Path) -> Path:
         demo = Demo(out, total=module.STEPS + 1)
         module.run(demo)
         with demo.step("drawing the page"):
-            page = write_page(out, module.draw(demo), demo.steps)
+            page = write_page(out, module.draw(demo), demo.steps, module.NEXT_STEPS)
     minutes, seconds = divmod(round(sum(step.seconds for step in demo.steps)), 60)
     logger.info("done in %d min %d s: %s", minutes, seconds, page)
+    logger.info("\nNow your data, in nnUNet_raw/%s:\n  %s", OWN_DATASET, "\n  ".join(module.NEXT_STEPS))
     return page

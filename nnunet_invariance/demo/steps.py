@@ -1,5 +1,6 @@
 """The steps that demos share, each said aloud with the time it takes."""
 
+import csv
 import json
 import logging
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.few_shot import few_shot
-from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+from nnunet_invariance.evaluation.protocols.checkpoints import warnings_of
+from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
@@ -93,21 +95,35 @@ def plan(demo: Demo, iterations: int, **options: Any) -> None:
         write_plans_copy(DATASET, "nnUNetPlans", PLANS, CONFIGURATION, block, changes)
 
 
-def pretrain(demo: Demo, method: str, epochs: int, iterations: int, words: Sequence[str] = ()) -> None:
-    """The pre-training command, with a line an epoch; ``words`` are added to it."""
-    command = ["nnunet-invariance", "pretrain", method, DATASET, CONFIGURATION, "-p", PLANS, *words]
+def pretrain(demo: Demo, method: str, epochs: int, iterations: int, options: Sequence[str] = ()) -> None:
+    """Run the pre-training command, with one line per epoch, and repeat the warnings of its log.
+
+    ``options`` are further command-line arguments.
+    """
+    command = ["nnunet-invariance", "pretrain", method, DATASET, CONFIGURATION, "-p", PLANS, *options]
     command += ["-device", "cpu", "--epochs", str(epochs), "--iterations", str(iterations), "--seed", str(SEED)]
     metrics = pretraining_folder(demo, method) / "metrics.csv"
-    said = 0
+    shown = 0
 
     def on_poll() -> None:
-        nonlocal said
-        done = len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
-        if done > said:
-            said = done
-            logger.info("      epoch %d of %d", done, epochs)
+        nonlocal shown
+        rows = _read_rows(metrics)
+        for row in rows[shown:]:
+            logger.info("      epoch %d of %d, loss %.3f", shown + 1, epochs, float(row["loss"]))
+            shown += 1
 
     demo.run("pretrain", command, on_poll)
+    on_poll()
+    for warning in warnings_of(pretraining_folder(demo, method)):
+        logger.warning("      %s", warning)
+
+
+def _read_rows(metrics: Path) -> list[dict[str, str]]:
+    """The epochs that a pre-training has finished."""
+    if not metrics.is_file():
+        return []
+    with metrics.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def pretraining_folder(demo: Demo, method: str) -> Path:
@@ -119,7 +135,7 @@ def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> N
     """The few-shot comparison of the arms on the cases of labelsTs; ``protocol``: more arguments of ``few_shot``."""
     test = sorted(p.name.split(".")[0] for p in (demo.raw / "labelsTs").iterdir())
     with demo.step(f"training {' and '.join(arms)}, predicting and scoring {len(test)} test cases"):
-        few_shot(
+        run_few_shot(
             open_planned_dataset(DATASET, CONFIGURATION, PLANS),
             Selection(tuple(Arm(arm, arm) for arm in arms)),
             settings(demo, shots=[n_train - N_VAL]),
@@ -129,9 +145,9 @@ def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> N
         remember_commands(demo)
 
 
-def settings(demo: Demo, **others: Any) -> ProtocolSettings:
+def settings(demo: Demo, **others: Any) -> ProtocolOptions:
     """Of the comparison of a demo."""
-    return ProtocolSettings(n_val=N_VAL, seed=SEED, device="cpu", mirroring=False, out=demo.comparison, **others)
+    return ProtocolOptions(n_val=N_VAL, seed=SEED, device="cpu", mirroring=False, out=demo.comparison, **others)
 
 
 def remember_commands(demo: Demo) -> None:

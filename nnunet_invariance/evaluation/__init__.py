@@ -11,22 +11,28 @@ if TYPE_CHECKING:
     from nnunet_invariance.evaluation.frames import compare, mean_scores, rank
     from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality
     from nnunet_invariance.evaluation.protocols.few_shot import few_shot
+    from nnunet_invariance.evaluation.protocols.missing_modality import missing_modality
+    from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
     from nnunet_invariance.evaluation.report.page import write_report
 
 _MODULES = {
+    "ProtocolOptions": "protocols.protocol",
     "compare": "frames",
     "cross_modality": "protocols.cross_modality",
     "few_shot": "protocols.few_shot",
     "mean_scores": "frames",
+    "missing_modality": "protocols.missing_modality",
     "rank": "frames",
     "write_report": "report.page",
 }
 
 __all__ = [
+    "ProtocolOptions",
     "compare",
     "cross_modality",
     "few_shot",
     "mean_scores",
+    "missing_modality",
     "rank",
     "write_report",
 ]

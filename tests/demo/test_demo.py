@@ -1,5 +1,6 @@
 """The demo: data from which two classes can be learnt, a folder that is only its own, and the whole of it."""
 
+import argparse
 import importlib
 import json
 import os
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.demo.data import LABELS, MODALITIES, make_case, make_modalities, write_dataset, write_modalities
 from nnunet_invariance.demo.folder import OWN_FOLDERS, empty, environment
 from nnunet_invariance.demo.run import DEMOS, run_demo
@@ -128,6 +130,21 @@ def test_every_demo_says_how_many_steps_it_has_and_what_it_draws():
         assert demo.STEPS > 1
         assert callable(demo.run)
         assert callable(demo.draw)
+
+
+def test_the_commands_for_other_data_are_valid():
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb")
+    for verb in ("pretrain", "doctor", "complete", "evaluate"):
+        importlib.import_module(f"nnunet_invariance.cli.{verb}").add_parser(verbs)
+    for name in DEMOS.values():
+        steps = importlib.import_module(name).NEXT_STEPS
+        own = [step.split()[1:] for step in steps if step.startswith("nnunet-invariance ")]
+        assert [words[0] for words in own][-1] == "evaluate"
+        for words in own:
+            parser.parse_args(words)
+        (train,) = (step.split() for step in steps if step.startswith("nnUNetv2_train "))
+        assert find_trainer(train[-1]) is not None
 
 
 @pytest.mark.slow

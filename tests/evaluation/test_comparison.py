@@ -20,8 +20,8 @@ from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import ComparisonError, FolderLockedError, OutputError
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase, labelled_cases
-from nnunet_invariance.evaluation.protocols.few_shot import few_shot
-from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet, Job, Setting, epochs_done, run_job
 from nnunet_invariance.evaluation.runner.stock_commands import command_path, run_command
@@ -389,8 +389,8 @@ def compare(tiny, plans_name: str, out: Path, **changes) -> Path:
     arguments = {"shots": [2], "n_val": 1, "device": "cpu", "mirroring": False}
     cases = {"test": ["case_000", "case_004"]} | {k: changes.pop(k) for k in ("test", "n_test") if k in changes}
     planned = open_planned_dataset(tiny.name, tiny.configuration, plans_name)
-    settings = ProtocolSettings(**arguments | changes, out=out)
-    return few_shot(planned, Selection(tuple(ARMS)), settings, **cases)
+    settings = ProtocolOptions(**arguments | changes, out=out)
+    return run_few_shot(planned, Selection(tuple(ARMS)), settings, **cases)
 
 
 @pytest.mark.parametrize(
@@ -442,5 +442,5 @@ def test_two_trainers_end_to_end_then_resumed(tiny, plans_name, tmp_path, monkey
     assert len(jobs["plain/shots2_draw0"]["predict"]["commands"]) == 2
     assert [len(job["train"]["commands"]) for job in jobs.values()] == [1, 1]
 
-    with pytest.raises(ComparisonError, match=r"comparison\.json is of another comparison: seed, subsets differ"):
+    with pytest.raises(ComparisonError, match=r"comparison\.json belongs to another comparison: seed, subsets differ"):
         compare(tiny, plans_name, out, seed=1)

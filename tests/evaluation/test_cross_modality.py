@@ -17,8 +17,8 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
 from nnunet_invariance.evaluation.protocols.arms import Selection, choose_arms
 from nnunet_invariance.evaluation.protocols.cases import seen_cases
-from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality
-from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+from nnunet_invariance.evaluation.protocols.cross_modality import run_cross_modality
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.protocols.splits import draw_parts
 from nnunet_invariance.evaluation.runner.comparison import Comparison, prepare
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet, Job, score_job
@@ -73,14 +73,18 @@ def test_equal_maps_change_nothing():
 @pytest.mark.parametrize(
     ("target", "names", "message"),
     [
-        ({"background": 0, "aorta": 1}, {}, r"No class is in both label maps: .*liver.* and background, aorta\. Say"),
-        ({"background": 0, "liver": 1}, {"lung": 3}, r"speaks of lung; .* has background, liver, kidney, spleen"),
+        (
+            {"background": 0, "aorta": 1},
+            {},
+            r"No class is in both label maps: .*liver.* and background, aorta\. Match",
+        ),
+        ({"background": 0, "liver": 1}, {"lung": 3}, r"has entries for lung; .* has background, liver, kidney, spleen"),
         (
             {"background": 0, "liver": 1},
             {"kidney": "Niere"},
-            r"says Niere for kidney; the target has background, liver",
+            r"has Niere for kidney; the target has background, liver",
         ),
-        ({"background": 0, "liver": 1}, {"kidney": 1}, r"Value 1 of the target stands for liver and kidney"),
+        ({"background": 0, "liver": 1}, {"kidney": 1}, r"Value 1 of the target belongs to liver and kidney"),
         ({"background": 0, "liver": 1, "ignore": 2}, {}, r"target has an ignore label"),
         ({"background": 0, "liver": [1, 2]}, {}, r"regions must be the same in both"),
     ],
@@ -162,8 +166,8 @@ def planned(tiny):
 def run(planned, out: Path, **changes) -> Path:
     own = {name: changes.pop(name) for name in ("names", "n_source", "parts") if name in changes}
     selection, targets = changes.pop("selection", ARMS), changes.pop("targets", ["778"])
-    settings = ProtocolSettings(**{"n_val": 1, "device": "cpu", "mirroring": False, "out": out, **changes})
-    return cross_modality(planned, selection, settings, targets, **own)
+    settings = ProtocolOptions(**{"n_val": 1, "device": "cpu", "mirroring": False, "out": out, **changes})
+    return run_cross_modality(planned, selection, settings, targets, **own)
 
 
 @pytest.fixture
@@ -248,7 +252,7 @@ def test_a_continued_comparison_keeps_its_targets_and_names(planned, target, pre
     [
         ({"targets": ["Dataset777_Tiny"]}, r"not Dataset777_Tiny itself"),
         ({"targets": ["778", TARGET]}, r"each once"),
-        ({"names": {"Dataset700_X": {}}}, r"speaks of Dataset700_X, the targets are Dataset778_Inverted"),
+        ({"names": {"Dataset700_X": {}}}, r"has entries for Dataset700_X, the targets are Dataset778_Inverted"),
         ({"names": {TARGET: {"core": 3, "body": 3}}}, rf"{TARGET}: Value 3"),
         ({"names": {TARGET: {"body": 1}}, "labels": {"background": 0, "vessel": 9}}, r"holds the label\(s\) 4, but"),
         ({"channels": ("T1", "T2")}, rf"{TARGET} has 2 channel\(s\) \(T1, T2\), Dataset777_Tiny has 1 \(MRI\)"),

@@ -14,19 +14,18 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_invariance.cli.main import main
-from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.errors import ComparisonError, OptionError
 from nnunet_invariance.evaluation.protocols.arms import choose_arms, twin_of, why_not
 from nnunet_invariance.evaluation.protocols.cases import seen_cases
-from nnunet_invariance.evaluation.protocols.few_shot import _test_cases
-from nnunet_invariance.evaluation.protocols.pretrainings import (
-    bring_checkpoints,
+from nnunet_invariance.evaluation.protocols.checkpoints import (
     describe_checkpoint,
     find_checkpoints,
-    pretrain,
     require_all,
     require_unseen,
 )
-from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings
+from nnunet_invariance.evaluation.protocols.few_shot import _test_cases
+from nnunet_invariance.evaluation.protocols.pretrainings import WeightRules, pretrain, provide_checkpoints
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.runner.comparison import prepare
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.statistics.effects import Contrast
@@ -274,9 +273,9 @@ def test_another_comparison_is_refused_before_anything_is_pre_trained(tiny, shor
     words = few_shot_words(tiny, tmp_path / "out", "--pretrain", "--test", "case_000")
     assert main(words) == 0
     assert main([*words[:-1], "case_001"]) == 2
-    assert "is of another comparison: subsets, tests differ" in capsys.readouterr().err
+    assert "belongs to another comparison: subsets, tests differ" in capsys.readouterr().err
     assert main([*words, "--seed", "1"]) == 2
-    assert "is of another comparison: seed" in capsys.readouterr().err
+    assert "belongs to another comparison: seed" in capsys.readouterr().err
     assert main(words) == 0
     assert len(made) == 1
 
@@ -302,11 +301,12 @@ def test_what_has_seen_a_test_case_is_refused_before_others_are_made(tiny, short
     write_weights(tiny, named)
     write_manifest(named.parent, "case_000")
     arms = [ARMS[0], Arm("named", "TransferTrainer_1epoch", {ENVIRONMENT_VARIABLE: str(named)})]
-    arguments = (short, arms, ["case_000"], tmp_path / "out", "cpu", [])
+    rules = WeightRules(["case_000"], settings=[])
     with pytest.raises(ComparisonError, match=r"in the pre-training weights\.safetensors: case_000"):
-        bring_checkpoints(*arguments, transductive=False, here=True)
+        provide_checkpoints(short, arms, tmp_path / "out", "cpu", rules)
     assert made == []
-    assert bring_checkpoints(*arguments, transductive=True, here=True)[1] == {"case_000"}
+    allowed = replace(rules, transductive=True)
+    assert provide_checkpoints(short, arms, tmp_path / "out", "cpu", allowed)[1] == {"case_000"}
     assert len(made) == 1
 
 
@@ -378,16 +378,19 @@ def test_a_folder_of_test_cases(tiny, stock, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tolerance": -1.0}, r"--tolerance -1\.0: expected a distance in mm"),
-        ({"tolerance": float("nan")}, r"--tolerance nan"),
-        ({"tolerance": float("inf")}, r"--tolerance inf"),
-        ({"slurm": {"slurm_partition": "gpu"}}, r"without a time limit.*timeout_min=MINUTES"),
-        ({"slurm": {"timeout_min": 9}, "devices": ["0", "1"]}, r"--devices 0 1 .*--submit"),
+        ({"tolerance": -1.0}, r"--tolerance is -1\.0; expected a distance in mm"),
+        ({"tolerance": float("nan")}, r"--tolerance is nan"),
+        ({"tolerance": float("inf")}, r"--tolerance is inf"),
+        ({"slurm": {"slurm_partition": "gpu"}}, r"--slurm .*expected a time limit, timeout_min=MINUTES"),
+        (
+            {"slurm": {"timeout_min": 9}, "devices": ["0", "1"]},
+            r"--devices is \['0', '1'\]; expected none together with --submit",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_before_anything(settings, message):
-    with pytest.raises(ComparisonError, match=message):
-        ProtocolSettings(**settings)
+    with pytest.raises(OptionError, match=message):
+        ProtocolOptions(**settings)
 
 
 def test_parameters_of_slurm_need_slurm(tiny, short, tmp_path, capsys):
@@ -452,3 +455,16 @@ def test_a_comparison_killed_while_pre_training_then_while_training_goes_on(tiny
     assert status == 0, said
     assert "AliceTrainer_1epoch against AliceTrainer_scratch_1epoch" in (out / "report.html").read_text()
     assert not list(out.rglob("*.partial"))
+
+
+def test_the_last_warnings_of_a_pretraining_are_described(tiny, tmp_path):
+    write_weights(tiny, tmp_path / "checkpoint_final.safetensors")
+    assert "warnings" not in describe_checkpoint(tmp_path / "checkpoint_final.safetensors")
+    (tmp_path / "log.txt").write_text(
+        "2026-01-01 10:00:00,000 WARNING epoch 1: collapse: rank 1\n"
+        "2026-01-01 10:00:00,000 INFO epoch 1/2 loss 1.0\n"
+        "2026-01-01 10:00:00,000 WARNING step 7 skipped: the loss is not finite\n"
+        "2026-01-01 10:00:00,000 WARNING epoch 2: collapse: uniform (0.998 of log K)\n"
+    )
+    described = describe_checkpoint(tmp_path / "checkpoint_final.safetensors")
+    assert described["warnings"] == ["collapse: uniform (0.998 of log K) (epoch 2)"]

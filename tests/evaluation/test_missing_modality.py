@@ -80,7 +80,7 @@ def test_sets_hold_zeros_for_what_is_missing_and_no_case_that_lacks_the_rest(mod
 def test_the_page_has_a_heat_map_where_there_are_several_sets(tmp_path):
     sets = ("T1+CT", "T1", "CT")
     page = write_report(stored_comparison.write_comparison(tmp_path / "several", sets)).read_text()
-    assert "Mean Dice of every arm, a row for each condition and a column for each class" in page
+    assert "Mean Dice of every arm, with a row per condition and a column per class" in page
     assert all(f"3 shots, {name}" in page for name in sets)
     alone = write_report(stored_comparison.write_comparison(tmp_path / "one")).read_text()
     assert "Dice of every class under every condition" not in alone
@@ -131,5 +131,5 @@ def test_three_answers_to_missing_modalities_end_to_end(modalities, tmp_path, mo
     assert cases == {(f"3 shots, {c}", "case_000") for c in ("T1+CT", "T1", "CT")} | {("3 shots, CT", "case_003")}
     assert "Dice of every class under every condition" in (tmp_path / "o" / "report.html").read_text()
     assert main([*words, "--subsets", "T1"]) == 2
-    assert "comparison.json is of another comparison: test_names" in capsys.readouterr().err
+    assert "comparison.json belongs to another comparison: test_names" in capsys.readouterr().err
     assert os.environ["nnUNet_npp"] == "0"

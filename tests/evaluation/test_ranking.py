@@ -111,6 +111,9 @@ def test_only_common_pairs_and_classes_are_ranked():
         assert {(r.draws, r.cases) for r in ranking} == {(2, 5)}
 
 
-def test_one_arm_or_one_case_has_no_ranking():
+def test_one_arm_or_one_case_or_no_common_draw_has_no_ranking():
+    halves = {arm: np.full((2, 4), np.nan) for arm in "ab"}
+    halves["a"][0], halves["b"][1] = 0.5, 0.6
+    assert rank_arms(rows(halves)) == []
     assert rank_arms(rows({"a": np.ones((2, 3)) / 2})) == []
     assert rank_arms(rows({"a": np.ones((2, 1)) / 2, "b": np.ones((2, 1)) / 3})) == []

@@ -14,9 +14,10 @@ import pytest
 
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.common.json_files import write_json
+from nnunet_invariance.evaluation.report import cases
 from nnunet_invariance.evaluation.report.page import write_report
 from nnunet_invariance.evaluation.report.results import natural
-from nnunet_invariance.evaluation.runner.record import keep
+from nnunet_invariance.evaluation.runner.record import add_command
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from tests.helpers.stored_comparison import DATASET, UNFINISHED, write_comparison
 
@@ -60,7 +61,7 @@ def test_how_it_was_made_is_said(tmp_path, monkeypatch):
     first, second = (stored_jobs(out)[i].record for i in (0, 1))
     for record, name, torch in ((first, "node one", "2.0"), (first, "node one", "2.0"), (second, "node two", "2.1")):
         place = {"machine": {"cpu": name, "device": "cuda"}, "versions": {"torch": torch}}
-        keep(record, "train", ["again"], 1.0, place)
+        add_command(record, "train", ["again"], 1.0, place)
     monkeypatch.setattr("nnunet_invariance.evaluation.report.cases.SHOWN_ARMS", 2)
     text = write_report(out).read_text()
     for said in (
@@ -128,6 +129,41 @@ def test_seen_test_images_are_said(tmp_path):
     record["comparison"]["transductive"] = {"case_0": True}
     (out / "comparison.json").write_text(json.dumps(record))
     assert "has seen 1 test image (transductive)" in write_report(out).read_text()
+
+
+def test_warnings_of_a_pretraining_are_shown_in_red(tmp_path):
+    out = write_comparison(tmp_path)
+    record = json.loads((out / "comparison.json").read_text())
+    record["comparison"]["pretrainings"]["alice__P__3d_fullres"]["warnings"] = [
+        "collapse: <uniform>; raise x (epoch 5)"
+    ]
+    (out / "comparison.json").write_text(json.dumps(record))
+    said = "Pre-training alice__P__3d_fullres: collapse: &lt;uniform&gt; (epoch 5)"
+    assert f'<p class="notice">{said}</p>' in write_report(out).read_text()
+
+
+def test_names_with_signs_of_mathematics_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """Matplotlib reads text between two dollar signs as mathematics, and refuses "c$^$0"."""
+    name = "c$^$0"
+    out = write_comparison(tmp_path, (f"set {name}", "other"))
+    text = (out / "comparison.json").read_text()
+    (out / "comparison.json").write_text(text.replace("case_0", name).replace("PUIRTrainer", name))
+    for file in [*out.rglob("case_0*.nii.gz")]:
+        file.rename(file.with_name(file.name.replace("case_0", name)))
+    for file in out.rglob("scores.csv"):
+        file.write_text(file.read_text().replace("case_0", name).replace("organ", "o$^$0"))
+    dataset = next(out.rglob("dataset.json"))
+    dataset.write_text(dataset.read_text().replace("organ", "o$^$0"))
+    drawn = []
+    draw_case = cases.draw_case
+
+    def remember(image, segmentations, title):
+        drawn.append(title)
+        return draw_case(image, segmentations, title)
+
+    monkeypatch.setattr(cases, "draw_case", remember)
+    assert "<td>o$^$0</td>" in write_report(out).read_text()
+    assert any(name in title for title in drawn)
 
 
 def test_states_of_cells(out):

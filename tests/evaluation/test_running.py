@@ -10,10 +10,12 @@ import time
 import pytest
 
 from nnunet_invariance.errors import ComparisonError, MissingPackageError
-from nnunet_invariance.evaluation.runner import running
+from nnunet_invariance.evaluation.report.page import write_report
+from nnunet_invariance.evaluation.runner import running, stock_commands
 from nnunet_invariance.evaluation.runner.record import open_record
 from nnunet_invariance.evaluation.runner.running import run_jobs, submit_slurm
-from nnunet_invariance.evaluation.runner.stored import stored_jobs
+from nnunet_invariance.evaluation.runner.stock_commands import run_command
+from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from tests.helpers import stored_comparison
 from tests.helpers.stored_comparison import write_scores_of
 
@@ -30,7 +32,7 @@ def test_a_comparison_grows_and_does_not_change(tmp_path):
     assert names == [*(s["name"] for s in first["subsets"]), "shots5_draw0"]  # folds keep their numbers
     before = path.read_text()
     changed = {**first, "seed": 1, "pretrainings": {"alice__P__3d_fullres": {"sha256": "other"}}}
-    with pytest.raises(ComparisonError, match=r"is of another comparison: seed, pretrainings differ"):
+    with pytest.raises(ComparisonError, match=r"belongs to another comparison: seed, pretrainings differ"):
         open_record(path, changed, "cpu")
     assert path.read_text() == before
 
@@ -132,3 +134,28 @@ def test_slurm_gets_one_array(jobs, monkeypatch, tmp_path):
     for job in jobs[1:]:
         write_scores_of(job)
     assert submit_slurm(jobs, tmp_path / "slurm", 3, {}) == []
+
+
+@pytest.mark.parametrize("content", ["", "condition,draw\n", "cut", "line", "garbage"])
+def test_a_damaged_scores_file_is_not_a_finished_job(tmp_path, content):
+    out = stored_comparison.write_comparison(tmp_path / "c")
+    job = stored_jobs(out)[0]
+    assert job.finished
+    whole = job.scores.read_text()
+    damaged = {"cut": whole[:-2], "line": "\n".join(whole.splitlines()[:-1]) + "\n", "garbage": "\0\1\n"}
+    job.scores.write_text(damaged.get(content, content))
+    assert not job.finished
+    assert state(job).startswith("trained, scores.csv is damaged or incomplete")
+    page = write_report(out).read_text()
+    assert "Not finished: 2 of 12 cells" in page
+
+
+def test_a_killed_command_names_its_job_and_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(stock_commands, "command_path", lambda name: f"/bin/{name}")
+    with pytest.raises(ComparisonError, match=r"arm/shots1_draw0, train: .* was ended by SIGKILL.*memory.*--jobs"):
+        run_command("arm/shots1_draw0, train", ["sh", "-c", "kill -9 $$"], tmp_path / "log", tmp_path, {})
+    with pytest.raises(ComparisonError, match=r"job: .* was ended by SIGSEGV\. Correct"):
+        run_command("job", ["sh", "-c", "kill -11 $$"], tmp_path / "log", tmp_path, {})
+    words = "RuntimeError: One or more background workers are no longer alive. Exiting."
+    with pytest.raises(ComparisonError, match=r"job: .*ended with status 1, because one of its worker processes died"):
+        run_command("job", ["sh", "-c", f"echo '{words}'; exit 1"], tmp_path / "log", tmp_path, {})

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from nnunet_invariance.common.csv_files import write_csv
 from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.evaluation.runner.jobs import Job
-from nnunet_invariance.evaluation.runner.record import keep
+from nnunet_invariance.evaluation.runner.record import add_command
 from nnunet_invariance.evaluation.runner.stored import RECORD, stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import Score
 
@@ -85,8 +85,8 @@ def write_comparison(out: Path, tests: tuple[str, ...] = ("",)) -> Path:
             for i, case in enumerate(test.cases):
                 write_image(job.predictions(test) / f"{case.name}.nii.gz", np.roll(truth, i, 1))
         write_scores_of(job, rng)
-        keep(job.record, "train", ["nnUNetv2_train", "<&>", job.name], 60.0)
-        keep(job.record, "predict", ["nnUNetv2_predict", job.name], 6.0)
+        add_command(job.record, "train", ["nnUNetv2_train", "<&>", job.name], 60.0)
+        add_command(job.record, "predict", ["nnUNetv2_predict", job.name], 6.0)
     entry = {"parameters": 1500}
     report = {"checkpoint": "a/weights.safetensors", "branch": "teacher", "decoder": "random", "coverage": 1.0}
     report |= {"matched": [entry], "adapted": [], "skipped": [], "missing": [entry]}

@@ -1,16 +1,19 @@
 """Which arms a comparison has: trainers with their twins, and baselines of the same length."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nnunet_invariance._discovery import find_trainer, nearest_trainers
 from nnunet_invariance.errors import ComparisonError
-from nnunet_invariance.evaluation.protocols.pretrainings import takes_weights
+from nnunet_invariance.evaluation.protocols.checkpoints import starts_from_weights
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.statistics.effects import Contrast
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.registry import LENGTH_SUFFIX
+
+logger = logging.getLogger(__name__)
 
 STOCK = "nnUNetTrainer"
 #: Stock trainers, and what stands in for each where length or iterations are not nnU-Net's own.
@@ -46,7 +49,7 @@ def choose_arms(trainers: Sequence[str], baselines: Sequence[str], planned: Plan
         if reason := why_not(name, planned):
             left_out[name] = reason
             continue
-        twin = twin_of(name) if name in trainers and takes_weights(make_arm(name, planned), planned) else None
+        twin = twin_of(name) if name in trainers and starts_from_weights(make_arm(name, planned), planned) else None
         arms += [name, twin] if twin else [name]
         contrasts += [Contrast(name, twin, TWINS)] if twin else []
         if name in trainers:
@@ -56,6 +59,29 @@ def choose_arms(trainers: Sequence[str], baselines: Sequence[str], planned: Plan
         raise ComparisonError(f"No trainer applies to {planned.name}: {reasons}. Name others.")
     chosen = tuple(make_arm(name, planned) for name in dict.fromkeys(arms))
     return Selection(chosen, tuple(dict.fromkeys(contrasts)), left_out)
+
+
+def open_comparison(
+    dataset: str, configuration: str, plans: str, trainers: Sequence[str], baselines: Sequence[str]
+) -> tuple[PlannedDataset, Selection]:
+    """Open a planned data set and choose the arms of a comparison on it; the log names the arms.
+
+    Args:
+        dataset: name or id.
+        configuration: of the plans, for example ``3d_fullres``.
+        plans: plans identifier.
+        trainers, baselines: see :func:`choose_arms`.
+
+    Raises:
+        ComparisonError: see :func:`choose_arms`.
+        DatasetNotFoundError, NotPreprocessedError, UnknownConfigurationError
+    """
+    planned = open_planned_dataset(dataset, configuration, plans)
+    selection = choose_arms(trainers, baselines, planned)
+    logger.info("trainers: %s", ", ".join(arm.name for arm in selection.arms))
+    for name, reason in selection.left_out.items():
+        logger.info("left out: %s %s", name, reason)
+    return planned, selection
 
 
 def make_arm(name: str, planned: PlannedDataset) -> Arm:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
-from nnunet_invariance.evaluation.protocols.arms import Selection
+from nnunet_invariance.evaluation.protocols.arms import Selection, open_comparison
 from nnunet_invariance.evaluation.protocols.cases import labelled_cases, preprocessed_cases
-from nnunet_invariance.evaluation.protocols.protocol import ProtocolSettings, run_protocol
+from nnunet_invariance.evaluation.protocols.protocol import Plan, ProtocolOptions, run_protocol
 from nnunet_invariance.evaluation.protocols.splits import Subset, draw_parts, draw_subsets, draw_test_cases
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
 from nnunet_invariance.evaluation.scoring.label_maps import Named, match_labels
@@ -24,57 +24,89 @@ PROTOCOL = "cross-modality"
 
 
 def cross_modality(
+    dataset: str,
+    configuration: str,
+    targets: Sequence[str],
+    trainers: Sequence[str],
+    baselines: Sequence[str] = (),
+    *,
+    plans: str = "nnUNetPlans",
+    options: ProtocolOptions | None = None,
+    names: Mapping[str, Mapping[str, Named]] | None = None,
+    n_source: int = 0,
+    parts: int | None = None,
+) -> Path:
+    """Train on a source data set, test on all labelled cases of target data sets, and write a report.
+
+    nnU-Net preprocesses the images of the targets according to the plans of the source. Only the classes that both
+    data sets have are scored; the log names the others.
+
+    Args:
+        dataset: the source, by name or id; planned and preprocessed.
+        targets: names or ids of raw data sets.
+        names: classes that a target names differently, by target; see
+            :func:`~nnunet_invariance.evaluation.scoring.label_maps.match_labels`.
+        n_source: number of source cases that are held out and tested as well.
+        parts: source and targets contain the same patients under the same names: cross-validation over patients in
+            this number of parts. ``shots`` and ``n_source`` are then ignored, and all source cases are tested too.
+        configuration, trainers, baselines, plans, options: as for
+            :func:`~nnunet_invariance.evaluation.protocols.few_shot.few_shot`.
+
+    Returns:
+        The comparison's folder; every target is a condition of its tables.
+
+    Raises:
+        ComparisonError: channels, file endings or labels do not match, there are too few cases, weights are missing,
+            the folder holds another comparison, or a command failed.
+        DatasetNotFoundError: a target does not exist.
+
+    >>> cross_modality("Dataset901_CT", "3d_fullres", ["Dataset903_MR"], ["ICMSegTrainer"])  # doctest: +SKIP
+    """
+    planned, selection = open_comparison(dataset, configuration, plans, trainers, baselines)
+    return run_cross_modality(
+        planned, selection, options or ProtocolOptions(), targets, names=names, n_source=n_source, parts=parts
+    )
+
+
+def run_cross_modality(
     planned: PlannedDataset,
     selection: Selection,
-    settings: ProtocolSettings,
+    options: ProtocolOptions,
     targets: Sequence[str],
     *,
     names: Mapping[str, Mapping[str, Named]] | None = None,
     n_source: int = 0,
     parts: int | None = None,
 ) -> Path:
-    """Train every arm on cases of the source, test it on all labelled cases of every target; returns the output folder.
-
-    nnU-Net itself preprocesses the target's images, as the source's plans say. Only classes of both label maps are
-    scored; the others are named in the log.
-
-    Args:
-        planned: the source.
-        targets: names or ids of raw data sets.
-        names: classes that a target calls otherwise, by target; see ``match_labels``.
-        n_source: source cases that are held out and tested too.
-        parts: source and targets hold the same patients under the same names: cross-validation over patients in this
-            many parts, in which ``shots`` and ``n_source`` do not count and the source's cases are tested too.
+    """As :func:`cross_modality`, for an open source data set and chosen arms.
 
     Raises:
-        ComparisonError: channels, endings or labels do not fit, cases do not suffice, weights are missing, the folder
-            holds another comparison, or a command failed.
-        DatasetNotFoundError: a target is not there.
+        ComparisonError, DatasetNotFoundError: as for :func:`cross_modality`.
     """
     tests = _target_sets(planned, targets, names or {})
     pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", planned.dataset_json["file_ending"])
-    of_source, subsets = _deal(pool, tests, settings, n_source, parts)
-    if of_source:
+    source_tests, subsets = _choose_cases(pool, tests, options, n_source, parts)
+    if source_tests:
         cases = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
-        tests.insert(0, CaseSet(planned.name, [cases[case] for case in of_source]))
+        tests.insert(0, CaseSet(planned.name, [cases[case] for case in source_tests]))
     schemes = planned.configuration.normalization_schemes
     if remedy := ct_remedy(schemes, planned.name, planned.plans.plans_name, planned.configuration_name):
         logger.warning("%s", remedy)
-    elsewhere = {case.name for test in tests if test.name != planned.name for case in test.cases}
-    return run_protocol(PROTOCOL, planned, selection, settings, subsets, lambda: tests, of_source, elsewhere)
+    others = sorted({case.name for test in tests if test.name != planned.name for case in test.cases})
+    return run_protocol(planned, selection, options, Plan(PROTOCOL, subsets, lambda: tests, source_tests, others))
 
 
-def _deal(
-    pool: set[str], tests: Sequence[CaseSet], settings: ProtocolSettings, n_source: int, parts: int | None
+def _choose_cases(
+    pool: set[str], tests: Sequence[CaseSet], options: ProtocolOptions, n_source: int, parts: int | None
 ) -> tuple[Sequence[str], list[Subset]]:
-    """The cases of the source that are tested too, and what is trained on; arguments as in :func:`cross_modality`."""
-    shots, draws, n_val, seed = settings.shots, settings.draws, settings.n_val, settings.seed
+    """The cases of the source that are tested as well, and the training cases; arguments as in `cross_modality`."""
+    shots, draws, n_val, seed = options.shots, options.draws, options.n_val, options.seed
     if parts is not None:
         _require_patients(pool, tests)
         return sorted(pool), draw_parts(pool, parts, draws, n_val, seed)
-    of_source = draw_test_cases(pool, n_source, seed) if n_source else ()
+    source_tests = draw_test_cases(pool, n_source, seed) if n_source else ()
     _warn_of_shared_names(pool, tests)
-    return of_source, draw_subsets(pool - set(of_source), shots, draws, n_val, seed)
+    return source_tests, draw_subsets(pool - set(source_tests), shots, draws, n_val, seed)
 
 
 def _target_sets(
@@ -86,7 +118,7 @@ def _target_sets(
         msg = f"Targets {', '.join(found) or 'none'}: expected at least one, each once, and not {planned.name} itself."
         raise ComparisonError(f"{msg} Held-out cases of the source are tested with --n-source.")
     if unknown := set(names) - set(found):
-        msg = f"The names file speaks of {', '.join(sorted(unknown))}, the targets are {', '.join(found)}. "
+        msg = f"The names file has entries for {', '.join(sorted(unknown))}, the targets are {', '.join(found)}. "
         raise ComparisonError(f"{msg}Correct the former or name them as targets.")
     return [_target_set(planned, target, names.get(target, {})) for target in found]
 

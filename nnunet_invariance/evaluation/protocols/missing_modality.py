@@ -9,8 +9,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_invariance.errors import ComparisonError, OutputError
+from nnunet_invariance.evaluation.protocols.arms import open_comparison
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
+from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
 from nnunet_invariance.evaluation.protocols.missing_channels import zeros_like
+from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
 
 logger = logging.getLogger(__name__)
@@ -19,6 +22,49 @@ PROTOCOL = "missing-modality"
 JOIN = "+"
 #: Folder of a comparison with the images that stand for missing modalities.
 EMPTY = "empty_slots"
+
+
+def missing_modality(
+    dataset: str,
+    configuration: str,
+    trainers: Sequence[str] = ("PUIRTrainer",),
+    baselines: Sequence[str] = ("BaselineTrainer", "ChannelDropoutTrainer"),
+    *,
+    subsets: Sequence[str] | None = None,
+    plans: str = "nnUNetPlans",
+    options: ProtocolOptions | None = None,
+    test: Sequence[str] | Path | None = None,
+    n_test: int = 20,
+) -> Path:
+    """Train as :func:`few_shot` does, and test every network on subsets of the modalities.
+
+    The images of the other modalities are replaced by zeros. A case that lacks a modality itself is left out of the
+    subsets that contain it.
+
+    Args:
+        subsets: subsets by the names of their channels, joined by ``+``; None: all 2^n - 1.
+        dataset, configuration, trainers, baselines, plans, options, test, n_test: as for :func:`few_shot`.
+
+    Returns:
+        The comparison's folder; every subset is a condition of its tables.
+
+    Raises:
+        ComparisonError: as for :func:`few_shot`, or a subset is not possible.
+
+    >>> missing_modality("Dataset001_BrainTumour", "3d_fullres", subsets=["T1+FLAIR", "T1"])  # doctest: +SKIP
+    """
+    planned, selection = open_comparison(dataset, configuration, plans, trainers, baselines)
+    chosen = choose_subsets(planned.channel_names, subsets)
+    conditions = missing_modalities(planned.channel_names, chosen, planned.dataset_json["file_ending"])
+    return run_few_shot(
+        planned,
+        selection,
+        options or ProtocolOptions(),
+        test=test,
+        n_test=n_test,
+        protocol=PROTOCOL,
+        conditions=conditions,
+    )
 
 
 def choose_subsets(channels: Sequence[str], words: Sequence[str] | None = None) -> list[tuple[int, ...]]:

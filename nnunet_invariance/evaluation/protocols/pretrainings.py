@@ -1,33 +1,29 @@
-"""Which pre-trained weights the arms start from, whether they have seen a test case, and making those that miss."""
+"""Weights for the arms of a comparison: found, or pre-trained on cases that are not tested."""
 
-import csv
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import PREPROCESSED_ENDINGS, seen_cases
-from nnunet_invariance.evaluation.protocols.splits import shared_cases
+from nnunet_invariance.evaluation.protocols.checkpoints import (
+    find_checkpoints,
+    folder_name,
+    method_of,
+    named_checkpoint,
+    require_all,
+    require_unseen,
+)
 from nnunet_invariance.evaluation.runner.jobs import Arm
-from nnunet_invariance.evaluation.runner.record import kept
+from nnunet_invariance.evaluation.runner.record import recorded
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 from nnunet_invariance.evaluation.runner.tree import copy_plans, link_preprocessed
-from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
-from nnunet_invariance.plans.options import BLOCK, read_options
-from nnunet_invariance.registry import ANY_METHOD, method_of_trainer, pretrain_methods
-from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
-from nnunet_invariance.weights.locate import (
-    ENVIRONMENT_VARIABLE,
-    FINAL,
-    LATEST,
-    find_shipped,
-    pretraining_folder,
-)
-from nnunet_invariance.weights.transfer import SECTION_OF, can_load
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
+from nnunet_invariance.registry import ANY_METHOD, pretrain_methods
+from nnunet_invariance.weights.locate import FINAL, LATEST
 
 logger = logging.getLogger(__name__)
 
@@ -35,78 +31,95 @@ logger = logging.getLogger(__name__)
 OWN = "pretraining"
 
 
-def method_of(arm: Arm) -> str | None:
-    """The pre-training that an arm needs; "transfer" for a checkpoint of any method; None where it needs none."""
-    return method_of_trainer(arm.trainer)
+@dataclass(frozen=True)
+class WeightRules:
+    """Which weights a comparison accepts.
+
+    Attributes:
+        test: test cases of the data set that is trained on, which no pre-training may have seen.
+        other_tests: test cases of other data sets; they may have the same names as training cases by chance.
+        settings: options of missing pre-trainings, which are then made without the test cases; None makes none.
+        transductive: allow pre-trainings that have seen a test case.
+        local: whether the trainings run on this machine.
+    """
+
+    test: Collection[str]
+    other_tests: Collection[str] = ()
+    settings: Sequence[str] | None = None
+    transductive: bool = False
+    local: bool = True
 
 
-def bring_checkpoints(
-    planned: PlannedDataset,
-    arms: Sequence[Arm],
-    test: Collection[str],
-    out: Path,
-    device: str,
-    words: Sequence[str] | None,
-    *,
-    transductive: bool,
-    here: bool,
-    elsewhere: Collection[str] = (),
+def provide_checkpoints(
+    planned: PlannedDataset, arms: Sequence[Arm], out: Path, device: str, rules: WeightRules
 ) -> tuple[dict[str, Path], set[str]]:
-    """The checkpoint of every arm that starts from one, and the test cases that a pre-training has seen.
+    """Find or make the checkpoint of every arm that starts from one.
 
-    Args:
-        test: test cases of this data set; ``elsewhere``: of others, whose names may be the same by chance.
-        words: settings for missing pre-trainings, which are then made without the test cases; None makes none.
-        here: whether the trainings run on this machine.
+    Returns:
+        The checkpoint by arm, and the test cases that a pre-training has seen.
 
     Raises:
-        ComparisonError: weights are missing, or have seen a test case and ``transductive`` does not allow that.
+        ComparisonError: weights are missing, or have seen a test case although ``rules`` do not allow that.
     """
-    places = [own_folder(out, planned), Path(os.environ["nnUNet_results"]) / planned.name / "pretraining"]
-    checkpoints = find_checkpoints(arms, planned, places)
-    if words is not None:
-        if not here:
-            raise ComparisonError("--pretrain runs here, not on Slurm: run it without --submit first, then submit.")
-        require_methods(words)
-        made = _to_make(planned, arms, checkpoints, test)
-        others = {arm.name: checkpoints[arm.name] for arm in arms if arm not in made and arm.name in checkpoints}
-        if not transductive:  # hours before the others are made
-            require_unseen(others, _seen(planned, others, test, elsewhere))
-        with lock_folder(out) as lock:
-            for method in dict.fromkeys(map(method_of, made)):
-                pretrain(method, planned, test, out, device, words, [lock])
-        checkpoints |= find_checkpoints(made, planned, places[:1])
+    folders = [own_folder(out, planned), Path(os.environ["nnUNet_results"]) / planned.name / "pretraining"]
+    checkpoints = find_checkpoints(arms, planned, folders)
+    if rules.settings is not None:
+        made = _make_missing(planned, arms, checkpoints, out, device, rules)
+        checkpoints |= find_checkpoints(made, planned, folders[:1])
     require_all(arms, checkpoints, planned)
-    seen = _seen(planned, checkpoints, test, elsewhere)
-    if not transductive:
+    seen = _seen(planned, checkpoints, rules)
+    if not rules.transductive:
         require_unseen(checkpoints, seen)
     return checkpoints, seen
 
 
-def _seen(
-    planned: PlannedDataset, checkpoints: Mapping[str, Path], test: Collection[str], elsewhere: Collection[str]
-) -> set[str]:
+def _make_missing(
+    planned: PlannedDataset,
+    arms: Sequence[Arm],
+    checkpoints: Mapping[str, Path],
+    out: Path,
+    device: str,
+    rules: WeightRules,
+) -> list[Arm]:
+    """Pre-train for the arms that have no usable checkpoint; returns these arms."""
+    settings = rules.settings or ()
+    if not rules.local:
+        raise ComparisonError("--pretrain runs here, not on Slurm: run it without --submit first, then submit.")
+    require_methods(settings)
+    made = _arms_to_pretrain(planned, arms, checkpoints, rules.test)
+    others = {arm.name: checkpoints[arm.name] for arm in arms if arm not in made and arm.name in checkpoints}
+    if not rules.transductive:  # before hours of pre-training
+        require_unseen(others, _seen(planned, others, rules))
+    with lock_folder(out) as lock:
+        for method in dict.fromkeys(filter(None, map(method_of, made))):
+            pretrain(method, planned, rules.test, out, device, settings, [lock])
+    return made
+
+
+def _seen(planned: PlannedDataset, checkpoints: Mapping[str, Path], rules: WeightRules) -> set[str]:
     """Test cases that a pre-training has seen."""
     found = checkpoints.values()
-    seen = seen_cases(found) & set(test)
-    return seen | seen_cases(found, besides=planned.folder.name) & set(elsewhere) if elsewhere else seen
+    seen = seen_cases(found) & set(rules.test)
+    if rules.other_tests:
+        seen |= seen_cases(found, besides=planned.folder.name) & set(rules.other_tests)
+    return seen
 
 
-def require_methods(words: Sequence[str]) -> None:
-    """Refuse a setting for a pre-training that there is not.
+def require_methods(settings: Sequence[str]) -> None:
+    """Refuse a setting ``METHOD:key=value`` whose method does not exist.
 
     Raises:
-        ComparisonError: names the word.
+        ComparisonError: names the setting.
     """
     known = pretrain_methods()
-    for word in words:
-        method, colon, _ = word.partition(":")
+    for setting in settings:
+        method, colon, _ = setting.partition(":")
         if colon and method not in known:
-            msg = f"--pretrain {word}: there is no pre-training {method!r}. Expected one of {', '.join(known)}."
+            msg = f"--pretrain {setting}: there is no pre-training {method!r}. Expected one of {', '.join(known)}."
             raise ComparisonError(msg)
 
 
-def _to_make(
+def _arms_to_pretrain(
     planned: PlannedDataset, arms: Sequence[Arm], checkpoints: Mapping[str, Path], test: Collection[str]
 ) -> list[Arm]:
     """Arms whose pre-trainings are not there or have seen a test case.
@@ -123,134 +136,18 @@ def _to_make(
     return made
 
 
-def plans_of(arm: Arm, planned: PlannedDataset) -> PlannedDataset:
-    """The data set under the arm's own plans, where it has some."""
-    return open_planned_dataset(planned.name, planned.configuration_name, arm.plans) if arm.plans else planned
-
-
-def takes_weights(arm: Arm, planned: PlannedDataset) -> bool:
-    """Whether an arm starts from a pre-training or a named checkpoint."""
-    return method_of(arm) is not None or named_checkpoint(arm, planned) is not None
-
-
-def named_checkpoint(arm: Arm, planned: PlannedDataset) -> Path | None:
-    """The checkpoint that the arm's or this process's environment or the plans block names; it need not exist."""
-    if getattr(find_trainer(arm.trainer), "scratch", True):
-        return None
-    block = plans_of(arm, planned).configuration.configuration.get(BLOCK, {})
-    places = (arm.environment.get(ENVIRONMENT_VARIABLE), os.environ.get(ENVIRONMENT_VARIABLE), block.get("checkpoint"))
-    return next((Path(place).expanduser().resolve() for place in places if place), None)
-
-
-def find_checkpoints(arms: Sequence[Arm], planned: PlannedDataset, places: Sequence[Path]) -> dict[str, Path]:
-    """The existing checkpoint that each arm would start from; ``places`` are folders of pre-trainings, best first."""
-    found = {arm.name: _find_checkpoint(arm, planned, places) for arm in arms}
-    return {name: path for name, path in found.items() if path}
-
-
-def _find_checkpoint(arm: Arm, planned: PlannedDataset, places: Sequence[Path]) -> Path | None:
-    """The first of the four places that holds one, as for the arm's trainer; an unfinished run ends the search."""
-    if named := named_checkpoint(arm, planned):
-        return named if named.is_file() else None
-    own, method = plans_of(arm, planned), method_of(arm)
-    if method in (None, ANY_METHOD):
-        return None
-    folders = [place / folder_name(method, own) for place in places]
-    if finished := next((folder / FINAL for folder in folders if (folder / FINAL).is_file()), None):
-        return finished
-    if any((folder / LATEST).is_file() for folder in folders):
-        return None
-    shipped = find_shipped(method, lambda path: _fits(path, arm, own))
-    return shipped.path if shipped else None
-
-
-def _fits(path: Path, arm: Arm, planned: PlannedDataset) -> bool:
-    """Whether a file of the package fills the network of the arm's trainer."""
-    trainer, configuration = find_trainer(arm.trainer), planned.configuration
-    heads = planned.plans.get_label_manager(planned.dataset_json).num_segmentation_heads
-    channels = len(planned.channel_names)
-    network = trainer.build_network_architecture(planned.plans, configuration, channels, heads, False)
-    network = getattr(getattr(network, "encoder", None), "backbone", network)  # what makes frozen features, if any
-    options = read_options(trainer.options_class, configuration.configuration)
-    checkpoint = load_checkpoint(path, SECTION_OF.values())
-    branch = options.branch or ("teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student")
-    return can_load(network, checkpoint, transfer=options.transfer, branch=branch, min_coverage=options.min_coverage)
-
-
-def folder_name(method: str, planned: PlannedDataset) -> str:
-    """Name of the folder of a pre-training for these plans."""
-    return f"{method}__{planned.plans.plans_name}__{planned.configuration_name}"
-
-
-def require_unseen(checkpoints: Mapping[str, Path], test: Collection[str]) -> None:
-    """Refuse test cases that a pre-training has seen.
-
-    Raises:
-        ComparisonError: names pre-training and cases.
-    """
-    for path in dict.fromkeys(checkpoints.values()):
-        if shared := sorted(seen_cases([path]) & set(test)):
-            msg = shared_cases(shared, f"pre-training {title(path)}")
-            raise ComparisonError(f"{msg} With --transductive they are allowed, and the report says so.")
-
-
-def require_all(arms: Sequence[Arm], checkpoints: Mapping[str, Path], planned: PlannedDataset) -> None:
-    """Refuse to begin while an arm lacks its weights.
-
-    Raises:
-        ComparisonError: lists every arm without weights and the command that makes them.
-    """
-    lines = []
-    for arm in arms:
-        named, method = named_checkpoint(arm, planned), method_of(arm)
-        if arm.name in checkpoints or not (named or method):
-            continue
-        words = f"{planned.name} {planned.configuration_name} -p {arm.plans or planned.plans.plans_name}"
-        remedy = f"nnunet-invariance pretrain {method} {words}{' --c' if _begun(arm, planned) else ''}"
-        remedy = f"name a checkpoint in {ENVIRONMENT_VARIABLE} or the plans" if method == ANY_METHOD else remedy
-        lines.append(f"  {arm.name}: {named} does not exist" if named else f"  {arm.name}: {remedy}")
-    if lines:
-        msg = "Nothing was started, because weights are missing:\n" + "\n".join(lines)
-        raise ComparisonError(
-            f"{msg}\nMake them, or give --pretrain to have them made on images that are not test cases."
-        )
-
-
-def _begun(arm: Arm, planned: PlannedDataset) -> bool:
-    """Whether the user has an unfinished pre-training for the arm."""
-    own, method = plans_of(arm, planned), method_of(arm)
-    names = (own.name, own.plans.plans_name, own.configuration_name)
-    return method is not None and (pretraining_folder(method, *names) / LATEST).is_file()
-
-
-def title(checkpoint: Path) -> str:
-    """The folder says what a finished pre-training is, the file's own name what any other checkpoint is."""
-    return checkpoint.parent.name if checkpoint.name == FINAL else checkpoint.name
-
-
-def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """Checksum and cost of a checkpoint; its seconds are null where no ``metrics.csv`` stands beside it."""
-    metadata = read_metadata(path)
-    metrics = path.parent / "metrics.csv"
-    seconds = None
-    if metrics.is_file():
-        with metrics.open(newline="") as file:
-            seconds = round(sum(float(row["seconds"]) for row in csv.DictReader(file)), 1)
-    return {"sha256": metadata["sha256"], "steps": metadata.get("total_steps"), "seconds": seconds}
-
-
 def pretrain(
     method: str,
     planned: PlannedDataset,
     test: Collection[str],
     out: Path,
     device: str,
-    words: Sequence[str] = (),
+    options: Sequence[str] = (),
     keep_open: Sequence[int] = (),
 ) -> Path:
     """Run or continue ``pretrain METHOD`` on the preprocessed cases that are not tested, in a tree of its own.
 
-    ``words`` are settings ``key=value`` for all methods, or ``METHOD:key=value``.
+    ``options`` are settings ``key=value`` for all methods, or ``METHOD:key=value``.
 
     Raises:
         ComparisonError: the command failed; names its log.
@@ -266,13 +163,13 @@ def pretrain(
     begun = (folder / LATEST).is_file() and not seen_cases([folder / LATEST]) & set(test)
     command = ["nnunet-invariance", "pretrain", method, planned.name, planned.configuration_name]
     command += ["-p", planned.plans.plans_name, "-device", device]
-    settings = [word.removeprefix(f"{method}:") for word in words if ":" not in word or word.startswith(f"{method}:")]
+    settings = [word.removeprefix(f"{method}:") for word in options if ":" not in word or word.startswith(f"{method}:")]
     command += ["--c"] if begun else []
     command += ["--set", *settings] if settings else []
     environment = {f"nnUNet_{name}": str(tree / f"nnUNet_{name}") for name in ("preprocessed", "results")}
     logger.info("pre-training %s on %d images, no test case among them", method, len(names - set(test)))
     log = tree / f"{method}.log"
-    with kept(tree / f"{method}.json", "pretrain", command, device):
+    with recorded(tree / f"{method}.json", "pretrain", command, device):
         run_command(f"pretrain {method}", command, log, out, environment, keep_open=keep_open)
     return folder / FINAL
 

@@ -1,16 +1,16 @@
-"""What the protocols have in common: their settings, and the way from what one has decided to a comparison."""
+"""What all protocols share: their options, and the steps from the chosen cases to a finished comparison."""
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.common.options import Options, choice, count, flag, is_int, option
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.pretrainings import bring_checkpoints
-from nnunet_invariance.evaluation.protocols.splits import Subset
+from nnunet_invariance.evaluation.protocols.pretrainings import WeightRules, provide_checkpoints
+from nnunet_invariance.evaluation.protocols.splits import ALL, Subset
 from nnunet_invariance.evaluation.runner.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
 from nnunet_invariance.evaluation.runner.record import merged
@@ -19,108 +19,133 @@ from nnunet_invariance.evaluation.scoring.surfaces import require_monai
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 
 
-@dataclass(frozen=True)
-class ProtocolSettings:
-    """How a protocol is run, whichever it is.
+def _is_distance(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and 0 <= value < math.inf)
 
-    Attributes:
-        shots: numbers of training cases, in the order in which to run them; "all": every case that is free.
-        draws: independent draws of the training cases.
-        n_val: validation cases beside them.
-        mirroring: test-time augmentation by mirroring.
-        tolerance: of NSD, in mm; None computes Dice alone.
-        pretraining: settings for missing pre-trainings, which are then made without the test cases; None makes none.
-        transductive: allow test cases that a pre-training has seen.
-        out: folder of the comparison; None: below the results of the dataset, named after protocol and plans.
-        parallel, devices, slurm: see ``run_comparison``.
+
+def _are_shots(value: Any) -> bool:
+    return bool(value) and not isinstance(value, str) and all(v == ALL or (is_int(v) and v >= 1) for v in value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+@dataclass(frozen=True)
+class ProtocolOptions(Options):
+    """Options of every protocol.
 
     Raises:
-        ComparisonError: ``tolerance`` is no distance, or ``slurm`` lacks a time limit or meets ``devices``.
-        MissingPackageError: ``tolerance`` is given without monai.
+        OptionError: a value is out of range, ``slurm`` has no time limit, or ``slurm`` and ``devices`` are both given.
+        MissingPackageError: ``tolerance`` is given without MONAI.
+
+    >>> ProtocolOptions(shots=(5, "all"), draws=3, device="cpu").n_val
+    2
     """
 
-    shots: Sequence[int | Literal["all"]] = ("all",)
-    draws: int = 1
-    n_val: int = 2
-    seed: int = 0
-    device: str = "cuda"
-    mirroring: bool = True
-    tolerance: float | None = None
-    pretraining: Sequence[str] | None = None
-    transductive: bool = False
+    subject: ClassVar[str] = "--{name} is {value!r}"
+
+    shots: Sequence[int | Literal["all"]] = option(
+        (ALL,),
+        "a list of whole numbers of at least 1, or 'all'",
+        _are_shots,
+        doc="Numbers of training cases, in the order in which they are run; 'all': every case that does not validate.",
+    )
+    draws: int = count(1, 1, doc="Independent draws of the training cases.")
+    n_val: int = count(2, 1, doc="Validation cases, besides the training cases.")
+    seed: int = count(0, 0, doc="Seed of the draws and of the bootstrap.")
+    device: str = choice("cuda", "cpu", "mps", doc="Device for training and prediction.")
+    mirroring: bool = flag(True, doc="Test-time augmentation by mirroring, nnU-Net's default.")
+    tolerance: float | None = option(
+        None, "a distance in mm, 0 or more", _is_distance, doc="Tolerance of NSD in mm; None computes Dice only."
+    )
+    pretraining: Sequence[str] | None = option(
+        None,
+        "a list of KEY=VALUE, or null",
+        lambda value: value is None or _is_list(value),
+        doc="Options of missing pre-trainings, which are then made without the test cases; None makes none.",
+    )
+    transductive: bool = flag(False, doc="Allow test cases that a pre-training has seen.")
+    #: Folder of the comparison; None: a folder below nnUNet_results of the data set.
     out: Path | None = None
-    parallel: int = 1
-    devices: Sequence[str] = ()
-    slurm: Mapping[str, str | int] | None = None
+    parallel: int = count(1, 1, doc="Number of trainings at a time.")
+    devices: Sequence[str] = option((), "a list of GPU ids", _is_list, doc="GPUs that the trainings are assigned to.")
+    slurm: Mapping[str, str | int] | None = option(
+        None,
+        "parameters of submitit, or null",
+        lambda value: value is None or isinstance(value, Mapping),
+        doc="Parameters of submitit; None runs the trainings on this machine.",
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tolerance is not None:
-            if not 0 <= self.tolerance < math.inf:
-                raise ComparisonError(f"--tolerance {self.tolerance}: expected a distance in mm, 0 or more.")
             require_monai()
-        if self.slurm is not None:
-            _check_slurm(self.slurm, self.devices)
+        if self.slurm is None:
+            return
+        if not {"timeout_min", "slurm_time"} & self.slurm.keys():
+            limit = "a time limit, timeout_min=MINUTES: without one, Slurm ends every training after 5 minutes"
+            raise self.error("slurm", limit)
+        if self.devices:
+            raise self.error("devices", "none together with --submit, because no training runs on this machine")
 
     def folder(self, protocol: str, planned: PlannedDataset) -> Path:
-        """Where the comparison lies."""
+        """The comparison's folder."""
         results = Path(os.environ["nnUNet_results"]) / planned.name
         name = f"{protocol}__{planned.plans.plans_name}__{planned.configuration_name}"
         return (self.out or results / "evaluation" / name).resolve()
 
 
-def _check_slurm(slurm: Mapping[str, str | int], devices: Sequence[str]) -> None:
-    if not {"timeout_min", "slurm_time"} & slurm.keys():
-        msg = "--submit without a time limit: submitit would ask for 5 minutes, after which Slurm ends a training. "
-        raise ComparisonError(f"{msg}Give one with --slurm timeout_min=MINUTES.")
-    if devices:
-        msg = f"--devices {' '.join(devices)} deals out the GPUs of this machine, and --submit runs nothing on it. "
-        raise ComparisonError(f"{msg}Leave one of them out.")
+@dataclass(frozen=True)
+class Plan:
+    """The cases that a protocol has chosen.
 
-
-def run_protocol(
-    protocol: str,
-    planned: PlannedDataset,
-    selection: Selection,
-    settings: ProtocolSettings,
-    subsets: Sequence[Subset],
-    tests: Callable[[], Sequence[CaseSet]],
-    names: Collection[str],
-    elsewhere: Collection[str] = (),
-) -> Path:
-    """Bring the weights of the comparison that a protocol has decided on, and run it.
-
-    Args:
-        tests: makes the test sets; may write images into the comparison's folder.
-        names: test cases of this data set; ``elsewhere``: of others.
+    Attributes:
+        protocol: name of the protocol.
+        subsets: training and validation cases of every training.
+        tests: creates the test sets; may write images into the comparison's folder.
+        names: test cases of the data set that is trained on; ``other_names``: of other data sets.
     """
-    out, slurm = settings.folder(protocol, planned), settings.slurm
+
+    protocol: str
+    subsets: Sequence[Subset]
+    tests: Callable[[], Sequence[CaseSet]]
+    names: Sequence[str]
+    other_names: Sequence[str] = ()
+
+
+def run_protocol(planned: PlannedDataset, selection: Selection, options: ProtocolOptions, plan: Plan) -> Path:
+    """Find or make the weights of the arms, and run the comparison; returns its folder.
+
+    Raises:
+        ComparisonError: see :func:`~nnunet_invariance.evaluation.runner.comparison.run_comparison`.
+    """
+    out = options.folder(plan.protocol, planned)
     comparison = Comparison(
-        protocol,
-        planned,
-        selection.arms,
-        subsets,
-        (),
-        {},
-        settings.seed,
-        settings.device,
-        settings.mirroring,
-        settings.tolerance,
-        selection.contrasts,
-        selection.left_out,
+        protocol=plan.protocol,
+        planned=planned,
+        arms=selection.arms,
+        subsets=plan.subsets,
+        tests=(),
+        checkpoints={},
+        seed=options.seed,
+        device=options.device,
+        mirroring=options.mirroring,
+        tolerance=options.tolerance,
+        contrasts=selection.contrasts,
+        left_out=selection.left_out,
     )
-    if (out / RECORD).is_file():  # another comparison is refused before hours of pre-training
-        comparison = replace(comparison, tests=tests())
+    if (out / RECORD).is_file():  # a different comparison is refused before hours of pre-training
+        comparison = replace(comparison, tests=plan.tests())
         merged(out / RECORD, comparison.describe())
-    checkpoints, seen = bring_checkpoints(
-        planned,
-        selection.arms,
-        names,
-        out,
-        settings.device,
-        settings.pretraining,
-        transductive=settings.transductive,
-        here=slurm is None,
-        elsewhere=elsewhere,
+    rules = WeightRules(
+        test=plan.names,
+        other_tests=plan.other_names,
+        settings=options.pretraining,
+        transductive=options.transductive,
+        local=options.slurm is None,
     )
-    comparison = replace(comparison, tests=comparison.tests or tests(), checkpoints=checkpoints, transductive=seen)
-    return run_comparison(comparison, out, parallel=settings.parallel, devices=settings.devices, slurm=slurm)
+    checkpoints, seen = provide_checkpoints(planned, selection.arms, out, options.device, rules)
+    tests = comparison.tests or plan.tests()
+    comparison = replace(comparison, tests=tests, checkpoints=checkpoints, transductive=seen)
+    return run_comparison(comparison, out, parallel=options.parallel, devices=options.devices, slurm=options.slurm)

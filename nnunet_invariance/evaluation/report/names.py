@@ -13,6 +13,10 @@ def short_names(arms: Sequence[str], plans: str) -> dict[str, str]:
     >>> short_names(["AliceTrainer_20epochs@nnUNetPlans_rate1", "nnUNetTrainer_20epochs"], "nnUNetPlans")
     {'AliceTrainer_20epochs@nnUNetPlans_rate1': 'AliceTrainer@rate1', 'nnUNetTrainer_20epochs': 'nnUNetTrainer'}
     """
-    lengths = {found.group() if (found := LENGTH_SUFFIX.search(arm)) else "" for arm in arms}
-    short = {arm: (LENGTH_SUFFIX.sub("", arm) if len(lengths) == 1 else arm).replace(f"@{plans}_", "@") for arm in arms}
+    split = {arm: arm.partition("@") for arm in arms}
+    lengths = {found.group() if (found := LENGTH_SUFFIX.search(trainer)) else "" for trainer, _, _ in split.values()}
+    short = {
+        arm: (LENGTH_SUFFIX.sub("", trainer) if len(lengths) == 1 else trainer) + at + own.removeprefix(f"{plans}_")
+        for arm, (trainer, at, own) in split.items()
+    }
     return short if len(set(short.values())) == len(short) else {arm: arm for arm in arms}

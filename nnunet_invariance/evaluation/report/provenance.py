@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_invariance.common.html import bullets, folded, notice, table, transfer_table
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.errors import DamagedFileError
 from nnunet_invariance.evaluation.protocols.arms import STOCK_ITERATIONS
 from nnunet_invariance.evaluation.protocols.pretrainings import OWN
 from nnunet_invariance.evaluation.runner.jobs import Job
@@ -48,10 +49,20 @@ def transfer_section(jobs: Sequence[Job]) -> str:
     parts = []
     for arm in dict.fromkeys(job.arm.name for job in jobs):
         files = [job.model / "transfer_report.json" for job in jobs if job.arm.name == arm]
-        reports = [report for file in files if "coverage" in (report := read_json(file, default={}))]
-        if reports:
-            parts.append(f"<h3>{html.escape(arm)}</h3>{transfer_table(reports[0])}")
+        if table_or_error := next(filter(None, map(_transfer_of, files)), ""):
+            parts.append(f"<h3>{html.escape(arm)}</h3>{table_or_error}")
     return "<h2>Weights taken from the pre-trainings</h2>" + "\n".join(parts) if parts else ""
+
+
+def _transfer_of(file: Path) -> str:
+    """A transfer report as HTML; "" without one, or for a network that started from random weights."""
+    try:
+        report = read_json(file, default={}, remedy="The page does not need it; training the cell again writes it.")
+        return transfer_table(report) if "coverage" in report else ""
+    except DamagedFileError as error:
+        return notice(str(error))
+    except (KeyError, TypeError) as error:
+        return notice(f"{file} is no transfer report: {error!r}. Training the cell again writes it.")
 
 
 def warning_section(described: Mapping[str, Any]) -> str:

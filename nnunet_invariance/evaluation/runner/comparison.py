@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import ComparisonError
-from nnunet_invariance.evaluation.protocols.pretrainings import describe_checkpoint, title
+from nnunet_invariance.evaluation.protocols.checkpoints import describe_checkpoint, title
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.report.page import write_report
 from nnunet_invariance.evaluation.report.results import SUMMARY

@@ -11,9 +11,10 @@ from typing import Any
 
 from nnunet_invariance.common.csv_files import write_csv
 from nnunet_invariance.common.lock import lock_folder
+from nnunet_invariance.errors import DamagedFileError
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 from nnunet_invariance.evaluation.protocols.splits import Subset
-from nnunet_invariance.evaluation.runner.record import kept
+from nnunet_invariance.evaluation.runner.record import recorded
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 from nnunet_invariance.evaluation.scoring.scores import Score, read_scores, score_case
 from nnunet_invariance.registry import LENGTH_SUFFIX
@@ -128,7 +129,7 @@ class Job:
             return False
         try:
             found = {(score.condition, score.case, score.label) for score in read_scores(self.scores)}
-        except (ValueError, KeyError, TypeError):
+        except DamagedFileError:
             return False
         foreground = [name for name in self.setting.dataset_json["labels"] if name not in ("background", "ignore")]
         expected = {
@@ -198,7 +199,7 @@ def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], enviro
 
     def run(step: str, command: list[str]) -> None:
         log = job.folder / f"{step}.log"
-        with kept(job.record, step, command, setting.device):
+        with recorded(job.record, step, command, setting.device):
             run_command(f"{job.name}, {step}", command, log, setting.out, environment, on_poll, keep_open)
 
     if not (job.model / "checkpoint_final.pth").is_file():

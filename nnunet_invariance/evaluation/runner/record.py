@@ -1,4 +1,4 @@
-"""What a comparison writes down about itself: cases, commands and times, versions, machine; no paths."""
+"""The records of a comparison: cases, commands and times, versions and machine, without paths."""
 
 import functools
 import importlib.metadata
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str, Any]:
-    """Write what a comparison is, or add to the record of one that goes on; returns the whole description.
+    """Write the description of a comparison, or merge it into that of a comparison that continues; returns the result.
 
     Raises:
         ComparisonError: see ``merged``.
@@ -41,24 +41,24 @@ def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str,
 
 
 def merged(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """The description in a record together with that of a call that continues it; nothing is written.
+    """The description in a record merged with that of a call that continues the comparison; writes nothing.
 
-    A comparison may be continued with more arms, subsets, pre-trainings or contrasts, or fewer; what it has had stays.
-    Subsets keep their order, because it numbers nnU-Net's folds.
+    A call may add arms, subsets, pre-trainings or contrasts, or name fewer; earlier ones stay. Subsets keep their
+    order, because nnU-Net's folds are numbered by it.
 
     Raises:
-        ComparisonError: the file is of a comparison that is described otherwise; names what differs.
+        ComparisonError: the record is that of a different comparison; names the entries that differ.
     """
     before = read_json(path)["comparison"]
     both = {key: _merge(before.get(key), value) for key, value in described.items()}
     if differing := [key for key, value in both.items() if value is None and described[key] is not None]:
-        msg = f"{path} is of another comparison: {', '.join(differing)} differ(s). "
+        msg = f"{path} belongs to another comparison: {', '.join(differing)} differ(s). "
         raise ComparisonError(f"{msg}Give the same arguments to continue it, or another folder with --out.")
     return both
 
 
 def _merge(before: Any, now: Any) -> Any:
-    """Both together, or None where they contradict each other."""
+    """Both values merged, or None if they contradict each other."""
     if isinstance(now, list) and all(isinstance(item, dict) and "name" in item for item in now):
         merged = _merge({item["name"]: item for item in before or []}, {item["name"]: item for item in now})
         return None if merged is None else list(merged.values())
@@ -69,8 +69,8 @@ def _merge(before: Any, now: Any) -> Any:
     return now if json.loads(json.dumps(now)) == before else None
 
 
-def keep(path: Path, step: str, command: list[str], seconds: float, place: dict[str, Any] | None = None) -> None:
-    """Add a command and the place it ran in to a record; the seconds of a step are those of all its commands."""
+def add_command(path: Path, step: str, command: list[str], seconds: float, place: dict[str, Any] | None = None) -> None:
+    """Add a command and the machine it ran on to a record; the seconds of a step are the sum over its commands."""
     content = read_json(path, default={})
     entry = content.setdefault(step, {"commands": [], "seconds": 0.0})
     entry["commands"].append(" ".join(command))
@@ -81,9 +81,9 @@ def keep(path: Path, step: str, command: list[str], seconds: float, place: dict[
 
 
 @contextmanager
-def kept(path: Path, step: str, command: list[str], device: str) -> Iterator[None]:
-    """Record a command that the block runs, where it runs, and its seconds however it ends."""
-    keep(path, step, command, 0.0, ran_on(device))  # at once: a kill of this process leaves no time to
+def recorded(path: Path, step: str, command: list[str], device: str) -> Iterator[None]:
+    """Record the command that the block runs, the machine, and its seconds even if it fails."""
+    add_command(path, step, command, 0.0, ran_on(device))  # before the block, because this process may be killed in it
     start = time.monotonic()
     try:
         yield
@@ -95,12 +95,12 @@ def kept(path: Path, step: str, command: list[str], device: str) -> Iterator[Non
 
 @functools.cache
 def ran_on(device: str) -> dict[str, Any]:
-    """Machine and versions of what this process runs."""
+    """Machine and package versions of this process."""
     return {"machine": machine(device) | {"device": device}, "versions": versions()}
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of the packages that decide a result; None for a checkout that is not installed."""
+    """Versions of the packages that affect a result; None for a checkout that is not installed."""
     found: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         try:
@@ -111,7 +111,7 @@ def versions() -> dict[str, str | None]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the times were measured on: processor, cores, system, Python, and the GPU when one is used."""
+    """Processor, cores, system, Python version, and the GPU if one is used."""
     import torch
 
     gpu = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else None

@@ -1,4 +1,4 @@
-"""nnU-Net's own commands as processes: found, started, logged, waited for."""
+"""Console scripts as processes: find, start, log and wait for them."""
 
 import os
 import shutil
@@ -16,6 +16,8 @@ from typing import NoReturn
 from nnunet_invariance.errors import ComparisonError
 
 POLL_SECONDS = 0.5
+#: nnU-Net's messages when a process for data loading or export was killed.
+WORKER_DIED = ("background workers are no longer alive", "Background workers died")
 TAIL_LINES = 12
 
 
@@ -42,11 +44,11 @@ def run_command(
     on_poll: Callable[[], None] = lambda: None,
     keep_open: Sequence[int] = (),
 ) -> float:
-    """Run a console script in ``folder``, append what it says to ``log``, and return the seconds it took.
+    """Run a console script in ``folder``, append its output to ``log``, and return the seconds it took.
 
-    ``environment`` is added to this process's own. ``on_poll`` is called twice a second meanwhile. File descriptors in
-    ``keep_open`` are inherited, so that a lock lives as long as the command. SIGINT and SIGTERM to this process end the
-    command first.
+    ``environment`` is added to that of this process. ``on_poll`` is called twice a second while the command runs. The
+    command inherits the file descriptors ``keep_open``, so that a lock is held as long as it runs. SIGINT and SIGTERM
+    to this process end the command first.
 
     Raises:
         ComparisonError: the command failed; names the job, the log and its last lines.
@@ -72,27 +74,39 @@ def run_command(
                 time.sleep(POLL_SECONDS)
     if process.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        what = f"{job}: `{' '.join(command)}` ended with status {process.returncode}"
-        msg = f"{what}. Correct what its log says and run this again. {log} ends with:\n{tail}"
+        msg = f"{job}: `{' '.join(command)}` {_ending(process.returncode, tail)} {log} ends with:\n{tail}"
         raise ComparisonError(msg)
     return time.monotonic() - start
 
 
+def _ending(status: int, tail: str) -> str:
+    """How a command ended, and the remedy."""
+    if status == -signal.SIGKILL:
+        return (
+            "was ended by SIGKILL; the system does this when memory is short. Free memory, run fewer trainings at a "
+            "time (--jobs) or lower nnUNet_n_proc_DA, and repeat the command: it continues."
+        )
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    if any(message in tail for message in WORKER_DIED):
+        how = f"{how}, because one of its worker processes died; often memory is short (lower nnUNet_n_proc_DA)"
+    return f"{how}. Correct what its log says and repeat the command."
+
+
 @contextmanager
 def _ended(process: subprocess.Popen) -> Iterator[None]:
-    """Leave neither the command nor a worker of it behind, whatever ends the block."""
+    """End the command and its workers, however the block ends."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    # Python may set handlers in its main thread only; elsewhere SIGTERM is the caller's business.
+    # Python can set handlers in its main thread only; in another thread, the caller handles SIGTERM.
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         yield
     finally:
         if process.poll() is None:
-            process.terminate()  # not the group at once: a pre-training saves its state first and needs its workers
+            process.terminate()  # not its group yet: a pre-training needs its workers to save its state
             process.wait()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

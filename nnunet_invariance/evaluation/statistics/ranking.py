@@ -106,7 +106,7 @@ def _rank(table: ScoreTable, metric: Metric, condition: str, seed: int) -> list[
     # A mean over other classes would be another quantity, so every arm is averaged over the same ones.
     common = np.where(np.isfinite(per_class).all(0), per_class, np.nan)
     values = _common_pairs(nanmean(common, 1))
-    if values.shape[2] < 2:
+    if values.shape[1] < 1 or values.shape[2] < 2:
         return []
     order = np.argsort(-metric.sign * values.mean((1, 2)), kind="stable")
     arms, values = [list(found)[i] for i in order], values[order]
