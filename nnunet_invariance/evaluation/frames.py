@@ -1,10 +1,8 @@
 """Statistics of scores in data frames: means, rankings and paired differences with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -15,8 +13,8 @@ from nnunet_invariance.evaluation.scoring.scores import Score
 from nnunet_invariance.evaluation.statistics.effects import ArmMean, Contrast, Effect, arm_means, paired_effects
 from nnunet_invariance.evaluation.statistics.ranking import RankedArm, rank_arms
 
-if TYPE_CHECKING:
-    Scores = pd.DataFrame | Mapping[str, Sequence[Any] | np.ndarray]
+#: A data frame, or a mapping from column to values.
+Scores: TypeAlias = pd.DataFrame | Mapping[str, Sequence[Any] | np.ndarray]
 
 #: Columns of a frame of scores that may be left out, with the value that they then have in every row.
 OPTIONAL_COLUMNS: dict[str, Any] = {"condition": "", "draw": 0, "class": ""}

@@ -368,7 +368,7 @@ def test_a_folder_of_test_cases(tiny, stock, tmp_path):
     described.write_text(json.dumps({"labels": stock.dataset_json["labels"]}))
     label = folder / "labelsTs" / "new_case_001.nii.gz"
     sitk.WriteImage(sitk.ReadImage(label) + 5, label)
-    with pytest.raises(ComparisonError, match=r"new_case_001\.nii\.gz holds the label\(s\) 5, 6, 7, but dataset"):
+    with pytest.raises(ComparisonError, match=r"new_case_001\.nii\.gz contains the label\(s\) 5, 6, 7, but dataset"):
         _test_cases(stock, folder, 0, 0, [])
     label.unlink()
     with pytest.raises(ComparisonError, match=r"1 test case\(s\) have no image with a label: new_case_001"):

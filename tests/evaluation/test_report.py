@@ -74,7 +74,12 @@ def test_how_it_was_made_is_said(tmp_path, monkeypatch):
 
 
 def test_losses_are_said_as_such(text, out):
-    assert "<td>worse</td><td>AliceTrainer against AliceTrainer_scratch</td><td>10 shots</td>" in text
+    assert re.search(
+        r"<td>worse</td><td>-0.0\d+ \[-0.0\d+, -0.0\d+\]</td><td>AliceTrainer against AliceTrainer_scratch</td>"
+        r"<td>10 shots</td>",
+        text,
+    )
+    assert "MAETrainer against AliceTrainer_scratch, 10 shots: not decided, because one draw" in text
     assert '<tr class="worse">' in text
     summary = (out / "summary.txt").read_text()
     assert "worse: AliceTrainer_2epochs against AliceTrainer_scratch_2epochs, 10 shots: Dice -0.0" in summary
@@ -181,7 +186,7 @@ def test_conditions_sort_by_their_numbers():
 
 def test_a_folder_without_a_comparison(tmp_path, capsys):
     assert main(["evaluate", "report", str(tmp_path)]) == 2
-    assert "holds no comparison.json" in capsys.readouterr().err
+    assert "contains no comparison.json" in capsys.readouterr().err
 
 
 def test_a_comparison_of_which_nothing_has_run(tmp_path):

@@ -1,5 +1,6 @@
 """Several cells at a time: here, on Slurm, and what a comparison's record takes."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,13 +10,16 @@ import time
 
 import pytest
 
-from nnunet_invariance.errors import ComparisonError, MissingPackageError
+from nnunet_invariance.common.json_files import write_json
+from nnunet_invariance.errors import ComparisonError, DamagedFileError, MissingPackageError
+from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.report.page import write_report
 from nnunet_invariance.evaluation.runner import running, stock_commands
-from nnunet_invariance.evaluation.runner.record import open_record
+from nnunet_invariance.evaluation.runner.record import add_command, open_record
 from nnunet_invariance.evaluation.runner.running import run_jobs, submit_slurm
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
+from nnunet_invariance.evaluation.runner.tree import require_same_folds
 from tests.helpers import stored_comparison
 from tests.helpers.stored_comparison import write_scores_of
 
@@ -159,3 +163,45 @@ def test_a_killed_command_names_its_job_and_the_memory(tmp_path, monkeypatch):
     words = "RuntimeError: One or more background workers are no longer alive. Exiting."
     with pytest.raises(ComparisonError, match=r"job: .*ended with status 1, because one of its worker processes died"):
         run_command("job", ["sh", "-c", f"echo '{words}'; exit 1"], tmp_path / "log", tmp_path, {})
+
+
+@pytest.mark.parametrize("content", ["", '{"comparison": {"plans"', "[]", "{}", '{"comparison": 1}'])
+def test_a_damaged_record_of_a_comparison_is_named_with_the_remedy(tmp_path, content):
+    out = stored_comparison.write_comparison(tmp_path / "c")
+    (out / "comparison.json").write_text(content)
+    with pytest.raises(DamagedFileError, match=r"(?s)comparison\.json .*Move the file away and repeat the `evaluate`"):
+        write_report(out)
+
+
+@pytest.mark.parametrize("content", ["", '{"train": {"commands"', "[]", '{"train": 1}', '{"train": {}}'])
+def test_a_damaged_record_of_a_cell_costs_its_times_only(tmp_path, content, caplog):
+    out = stored_comparison.write_comparison(tmp_path / "c")
+    write_report(out)
+    job, other = stored_jobs(out)[:2]
+    job.record.write_text(content)
+    page = write_report(out).read_text()
+    assert f"nnUNetv2_train &lt;&amp;&gt; {job.name}" in page  # comparison.json has a copy
+    assert "record.json.damaged; its commands and times are lost" in caplog.text
+    add_command(job.record, "train", ["again"], 1.0)
+    assert json.loads(job.record.read_text())["train"]["commands"] == ["again"]
+    assert "commands" in json.loads(other.record.read_text())["train"]
+
+
+@pytest.mark.parametrize("content", ["", '{"coverage": 1.0, "matched"', '{"coverage": 1.0}', "[]"])
+def test_a_damaged_transfer_report_does_not_stop_the_page(tmp_path, content):
+    out = stored_comparison.write_comparison(tmp_path / "c")
+    (stored_jobs(out)[0].model / "transfer_report.json").write_text(content)
+    page = write_report(out).read_text()
+    assert "AliceTrainer" in page
+    assert content == "[]" or "transfer_report.json is no" in page
+
+
+def test_a_lost_record_is_not_replaced_by_one_with_other_folds(tmp_path):
+    subsets = [Subset(1, draw, ("a",), ("b",)) for draw in range(2)]
+    file = tmp_path / "nnUNet_preprocessed" / "D" / "splits_final.json"
+    require_same_folds(tmp_path, "D", subsets)
+    write_json(file, [{"train": ["a"], "val": ["b"]}, {"train": ["a"], "val": ["b"]}])
+    require_same_folds(tmp_path, "D", [*subsets, Subset(2, 0, ("a", "c"), ("b",))])
+    for other in (subsets[:1], [Subset(1, 0, ("c",), ("b",)), *subsets]):
+        with pytest.raises(ComparisonError, match=r"splits_final\.json has 2 folds that are not those of this call"):
+            require_same_folds(tmp_path, "D", other)

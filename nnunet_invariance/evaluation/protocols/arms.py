@@ -118,7 +118,7 @@ def twin_of(name: str) -> str | None:
 
 def _common_length(names: Sequence[str]) -> str:
     """The suffix that says the length; "" where no name has one."""
-    lengths = {(match := LENGTH_SUFFIX.search(name.partition("@")[0])) and match[0] for name in names} - {None}
+    lengths = {match[0] for name in names if (match := LENGTH_SUFFIX.search(name.partition("@")[0]))}
     if len(lengths) > 1:
         msg = f"The trainers' lengths differ ({', '.join(sorted(lengths))}): equal iterations are compared. "
         raise ComparisonError(f"{msg}Give all names the same one.")

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.errors import ComparisonError
@@ -80,13 +80,15 @@ def _find_checkpoint(arm: Arm, planned: PlannedDataset, parents: Sequence[Path])
 
 def _fits(path: Path, arm: Arm, planned: PlannedDataset) -> bool:
     """Whether a shipped checkpoint can be loaded into the network of the arm's trainer."""
-    trainer, configuration = find_trainer(arm.trainer), planned.configuration
+    trainer: Any = find_trainer(arm.trainer)
+    configuration = planned.configuration
     heads = planned.plans.get_label_manager(planned.dataset_json).num_segmentation_heads
     channels = len(planned.channel_names)
     network = trainer.build_network_architecture(planned.plans, configuration, channels, heads, False)
     network = getattr(getattr(network, "encoder", None), "backbone", network)  # frozen features
     options = read_options(trainer.options_class, configuration.configuration)
     checkpoint = load_checkpoint(path, SECTION_OF.values())
+    branch: Literal["teacher", "student"]
     branch = options.branch or ("teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student")
     return can_load(network, checkpoint, transfer=options.transfer, branch=branch, min_coverage=options.min_coverage)
 

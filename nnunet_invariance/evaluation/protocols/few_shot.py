@@ -114,7 +114,7 @@ def _test_cases(
     """The test cases, each with one grid and known label values only; ``seen`` is the result of :func:`_seen`."""
     if isinstance(test, Path):
         cases = test_folder_cases(test, planned.dataset_json)
-        names = sorted(cases)
+        names: Sequence[str] = sorted(cases)
     else:
         cases = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
         left_out = next((s for s in seen if len(cases.keys() - s) >= n_test), seen[-1])

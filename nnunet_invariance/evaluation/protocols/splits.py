@@ -1,4 +1,4 @@
-"""Which cases are trained on, validated on and tested on: drawn by seed, nested over shots, never overlapping."""
+"""Training, validation and test cases: sampled by seed, nested over the numbers of shots, without overlap."""
 
 import random
 from collections.abc import Collection, Sequence
@@ -14,8 +14,11 @@ class Subset:
     """The cases of one training: ``len(train)`` equals ``shots``; ``train`` and ``val`` share no case.
 
     Attributes:
-        part: number of the part that a cross-validation leaves out; None: no cross-validation.
-        test: the test cases that this training is tested on, those of the part; None: all.
+        part: number of the part that a cross-validation leaves out; None without cross-validation.
+        test: the test cases of this training, those of the part; None: all.
+
+    >>> Subset(1, 0, train=("a",), val=("b",)).condition
+    '1 shot'
     """
 
     shots: int
@@ -27,7 +30,7 @@ class Subset:
 
     @property
     def condition(self) -> str:
-        """What the arms are compared under, as in tables."""
+        """Name of the condition under which the arms are compared, as in tables."""
         if self.part is not None:
             return "cross-validation"
         return "1 shot" if self.shots == 1 else f"{self.shots} shots"
@@ -43,7 +46,7 @@ class Subset:
 
 
 def draw_test_cases(labelled: Collection[str], n: int, seed: int, seen: Collection[str] = ()) -> tuple[str, ...]:
-    """Draw ``n`` test cases from the labelled cases that no pre-training has seen; the order of the input is ignored.
+    """Sample ``n`` test cases from the labelled cases that no pre-training has seen; the order of the input is ignored.
 
     Raises:
         ComparisonError: fewer than ``n`` such cases.
@@ -65,21 +68,22 @@ ALL = "all"
 def draw_subsets(
     pool: Collection[str], shots: Sequence[int | Literal["all"]], draws: int, n_val: int, seed: int
 ) -> list[Subset]:
-    """Draw the training and validation cases of every draw and number of shots, in the order in which to train them.
+    """Sample the training and validation cases of every draw and number of shots, in the order of the trainings.
 
-    The first number of shots comes first, with all its draws. "all" are the cases that do not validate.
+    The first number of shots comes first, with all its draws. "all" means all cases that are not used for validation.
 
-    A draw is one seeded permutation of the pool: its first ``n_val`` cases validate for all numbers of shots, the next
-    ``k`` train. The smaller training sets are therefore contained in the larger ones of the same draw.
+    A draw is one seeded permutation of the pool: its first ``n_val`` cases are the validation cases for all numbers of
+    shots, the next ``k`` are the training cases. The smaller training sets are therefore contained in the larger ones
+    of the same draw.
 
     Raises:
         ComparisonError: the pool is too small, ``n_val`` or a number of shots is below 1.
     """
     names = sorted(set(pool))
-    shots = list(dict.fromkeys(len(names) - n_val if k == ALL else k for k in shots))
-    if n_val < 1 or draws < 1 or not shots or min(shots) < 1:
-        raise ComparisonError(f"shots {shots}, draws {draws}, validation cases {n_val}: expected at least 1 of each.")
-    largest = max(shots)
+    numbers = list(dict.fromkeys(len(names) - n_val if k == ALL else int(k) for k in shots))
+    if n_val < 1 or draws < 1 or not numbers or min(numbers) < 1:
+        raise ComparisonError(f"shots {numbers}, draws {draws}, validation cases {n_val}: expected at least 1 of each.")
+    largest = max(numbers)
     if largest + n_val > len(names):
         msg = (
             f"{largest} shots and {n_val} validation cases need {largest + n_val} labelled, preprocessed cases outside "
@@ -91,14 +95,14 @@ def draw_subsets(
         order = names.copy()
         random.Random(f"draw {seed} {draw}").shuffle(order)
         orders.append((tuple(order[:n_val]), order[n_val:]))
-    return [Subset(k, draw, tuple(rest[:k]), val) for k in shots for draw, (val, rest) in enumerate(orders)]
+    return [Subset(k, draw, tuple(rest[:k]), val) for k in numbers for draw, (val, rest) in enumerate(orders)]
 
 
 def draw_parts(pool: Collection[str], parts: int, draws: int, n_val: int, seed: int) -> list[Subset]:
     """Subsets of a cross-validation: each case is left out, and tested, once a draw.
 
-    A draw is one seeded permutation of the pool, dealt out to the parts in turn. Of the cases outside a part the first
-    ``n_val`` validate and the rest train.
+    A draw is one seeded permutation of the pool, assigned to the parts in turn. Of the cases outside a part the
+    first ``n_val`` are validation cases and the rest are training cases.
 
     Raises:
         ComparisonError: a number is too small, or larger than the pool allows.
@@ -122,7 +126,7 @@ def draw_parts(pool: Collection[str], parts: int, draws: int, n_val: int, seed: 
 
 
 def require_disjoint(test: Collection[str], subsets: Sequence[Subset]) -> None:
-    """Refuse a comparison in which a test case is trained on or validates.
+    """Refuse a comparison in which a test case is also a training or validation case.
 
     Raises:
         ComparisonError: names the cases.
@@ -134,7 +138,7 @@ def require_disjoint(test: Collection[str], subsets: Sequence[Subset]) -> None:
 
 
 def shared_cases(shared: Sequence[str], use: str) -> str:
-    """The message about test cases that were used for something else."""
+    """Error message about test cases that are used for something else as well."""
     return (
         f"{len(shared)} test case(s) are in the {use}: {', '.join(shared[:5])}. "
         "Choose other test cases, or leave these out of it."

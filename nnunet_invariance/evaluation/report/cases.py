@@ -52,7 +52,7 @@ def _picture(case: LabelledCase, test: CaseSet, dice: float, jobs: Sequence[Job]
         segmentations[name] = _volume(job.predictions(test) / case.label.name)
     volumes = [_volume(path) for path in case.images]
     shown = next((v for v in volumes if np.ptp(v) > 0), volumes[0])  # the image of a missing modality is constant
-    title = f"{case.name} {test.name}, Dice {dice:.3f}"
+    title = ", ".join(filter(None, (case.name, test.name, f"Dice {dice:.3f}")))
     return inline(draw_case(shown, segmentations, title), f"{title}: image, reference and predictions with contours")
 
 

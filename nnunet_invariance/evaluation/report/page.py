@@ -7,7 +7,6 @@ from typing import Any
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.html import bullets, inline, notice, page, table
-from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.evaluation.report.cases import case_section
 from nnunet_invariance.evaluation.report.names import short_names
 from nnunet_invariance.evaluation.report.pictures import draw_effects, draw_heat_map, draw_means
@@ -20,6 +19,7 @@ from nnunet_invariance.evaluation.report.provenance import (
 from nnunet_invariance.evaluation.report.results import Results, write_results
 from nnunet_invariance.evaluation.report.tables import READING, ranking_table, statistics, verdict_table
 from nnunet_invariance.evaluation.runner.jobs import Job
+from nnunet_invariance.evaluation.runner.record import read_record
 from nnunet_invariance.evaluation.runner.stored import RECORD, state, stored_jobs
 from nnunet_invariance.evaluation.scoring.metrics import METRICS
 
@@ -39,7 +39,7 @@ def write_report(out: Path) -> Path:
     """
     jobs = stored_jobs(out)
     results = write_results(out)
-    record = read_json(out / RECORD)
+    record = read_record(out / RECORD)
     described = record["comparison"]
     names = short_names(list(described["arms"]), described["plans"])
     sections = [

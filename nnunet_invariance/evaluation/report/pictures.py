@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,8 +16,8 @@ from nnunet_invariance.evaluation.statistics.effects import ArmMean, Effect
 #: Distinguishable with every kind of colour vision.
 COLOURS = ("#ffb000", "#00c8ff", "#dc267f", "#785ef0", "#fe6100", "#009e73", "#333333")
 #: Names of cases and arms are no mathematics, even if they contain "$" or "^".
-LITERAL_TEXT = {"text.parse_math": False}
-STYLE = {
+LITERAL_TEXT: dict[Any, Any] = {"text.parse_math": False}
+STYLE: dict[Any, Any] = {
     **LITERAL_TEXT,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.csv_files import write_csv
-from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.evaluation.runner.record import read_record
 from nnunet_invariance.evaluation.runner.stored import RECORD, stored_jobs, write_scores
 from nnunet_invariance.evaluation.scoring.metrics import METRICS
 from nnunet_invariance.evaluation.scoring.scores import Score
@@ -60,7 +60,7 @@ def write_results(out: Path) -> Results:
         ComparisonError: the folder holds no comparison.
     """
     scores = write_scores(out, stored_jobs(out))
-    described = read_json(out / RECORD)["comparison"]
+    described = read_record(out / RECORD)["comparison"]
     contrasts = [Contrast(c["arm"], c["reference"], c["family"]) for c in described["contrasts"]]
     results = compute_results(scores, contrasts, described["seed"])
     write_csv(out / "means.csv", results.means, ArmMean)

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from nnunet_invariance.common.html import details, table
+from nnunet_invariance.common.html import bullets, details, table
 from nnunet_invariance.evaluation.report.results import Results
 from nnunet_invariance.evaluation.scoring.metrics import METRICS, Metric
 from nnunet_invariance.evaluation.statistics.effects import LEAST_COVERAGE, LEAST_DRAWS, ArmMean, Effect
@@ -13,7 +13,8 @@ READING = f"""<p>Every difference is paired: both arms are trained on the same c
 95 % interval contains the mean differences that are plausible for other training and test cases. The verdict is
 &ldquo;better&rdquo; or &ldquo;worse&rdquo; only if the interval excludes 0, there are at least {LEAST_DRAWS} draws of
 training cases, and such intervals contain the truth in at least {LEAST_COVERAGE:.0%} of simulated experiments of this
-size. P(false claim) is the probability that the true difference has the other sign.</p>"""
+size. P(false claim) is the probability that the true difference has the other sign. With one draw, interval and
+probability hold for other test cases only, not for other training cases.</p>"""
 METHODS = """<p>The interval is a bootstrap over draws of training cases and over test cases, widened for few draws and
 clipped to the range of the metric; with one draw it holds for other test cases only. <em>Coverage</em> is how often
 such an interval contained the truth in simulated experiments with this number of draws and cases, for several mixtures
@@ -26,22 +27,22 @@ NSD 0 and, as HD95, the diagonal of the image. docs/evaluation.md has the equati
 
 
 def verdict_table(effects: Sequence[Effect], names: Mapping[str, str]) -> str:
-    """One row per contrast and condition, with the verdict first."""
+    """One row per contrast and condition, with the verdict first; below it, why the others are not decided."""
     rows = [
         (
-            e.verdict,
-            f"{names.get(e.arm, e.arm)} against {names.get(e.reference, e.reference)}",
-            e.condition,
-            e.undecided_because,
-            *_difference(e),
-            f"{e.p_false_claim:.2g}",
-            f"{e.draws} x {e.cases}",
+            *(e.verdict, f"{e.mean:+.3f} [{e.low:+.3f}, {e.high:+.3f}]", _comparison(e, names), e.condition),
+            *(_probability(e.p_false_claim), f"{e.draws} x {e.cases}"),
         )
         for e in effects
     ]
-    title = METRICS[effects[0].metric].title
-    head = ("verdict", "comparison", "condition", "why not decided", f"difference in {title}", "95 % interval")
-    return table((*head, "P(false claim)", "draws x cases"), rows, 4, [_row_class(e) for e in effects])
+    difference = f"difference in {METRICS[effects[0].metric].title} [95 % interval]"
+    head = ("verdict", difference, "comparison", "condition", "P(false claim)", "draws x cases")
+    reasons = [
+        f"{_comparison(e, names)}, {e.condition}: not decided, because {e.undecided_because}"
+        for e in effects
+        if e.undecided_because
+    ]
+    return table(head, rows, 2, [_row_class(e) for e in effects]) + (bullets(reasons) if reasons else "")
 
 
 def ranking_table(results: Results, names: Mapping[str, str], metric: Metric) -> str:
@@ -53,7 +54,7 @@ def ranking_table(results: Results, names: Mapping[str, str], metric: Metric) ->
             names.get(r.arm, r.arm),
             f"{r.mean:.3f}",
             f"{r.p_first:.2f}",
-            _number(r.p_false_claim),
+            _probability(r.p_false_claim),
         )
         for r in results.ranking
         if r.metric == metric.name
@@ -81,15 +82,21 @@ def effect_table(effects: Sequence[Effect], names: Mapping[str, str]) -> str:
     """All numbers of the effects of one metric."""
     rows = [
         (
-            *(e.verdict, f"{names.get(e.arm, e.arm)} against {names.get(e.reference, e.reference)}"),
-            *(e.condition, e.label, *_difference(e), f"{e.p:.3g} ({e.p_holm:.3g})", f"{e.effect:+.2f}"),
-            *(f"{e.p_false_claim:.2g}", f"{e.coverage_low:.2f}-{e.coverage_high:.2f}", f"{e.draws} x {e.cases}"),
+            *(
+                e.verdict,
+                _comparison(e, names),
+                e.condition,
+                e.label,
+                f"{e.mean:+.3f}",
+                f"{e.low:+.3f} to {e.high:+.3f}",
+            ),
+            *(f"{e.p:.3g} ({e.p_holm:.3g})", f"{e.effect:+.2f}", _probability(e.p_false_claim)),
+            *(f"{e.coverage_low:.2f}-{e.coverage_high:.2f}", f"{e.draws} x {e.cases}"),
         )
         for e in effects
     ]
     head = ("verdict", "comparison", "condition", "class", "mean", "95 % interval", "p (Holm)", "effect")
-    head += ("P(false claim)", "coverage", "draws x cases")
-    return table(head, rows, 7, [_row_class(e) for e in effects])
+    return table((*head, "P(false claim)", "coverage", "draws x cases"), rows, 7, [_row_class(e) for e in effects])
 
 
 def mean_table(means: Sequence[ArmMean], names: Mapping[str, str]) -> str:
@@ -110,13 +117,15 @@ def class_legend(colours: Mapping[str, str]) -> str:
     return f"<p>Classes: {', '.join(marks)}</p>"
 
 
-def _difference(e: Effect) -> tuple[str, str]:
-    return f"{e.mean:+.3f}", f"{e.low:+.3f} to {e.high:+.3f}"
+def _comparison(e: Effect, names: Mapping[str, str]) -> str:
+    return f"{names.get(e.arm, e.arm)} against {names.get(e.reference, e.reference)}"
 
 
 def _row_class(e: Effect) -> str:
     return e.verdict.split()[0]
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2g}"
+def _probability(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -26,7 +26,7 @@ from nnunet_invariance.evaluation.runner.stored import (
     stored_subsets,
     stored_tests,
 )
-from nnunet_invariance.evaluation.runner.tree import build_preprocessed, build_results, build_tests
+from nnunet_invariance.evaluation.runner.tree import build_preprocessed, build_results, build_tests, require_same_folds
 from nnunet_invariance.evaluation.statistics.effects import Contrast
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL
@@ -135,6 +135,8 @@ def run_comparison(
 def prepare(comparison: Comparison, out: Path) -> list[Job]:
     """Write the record and the tree of a comparison; the jobs in the order in which to run them."""
     planned = comparison.planned
+    if not (out / RECORD).is_file():
+        require_same_folds(out, planned.name, comparison.subsets)
     described = open_record(out / RECORD, comparison.describe(), comparison.device)
     subsets = stored_subsets(described)  # those of earlier calls too, in their order
     build_preprocessed(out, planned, subsets, [arm.plans for arm in comparison.arms if arm.plans])

@@ -225,9 +225,9 @@ def score_job(job: Job) -> list[Score]:
         for case in filter(job.subset.tests, test.cases):
             prediction = job.predictions(test) / f"{case.name}{ending}"
             by_label = score_case(case.label, prediction, plans, setting.dataset_json, setting.tolerance)
-            start = (job.condition(test), job.subset.draw, job.arm.name, case.name)
+            condition, draw, arm = job.condition(test), job.subset.draw, job.arm.name
             scored = by_label if test.classes is None else test.classes
-            rows += [Score(*start, label, *by_label[label]) for label in scored]
+            rows += [Score(condition, draw, arm, case.name, label, **by_label[label]._asdict()) for label in scored]
     return rows
 
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import time
@@ -12,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.json_files import read_json, write_json
-from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.errors import ComparisonError, DamagedFileError
 
+logger = logging.getLogger(__name__)
+
+#: Entries of comparison.json, and of the description in it.
+RECORD_KEYS = ("comparison", "versions", "machine", "jobs")
+DESCRIPTION_KEYS = ("dataset", "plans", "configuration", "seed", "mirroring", "arms", "contrasts", "subsets", "tests")
 PACKAGES = (
     "nnunet_invariance",
     "nnunetv2",
@@ -26,6 +32,40 @@ PACKAGES = (
 )
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record of a comparison.
+
+    Raises:
+        DamagedFileError: the file is missing, damaged or lacks an entry; says how to restore it.
+    """
+    remedy = (
+        "Move the file away and repeat the `evaluate` command, with all numbers of shots and draws that it had: "
+        "finished trainings, predictions and scores are kept."
+    )
+    content = read_json(path, remedy=remedy)
+    described = content.get("comparison") if isinstance(content, dict) else None
+    missing = [key for key in RECORD_KEYS if key not in content]
+    missing += [key for key in DESCRIPTION_KEYS if not isinstance(described, dict) or key not in described]
+    if missing:
+        raise DamagedFileError(f"{path} is no record of a comparison: it lacks {', '.join(missing)}. {remedy}")
+    return content
+
+
+def read_commands(path: Path) -> dict[str, Any]:
+    """Read the commands and times of a cell; a damaged file is renamed, and only its times are lost."""
+    try:
+        content = read_json(path, default={})
+        if isinstance(content, dict) and all({"commands", "seconds"} <= entry.keys() for entry in content.values()):
+            return content
+        error: Exception | str = f"{path} is no record of commands"
+    except (DamagedFileError, AttributeError) as found:
+        error = found
+    moved = path.with_name(f"{path.name}.damaged")
+    path.replace(moved)
+    logger.warning("%s It is now %s; its commands and times are lost, trainings and scores are not.", error, moved.name)
+    return {}
+
+
 def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str, Any]:
     """Write the description of a comparison, or merge it into that of a comparison that continues; returns the result.
 
@@ -33,7 +73,7 @@ def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str,
         ComparisonError: see ``merged``.
     """
     if path.is_file():
-        content = {**read_json(path), "comparison": merged(path, described)}
+        content = {**read_record(path), "comparison": merged(path, described)}
     else:
         content = {"comparison": described, "versions": versions(), "machine": machine(device), "jobs": {}}
     write_json(path, content)
@@ -49,7 +89,7 @@ def merged(path: Path, described: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ComparisonError: the record is that of a different comparison; names the entries that differ.
     """
-    before = read_json(path)["comparison"]
+    before = read_record(path)["comparison"]
     both = {key: _merge(before.get(key), value) for key, value in described.items()}
     if differing := [key for key, value in both.items() if value is None and described[key] is not None]:
         msg = f"{path} belongs to another comparison: {', '.join(differing)} differ(s). "
@@ -69,11 +109,13 @@ def _merge(before: Any, now: Any) -> Any:
     return now if json.loads(json.dumps(now)) == before else None
 
 
-def add_command(path: Path, step: str, command: list[str], seconds: float, place: dict[str, Any] | None = None) -> None:
-    """Add a command and the machine it ran on to a record; the seconds of a step are the sum over its commands."""
-    content = read_json(path, default={})
+def add_command(
+    path: Path, step: str, command: list[str] | None, seconds: float, place: dict[str, Any] | None = None
+) -> None:
+    """Add a command, its seconds and the machine it ran on to a record; without a command, only the seconds."""
+    content = read_commands(path)
     entry = content.setdefault(step, {"commands": [], "seconds": 0.0})
-    entry["commands"].append(" ".join(command))
+    entry["commands"] += [] if command is None else [" ".join(command)]
     entry["seconds"] = round(entry["seconds"] + seconds, 1)
     if place is not None and place not in (places := entry.setdefault("places", [])):
         places.append(place)
@@ -88,9 +130,7 @@ def recorded(path: Path, step: str, command: list[str], device: str) -> Iterator
     try:
         yield
     finally:
-        content = read_json(path)
-        content[step]["seconds"] = round(content[step]["seconds"] + time.monotonic() - start, 1)
-        write_json(path, content)
+        add_command(path, step, None, time.monotonic() - start)
 
 
 @functools.cache

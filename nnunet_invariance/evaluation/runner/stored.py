@@ -10,6 +10,7 @@ from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.jobs import TEST_IMAGES, TEST_LABELS, Arm, CaseSet, Job, Setting, epochs_done
+from nnunet_invariance.evaluation.runner.record import read_commands, read_record
 from nnunet_invariance.evaluation.scoring.scores import Score, read_scores
 
 RECORD = "comparison.json"
@@ -22,9 +23,11 @@ def stored_jobs(out: Path) -> list[Job]:
         ComparisonError: the folder holds no comparison.
     """
     if not (out / RECORD).is_file():
-        msg = f"{out} holds no {RECORD}, so it is no folder of a comparison. Give what `evaluate few-shot` printed."
+        msg = (
+            f"{out} contains no {RECORD}, so it is no folder of a comparison. Give the folder that `evaluate` printed."
+        )
         raise ComparisonError(msg)
-    described = read_json(out / RECORD)["comparison"]
+    described = read_record(out / RECORD)["comparison"]
     dataset = read_json(out / "nnUNet_preprocessed" / described["dataset"] / "dataset.json")
     setting = Setting(
         out.resolve(),
@@ -57,12 +60,12 @@ def _names(stored: list[str] | None) -> tuple[str, ...] | None:
 def describe_subset(s: Subset) -> dict[str, Any]:
     """What ``stored_subsets`` reads."""
     described = {"name": s.name, "shots": s.shots, "draw": s.draw, "train": list(s.train), "val": list(s.val)}
-    return described if s.part is None else {**described, "part": s.part, "test": list(s.test)}
+    return described if s.part is None else {**described, "part": s.part, "test": list(s.test or ())}
 
 
 def describe_test(test: CaseSet) -> dict[str, Any]:
     """What ``stored_tests`` reads, and how label values were changed."""
-    described = {"name": test.name, "cases": [case.name for case in test.cases]}
+    described: dict[str, Any] = {"name": test.name, "cases": [case.name for case in test.cases]}
     if test.classes is not None:
         described["classes"] = list(test.classes)
     if test.values is not None:
@@ -104,7 +107,7 @@ def write_scores(out: Path, jobs: Sequence[Job]) -> list[Score]:
     """Join the scores and the records of all finished jobs into the comparison's folder; returns the scores."""
     scores = [score for job in jobs if job.finished for score in read_scores(job.scores)]
     write_csv(out / "scores.csv", scores, Score)
-    record = read_json(out / RECORD)
-    record["jobs"] |= {job.name: read_json(job.record) for job in jobs if job.record.is_file()}
+    record = read_record(out / RECORD)
+    record["jobs"] |= {job.name: found for job in jobs if (found := read_commands(job.record))}
     write_json(out / RECORD, record)
     return scores

@@ -1,16 +1,17 @@
 """The comparison's own nnU-Net tree: preprocessed cases, splits and test images, apart from the user's."""
 
-import json
+import functools
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.errors import OutputError
+from nnunet_invariance.common.json_files import read_json, write_json
+from nnunet_invariance.errors import ComparisonError, OutputError
 from nnunet_invariance.evaluation.protocols.cases import PREPROCESSED_ENDINGS
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.jobs import TEST_IMAGES, TEST_LABELS, CaseSet
@@ -44,21 +45,44 @@ def build_preprocessed(
 ) -> None:
     """Fill ``out/nnUNet_preprocessed`` with the plans and the cases of the subsets; fold ``i`` is ``subsets[i]``.
 
-    ``plans`` are names of more plans that arms train with.
+    Args:
+        plans: names of further plans that arms train with.
     """
     base = out / "nnUNet_preprocessed" / dataset.name
     copy_plans(base, dataset, plans)
     link_preprocessed(base, dataset, {c for s in subsets for c in (*s.train, *s.val)})
-    splits = [{"train": s["train"], "val": s["val"]} for s in map(asdict, subsets)]
-    atomic_write(base / "splits_final.json", lambda file: file.write(json.dumps(splits, indent=1).encode()))
+    write_json(base / "splits_final.json", _folds(subsets))
+
+
+def require_same_folds(out: Path, dataset: str, subsets: Sequence[Subset]) -> None:
+    """Refuse subsets that would number the folds differently from the models in a comparison's folder.
+
+    Raises:
+        ComparisonError: names the file with the earlier folds.
+    """
+    file = out / "nnUNet_preprocessed" / dataset / "splits_final.json"
+    before, now = read_json(file, default=[]), _folds(subsets)
+    if before != now[: len(before)]:
+        msg = (
+            f"{file} has {len(before)} folds that are not those of this call, and the folder's models belong to them. "
+        )
+        raise ComparisonError(f"{msg}Give all earlier --shots and --draws in the same order, or another --out.")
+
+
+def _folds(subsets: Sequence[Subset]) -> list[dict[str, list[str]]]:
+    return [{"train": list(s.train), "val": list(s.val)} for s in subsets]
 
 
 def copy_plans(base: Path, dataset: PlannedDataset, plans: Iterable[str] = ()) -> None:
     """Copy plans, more plans by name, dataset.json and fingerprint."""
     files = [f"{name}.json" for name in (dataset.plans.plans_name, *plans, "dataset", "dataset_fingerprint")]
-    for name in files:
-        # Copies, not links: an edit of the user's file must not reach a comparison that has begun.
-        atomic_write(base / name, lambda file, name=name: file.write((dataset.base / name).read_bytes()))
+    for name in files:  # copies, not links: later edits of the user's files must not change the comparison
+        content = (dataset.base / name).read_bytes()
+        atomic_write(base / name, functools.partial(_write, content))
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def link_preprocessed(base: Path, dataset: PlannedDataset, cases: Iterable[str]) -> None:

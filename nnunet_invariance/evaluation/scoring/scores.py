@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,15 +12,30 @@ from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.scoring.surfaces import surface_scores
 
 
+class ClassScores(NamedTuple):
+    """The numbers of one class of one case; see :class:`Score`."""
+
+    dice: float
+    nsd: float
+    hd95: float
+    n_ref: int
+    n_pred: int
+
+
 @dataclass(frozen=True)
 class Score:
     """One class of one predicted case.
 
     Attributes:
-        condition: what the arms are compared under, for example "5 shots" or "5 shots, without T1".
-        dice: in [0, 1]; nan when neither reference nor prediction has the class, 0 when only one of them has it.
-        nsd, hd95: see ``surface_scores``; nan where no tolerance was given.
+        condition: arms are compared within a condition, for example "5 shots" or "5 shots, T1+FLAIR".
+        draw: number of the draw of training cases.
+        label: name of the class.
+        dice: in [0, 1]; nan if neither reference nor prediction has the class, 0 if only one of them has it.
+        nsd, hd95: see ``surface_scores``; nan if no tolerance was given.
         n_ref, n_pred: voxels of the class in the reference and in the prediction.
+
+    >>> Score("5 shots", 0, "AliceTrainer", "case_7", "liver", 0.91, 0.84, 3.2, 1000, 1040).dice
+    0.91
     """
 
     condition: str
@@ -37,17 +52,21 @@ class Score:
 
 def score_case(
     reference: Path, prediction: Path, plans_file: Path, dataset_json: dict[str, Any], tolerance: float | None = None
-) -> dict[str, tuple[float, float, float, int, int]]:
-    """Dice (by nnU-Net's own code), NSD, HD95, reference and predicted voxels of every foreground class.
+) -> dict[str, ClassScores]:
+    """Scores of every foreground class of a predicted case, by class; Dice is computed by nnU-Net's own code.
 
-    All in the geometry of the reference file. Voxels with the ignore label belong to no class in either.
+    All numbers are in the geometry of the reference file. Voxels with the ignore label belong to no class in either
+    file.
 
     Args:
-        tolerance: of NSD, in mm; None leaves out NSD and HD95 (nan).
+        reference, prediction: segmentation files.
+        plans_file: nnU-Net's plans, which name the reader of the files.
+        dataset_json: its labels are the classes.
+        tolerance: of NSD, in mm; None computes Dice only (the others are nan).
 
     Raises:
-        ComparisonError: the prediction is missing, has another shape than the reference, or one of the two holds
-            labels that dataset.json does not know.
+        ComparisonError: the prediction is missing, has another shape than the reference, or one of the two contains
+            labels that are not in dataset.json.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -74,14 +93,14 @@ def score_case(
     for c, m in metrics.items():
         surfaces = math.nan, math.nan
         if tolerance is not None:
-            masks = (region_or_label_to_mask(array[0], c) & valid for array in (truth, guess))
-            surfaces = surface_scores(*masks, properties["spacing"], tolerance)
-        rows[names[c]] = (float(m["Dice"]), *surfaces, int(m["n_ref"]), int(m["n_pred"]))
+            reference_mask, predicted_mask = (region_or_label_to_mask(a[0], c) & valid for a in (truth, guess))
+            surfaces = surface_scores(reference_mask, predicted_mask, properties["spacing"], tolerance)
+        rows[names[c]] = ClassScores(float(m["Dice"]), *surfaces, int(m["n_ref"]), int(m["n_pred"]))
     return rows
 
 
 def require_known_labels(file: Path, array: np.ndarray, dataset_json: dict[str, Any]) -> None:
-    """Refuse a segmentation with values that stand for no label.
+    """Refuse a segmentation with values that are no label of dataset.json.
 
     Raises:
         ComparisonError: names file and values.
@@ -89,14 +108,14 @@ def require_known_labels(file: Path, array: np.ndarray, dataset_json: dict[str, 
     known = {v for value in dataset_json["labels"].values() for v in (value if isinstance(value, list) else [value])}
     if unknown := sorted(set(np.unique(array).tolist()) - known):
         msg = (
-            f"{file} holds the label(s) {', '.join(f'{v:g}' for v in unknown)}, but dataset.json knows "
+            f"{file} contains the label(s) {', '.join(f'{v:g}' for v in unknown)}, but dataset.json has "
             f"{', '.join(f'{v:g}' for v in sorted(known))}. Bring both to the same label set."
         )
         raise ComparisonError(msg)
 
 
 def _class_names(labels: dict[str, Any], regions: bool) -> dict[int | tuple[int, ...], str]:
-    """From nnU-Net's key of a class, a label or a tuple of labels, to its name in dataset.json."""
+    """The name of every class in dataset.json, by nnU-Net's key: a label or a tuple of labels."""
     keys = {name: tuple(v) if isinstance(v, list) else v for name, v in labels.items()}
     if not regions:
         keys = {name: k[0] if isinstance(k, tuple) else k for name, k in keys.items()}

@@ -131,7 +131,8 @@ def paired_difference(
     """
     d = drop_empty(differences)
     if not d.size:
-        return PairedDifference(*[np.nan] * 3, 0, 0, 0, *[np.nan] * 3)
+        nan = float("nan")
+        return PairedDifference(nan, nan, nan, 0, 0, 0, p=nan, effect=nan, p_false_claim=nan)
     low, high = crossed_interval(d, seed, resamples, bounds)
     per_case = np.nanmean(d, axis=0)
     return PairedDifference(
