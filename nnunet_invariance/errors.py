@@ -87,7 +87,7 @@ class FolderLockedError(InvarianceError):
 
 
 class NonFiniteLossError(InvarianceError):
-    """The loss was not finite in five consecutive steps; the last good checkpoint is kept."""
+    """Losses, gradients or weights are not finite; the last good checkpoint is kept."""
 
 
 class ComparisonError(InvarianceError):

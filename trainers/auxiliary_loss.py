@@ -31,6 +31,9 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
     ``"aux": false`` a step is nnU-Net's own.
 
     A method's trainer defines :meth:`build_aux` and :meth:`aux_losses`, and may override the other public methods.
+
+    >>> AuxiliaryLossTrainer.options_class().aux_weight
+    0.1
     """
 
     options_class: ClassVar[type[AuxiliaryLossOptions]] = AuxiliaryLossOptions

@@ -41,6 +41,9 @@ class BaselineTrainer(nnUNetTrainer):
     nothing. Checkpoints are written atomically after every epoch, and hold tensors and built-in types only, so that
     they can be opened without running code.
 
+    >>> BaselineTrainer.options_class().seed is None
+    True
+
     Raises:
         OptionError: the plans block has an unknown field or a wrong value.
         UnknownConfigurationError: the plans have no such configuration.

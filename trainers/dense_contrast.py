@@ -28,6 +28,9 @@ class DenseContrastTrainer(AuxiliaryLossTrainer):
 
     f_s is stage s of the encoder, h_s a projection head, and p are positions inside the image, the same in both views.
     A method's trainer chooses the form of InfoNCE with :meth:`build_contrast` and :meth:`contrast_views`.
+
+    >>> DenseContrastTrainer.options_class().num_positions
+    256
     """
 
     options_class: ClassVar[type[DenseContrastOptions]] = DenseContrastOptions

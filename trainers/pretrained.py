@@ -29,6 +29,9 @@ class PretrainedTrainer(BaselineTrainer):
         class MyTrainer(PretrainedTrainer):
             method = "my_method"
 
+    >>> PretrainedTrainer.dimensions, PretrainedTrainer.scratch
+    ((3,), False)
+
     Raises:
         UnsupportedConfigurationError: a cascade, or a number of dimensions that the method does not support.
     """

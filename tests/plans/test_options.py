@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,37 @@ def test_every_options_class_is_listed_and_every_field_is_documented() -> None:
         for description in cls.describe():
             assert description.doc.endswith("."), (cls.__name__, description.name)
             assert description.expected, (cls.__name__, description.name)
+
+
+def test_the_page_lists_every_option_with_its_default_and_its_range() -> None:
+    page = (Path(__file__).parents[2] / "docs/trainers.md").read_text()
+    assert options_tables() in page, "copy what `python -m tests.plans.test_options` prints into docs/trainers.md"
+
+
+def options_tables() -> str:
+    """One table per options class, of the fields that it adds or changes."""
+    lines: list[str] = []
+    for cls in OPTIONS:
+        bases = [base for base in cls.__mro__[1:] if base in OPTIONS]
+        inherited = set(bases[0].describe()) if bases else set()
+        of_trainers = [f"`{name}`" for name, entry in trainers().items() if entry.load().options_class is cls]
+        subject = " and ".join(of_trainers)
+        addition = f", in addition to those of `{bases[0].__name__}`" if bases else ""
+        used = f"Options of {subject}{addition}." if subject else f"Options of a base class{addition}."
+        lines += [
+            f"### {cls.__name__}",
+            "",
+            used,
+            "",
+            "| option | default | range | meaning |",
+            "|---|---|---|---|",
+        ]
+        for option in cls.describe():
+            if option not in inherited:
+                default = json.dumps(option.default)
+                lines.append(f"| `{option.name}` | `{default}` | {option.expected} | {option.doc} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def test_a_plans_copy_is_checked_against_the_options_of_every_trainer() -> None:
@@ -162,3 +194,7 @@ def test_baseline_ignores_options_of_other_trainers() -> None:
 def test_the_block_must_be_an_object(wrong) -> None:
     with pytest.raises(OptionError, match="expected an object"):
         read_options(DenseContrastOptions, {"nnunet_invariance": wrong})
+
+
+if __name__ == "__main__":
+    print(options_tables())
