@@ -97,7 +97,7 @@ def test_a_case_with_its_view_is_cropped_as_one_image():
 def test_views_come_into_the_batch_in_place_and_only_as_second_views(tiny, stored):
     trainer, batch = started(tiny, "ICMSegTrainer", views_probability=1.0)
     cases = len(trainer.do_split()[0])
-    assert f"{2 * cases} stored views of {cases} training cases, with chance 1" in log_of(trainer)
+    assert f"{2 * cases} stored views of {cases} training cases, used with probability 1" in log_of(trainer)
     assert all(str(key).endswith(("__T1", "__T2")) for key in batch["keys"])
     moved = with_views(trainer, batch)
     views = moved["views"]
