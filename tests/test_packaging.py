@@ -12,7 +12,7 @@ import pytest
 from nnunet_invariance import __version__
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {
+FOLDERS = {
     "nnunet_invariance": "nnunet_invariance",
     "trainers": "nnunet_invariance/trainers",
     "plans": "nnunet_invariance/plans",
@@ -29,7 +29,7 @@ def wheel(tmp_path_factory) -> Path:
         "print(build_meta.build_wheel(sys.argv[1], {'--build-option': ['build', '--build-base', sys.argv[2]]}))"
     )
     copy = tmp_path_factory.mktemp("checkout")
-    tracked = ["setup.py", "pyproject.toml", "README.md", "LICENSE", *ROOMS]
+    tracked = ["setup.py", "pyproject.toml", "README.md", "LICENSE", *FOLDERS]
     subprocess.run(["cp", "-r", *(ROOT / name for name in tracked), copy], check=True)
     command = [sys.executable, "-c", code, str(out), str(out / "build")]
     built = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
@@ -40,12 +40,14 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     expected = {
         f"{target}/{file.relative_to(ROOT / source).as_posix()}"
-        for source, target in ROOMS.items()
+        for source, target in FOLDERS.items()
         for file in (ROOT / source).rglob("*.py")
     }
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name for name in names if name.endswith(".py")} == expected
     assert "nnunet_invariance/_ext_trainers/nnunet_invariance_trainers.py" in names
+    assert "nnunet_invariance/py.typed" in names
+    assert any(name.endswith(".safetensors") for name in names)
 
 
 def test_the_wheel_names_its_licence_entry_points_and_version(wheel):
