@@ -114,7 +114,7 @@ def generate_views(
         OptionError, BaseModelError, StyleFolderError, DeviceMemoryError
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise OptionError("-device cuda: not available on this machine. Take -device cpu, for tiny models.")
+        raise OptionError("-device cuda: not available on this machine. Add -device cpu (for tiny models).")
     slices = open_slices(root)
     raw = open_raw_dataset(slices.dataset)
     state = PartialState(cpu=device == "cpu")

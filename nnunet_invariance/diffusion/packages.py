@@ -4,6 +4,7 @@ Raises:
     MissingPackageError: on import, where one of them is missing or broken.
 """
 
+from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import MissingPackageError
 
 __all__ = [
@@ -37,7 +38,7 @@ except (ImportError, RuntimeError, AttributeError) as error:
         "The installed torchvision was built for another torch: install the one that belongs to your torch, or "
         "uninstall it (pip uninstall torchvision); it is not needed."
         if broken
-        else "Install them: pip install 'nnunet_invariance[diffusion]'"
+        else f"Install them: {install_command('diffusion')}"
     )
     raise MissingPackageError(
         f"The diffusion path needs diffusers, transformers and accelerate, but their import fails: {error}. {remedy}"

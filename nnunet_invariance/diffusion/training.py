@@ -75,7 +75,7 @@ def make_accelerator(options: TrainingOptions, device: str) -> Accelerator:
         OptionError: there is no such device.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise OptionError("-device cuda: not available on this machine. Take -device cpu, for tiny models.")
+        raise OptionError("-device cuda: not available on this machine. Add -device cpu (for tiny models).")
     return Accelerator(mixed_precision=options.amp, gradient_accumulation_steps=options.accumulate, cpu=device == "cpu")
 
 

@@ -63,11 +63,14 @@ def channel_names_of(dataset_json: dict[str, Any]) -> list[str]:
 
 
 def require_environment() -> None:
-    """Raise EnvironmentNotSetError where one of nnU-Net's three variables is not set."""
-    for variable in ENVIRONMENT:
-        if not os.environ.get(variable):
-            msg = f"The environment variable {variable} is not set. "
-            raise EnvironmentNotSetError(f"{msg}Set it to the folder that nnU-Net uses, then try again.")
+    """Raise EnvironmentNotSetError, which names all of nnU-Net's three variables that are not set."""
+    missing = [variable for variable in ENVIRONMENT if not os.environ.get(variable)]
+    if len(missing) == 1:
+        msg = f"The environment variable {missing[0]} is not set. "
+        raise EnvironmentNotSetError(f"{msg}Set it to the folder that nnU-Net uses, then try again.")
+    if missing:
+        msg = f"The environment variables {', '.join(missing)} are not set. "
+        raise EnvironmentNotSetError(f"{msg}Set them to the folders that nnU-Net uses, then try again.")
 
 
 def dataset_name_of(dataset: str) -> str:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import MissingPackageError, OptionError
 
 CHANNELS_AT_ONCE = 4  # the library unfolds the moving features: memory is this share of all channels
@@ -60,7 +61,7 @@ def library() -> ModuleType:
             return importlib.import_module("convexAdam.convex_adam_utils")
     except ModuleNotFoundError as error:
         msg = f"Registration needs the library convexadam, which is not installed ({error}). "
-        raise MissingPackageError(f"{msg}Install it: pip install 'nnunet_invariance[registration]'") from error
+        raise MissingPackageError(f"{msg}Install it: {install_command('registration')}") from error
 
 
 def mind_ssc(x: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:

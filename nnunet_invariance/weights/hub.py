@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import MissingPackageError, WeightsNotFoundError
 
 PREFIX = "hf:"
@@ -25,7 +26,7 @@ def local_file(name: Path | str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         msg = f"{text} is a file of the hub, but huggingface_hub is not installed. "
-        raise MissingPackageError(msg + "Install it: pip install 'nnunet_invariance[hub]'.") from error
+        raise MissingPackageError(f"{msg}Install it: {install_command('hub')}") from error
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", file))
     except (OSError, ValueError) as error:  # what the hub's own errors are

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import MissingPackageError, UnsupportedConfigurationError
 
 NETWORK = f"{__name__}.SwinUNETR"
@@ -49,7 +50,7 @@ def monai_network(input_channels: int, num_classes: int, width: int, version: in
     """
     if importlib.util.find_spec("monai") is None:
         msg = "SwinUNETR is MONAI's network, and monai is not installed. "
-        raise MissingPackageError(msg + "Install it: pip install 'nnunet_invariance[swin]'.")
+        raise MissingPackageError(f"{msg}Install it: {install_command('swin')}")
     from monai.networks.nets import SwinUNETR as Theirs  # takes seconds
 
     # MONAI reads numbers out of a tensor, which a device without memory does not have.

@@ -166,7 +166,7 @@ def _check_device(device: str) -> None:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device):
         found = ", ".join(name for name, here in available.items() if here)
-        raise OptionError(f"-device {device}: not available on this machine; available: {found}. Choose one of these.")
+        raise OptionError(f"-device {device}: not available on this machine; available: {found}. Add -device cpu.")
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
 
