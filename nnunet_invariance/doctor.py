@@ -1,4 +1,4 @@
-"""What is installed, found and set, and what is wrong, with the remedy."""
+"""Checks the installation and the environment, and says how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -16,18 +16,33 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from nnunet_invariance import _discovery
+from nnunet_invariance.common.extras import PACKAGE, extras, install_command
+from nnunet_invariance.common.wording import counted
 
-PACKAGE = "nnunet_invariance"
 LEAST_FREE_GB = 5
 WHY = {
-    "torch": "2.9 runs 3-D convolutions under AMP several times slower than its neighbours",
-    "setuptools": "nnU-Net's preprocessing imports distutils, which Python 3.12 dropped",
+    "torch": "torch 2.9 runs 3-D convolutions under AMP several times slower than 2.8 and 2.10",
+    "setuptools": "nnU-Net's preprocessing imports distutils, which Python 3.12 removed",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `remedy` is None where all is well."""
+    """One line of the report.
+
+    Attributes:
+        section: heading under which the line is printed.
+        name: what was checked.
+        value: what was found.
+        remedy: how to fix it; None if nothing is wrong.
+
+    >>> print(render([Finding("Set", "nnUNet_raw", "not set", "export nnUNet_raw=/path/to/raw")]))
+    Set
+      ! nnUNet_raw  not set
+                    -> export nnUNet_raw=/path/to/raw
+    <BLANKLINE>
+    1 problem found, marked with ! above; each has a remedy.
+    """
 
     section: str
     name: str
@@ -36,19 +51,19 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Every finding, in the order of the report. Imports torch and nnU-Net; changes nothing."""
-    return [*installed(), *devices(), *discovery(), *folders(), *traps()]
+    """Return every finding in the order of the report. Imports torch and nnU-Net; changes nothing."""
+    return [*installed(), *optional(), *devices(), *discovery(), *folders(), *traps()]
 
 
 def installed() -> Iterator[Finding]:
-    """The versions of Python and of what the package requires, each against its declared range."""
+    """Compare the versions of Python and of every required package with the declared ranges."""
     section = "Installed"
     yield Finding(section, "python", platform.python_version())
     try:
         requirements = [Requirement(line) for line in metadata.requires(PACKAGE) or ()]
         yield Finding(section, PACKAGE, metadata.version(PACKAGE))
     except metadata.PackageNotFoundError:
-        yield Finding(section, PACKAGE, "not installed", "pip install -e . in the checkout")
+        yield Finding(section, PACKAGE, "not installed", "run `pip install -e .` in the checkout")
         return
     for requirement in requirements:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
@@ -56,7 +71,7 @@ def installed() -> Iterator[Finding]:
 
 
 def check_requirement(section: str, requirement: Requirement) -> Finding:
-    """The installed version of one requirement, and the pip command where it is missing or out of range."""
+    """Return the installed version of a requirement, with a pip command if it is missing or out of range."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -68,22 +83,36 @@ def check_requirement(section: str, requirement: Requirement) -> Finding:
     return Finding(section, requirement.name, found, f"pip install '{requirement.name}{requirement.specifier}'{why}")
 
 
+def optional() -> Iterator[Finding]:
+    """List the extras: whether their packages are installed, and the pip command if they are not."""
+    for extra, requirements in extras().items():
+        findings = [check_requirement("Extras", requirement) for requirement in requirements]
+        if any(finding.remedy for finding in findings):
+            yield Finding("Extras", extra, f"not installed (optional): {install_command(extra)}")
+        else:
+            yield Finding("Extras", extra, ", ".join(f"{finding.name} {finding.value}" for finding in findings))
+
+
 def devices() -> Iterator[Finding]:
-    """The device kinds that torch can use."""
+    """List the devices that torch can use."""
     section = "Found"
     try:
         import torch
     except (ImportError, OSError, RuntimeError) as error:
         yield Finding(section, "torch", f"import fails: {error}", "pip install --force-reinstall torch torchvision")
         return
-    yield Finding(section, "cpu", f"{_cores()} cores")
+    yield Finding(section, "cpu", counted(_cores(), "core"))
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    yield Finding(section, "cuda", ", ".join(cuda) if cuda else "none (stock-sized training needs one)")
+    yield Finding(
+        section,
+        "cuda",
+        ", ".join(cuda) if cuda else "none: add -device cpu to every command; a stock-sized network needs a GPU",
+    )
     yield Finding(section, "mps", "yes" if torch.backends.mps.is_available() else "none")
 
 
 def discovery() -> Iterator[Finding]:
-    """Whether the stock nnU-Net commands would find our trainers."""
+    """Check whether the stock nnU-Net commands find the trainers of this package."""
     section = "Found"
     folder = _discovery.ext_trainer_folder()
     try:
@@ -92,15 +121,15 @@ def discovery() -> Iterator[Finding]:
         yield Finding(section, "nnunetv2", f"import fails: {error}", "pip install --force-reinstall 'nnunetv2>=2.8,<3'")
         return
     yield Finding(section, "hook", "on" if _discovery.is_hooked() else "off")
-    yield Finding(section, "shim folder", f"{folder} (for nnUNet_extTrainer, where the hook is off)")
+    yield Finding(section, "shim folder", f"{folder} (value of nnUNet_extTrainer if the hook is off)")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells every file it looks into
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints every file that it searches
             recursive_find_trainer_class_by_name("AliceTrainer")
     except (ImportError, OSError, RuntimeError) as error:
         remedy = (
             f"unset {_discovery.SWITCH} and TORCH_DEVICE_BACKEND_AUTOLOAD, or export nnUNet_extTrainer={folder}"
             if not _discovery.is_hooked()
-            else "pip install --force-reinstall nnunet_invariance"
+            else f"reinstall the package: {_reinstall_command()}"
         )
         yield Finding(section, "AliceTrainer", f"not found by nnU-Net: {error}", remedy)
     else:
@@ -108,16 +137,18 @@ def discovery() -> Iterator[Finding]:
 
 
 def folders() -> Iterator[Finding]:
-    """nnU-Net's three variables: set, existing, writable, and the free space behind them."""
+    """Check that nnU-Net's three folders are set, exist, are writable, and have free space."""
     section = "Set"
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         value = os.environ.get(name)
         if not value:
-            yield Finding(section, name, "not set", f"export {name}=/a/folder/of/yours")
+            yield Finding(section, name, "not set", f"export {name}=/path/to/{name.removeprefix('nnUNet_')}")
         elif not Path(value).is_dir():
             yield Finding(section, name, f"{value} does not exist", f"mkdir -p '{value}'")
         elif name != "nnUNet_raw" and not os.access(value, os.W_OK):
-            yield Finding(section, name, f"{value} is not writable", f"chmod u+w '{value}', or another {name}")
+            yield Finding(
+                section, name, f"{value} is not writable", f"chmod u+w '{value}', or set {name} to another folder"
+            )
         else:
             free = shutil.disk_usage(value).free / 1e9
             remedy = None
@@ -127,7 +158,7 @@ def folders() -> Iterator[Finding]:
 
 
 def traps() -> Iterator[Finding]:
-    """Settings and packages that break or slow nnU-Net without saying why."""
+    """Find packages and settings that break nnU-Net or slow it down without a clear message."""
     section = "Traps"
     try:
         importlib.import_module("torchvision")
@@ -136,22 +167,32 @@ def traps() -> Iterator[Finding]:
             section,
             "torchvision",
             f"import fails: {error}",
-            "pip install --upgrade torch torchvision, both from one index   (nnU-Net's search for its own trainers "
-            "imports it on the way; ours are found without)",
+            "pip install --upgrade torch torchvision, both from the same index   (nnU-Net imports torchvision when it "
+            "searches its own trainers; the trainers of this package are found without it)",
         )
     else:
         yield Finding(section, "torchvision", "imports")
+    yield from worker_settings()
+
+
+def worker_settings() -> Iterator[Finding]:
+    """Check nnU-Net's two variables that set the number of worker processes."""
+    section = "Traps"
     workers, cores = os.environ.get("nnUNet_def_n_proc", "8"), _cores()
-    shown = f"{workers}{'' if 'nnUNet_def_n_proc' in os.environ else ' (nnU-Net default)'} on {cores} cores"
-    remedy = f"export nnUNet_def_n_proc={cores}   (each worker imports torch and holds a case)"
+    default = "" if "nnUNet_def_n_proc" in os.environ else " (nnU-Net's default)"
+    shown = f"{workers}{default} on {counted(cores, 'core')}"
+    remedy = f"export nnUNet_def_n_proc={cores}   (each worker imports torch and holds a case in memory)"
     yield Finding(section, "nnUNet_def_n_proc", shown, None if workers in map(str, range(1, cores + 1)) else remedy)
     augmenters = os.environ.get("nnUNet_n_proc_DA")
-    remedy = "unset nnUNet_n_proc_DA for planning   (nnU-Net's planner crashes on 0; training is well with it)"
+    remedy = (
+        "unset nnUNet_n_proc_DA before nnUNetv2_plan_and_preprocess, which stops with 'set_num_threads expects a "
+        "positive integer' if it is 0   (for training, 0 is allowed)"
+    )
     yield Finding(section, "nnUNet_n_proc_DA", augmenters or "not set", remedy if augmenters == "0" else None)
 
 
 def render(findings: list[Finding]) -> str:
-    """The report as text: a table a section, a remedy under what is wrong, and one closing line."""
+    """Format the report: one table per section, each remedy below its finding, and a closing line."""
     width = max(len(finding.name) for finding in findings)
     lines: list[str] = []
     section = None
@@ -163,10 +204,19 @@ def render(findings: list[Finding]) -> str:
         if finding.remedy:
             lines.append(f"    {'':<{width}}  -> {finding.remedy}")
     wrong = sum(finding.remedy is not None for finding in findings)
-    closing = "All is well." if not wrong else f"{wrong} to mend, marked ! above, each with its remedy."
+    problems = f"{counted(wrong, 'problem')} found, marked with ! above; each has a remedy."
+    closing = problems if wrong else "No problem found."
     return "\n".join([*lines[1:], "", closing])
 
 
 def _cores() -> int:
-    """The cores this process may use, which a container or scheduler may have cut."""
+    """Number of cores that this process may use; a container or a scheduler may have limited it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _reinstall_command() -> str:
+    """The pip command that installs the package again from where it came."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install --force-reinstall --no-deps -e '{checkout}'"
+    return "pip install --force-reinstall --no-deps with the wheel or checkout that you installed it from"

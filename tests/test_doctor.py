@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections import namedtuple
@@ -12,6 +14,9 @@ from packaging.requirements import Requirement
 
 from nnunet_invariance import _discovery, doctor
 from nnunet_invariance.cli import main as cli
+from nnunet_invariance.common.extras import install_command
+from nnunet_invariance.errors import EnvironmentNotSetError
+from nnunet_invariance.nnunet.planned_dataset import require_environment
 
 
 def by_name(findings) -> dict[str, doctor.Finding]:
@@ -30,7 +35,7 @@ def test_a_sound_set_up_is_found_sound(tiny, monkeypatch, capsys):
     assert {name: finding.remedy for name, finding in findings.items() if finding.remedy} == {}
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert printed.endswith("All is well.\n")
+    assert printed.endswith("No problem found.\n")
     assert _discovery.ext_trainer_folder() in printed
 
 
@@ -48,7 +53,7 @@ def test_the_three_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(int(1.2e9)))
     findings = by_name(doctor.folders())
-    assert findings["nnUNet_raw"].remedy == "export nnUNet_raw=/a/folder/of/yours"
+    assert findings["nnUNet_raw"].remedy == "export nnUNet_raw=/path/to/raw"
     assert findings["nnUNet_preprocessed"].remedy == f"mkdir -p '{tmp_path / 'absent'}'"
     assert findings["nnUNet_results"].value == f"{tmp_path} (1 GB free)"
     assert findings["nnUNet_results"].remedy.startswith("free at least 5 GB there")
@@ -103,7 +108,7 @@ def test_traps(monkeypatch):
     assert findings["torchvision"].remedy.startswith("pip install --upgrade torch torchvision")
     assert findings["nnUNet_def_n_proc"].value.startswith("1000 on ")
     assert findings["nnUNet_def_n_proc"].remedy.startswith("export nnUNet_def_n_proc=")
-    assert findings["nnUNet_n_proc_DA"].remedy.startswith("unset nnUNet_n_proc_DA for planning")
+    assert findings["nnUNet_n_proc_DA"].remedy.startswith("unset nnUNet_n_proc_DA before nnUNetv2_plan_and_preprocess")
 
 
 @pytest.mark.parametrize("workers", ["0", "many", "1.5"])
@@ -116,7 +121,7 @@ def test_the_default_number_of_workers_on_a_small_machine(monkeypatch):
     monkeypatch.delenv("nnUNet_def_n_proc")
     monkeypatch.setattr(doctor, "_cores", lambda: 2)
     finding = by_name(doctor.traps())["nnUNet_def_n_proc"]
-    assert finding.value == "8 (nnU-Net default) on 2 cores"
+    assert finding.value == "8 (nnU-Net's default) on 2 cores"
     assert finding.remedy.startswith("export nnUNet_def_n_proc=2")
 
 
@@ -139,3 +144,41 @@ def test_torch_that_does_not_import_is_a_finding(monkeypatch):
     (finding,) = doctor.devices()
     assert finding.value.startswith("import fails")
     assert finding.remedy.startswith("pip install")
+
+
+def test_every_extra_is_listed_with_a_command_that_installs_it(monkeypatch):
+    listed = by_name(doctor.optional())
+    declared = set(metadata.metadata("nnunet_invariance").get_all("Provides-Extra")) - {"test"}
+    assert set(listed) == declared
+    assert all(finding.remedy is None for finding in listed.values())  # an optional package is not a problem
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    missing = by_name(doctor.optional())
+    assert re.fullmatch(r"not installed \(optional\): pip install 'convexadam.*'", missing["registration"].value)
+
+
+def test_the_command_for_an_extra_names_the_packages_or_the_checkout(monkeypatch):
+    assert shlex.split(install_command("hub"))[:2] == ["pip", "install"]
+    assert Requirement(shlex.split(install_command("hub"))[2]).name == "huggingface_hub"
+
+    def requires(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert install_command("hub") == "pip install '.[hub]' in the checkout"
+
+
+def test_all_missing_variables_are_named_at_once(monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.delenv(f"nnUNet_{name}", raising=False)
+    names = "nnUNet_raw, nnUNet_preprocessed, nnUNet_results"
+    with pytest.raises(EnvironmentNotSetError, match=f"{names} are not set"):
+        require_environment()
+
+
+def test_one_core_is_not_plural(monkeypatch):
+    monkeypatch.setattr(doctor, "_cores", lambda: 1)
+    assert by_name(doctor.devices())["cpu"].value == "1 core"

@@ -6,6 +6,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import UnknownConfigurationError, UnsupportedConfigurationError
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
 
@@ -50,8 +51,8 @@ def check_channels(dataset_name: str, dataset_json: dict, least: int, trainer: s
     if len(names) < least:
         found = f"one channel, {names[0]}" if len(names) == 1 else f"the channels {', '.join(names)}"
         raise UnsupportedConfigurationError(
-            f"{dataset_name} has {found}; {trainer} needs at least {least} channels per case. Train this data set with "
-            "another trainer."
+            f"{dataset_name} has {found}; {trainer} needs at least {counted(least, 'channel')} per case. "
+            "Train this data set with another trainer."
         )
 
 

@@ -1,1 +1,3 @@
-"""The command line: one file a verb, no logic."""
+"""The command line: one module per command, without logic of its own."""
+
+__all__: list[str] = []

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.common.wording import counted
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb and its flags."""
@@ -24,5 +26,5 @@ def run(args: argparse.Namespace) -> int:
     done = complete(args.images, args.out, args.dataset)
     for case, channels in done.filled.items():
         print(f"{case}: filled {', '.join(channels)}")
-    print(f"finished: {done.cases} cases in {args.out}, {len(done.filled)} of them completed")
+    print(f"finished: {counted(done.cases, 'case')} in {args.out}, {len(done.filled)} of them completed")
     return 0

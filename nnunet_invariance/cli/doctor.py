@@ -1,17 +1,21 @@
-"""`nnunet-invariance doctor`."""
+"""``nnunet-invariance doctor``: check the installation and the environment."""
 
 import argparse
 
-HELP = "what is installed, found and set, and what is wrong, with the remedy"
+HELP = "check the installation and the environment, and say how to fix what is wrong"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb to the command line."""
-    subparsers.add_parser("doctor", help=HELP, description=f"Says {HELP}. Exit status 1 when something is wrong.")
+    """Add the command."""
+    description = (
+        "Checks the installed packages, the devices, whether nnU-Net finds the trainers, nnU-Net's environment "
+        "variables, and known traps, and says how to fix what is wrong. The exit status is 1 if something is wrong."
+    )
+    subparsers.add_parser("doctor", help=HELP, description=description)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; 1 when one of them needs a remedy."""
+    """Print the findings; returns 1 if one of them needs a remedy."""
     from nnunet_invariance.doctor import diagnose, render
 
     findings = diagnose()

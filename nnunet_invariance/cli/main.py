@@ -1,18 +1,21 @@
-"""The command line `nnunet-invariance VERB ...`: one file a verb, each with `add_parser(subparsers)` and `run(args)`.
+"""The command line ``nnunet-invariance COMMAND ...``.
 
-No verb imports torch at module level, so that `--help` answers at once.
+Each command is a module of this package with two functions: ``add_parser(subparsers)`` and ``run(args)``. No module
+here imports torch at its top level, so that ``--help`` answers at once.
 """
 
 import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from nnunet_invariance import __version__
+from nnunet_invariance.common.wording import did_you_mean
 from nnunet_invariance.errors import InvarianceError
 
-VERBS = (
+COMMANDS = (
     "pretrain",
     "synthesize",
     "weights",
@@ -28,34 +31,47 @@ VERBS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0 well, 1 the verb's own finding, 2 a user error, 130 interrupted."""
-    verbs = {verb: importlib.import_module(f"nnunet_invariance.cli.{verb}") for verb in VERBS}
-    parser = argparse.ArgumentParser(
-        prog="nnunet-invariance",
-        description="Pre-training for nnU-Net v2, and the tools around it. Training and prediction are nnU-Net's own "
-        "commands: nnUNetv2_train DATASET 3d_fullres 0 -tr AliceTrainer",
-    )
-    parser.add_argument("--version", action="version", version=f"nnunet-invariance {__version__}")
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB")
-    for module in verbs.values():
-        module.add_parser(subparsers)
-    args = parser.parse_args(argv)
-    if args.verb is None:
+    """Run one command and return its exit status.
+
+    The status is 0 on success, 1 if the command reports a problem (``doctor``), 2 for an error of the user, and 130
+    if the run was interrupted.
+    """
+    modules = {name: importlib.import_module(f"nnunet_invariance.cli.{name}") for name in COMMANDS}
+    parser = _parser(modules)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-") and words[0] not in modules:
+        hint = did_you_mean(words[0], modules)
+        parser.error(f"there is no command {words[0]!r}; expected one of {', '.join(modules)}.{hint}")
+    args = parser.parse_args(words)
+    if args.command is None:
         parser.print_help()
         return 0
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("nnunet_invariance").setLevel(logging.INFO)
     try:
-        return verbs[args.verb].run(args)
+        return modules[args.command].run(args)
     except InvarianceError as error:
-        print(f"nnunet-invariance {args.verb}: {error}", file=sys.stderr)
+        print(f"nnunet-invariance {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"nnunet-invariance {args.verb}: interrupted", file=sys.stderr)
+        print(f"nnunet-invariance {args.command}: interrupted", file=sys.stderr)
         return 130
 
 
+def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnunet-invariance",
+        description="Pre-training for nnU-Net v2, and tools around it. Train and predict with nnU-Net's own commands, "
+        "for example: nnUNetv2_train DATASET 3d_fullres 0 -tr AliceTrainer",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet-invariance {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for module in modules.values():
+        module.add_parser(subparsers)
+    return parser
+
+
 def entry_point() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     sys.exit(main())

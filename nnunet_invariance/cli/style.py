@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.cli.help import ShowDefaults
+from nnunet_invariance.common.wording import counted
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -137,7 +138,7 @@ def _slices(args: argparse.Namespace) -> None:
             f"projections: {dataset}; plan and preprocess it for 2d: nnUNetv2_plan_and_preprocess -d {args.as_dataset}"
         )
     made = make_slices(dataset, args.folder, args.size, plane, args.window)
-    print(f"finished: slices of {len(made.names)} volumes in {args.folder}")
+    print(f"finished: slices of {counted(len(made.names), 'volume')} in {args.folder}")
 
 
 def _training_options(args: argparse.Namespace) -> Any:
@@ -169,8 +170,11 @@ def _generate(args: argparse.Namespace) -> None:
     options = ViewOptions(sampling, args.swap, args.match, args.seed, args.amp, args.batch_size)
     counts = generate_views(args.folder, args.base, args.styles, options, args.prompts, args.device)
     for view, count in counts.items():
-        print(f"{view}: {count['volumes']} volumes, {count['rejected']} of {count['slices']} slices rejected", end="")
-        print(f", {count['left_out']} volumes left out")
+        print(
+            f"{view}: {counted(count['volumes'], 'volume')}, {count['rejected']} of {count['slices']} slices rejected",
+            end="",
+        )
+        print(f", {counted(count['left_out'], 'volume')} left out")
 
 
 def _preprocess(args: argparse.Namespace) -> None:

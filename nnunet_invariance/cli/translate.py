@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_invariance.cli.help import ShowDefaults
+from nnunet_invariance.common.wording import counted
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         from nnunet_invariance.modality_translation.predict import predict
 
         number = predict(model, args.images, args.out, args.sources, args.targets, args.keep)
-        print(f"finished: {number} cases in {args.out}")
+        print(f"finished: {counted(number, 'case')} in {args.out}")
         return 0
     from nnunet_invariance.evaluation.protocols.missing_modality import choose_subsets
     from nnunet_invariance.modality_translation.evaluate import evaluate, seen_cases

@@ -18,7 +18,7 @@ from nnunet_invariance.errors import InvarianceError
 ROOT = Path(__file__).parents[2]
 
 
-def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
+def run_module(*words: str, **environment: str) -> subprocess.CompletedProcess:
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, *words],
@@ -29,28 +29,30 @@ def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("words", [(), ("--help",), *((verb, "--help") for verb in cli.VERBS)])
-def test_help_answers_in_under_a_second(words):
+@pytest.mark.parametrize("words", [(), ("--help",), *((command, "--help") for command in cli.COMMANDS)])
+def test_help_answers_in_half_a_second(words):
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter()
-        result = command("-m", "nnunet_invariance", *words)
+        result = run_module("-m", "nnunet_invariance", *words)
         seconds.append(time.perf_counter() - start)
         assert result.returncode == 0, result.stderr
         assert result.stderr == ""
         assert result.stdout.startswith(f"usage: {' '.join(('nnunet-invariance', *words)).removesuffix(' --help')} ")
-    assert min(seconds) < 1
+        if seconds[-1] < 0.5:
+            break
+    assert min(seconds) < 0.5
 
 
-def test_help_lists_every_verb_and_imports_no_torch():
-    result = command(
+def test_help_lists_every_command_and_imports_no_torch():
+    result = run_module(
         "-c",
         "import sys\nfrom nnunet_invariance.cli.main import main\nmain([])\n"
         "print('heavy:', sorted({'torch', 'numpy', 'nnunetv2', 'matplotlib', 'SimpleITK'} & set(sys.modules)))",
     )
     assert "heavy: []" in result.stdout, result.stderr
-    for verb in cli.VERBS:
-        assert re.search(rf"\n    {verb}\s", result.stdout)
+    for command in cli.COMMANDS:
+        assert re.search(rf"\n    {command}\s", result.stdout)
 
 
 def test_help_names_a_default_where_there_is_one(capsys):
@@ -69,12 +71,13 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"nnunet-invariance {__version__}\n"
 
 
-def test_an_unknown_verb_is_named_with_the_known_ones(capsys):
+def test_an_unknown_command_is_named_with_the_nearest_and_all_known_ones(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["pretrane"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "'pretrane'" in error
+    assert "no command 'pretrane'" in error
+    assert "Did you mean 'pretrain'?" in error
     assert "doctor" in error
 
 
@@ -85,7 +88,7 @@ def test_an_unknown_verb_is_named_with_the_known_ones(capsys):
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_what_a_verb_raises_becomes_one_line_and_a_status(raised, status, message, monkeypatch, capsys):
+def test_what_a_command_raises_becomes_one_line_and_a_status(raised, status, message, monkeypatch, capsys):
     def run(args: argparse.Namespace) -> int:
         raise raised
 
@@ -108,7 +111,7 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
 def test_a_user_error_from_a_shell_has_no_traceback(tmp_path):
     words = ["pretrain", "alice", "Dataset999_Nowhere", "3d_fullres", "-device", "cpu"]
     folders = {f"nnUNet_{name}": str(tmp_path) for name in ("raw", "preprocessed", "results")}
-    result = command("-m", "nnunet_invariance", *words, **folders)
+    result = run_module("-m", "nnunet_invariance", *words, **folders)
     assert result.returncode == 2
     assert "Dataset999_Nowhere" in result.stderr
     assert "Traceback" not in result.stderr

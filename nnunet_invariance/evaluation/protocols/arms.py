@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nnunet_invariance._discovery import find_trainer, nearest_trainers
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.checkpoints import starts_from_weights
 from nnunet_invariance.evaluation.runner.jobs import Arm
@@ -162,5 +163,5 @@ def why_not(name: str, planned: PlannedDataset) -> str | None:
     if dimensions and planned.configuration.previous_stage_name is not None:
         return f"supports no cascade, which {planned.configuration_name} is part of"
     if channels < (least := getattr(trainer, "least_channels", 1)):
-        return f"needs at least {least} channels, {planned.name} has {channels}"
+        return f"needs at least {counted(least, 'channel')}, {planned.name} has {channels}"
     return None

@@ -1,0 +1,23 @@
+"""Counts and suggestions in messages."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number with its noun in the right form.
+
+    >>> counted(1, "case"), counted(2, "case"), counted(0, "class", "classes")
+    ('1 case', '2 cases', '0 classes')
+    """
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest known word, with a leading space; empty if none is near.
+
+    >>> did_you_mean("pretrian", ["pretrain", "weights"])
+    " Did you mean 'pretrain'?"
+    """
+    near = get_close_matches(word, list(known), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
