@@ -151,10 +151,10 @@ def folders() -> Iterator[Finding]:
             )
         else:
             free = shutil.disk_usage(value).free / 1e9
-            remedy = None
+            remedy = ""
             if name != "nnUNet_raw" and free < LEAST_FREE_GB:
                 remedy = f"free at least {LEAST_FREE_GB} GB there, or set {name} to another disk"
-            yield Finding(section, name, f"{value} ({free:.0f} GB free)", remedy)
+            yield Finding(section, name, f"{value} ({free:.0f} GB free)", remedy or None)
 
 
 def traps() -> Iterator[Finding]:
