@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import slow_synthesis as slow
 import torch
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from nnunet_invariance.synthesis.appearance import apply_appearance
 from nnunet_invariance.synthesis.engine import SynthesisEngine
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import element_generator
+from tests.helpers import slow_synthesis as slow
 
 AUTHORS_SECONDS_PER_PAIR = 3.64
 

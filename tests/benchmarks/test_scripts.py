@@ -1,0 +1,54 @@
+"""Every benchmark starts, is listed in the README, and records the environment of its numbers."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.common import environment, publish
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in ROOT.glob("benchmarks/*/*.py")
+    if "__main__" in file.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_benchmark_starts_and_shows_its_arguments(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(script, run_name="__main__")
+    assert stop.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+    path = ROOT / f"{script.replace('.', '/')}.py"
+    assert f"python -m {script} " in path.read_text(encoding="utf-8"), "the docstring states the command"
+
+
+def test_the_readme_lists_every_benchmark_and_no_other():
+    page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `((?:micro|studies)\.\w+)` ", page, re.M)
+    assert [f"benchmarks.{name}" for name in listed] == SCRIPTS
+
+
+def test_documented_benchmark_commands_exist():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+    named = {name for page in pages for name in re.findall(r"python -m (benchmarks\.[\w.]+)", page.read_text("utf-8"))}
+    assert named
+    assert named - {*SCRIPTS} == set()
+
+
+def test_a_result_holds_its_environment_and_time(tmp_path, capsys):
+    out = tmp_path / "new" / "result.json"
+    publish("example", environment("cpu", 1), {"seconds": [1.0, 2.0]}, out)
+    content = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == content
+    assert list(content)[:3] == ["benchmark", "created", "environment"]
+    assert content["environment"]["torch"] == torch.__version__
+    assert {"device", "cores", "threads", "load_at_start", "system", "python", "nnunetv2"} < set(content["environment"])
+    assert content["seconds"] == [1.0, 2.0]
