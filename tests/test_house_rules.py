@@ -70,8 +70,9 @@ def test_no_function_is_too_complex():
 def identifiers_and_strings(file: Path) -> list[str]:
     """Every name and every string of a module that is not a docstring, in lower case."""
     words = []
-    docstrings = {id(node.value) for node in ast.walk(tree_ := tree(file)) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree_):
+    nodes = list(ast.walk(tree(file)))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         if isinstance(node, ast.Name):
             words.append(node.id)
         elif isinstance(node, ast.Attribute):
