@@ -36,6 +36,6 @@ def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
         if error.name is not None and error.name.split(".")[0] in EXTRAS:
             pytest.skip(f"{name} needs the package {error.name}")
         raise
-    result = doctest.testmod(module, optionflags=FLAGS)
-    assert result.attempted > 0, f"{name} has a `>>>` that doctest does not find"
-    assert result.failed == 0, "see the report of doctest above"
+    found = sum(len(test.examples) for test in doctest.DocTestFinder().find(module))
+    assert found, f"{name} has a `>>>` that doctest does not find"
+    assert doctest.testmod(module, optionflags=FLAGS).failed == 0, "see the report of doctest above"

@@ -56,7 +56,7 @@ def _numbers(folder: Path) -> dict[str, object]:
         for kind in TRANSFERS
         if (path := folder / kind).joinpath(SCORES).is_file()
     }
-    record = read_json(folder / "comparison" / "comparison.json")
+    record = read_json(folder / "comparison" / "comparison.json", default={})
     return {
         "held_out": read_json(folder / "held_out.json", default={}),
         "transfer": pairs,
