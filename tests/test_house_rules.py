@@ -26,7 +26,11 @@ GENERIC = (
     "trainers/auxiliary_loss.py",
     "trainers/dense_contrast.py",
 )
-NOT_GENERIC = ("nnunet_invariance/weights/importers", "nnunet_invariance/weights/shipped")
+NOT_GENERIC = (
+    "nnunet_invariance/weights/importers",
+    "nnunet_invariance/weights/shipped",
+    "nnunet_invariance/weights/trusted_architecture.py",  # the allow-list of network classes by name
+)
 METHOD_NAMES = {entry.class_name.lower() for entry in METHODS} | {entry.name for entry in METHODS} | {"icmseg"}
 
 
