@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if the run was interrupted.
     """
     modules = {name: importlib.import_module(f"nnunet_invariance.cli.{name}") for name in COMMANDS}
-    parser = _parser(modules)
+    parser = make_parser(modules)
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-") and words[0] not in modules:
         hint = did_you_mean(words[0], modules)
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
+def make_parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
+    """The parser of the whole command line, from the modules of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="nnunet-invariance",
         description="Pre-training for nnU-Net v2, and tools around it. Train and predict with nnU-Net's own commands, "
