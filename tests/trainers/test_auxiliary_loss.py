@@ -1,4 +1,4 @@
-"""Steps of AliceTrainer on the tiny data set: schedule, losses, gradients, memory, seeds."""
+"""Steps with an auxiliary loss, on AliceTrainer: schedule, losses, gradients, memory, seeds."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""AliceTrainer, its scratch twin and BaselineTrainer on the tiny data set."""
+"""Weights, checkpoints, names and options of trainers, on AliceTrainer and BaselineTrainer."""
 
 import json
 from pathlib import Path
