@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_invariance.synthesis.options import SynthesisOptions
+from nnunet_invariance.synthesis.painting import paint
 from nnunet_invariance.synthesis.randomness import bernoulli, noise_grids, uniform, uniform_int
 from nnunet_invariance.synthesis.separable import smooth_noise
 from nnunet_invariance.synthesis.templates import TemplateBank
-
-CACHED_VOXELS = 2**16
-BLOCK = 8  # voxels a side: a map is painted block by block, and only where a template may be
 
 
 @dataclass(frozen=True)
@@ -84,95 +82,6 @@ def apply_ensemble(bank: TemplateBank, draws: Sequence[Ensemble], options: Synth
     if rows:
         labels[rows] = apply_foreground(labels[rows], [draws[row].foreground for row in rows])
     return labels
-
-
-def paint(bank: TemplateBank, draws: Sequence[Ensemble], size: Sequence[int], first: int = 1) -> Tensor:
-    """Template k gets the value ``first`` + k wherever its periodic copies, read at M x + t, are."""
-    device = bank.flat.device
-    # Most templates first: those that still paint are then always the first rows.
-    order = sorted(range(len(draws)), key=lambda row: -len(draws[row].templates))
-    side = math.gcd(BLOCK, *size)
-    counts = [n // side for n in size]
-    blocks = torch.zeros(len(draws) * math.prod(counts), side, side, side, dtype=torch.uint8, device=device)
-    # A processor is several times faster on few voxels that stay in its cache; a GPU wants all at once.
-    at_once = len(blocks) if device.type != "cpu" else max(1, CACHED_VOXELS // side**3)
-    for k in range(len(draws[order[0]].templates)):
-        rows = [draws[row] for row in order if len(draws[row].templates) > k]
-        maps = [(draw.templates[k], draw.matrices[k], draw.shifts[k]) for draw in rows]
-        stencil = _stencil(bank, maps, counts, side)
-        for chosen in stencil.reaching().split(at_once):
-            index = stencil.index(chosen)
-            inside = bank.flat.index_select(0, index.reshape(-1)).reshape(index.shape)
-            blocks[chosen] = blocks[chosen].masked_fill_(inside.bool(), first + k)
-    labels = blocks.reshape(len(draws), *counts, side, side, side).permute(0, 1, 4, 2, 5, 3, 6)
-    return labels.reshape(len(draws), 1, *size)[torch.tensor(order).argsort().to(device)]
-
-
-@dataclass(frozen=True)
-class _Stencil:
-    """Where in the flat bank the voxels of a map, in blocks, read one template; lists go over the template's axes."""
-
-    steps: list[list[Tensor]]  # turns of the period along each axis of the map: (b, blocks of the axis, side)
-    periods: list[Tensor]  # (b,), as all that follow
-    fronts: list[Tensor]
-    extents: list[Tensor]
-    offset: Tensor
-
-    def reaching(self) -> Tensor:
-        """Numbers of the blocks, over all elements, that may meet the template's crop; the others do not."""
-        near = torch.ones((), dtype=torch.bool, device=self.offset.device)
-        for axis, (z, y, x) in enumerate(self.steps):
-            period, extent = _column(self.periods[axis]), _column(self.extents[axis])
-            middles = [step.mean(-1) for step in (z, y, x)]
-            place = middles[0][:, :, None, None] + middles[1][:, None, :, None] + middles[2][:, None, None, :]
-            reach = sum((step[:, 0, -1] - step[:, 0, 0]).abs() / 2 for step in (z, y, x))
-            away = place - (_column(self.fronts[axis]) + extent / 2) / period
-            away = (away - away.round()).abs()  # to the nearest copy
-            # The empty border of the crop, one voxel a side, is more than rounding can take away.
-            near = near & (away <= extent / 2 / period + _column(reach))
-        return near.reshape(-1).nonzero()[:, 0]
-
-    def index(self, chosen: Tensor) -> Tensor:
-        """The voxels of these blocks, (n, side, side, side); outside the crop it is the crop's empty border."""
-        counts = [step.shape[1] for step in self.steps[0]]
-        x = chosen % counts[2]
-        y = chosen // counts[2] % counts[1]
-        z = chosen // (counts[2] * counts[1]) % counts[0]
-        row = chosen // math.prod(counts)
-        places = []
-        for axis, steps in enumerate(self.steps):
-            turns = (steps[0][row, z][:, :, None, None] + steps[1][row, y][:, None, :, None]) + (
-                steps[2][row, x][:, None, None, :]
-            )
-            turns.sub_(turns.floor())
-            place = turns.mul_(_column(self.periods[axis][row])).floor_().sub_(_column(self.fronts[axis][row]))
-            places.append(place.clamp_(min=0).clamp_(max=_column(self.extents[axis][row]) - 1))
-        plane, line = (_column(self.extents[axis][row]) for axis in (1, 2))
-        rows = places[0].mul_(plane).add_(places[1])  # whole numbers far below 2^24: exact
-        return rows.long().mul_(line.long()).add_(places[2].long()).add_(_column(self.offset[row]))
-
-
-def _column(values: Tensor) -> Tensor:
-    return values.reshape(-1, 1, 1, 1)
-
-
-def _stencil(
-    bank: TemplateBank, maps: Sequence[tuple[Tensor, Tensor, Tensor]], counts: Sequence[int], side: int
-) -> _Stencil:
-    device = bank.flat.device
-    chosen, matrices, shifts = (torch.stack(part) for part in zip(*maps, strict=True))
-    steps = []
-    for axis, periods in enumerate(bank.periods[chosen].T):
-        turns = [matrices[:, axis, a, None] * torch.arange(n * side) / periods[:, None] for a, n in enumerate(counts)]
-        turns[1] = turns[1] + ((shifts[:, axis] + 0.5) / periods)[:, None]  # + 0.5: cutting off gives the nearest
-        steps.append([turn.to(device).reshape(len(maps), n, side) for turn, n in zip(turns, counts, strict=True)])
-    return _Stencil(
-        steps=steps,
-        periods=[p.to(device) for p in bank.periods[chosen].T.float()],
-        fronts=[f.to(device) for f in bank.fronts[chosen].T.float() - 1],
-        extents=[e.to(device) for e in bank.extents[chosen].T.float()],
-        offset=bank.offsets[chosen].to(device),
-    )
 
 
 def _line(axis: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Synthetic elements as NIfTI files: pairs in a folder, or a labelled data set in nnU-Net's raw layout."""
+"""SyntheticPairs elements as NIfTI files: pairs in a folder, or a labelled data set in nnU-Net's raw layout."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from nnunet_invariance.common.image_files import write_image
 from nnunet_invariance.common.json_files import claim_folder, write_json
 from nnunet_invariance.errors import EnvironmentNotSetError, OptionError
-from nnunet_invariance.synthesis.engine import SynthesisEngine, Synthetic
+from nnunet_invariance.synthesis.engine import SynthesisEngine, SyntheticPairs
 
 ENDING = ".nii.gz"
 RECORD = "synthesis.json"
@@ -97,7 +97,7 @@ def _claim(root: Path, engine: SynthesisEngine) -> None:
     claim_folder(root / RECORD, record, "these elements")
 
 
-def _write_element(made: Synthetic, row: int, files: list[Path]) -> None:
+def _write_element(made: SyntheticPairs, row: int, files: list[Path]) -> None:
     arrays = [made.labels, *made.views][: len(files)]
     # Labels last: where they stand the element is whole.
     for array, file in reversed(list(zip(arrays, files, strict=True))):

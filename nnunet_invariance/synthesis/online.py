@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nnunet_invariance.augmentation.device_views import apply_affine
 from nnunet_invariance.synthesis.corruptions import bias_field, exponents, on_drawn, smoothing
-from nnunet_invariance.synthesis.engine import Synthetic
+from nnunet_invariance.synthesis.engine import SyntheticPairs
 from nnunet_invariance.synthesis.ensembles import rotations
-from nnunet_invariance.synthesis.randomness import bernoulli, noise_seed, uniform, white_noise
+from nnunet_invariance.synthesis.randomness import bernoulli, noise_seed, uniform, white_noise, without_autocast
 
 MOVES = 2  # a scan with motion has this many positions beside the first
 UNIT = (1.0, 1.0, 1.0)  # label maps have no spacing: a voxel is the unit of length
@@ -50,6 +50,7 @@ class Augmentation:
     changes: tuple[IntensityChange, IntensityChange]
 
 
+@without_autocast
 def sample_augmentation(generator: torch.Generator) -> Augmentation:
     """Draw the order of the views, flips, an affine map and both views' intensity changes."""
     swapped = bernoulli(0.5, generator)
@@ -83,7 +84,8 @@ def _sample_change(generator: torch.Generator) -> IntensityChange:
     )
 
 
-def apply_augmentation(pair: Synthetic, draws: Sequence[Augmentation]) -> Synthetic:
+@without_autocast
+def apply_augmentation(pair: SyntheticPairs, draws: Sequence[Augmentation]) -> SyntheticPairs:
     """Scale by the 99.99th percentile, then what was drawn; values may leave [0, 1] a little.
 
     Labels are moved by nearest neighbour, appearances linearly; outside of the volume is 0.
@@ -96,7 +98,7 @@ def apply_augmentation(pair: Synthetic, draws: Sequence[Augmentation]) -> Synthe
         for x, mode in ((pair.labels, "nearest"), (views[0], "bilinear"), (views[1], "bilinear"))
     )
     changed = (_change(view, [draw.changes[which] for draw in draws]) for which, view in enumerate(moved))
-    return Synthetic(labels, tuple(changed))
+    return SyntheticPairs(labels, *changed)
 
 
 def scale_to_percentile(x: Tensor, percent: float = 99.99) -> Tensor:

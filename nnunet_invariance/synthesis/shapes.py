@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_invariance.synthesis.randomness import element_generator, noise_grids, uniform
+from nnunet_invariance.synthesis.randomness import element_generator, noise_grids, uniform, without_autocast
 from nnunet_invariance.synthesis.separable import smooth_noise
 from nnunet_invariance.synthesis.templates import TemplateBank
 
@@ -58,6 +58,7 @@ def draw_shape(shape: Shape, side: int) -> list[Tensor]:
     return [radius < 0.45, (radius >= 0.45) & (radius < 0.75), (radius >= 0.75) & (radius < 1)]
 
 
+@without_autocast
 def procedural_templates(size: Sequence[int], seed: int = 0) -> TemplateBank:
     """A bank of :data:`SHAPES` shapes, three quarters of the shortest side long; a function of size and seed alone."""
     side = 3 * min(size) // 4

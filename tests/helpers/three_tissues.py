@@ -1,4 +1,4 @@
-"""Synthetic patches of three tissues that every subject shares, in three modalities."""
+"""SyntheticPairs patches of three tissues that every subject shares, in three modalities."""
 
 import torch
 from torch import Tensor

@@ -13,7 +13,7 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import EnvironmentNotSetError, OptionError, OutputError, TemplateError
 from nnunet_invariance.synthesis import files as writing
 from nnunet_invariance.synthesis import online
-from nnunet_invariance.synthesis.engine import SynthesisEngine, Synthetic
+from nnunet_invariance.synthesis.engine import SynthesisEngine, SyntheticPairs
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import element_generator
 from nnunet_invariance.synthesis.shapes import draw_shape, procedural_templates, sample_shape
@@ -123,7 +123,7 @@ def test_geometry_is_shared_by_labels_and_views(engine):
     views = (labels.float(), 40 - labels.float())
     turn = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
     moved = online.apply_augmentation(
-        Synthetic(labels, views), [online.Augmentation(False, (1,), turn, (NOTHING, NOTHING))]
+        SyntheticPairs(labels, *views), [online.Augmentation(False, (1,), turn, (NOTHING, NOTHING))]
     )
     assert moved.labels.dtype == labels.dtype
     top = online.scale_to_percentile(labels.float())

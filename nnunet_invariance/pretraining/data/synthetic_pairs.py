@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.synthesis.appearance import apply_appearance
-from nnunet_invariance.synthesis.engine import Element, SynthesisEngine, Synthetic
+from nnunet_invariance.synthesis.engine import Element, SynthesisEngine, SyntheticPairs
 from nnunet_invariance.synthesis.ensembles import apply_ensemble
 from nnunet_invariance.synthesis.online import (
     Augmentation,
@@ -20,7 +20,7 @@ from nnunet_invariance.synthesis.online import (
     scale_to_percentile,
 )
 from nnunet_invariance.synthesis.options import SynthesisOptions
-from nnunet_invariance.synthesis.randomness import element_generator
+from nnunet_invariance.synthesis.randomness import element_generator, sample_distinct, without_autocast
 
 #: The first number of the pairs that no run trains on.
 HELD_OUT = 2**48
@@ -83,16 +83,17 @@ class SyntheticPairGenerator:
         augmentation = sample_augmentation(generator) if augment else None
         room = (n - p + 1 for n, p in zip(self.engine.options.size, self.patch_size, strict=True))
         start = tuple(int(torch.randint(n, (), generator=generator)) for n in room)
-        positions = [torch.randperm(n, generator=generator)[:num_positions] for n in sizes]
+        positions = [sample_distinct(n, num_positions, generator) for n in sizes]
         return PairParameters(element, augmentation, start, positions)
 
-    def make(self, drawn: Sequence[PairParameters], device: torch.device) -> Synthetic:
+    def make(self, drawn: Sequence[PairParameters], device: torch.device) -> SyntheticPairs:
         """Labels and both appearances (B, 1, *patch), in about [0, 1]."""
         self.engine.bank.to(device)
         pair = self.engine.apply([d.element for d in drawn])
         return self._finish(pair, [d.augmentation for d in drawn], [d.start for d in drawn])
 
-    def make_clean(self, drawn: Sequence[PairParameters], device: torch.device) -> Synthetic:
+    @without_autocast
+    def make_clean(self, drawn: Sequence[PairParameters], device: torch.device) -> SyntheticPairs:
         """The same, in the same geometry, before corruption and changes of intensity."""
         self.engine.bank.to(device)
         options = self.engine.options
@@ -102,13 +103,13 @@ class SyntheticPairGenerator:
             for which in (0, 1)
         )
         plain = [a and dataclasses.replace(a, changes=(UNCHANGED, UNCHANGED)) for a in (d.augmentation for d in drawn)]
-        return self._finish(Synthetic(labels, views), plain, [d.start for d in drawn])
+        return self._finish(SyntheticPairs(labels, *views), plain, [d.start for d in drawn])
 
     def _finish(
-        self, pair: Synthetic, augmentations: Sequence[Augmentation | None], starts: Sequence[Sequence[int]]
-    ) -> Synthetic:
+        self, pair: SyntheticPairs, augmentations: Sequence[Augmentation | None], starts: Sequence[Sequence[int]]
+    ) -> SyntheticPairs:
         if augmentations[0] is None:
-            pair = Synthetic(pair.labels, tuple(scale_to_percentile(view) for view in pair.views))
+            pair = SyntheticPairs(pair.labels, *(scale_to_percentile(view) for view in pair.views))
         else:
             pair = apply_augmentation(pair, augmentations)
         boxes = [
@@ -118,4 +119,4 @@ class SyntheticPairGenerator:
         def cut(volumes: Tensor) -> Tensor:
             return torch.stack([volume[box] for volume, box in zip(volumes, boxes, strict=True)])
 
-        return Synthetic(cut(pair.labels), tuple(cut(view) for view in pair.views))
+        return SyntheticPairs(cut(pair.labels), *(cut(view) for view in pair.views))

@@ -88,6 +88,7 @@ class Anatomix(Method):
             self.heads = nn.ModuleList(ContrastHead(level.channels) for level in self.levels)
             self.loss_weights = {level.name: 1 / len(self.levels) for level in self.levels}
         self.contrast = SupervisedInfoNCE(options.temperature)
+        self._held_out: list[dict[str, Tensor]] | None = None
 
     @property
     def chance(self) -> float:
@@ -159,8 +160,9 @@ class Anatomix(Method):
     def evaluate(self) -> dict[str, float]:
         """``held_out_loss`` and ``label_retrieval`` (of the finest map) on unseen pairs without online augmentation."""
         rows = []
-        for index in range(self.options.held_out):
-            views = self.held_out_views(HELD_OUT + index)
+        device = next(self.network.parameters()).device
+        for stored in self._held_out_pairs():
+            views = {name: tensor.to(device) for name, tensor in stored.items()}
             losses = self.forward(views, 1.0).losses
             loss = sum(self.loss_weights[name] * value.float() for name, value in losses.items())
             rows.append(torch.stack((loss, self._retrieval(views))))
@@ -168,6 +170,13 @@ class Anatomix(Method):
             return {}
         means = torch.stack(rows).nanmean(0).tolist()
         return dict(zip(("held_out_loss", "label_retrieval"), means, strict=True))
+
+    def _held_out_pairs(self) -> list[dict[str, Tensor]]:
+        """All held-out views; they are synthesised once and kept in host memory."""
+        if self._held_out is None:
+            views = (self.held_out_views(HELD_OUT + index) for index in range(self.options.held_out))
+            self._held_out = [{name: tensor.cpu() for name, tensor in one.items()} for one in views]
+        return self._held_out
 
     def _retrieval(self, views: dict[str, Tensor]) -> Tensor:
         finest = self.levels[-1].name
