@@ -1,4 +1,4 @@
-"""What benchmarks share: numbers beside the machine and versions they were taken with, and steps that run once."""
+"""Code that benchmarks share: the recorded environment, published results, and steps that run once."""
 
 import argparse
 import json
@@ -18,9 +18,9 @@ from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 
-# On few cores, the processes that nnU-Net starts by default cost more than the work they do; and threads that spin
-# while they wait slow everything down tenfold once the cores have other work; and memory that glibc hands back after
-# every step, to ask for it again, costs a fifth of a training. No result depends on any of them.
+# Settings for machines with few cores; no result depends on them. nnU-Net's default worker processes cost more than
+# they save. Threads that spin while they wait slow everything down tenfold when the cores have other work. Memory that
+# glibc returns after every step and requests again costs a fifth of the training time.
 FEW_CORES = {
     "nnUNet_def_n_proc": "1",
     "nnUNet_n_proc_DA": "1",
@@ -30,18 +30,18 @@ FEW_CORES = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31),
 }
-MOST_POOLINGS, LEAST_SIDE = 4, 4  # of a network for a CPU, and of its deepest map in voxels
+MOST_POOLINGS, LEAST_SIDE = 4, 4  # downsampling steps of a CPU-sized network; shortest side of its deepest map (voxels)
 
 
 def use_tree(work: Path) -> None:
-    """Have nnU-Net's three folders below ``work``, and few processes unless the environment says otherwise."""
+    """Set nnU-Net's three folders below ``work``, and few processes unless the environment sets another number."""
     os.environ.update({f"nnUNet_{tree}": str(work / f"nnUNet_{tree}") for tree in ("raw", "preprocessed", "results")})
     for variable, value in FEW_CORES.items():
         os.environ.setdefault(variable, value)
 
 
 class Steps:
-    """Runs the commands outside a comparison once, and remembers what they were and how long they took."""
+    """Runs each command of a study once, and records the command and its duration in ``steps.json``."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -55,7 +55,7 @@ class Steps:
         on_poll: Callable[[], None] = lambda: None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Run a command once; ``name`` is its log's name. Time spent before an interruption is not counted."""
+        """Run a command once; ``name`` names its log. Time before an interruption is not counted."""
         if name in self.done:
             return
         print(f"{name}: {' '.join(command)}", flush=True)
@@ -65,7 +65,7 @@ class Steps:
 
 
 def cpu_sized(entry: dict[str, Any], patch_size: Sequence[int], base_features: int, batch_size: int) -> dict[str, Any]:
-    """Changes to a planned configuration that make its network small; patches no larger than the planned ones."""
+    """Changes to a planned configuration that make its network small; the patch is at most as large as planned."""
     patch = [min(sides) for sides in zip(entry["patch_size"], patch_size, strict=True)]
     _, strides, kernels, patch, _ = get_pool_and_conv_props(entry["spacing"], patch, LEAST_SIDE, MOST_POOLINGS)
     stages, architecture = len(strides), entry["architecture"]
@@ -86,13 +86,13 @@ def cpu_sized(entry: dict[str, Any], patch_size: Sequence[int], base_features: i
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Atomically, in a folder that need not be there."""
+    """Write a file atomically; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda file: file.write(content))
 
 
 def rounds_parser(documentation: str) -> argparse.ArgumentParser:
-    """For benchmarks that take turns with training steps on a data set, in rounds."""
+    """Argument parser of the benchmarks that alternate variants with training steps, in rounds."""
     parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
     parser.add_argument("dataset", help="name or id, preprocessed")
     parser.add_argument("configuration")
@@ -105,7 +105,7 @@ def rounds_parser(documentation: str) -> argparse.ArgumentParser:
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
-    """What the numbers depend on; to be read before the measuring, for the load of the machine."""
+    """The machine, its load and the versions that a measurement depends on; call it before the measurement."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -119,7 +119,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 
 
 def publish(benchmark: str, described: dict[str, Any], result: dict[str, Any], out: Path | None) -> None:
-    """Print a benchmark's result as JSON, and write it where ``out`` says so."""
+    """Print the result of a benchmark as JSON, and write it to ``out`` if that is given."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     text = json.dumps({"benchmark": benchmark, "created": created, "environment": described, **result}, indent=2)
     print(text)

@@ -1,11 +1,11 @@
-"""What the second view costs: seconds per step, seconds per batch and peak memory, against nnUNetTrainer.
+"""Cost of the second view: seconds per step, seconds per batch and peak memory, compared with nnUNetTrainer.
 
     python -m benchmarks.micro.aux_cost DATASET CONFIGURATION [-p PLANS] [-device cpu] [--rounds 10] [--steps 3] \
         [--out FILE]
 
-The data set must be preprocessed. The trainers take turns within one run; ratios are taken per round, and their median
-and range are published. On the CPU the clock is the processor time of this process, which other processes hardly
-disturb, on a GPU the wall clock. Memory is measured in a process per trainer.
+The data set must be preprocessed. The trainers take turns within one run; the ratio is computed per round, and the
+median and range of the ratios are published. The clock is the processor time of this process on a CPU, because other
+processes hardly disturb it, and wall time on a GPU. Memory is measured in a separate process per trainer.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STOCK = "nnUNetTrainer"
 
 
 class Scratch(AliceTrainer):
-    """Needs no weights."""
+    """The twin, which needs no weights."""
 
     scratch = True
 
@@ -47,7 +47,7 @@ VARIANTS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
 
 
 def make_trainer(variant: str, arguments: argparse.Namespace) -> tuple[nnUNetTrainer, Callable[[], dict[str, Any]]]:
-    """A trainer before its first step, and its source of batches, drawn in this process."""
+    """A trainer before its first step, and a function that returns batches loaded in this process."""
     folder = Path(nnUNet_preprocessed.require(), maybe_convert_to_dataset_name(arguments.dataset))
     plans = json.loads((folder / f"{arguments.plans}.json").read_text())
     dataset = json.loads((folder / "dataset.json").read_text())
@@ -63,7 +63,7 @@ def make_trainer(variant: str, arguments: argparse.Namespace) -> tuple[nnUNetTra
 
 
 def clock(device: torch.device) -> float:
-    """Seconds."""
+    """Current time in seconds: processor time on a CPU, synchronised wall time on a GPU."""
     if device.type == "cpu":
         return time.process_time()
     if device.type == "cuda":
@@ -80,7 +80,7 @@ def run_steps(trainer: nnUNetTrainer, batch: dict[str, Any], steps: int) -> floa
 
 
 def measure_memory(variant: str, arguments: argparse.Namespace) -> int:
-    """Peak bytes of a fresh process after a few steps: resident on the CPU, allocated on CUDA."""
+    """Peak bytes of a new process after a few steps: resident on a CPU, allocated on CUDA."""
     torch.set_num_threads(arguments.threads)
     trainer, draw = make_trainer(variant, arguments)
     run_steps(trainer, draw(), 3)
@@ -91,7 +91,7 @@ def measure_memory(variant: str, arguments: argparse.Namespace) -> int:
 
 
 def measure_time(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Seconds of each variant and round, for steps and for batches."""
+    """Seconds per variant and round, of a step and of a batch."""
     made = {variant: make_trainer(variant, arguments) for variant in VARIANTS}
     batches = {variant: draw() for variant, (_, draw) in made.items()}
     for variant, (trainer, _) in made.items():
@@ -100,7 +100,7 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     draws: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     order = list(VARIANTS)
     for _ in trange(arguments.rounds, desc="rounds"):
-        order.append(order.pop(0))  # nobody is always first
+        order.append(order.pop(0))  # so that no variant is always first
         for variant in order:
             trainer, draw = made[variant]
             steps[variant].append(run_steps(trainer, batches[variant], arguments.steps))
@@ -111,7 +111,7 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Median seconds, and median and range of the ratio to nnUNetTrainer in the same round."""
+    """Median seconds, and the median and range of the ratio to nnUNetTrainer in the same round."""
     result = {}
     for variant, values in seconds.items():
         ratios = [value / stock for value, stock in zip(values, seconds[STOCK], strict=True)]
@@ -121,7 +121,7 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     parser = rounds_parser(__doc__)
     parser.add_argument("--steps", type=int, default=3, help="per round and trainer")
     arguments = parser.parse_args()

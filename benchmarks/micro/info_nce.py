@@ -1,12 +1,12 @@
-"""Tiled against dense multi-positive InfoNCE, forward and backward: seconds, added memory, and how far apart they are.
+"""Tiled and dense multi-positive InfoNCE, forward and backward: seconds, added memory, and numerical difference.
 
     python -m benchmarks.micro.info_nce [-device cpu] [--rows 16384] [--features 256] [--rounds 3] [--threads 2] \
         [--out FILE]
 
-Both forms compute the same loss of the same rows with the same labels. Memory is what a fresh process per form adds to
-its peak beyond the inputs: resident on the CPU, allocated on CUDA. Seconds are taken in one process in which the forms
-take turns, after one round that does not count; the ratio is taken per round. Processor time stands beside wall time,
-because other processes disturb it less.
+Both forms compute the same loss on the same rows and labels. Memory is the growth of the peak of a new process per form
+beyond the inputs: resident on a CPU, allocated on CUDA. Time is measured in one process in which the forms take turns,
+after a warm-up round; the ratio is computed per round. Processor time is reported beside wall time, because other
+processes disturb it less.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.common import environment, publish
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 
 TEMPERATURE = 0.33
-LABELS = 30  # about as many as a label map of anatomix holds
+LABELS = 30  # about as many as in a label map of anatomix
 MIB = 2**20
 
 
@@ -45,7 +45,7 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"dense": dense, "tiled":
 
 
 def inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Rows (1, N, C) in clusters, as a network makes them, and their labels (1, N)."""
+    """Clustered rows (1, N, C), like those of a network, and their labels (1, N)."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(LABELS, (arguments.rows,), generator=generator)
     centres = torch.randn(LABELS, arguments.features, generator=generator)
@@ -54,13 +54,13 @@ def inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
 
 
 def step(form: str, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and gradient."""
+    """Return the loss and its gradient."""
     loss = FORMS[form](rows, labels)
     return loss.detach(), torch.autograd.grad(loss, rows)[0]
 
 
 def peak(arguments: argparse.Namespace) -> int:
-    """Bytes."""
+    """Peak memory of this process in bytes."""
     if arguments.device == "cuda":
         return torch.cuda.max_memory_allocated()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -68,10 +68,10 @@ def peak(arguments: argparse.Namespace) -> int:
 
 
 def measure_memory(form: str, arguments: argparse.Namespace) -> float:
-    """MiB that forward and backward add to the peak of this process, which holds the inputs and has warmed up."""
+    """MiB that a forward and backward pass add to the peak of this process, after the inputs exist and a warm-up."""
     torch.set_num_threads(arguments.threads)
     few = argparse.Namespace(**{**vars(arguments), "rows": 64})
-    step(form, *inputs(few))  # the libraries' own buffers and threads
+    step(form, *inputs(few))  # warm-up: buffers and threads of the libraries
     given = inputs(arguments)
     before = peak(arguments)
     step(form, *given)
@@ -79,7 +79,7 @@ def measure_memory(form: str, arguments: argparse.Namespace) -> float:
 
 
 def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each form and round, the ratio, and the distance of loss and gradient."""
+    """Seconds per form and round, the ratio, and the difference of loss and gradient."""
     given = inputs(arguments)
     results = {form: step(form, *given) for form in FORMS}
     (loss, gradient), (tiled_loss, tiled_gradient) = results["dense"], results["tiled"]
@@ -108,7 +108,7 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rows", type=int, default=16384)

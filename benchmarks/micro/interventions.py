@@ -1,12 +1,12 @@
-"""What an intervention costs: seconds for one batch, against a training step of nnUNetTrainer on the same batch.
+"""Cost of each intervention: seconds per batch, compared with a training step of nnUNetTrainer on the same batch.
 
     python -m benchmarks.micro.interventions DATASET CONFIGURATION [-p PLANS] [-device cpu] [--rounds 10] \
         --out benchmarks/results/interventions.json
 
-The data set must be preprocessed. The interventions and the step take turns within one run. Ratios are taken per round,
-and their median and range are published. The time of an intervention includes the sampling of its parameters and the
-return to the patch's own mean and standard deviation. It does not include the pass through the network that the fusion
-of SLAug needs for its gradient. The clock is that of aux_cost.py.
+The data set must be preprocessed. The interventions and the step take turns within one run; the ratio is computed per
+round, and the median and range of the ratios are published. The time of an intervention includes the sampling of its
+parameters and the normalisation to the mean and standard deviation of the patch. It does not include the pass through
+the network that the fusion of SLAug needs for its gradient. The clock is that of aux_cost.py.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from nnunet_invariance.augmentation.interventions.base import Domain, Interventi
 def styled(
     intervention: Intervention, trainer: nnUNetTrainer, batch: dict[str, Any], generator: torch.Generator
 ) -> Callable[[], Any]:
-    """One application to the images of a batch, on the trainer's device."""
+    """Apply the intervention to the images of a batch on the trainer's device."""
     image = batch["data"].to(trainer.device)
     target = batch["target"]
     labels = (target[0] if isinstance(target, list) else target).to(trainer.device).long()
@@ -38,7 +38,7 @@ def styled(
 
 
 def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
-    """Seconds of each intervention and of the step, and the shape of the batch."""
+    """Seconds per intervention and per step, and the shape of the batch."""
     trainer, draw = make_trainer(STOCK, arguments)
     batch, generator = draw(), torch.Generator().manual_seed(0)
     work = {STOCK: lambda: trainer.train_step(batch)}
@@ -48,7 +48,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
     seconds: dict[str, list[float]] = {name: [] for name in work}
     order = list(work)
     for _ in trange(arguments.rounds, desc="rounds"):
-        order.append(order.pop(0))  # nobody is always first
+        order.append(order.pop(0))  # so that no variant is always first
         for name in order:
             start = clock(trainer.device)
             work[name]()
@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     arguments = rounds_parser(__doc__).parse_args()
     described = environment(arguments.device, arguments.threads)
     os.environ["nnUNet_n_proc_DA"] = "0"

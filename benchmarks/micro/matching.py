@@ -1,9 +1,9 @@
-"""How long matching 256 points of one volume of 128^3 voxels in another takes, there and back, given both embeddings.
+"""Time to match 256 points between two volumes of 128^3 voxels in both directions, given both embeddings.
 
     python -m benchmarks.micro.matching [--out FILE] [--side 128] [--threads 2]
 
-Embeddings are random unit vectors: the time does not depend on their values. Writes JSON: wall time and
-CPU time of all threads, repeats and medians; on a busy machine the second says what idle cores would need at least.
+The embeddings are random unit vectors, because the time does not depend on their values. The result has wall time and
+the processor time of all threads, every repeat and the medians.
 """
 
 import argparse
@@ -21,7 +21,7 @@ FINE_CELL, COARSE_CELL = (2, 2, 2), (16, 16, 16)
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "matching.json")
     parser.add_argument("--side", type=int, default=128, help="voxels per axis, a multiple of 16")
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def random_embedding(side: int, generator: torch.Generator) -> Embedding:
-    """Unit vectors for a cube."""
+    """Random unit vectors for every cell of a cube."""
     maps = [
         torch.nn.functional.normalize(torch.randn(FEATURES, *[side // c for c in cell], generator=generator), dim=0)
         for cell in (FINE_CELL, COARSE_CELL)

@@ -1,11 +1,11 @@
-"""What PUIR's shared encoder costs: seconds per iteration at C channels, against the planned network with C channels.
+"""Cost of PUIR's shared encoder: seconds per iteration with C channels, compared with the planned network.
 
     python -m benchmarks.micro.puir_cost [--channels 2 4] [--patch 64 64 64] [--network plain6] [--out FILE]
 
-An iteration is forward pass, cross-entropy, backward pass and SGD step of one batch of noise, segmentation alone: the
-auxiliary losses of PUIRTrainer come on top. Both networks take turns; ratios are taken per round. The estimate beside
-them is (C enc + dec) / (enc + dec) in nnU-Net's feature voxels. On the CPU the clock is the processor time of this
-process.
+An iteration is a forward pass, cross-entropy, a backward pass and an SGD step on one batch of noise, without the
+auxiliary losses of PUIRTrainer. Both networks take turns; the ratio is computed per round. The result also has an
+estimate of the ratio, (C enc + dec) / (enc + dec), in nnU-Net's feature voxels. The clock is the processor time of this
+process on a CPU.
 """
 
 import argparse
@@ -27,21 +27,21 @@ CLASSES = 4
 
 
 def networks(channels: int, arguments: argparse.Namespace) -> dict[str, nn.Module]:
-    """The planned network and PUIR's, of the same stages."""
+    """The planned network and PUIR's network with the same stages."""
     planned = Architecture.from_plans(NETWORK_PRESETS[arguments.network].architecture, channels, CLASSES)
     torch.manual_seed(0)
     return {"stock": planned.build(), "puir": PUIRNet(planned, arguments.patch)}
 
 
 def estimate(network: nn.Module, patch: list[int], channels: int) -> float:
-    """Feature voxels at C channels over those of the stock network."""
+    """Estimated ratio: feature voxels with C channels, divided by those of the stock network."""
     encoder = float(network.encoder.compute_conv_feature_map_size(patch))
     decoder = float(network.decoder.compute_conv_feature_map_size(patch))
     return (channels * encoder + decoder) / (encoder + decoder)
 
 
 def measure(channels: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of both, and median and range of their ratio in one round."""
+    """Median seconds of both networks, and the median and range of the ratio per round."""
     device = torch.device(arguments.device)
     both = {name: network.to(device).train() for name, network in networks(channels, arguments).items()}
     optimizers = {name: torch.optim.SGD(network.parameters(), 1e-2, 0.99) for name, network in both.items()}
@@ -65,7 +65,7 @@ def measure(channels: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--channels", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--patch", nargs=3, type=int, default=[64, 64, 64])

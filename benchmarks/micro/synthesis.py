@@ -1,10 +1,10 @@
-"""Seconds of the synthesis engine, step by step, beside a slow implementation of the same chain in the same run.
+"""Time of every step of the synthesis engine, and of a slow implementation of the same chain in the same run.
 
     python -m benchmarks.micro.synthesis --out benchmarks/results/synthesis.json
 
-The authors' own functions took 3.64 s for the appearances of one pair at 128^3 on two cores (measured elsewhere,
-without the label map); that number is a constant here, not a measurement of this run. Processor seconds are summed over
-cores and are what counts where other work shares the machine.
+The authors' functions took 3.64 s for the appearances of one pair at 128^3 on two cores (without the label map). That
+number is a constant that another run measured. Processor seconds are
+summed over the cores; compare them if the machine has other work.
 """
 
 import argparse
@@ -29,7 +29,7 @@ AUTHORS_SECONDS_PER_PAIR = 3.64
 
 
 def seconds(function: Callable[[], object], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median wall and processor seconds of ``repeats`` calls, the device's work included."""
+    """Median wall and processor seconds of ``repeats`` calls, including the work of the device."""
     wall, processor = [], []
     for _ in range(repeats):
         start, busy = time.perf_counter(), time.process_time()
@@ -42,7 +42,7 @@ def seconds(function: Callable[[], object], repeats: int, device: torch.device) 
 
 
 def our_steps(engine: SynthesisEngine, repeats: int) -> dict[str, dict[str, float]]:
-    """Every step of one element, each made to happen."""
+    """Seconds of every step on one element, with all probabilities set to 1."""
     device, size = engine.bank.flat.device, engine.options.size
     names = ("bias", "spike", "gamma", "smoothing", "ringing", "sharpening", "low_resolution")
     options = SynthesisOptions(
@@ -71,10 +71,10 @@ def our_steps(engine: SynthesisEngine, repeats: int) -> dict[str, dict[str, floa
 
 
 def our_pairs(engine: SynthesisEngine, n: int, batch: int) -> dict[str, object]:
-    """Mean seconds of a pair as drawn: the two appearances alone, and with the label map."""
+    """Mean seconds of a random pair: the two appearances alone, and with the label map."""
     device = engine.bank.flat.device
     appearances, whole = [], []
-    engine.batch(range(batch))  # first use of the device's libraries
+    engine.batch(range(batch))  # warm-up of the device's libraries
     for start in tqdm(range(0, n, batch), desc="pairs"):
         indices = range(start, start + batch)
         whole.append(seconds(lambda indices=indices: engine.batch(indices), 1, device))
@@ -102,7 +102,7 @@ def our_pairs(engine: SynthesisEngine, n: int, batch: int) -> dict[str, object]:
 
 
 def slow_pair(engine: SynthesisEngine) -> dict[str, dict[str, float]]:
-    """Seconds of one pair of the slow implementation: painting, and two appearances."""
+    """Seconds of one pair with the slow implementation: painting, and two appearances."""
     cpu, rng = torch.device("cpu"), np.random.default_rng(0)
     drawn = engine.sample(element_generator(0, 0)).ensemble
     masks = [engine.bank.mask(int(t)).cpu().numpy() for t in drawn.templates]
@@ -120,7 +120,7 @@ def slow_pair(engine: SynthesisEngine) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,13 +1,12 @@
 """Which of Alice's options help? One option changed at a time, in few-shot segmentation of Hippocampus.
 
-Data, test cases and network are those of few_shot.py: the whole hippocampus is one class.
-Every arm is Alice pre-trained anew with one option changed, then AliceTrainer with plain fine-tuning (no auxiliary
-loss, one learning rate, no warm-up) on the same labelled cases for the same number of iterations, beside
-BaselineTrainer. Lengths and network are of a size for a CPU, far below what the defaults are meant for. All arms are
-run at one seed, then at the next; a seed is that of the pre-training, of the draw of labelled cases and of the
-fine-tuning, while the test cases stay. The arm `default-again` is the default with one more seed of pre-training: what
-it differs by is chance. What is done is skipped: run the same command again after an interruption. An arm that fails
-does not stop the others.
+Data, test cases and network are those of few_shot.py: the whole hippocampus is one class. Every arm pre-trains Alice
+with one option changed, and then trains AliceTrainer with plain fine-tuning (no auxiliary loss, one learning rate, no
+warm-up) on the same labelled cases for the same number of iterations; BaselineTrainer is trained for comparison. The
+lengths and the network are CPU-sized, far smaller than the defaults are meant for. All arms run with one seed, then
+with the next. A seed determines the pre-training, the labelled cases and the fine-tuning; the test cases are always the
+same. The arm `default-again` is the default with another seed of the pre-training and shows the differences that chance
+makes. The same command continues an interrupted study. An arm that fails does not stop the others.
 
     python -m benchmarks.studies.alice_ablation --data DIR --work DIR [--arms NAME ...] [--seeds 3]
 """
@@ -42,7 +41,7 @@ from nnunet_invariance.weights.locate import FINAL
 TASK = TASKS["hippocampus"]
 DATASET, SHOTS = TASK.dataset, TASK.shots[0]
 EPOCHS, PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 10, 6, 50
-#: The defaults, lr 1e-4 and ema_start 0.996, are meant for runs 200 times as long: the teacher would stay half random.
+#: The defaults (lr 1e-4, ema_start 0.996) suit runs 200 times as long; with them the teacher would stay half random.
 SHORT_RUN = ("lr=5e-4", "ema_start=0.98")
 SAM_SETTINGS = ("lr=1e-3",)
 FINE_TUNING = {"aux": False, "encoder_lr_factor": 1.0, "warmup": 0.0}
@@ -50,7 +49,7 @@ BASELINE, DEFAULT, AGAIN = "BaselineTrainer", "default", "default-again"
 #: Added to the seed of the pre-training of ``default-again``.
 OTHER_SEED = 1000
 
-#: Settings of ``pretrain alice`` by arm; the first arms are run first.
+#: Settings of ``pretrain alice`` by arm, in the order in which they run.
 ARMS = {
     DEFAULT: (),
     AGAIN: (),
@@ -75,7 +74,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "alice-ablation"
 
 
 def main() -> int:
-    """Run all cells that are left; returns the exit status."""
+    """Run every cell that is not finished; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
@@ -102,7 +101,7 @@ def main() -> int:
 
 
 def run_arms(steps: Steps, args: argparse.Namespace) -> int:
-    """Every arm at one more seed at a time; returns the exit status, 2 where an arm failed."""
+    """Run every arm with one seed after the other; returns the exit status, 2 if an arm failed."""
     failed: dict[str, InvarianceError] = {}
     for seed in range(args.seeds):
         if seed:
@@ -123,32 +122,32 @@ def run_arms(steps: Steps, args: argparse.Namespace) -> int:
 
 
 def cell(name: str, seed: int) -> str:
-    """What the files and records of an arm at a seed are named after."""
+    """Name of an arm with a seed, in files and records."""
     return f"{name}_seed{seed}" if seed else name
 
 
 def base_plans(seed: int) -> str:
-    """The plans of the baseline at a seed, from which those of the arms are copied."""
+    """Name of the baseline's plans for a seed; the plans of the arms are copies of them."""
     return cell(PLANS, seed)
 
 
 def plans_of(name: str, seed: int) -> str:
-    """The plans copy of an arm at a seed, after which its pre-training is named."""
+    """Name of the plans copy of an arm with a seed; its pre-training has the same name."""
     return f"{base_plans(seed)}_{name}"
 
 
 def comparison_of(seed: int, work: Path) -> Path:
-    """The folder in which all arms of a seed are compared."""
+    """Folder of the comparison of all arms with a seed."""
     return work / cell("comparison", seed)
 
 
 def pretraining_of(name: str, seed: int, work: Path, method: str = "alice") -> Path:
-    """Where a pre-training of an arm leaves its files."""
+    """Folder of an arm's pre-training."""
     return work / "nnUNet_results" / DATASET / "pretraining" / f"{method}__{plans_of(name, seed)}__{CONFIGURATION}"
 
 
 def pretrain(name: str, seed: int, steps: Steps, args: argparse.Namespace) -> None:
-    """Pre-train an arm on the preprocessed cases, without labels; where its pairs are mined, the embedding first."""
+    """Pre-train an arm without labels; trains the embedding first if the arm mines its pairs."""
     plans = plans_of(name, seed)
     write_plans_copy(DATASET, base_plans(seed), plans, CONFIGURATION, FINE_TUNING)
     runs = [("alice", (*SHORT_RUN, *ARMS[name]))]
@@ -165,7 +164,7 @@ def pretrain(name: str, seed: int, steps: Steps, args: argparse.Namespace) -> No
 
 
 def probe(name: str, seed: int, args: argparse.Namespace) -> None:
-    """Probes of an arm on the test images, and of random networks once; kept in probes.json."""
+    """Probe an arm on the test images, and random networks once; stores the result in probes.json."""
     target, key = args.work / "probes.json", cell(name, seed)
     rows = read_json(target, default={})
     if key in rows:
@@ -180,7 +179,7 @@ def probe(name: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def fine_tune(name: str, seed: int, args: argparse.Namespace) -> None:
-    """Train, predict and score an arm, compared with the default and with the baseline."""
+    """Train, predict and score an arm, and compare it with the default and with the baseline."""
     if name == BASELINE:
         arm = Arm(name, f"{BASELINE}_{args.epochs}epochs")
     else:
@@ -200,7 +199,7 @@ def contrasts(names: Iterable[str]) -> list[Contrast]:
 
 
 def publish(args: argparse.Namespace) -> None:
-    """Tables of what is finished, and what is not run."""
+    """Write tables of the finished cells, and a list of the cells that did not run."""
     kept = {args.work / file: file for file in ("probes.json", "steps.json")}
     for seed in range(args.seeds):
         kept[comparison_of(seed, args.work) / "comparison.json"] = f"{cell('comparison', seed)}.json"
@@ -221,13 +220,13 @@ def publish(args: argparse.Namespace) -> None:
 
 
 def joined_scores(args: argparse.Namespace) -> list[Score]:
-    """All seeds' scores; the draw of each is its seed."""
+    """Scores of all seeds; the seed is the draw."""
     files = [(seed, comparison_of(seed, args.work) / "scores.csv") for seed in range(args.seeds)]
     return [replace(score, draw=seed) for seed, file in files if file.is_file() for score in read_scores(file)]
 
 
 def described(args: argparse.Namespace) -> str:
-    """The lengths, in words."""
+    """The lengths of the runs, as text."""
     return (
         f"{DATASET}, {BASE_FEATURES} base features. Pre-training: {args.pretraining_epochs} x "
         f"{args.pretraining_iterations} steps with {' '.join(SHORT_RUN)}. Fine-tuning: "
@@ -236,7 +235,7 @@ def described(args: argparse.Namespace) -> str:
 
 
 def segmentation_table(scores: Sequence[Score], effects: Sequence[Effect]) -> str:
-    """Mean Dice of every seed, and the differences to the default and the baseline: each seed's, then all together."""
+    """Mean Dice per seed, and the differences from the default and the baseline: per seed, and over all seeds."""
     table, lines = ScoreTable(scores), []
     (condition,) = table.conditions
     dice = {arm: nanmean(nanmean(table.matrices("dice", condition, arm), 0), 1) for arm in table.arms}
@@ -256,12 +255,12 @@ def segmentation_table(scores: Sequence[Score], effects: Sequence[Effect]) -> st
 
 
 def by_seed(values: np.ndarray, form: str) -> str:
-    """A number a seed; a dash where the cell was not run."""
+    """One number per seed; a dash if the cell did not run."""
     return ", ".join(form.format(value) if np.isfinite(value) else "-" for value in values)
 
 
 def pretraining_table(args: argparse.Namespace) -> str:
-    """Probes on unseen images and the last epoch's diagnostics."""
+    """Probes on unseen images, and the diagnostics of the last epoch."""
     probes, lines = read_json(args.work / "probes.json", default={}), []
     for name, seed in (("random", 0), *((name, seed) for name in ARMS for seed in range(args.seeds))):
         rows: list[dict[str, Any]] = probes.get(cell(name, seed), [])
@@ -283,7 +282,7 @@ def pretraining_table(args: argparse.Namespace) -> str:
 
 
 def not_run(args: argparse.Namespace) -> list[str]:
-    """Every cell of all arms and the asked seeds that has no score."""
+    """The cells of all arms and the requested seeds that have no score."""
     lines = []
     for seed in range(args.seeds):
         out = comparison_of(seed, args.work)

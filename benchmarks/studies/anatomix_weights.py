@@ -1,13 +1,14 @@
-"""First weights for the package: nnU-Net's stock four-stage U-Net, pre-trained on synthetic pairs alone.
+"""Weights to ship with the package: nnU-Net's four-stage U-Net, pre-trained on synthetic pairs only.
 
     python -m benchmarks.studies.anatomix_weights --work DIR [--templates DIR/labelmaps_head] [--real DIR/DATASET]
 
-The run (`pretrain anatomix --network plain4`) ends when the held-out contrastive loss has not fallen for a tenth of the
-epochs; the same command continues one that was stopped. Then the label retrieval of the finest features is measured on
-unseen synthetic pairs, and with --real on pairs of labelled images, against networks with random weights. Only if it
-beats their mean by more than they differ among each other (on every kind of pair) are the weights written, in half
-precision, with checksum, training log and model card. Labels of --real are for the measurement; nothing is trained on
-them, and --templates must not be the labels of a data set that is evaluated on.
+The pre-training (`pretrain anatomix --network plain4`) ends when the held-out contrastive loss has not decreased for a
+tenth of the epochs; the same command continues an interrupted run. Then the study measures the label retrieval of the
+finest features on unseen synthetic pairs, and with --real on pairs of labelled images, and compares it with networks
+that have random weights. It writes the weights only if they exceed the mean of the random networks by more than the
+spread of those, on every kind of pair. The weights are in half precision and come with a checksum, the training log and
+a model card. Labels of --real are used for the measurement only. --templates must not be the labels of a data set that
+the weights are evaluated on.
 """
 
 import argparse
@@ -39,13 +40,13 @@ from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, sa
 from nnunet_invariance.weights.locate import LATEST, SHIPPED
 from nnunet_invariance.weights.transfer import SEGMENTATION
 
-UNSEEN = HELD_OUT + 1000  # pairs that did not decide when to stop either
+UNSEEN = HELD_OUT + 1000  # index of pairs that early stopping did not use either
 VOXELS_A_LABEL = 200
 Measure = Callable[[nn.Module], float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pre-train, measure, and write what is good enough; the exit status is 1 where nothing is."""
+    """Pre-train, measure, and write the weights if they are good enough; returns 1 if they are not."""
     arguments = parse(argv)
     run = arguments.work / "run"
     options, loop = options_of(arguments)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvarianceError as error:
         print(error, file=sys.stderr)
         return 2
-    # without --work and the machine's paths: this text is published
+    # without --work and other paths, because this text is published
     names = {"templates": arguments.templates, "real": arguments.real}
     sources = [f"--{name} {Path(value).name}" for name, value in names.items() if value]
     own = [f"--{name} {getattr(arguments, name)}" for name in ("network", "patch", "epochs", "iterations")]
@@ -118,7 +119,7 @@ def options_of(arguments: argparse.Namespace) -> tuple[AnatomixPretrainingOption
 
 
 def measure(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Held-out loss and label retrieval of the trained network and of random ones, on the same voxels."""
+    """Held-out loss and label retrieval of the trained network and of random networks, on the same voxels."""
     target = preset_target(Anatomix, arguments.network, arguments.work)
     options = AnatomixPretrainingOptions(patch=arguments.patch, templates=str(arguments.templates or ""), held_out=0)
     method = Anatomix(target.setup, options).to(arguments.device).eval()
@@ -150,13 +151,13 @@ def measure(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, 
 
 
 def finest(network: nn.Module, images: Tensor) -> Tensor:
-    """The last decoder stage's features, (B, C, voxels)."""
+    """Features (B, C, voxels) of the last decoder stage."""
     return feature_maps(network, images)[-1].flatten(2)
 
 
 @torch.no_grad()
 def synthetic_retrieval(method: Anatomix, network: nn.Module, pairs: int) -> float:
-    """Mean over unseen pairs: a voxel of one appearance looks for its label in the other, not for itself."""
+    """Mean label retrieval over unseen pairs; a voxel is never matched with itself in the other appearance."""
     level = method.levels[-1].name
     found = []
     for number in range(pairs):
@@ -169,7 +170,7 @@ def synthetic_retrieval(method: Anatomix, network: nn.Module, pairs: int) -> flo
 
 @torch.no_grad()
 def real_retrieval(network: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], device: str) -> float:
-    """Mean over pairs of two cases: a voxel of one looks for its label in the other."""
+    """Mean label retrieval over pairs of two cases: a voxel of one case searches its label in the other."""
     found = []
     for images, labels, first, second in pairs:
         features = finest(network, images.to(device)).cpu()
@@ -179,7 +180,7 @@ def real_retrieval(network: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, Ten
 
 
 def real_pairs(dataset: Path, patch_size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Neighbouring cases in order of name: images (2, 1, *patch), labels (2, voxels), and the voxels of each to ask."""
+    """Pairs of neighbouring cases by name: images (2, 1, *patch), labels (2, voxels), and query voxels of each."""
     files = sorted((dataset / "labelsTr").glob("*.nii.gz"))[:40]
     if len(files) < 2:
         raise TemplateError(f"{dataset}: found {len(files)} label maps in labelsTr; expected 2 or more. Check --real.")
@@ -195,7 +196,7 @@ def real_pairs(dataset: Path, patch_size: Sequence[int]) -> Iterator[tuple[Tenso
 
 
 def read_case(dataset: Path, file: Path, patch_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The z-scored first channel (1, *patch) and the labels (*patch) around the centre of what is labelled."""
+    """The z-scored first channel (1, *patch) and the labels (*patch) around the centre of the labelled voxels."""
     name = file.name.removesuffix(".nii.gz")
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(dataset / "imagesTr" / f"{name}_0000.nii.gz"))).astype(np.float32)
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
@@ -216,7 +217,7 @@ def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def ship(checkpoint: Checkpoint, record: dict[str, Any], log: Path, folder: Path, network: str) -> None:
-    """Weights without the untrained output layers, log, card, and checksums of the three."""
+    """Write the weights without the untrained output layers, the log, the card, and the checksums of the three."""
     stem = f"anatomix_{network}"
     tensors = {
         name: tensor.half() if tensor.is_floating_point() else tensor
@@ -234,7 +235,7 @@ def ship(checkpoint: Checkpoint, record: dict[str, Any], log: Path, folder: Path
 
 
 def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str:
-    """The page beside the weights; every number comes from the run."""
+    """The model card; every number in it comes from the run."""
     loss, options = record["held_out_loss"], metadata["options"]
     features = metadata["architecture"]["arch_kwargs"]["features_per_stage"]
     ended = "the rule" if record["stopped_by_the_rule"] else "its largest number of epochs, while the loss still fell"

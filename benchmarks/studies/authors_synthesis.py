@@ -1,11 +1,12 @@
-"""Our synthesis beside the authors' own functions, in one run: pairs per second, and whether the distributions agree.
+"""Our synthesis and the authors' code in one run: pairs per second, and the difference of the distributions.
 
     git clone https://github.com/neel-dey/anatomix AUTHORS && pip install monai
     python -m benchmarks.studies.authors_synthesis AUTHORS --out benchmarks/results/authors_synthesis.json
 
-Their functions are imported from AUTHORS, a place outside of this repository, and run as they are but for their files:
-reading and writing NIfTI goes to memory, which leaves the time of disk and compression out. Both paint the same bank of
-procedural templates. Appearances are compared on the same label maps. Processor seconds are summed over cores.
+The authors' functions are imported from the folder AUTHORS, which is outside of this repository, and run unchanged
+except for NIfTI files, which are kept in memory, so that the time excludes disk access and compression. Both
+implementations use the same bank of procedural templates, and appearances are compared on the same label maps.
+Processor seconds are summed over the cores.
 """
 
 import argparse
@@ -38,7 +39,7 @@ RANGES |= {"perl_max_std": 5.0, "perl_mult_factor": 0.02}
 
 
 class Authors:
-    """Their two scripts with a memory in place of files."""
+    """The authors' two scripts, with files kept in memory."""
 
     def __init__(self, folder: Path, engine: SynthesisEngine) -> None:
         sys.path.insert(0, str(folder / "synthetic-data-generation"))
@@ -60,7 +61,7 @@ class Authors:
         self.memory[os.path.basename(name)] = array
 
     def labels(self, seed: int) -> np.ndarray:
-        """One label map by their step 1."""
+        """One label map of the authors' step 1."""
         before = set(self.memory)
         with redirect_stdout(StringIO()), tempfile.TemporaryDirectory() as place:
             self.first.generate_label_ensemble(self.names, self.grid, 0, 20, 40, place, self.side, seed)
@@ -68,7 +69,7 @@ class Authors:
         return self.memory.pop(name)
 
     def views(self, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Two appearances by their step 2, uint8."""
+        """Two appearances of the authors' step 2, uint8."""
         self.memory["map"] = labels
         with redirect_stdout(StringIO()):
             self.second.process_volume("map", **RANGES, transforms=None, savedir="", seed=seed)
@@ -76,14 +77,14 @@ class Authors:
 
 
 def timed(function: Callable[[], object]) -> tuple[object, dict[str, float]]:
-    """What a call gives, and its wall and processor seconds."""
+    """The result of a call, and its wall and processor seconds."""
     start, busy = time.perf_counter(), time.process_time()
     result = function()
     return result, {"wall": time.perf_counter() - start, "processor": time.process_time() - busy}
 
 
 def our_views(engine: SynthesisEngine, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two appearances of a given label map by ours, uint8 rounded down as theirs."""
+    """Two of our appearances of a label map, rounded down to uint8 as the authors do."""
     map_ = torch.from_numpy(np.ascontiguousarray(labels)).to(torch.uint8)[None, None]
     made = []
     for view in engine.sample(element_generator(engine.seed, seed)).views:
@@ -94,15 +95,15 @@ def our_views(engine: SynthesisEngine, labels: np.ndarray, seed: int) -> tuple[n
 
 
 def our_labels(engine: SynthesisEngine, seed: int) -> np.ndarray:
-    """One label map by ours."""
+    """One of our label maps."""
     drawn = engine.sample(element_generator(engine.seed, seed)).ensemble
     return ensembles.apply_ensemble(engine.bank, [drawn], engine.options)[0, 0].numpy()
 
 
 def speed(authors: Authors, engine: SynthesisEngine, pairs: int) -> dict[str, object]:
-    """Both chains in turn, element by element; mean seconds of a pair."""
+    """Mean seconds per pair of both implementations, which alternate."""
     taken = {who: {what: [] for what in ("labels", "appearances")} for who in ("ours", "authors")}
-    our_views(engine, our_labels(engine, 0), 0)  # the first use of libraries counts for nobody
+    our_views(engine, our_labels(engine, 0), 0)  # warm-up of the libraries
     authors.views(authors.labels(0), 0)
     for seed in tqdm(range(1, pairs + 1), desc="speed"):
         ours, cost = timed(lambda seed=seed: our_labels(engine, seed))
@@ -130,7 +131,7 @@ def speed(authors: Authors, engine: SynthesisEngine, pairs: int) -> dict[str, ob
 
 
 def profile(volumes: np.ndarray, rings: int = 12) -> np.ndarray:
-    """Log power of each volume in rings of frequency, (n, rings)."""
+    """Logarithmic power of each volume per ring of frequencies, (n, rings)."""
     side = volumes.shape[-1]
     frequency = np.sqrt(sum(f**2 for f in np.meshgrid(*[np.fft.fftfreq(side)] * 3, indexing="ij")))
     ring = np.digitize(frequency, np.linspace(0, 0.5 * np.sqrt(3) + 1e-6, rings + 1)).ravel() - 1
@@ -159,7 +160,7 @@ def described(volumes: list[np.ndarray]) -> dict[str, object]:
 
 
 def largest_gaps(one: dict, other: dict) -> dict[str, float]:
-    """How far two descriptions are apart."""
+    """The largest differences between two descriptions."""
     cumulated = [np.cumsum(d["histogram"]) for d in (one, other)]
     power = np.abs(np.subtract(one["log_power_quartiles"], other["log_power_quartiles"])).max(1)
     gaps = {f"{name}": abs(one["moments"][name][0] - other["moments"][name][0]) for name in one["moments"]}
@@ -169,7 +170,7 @@ def largest_gaps(one: dict, other: dict) -> dict[str, float]:
 
 
 def of_maps(maps: list[np.ndarray]) -> dict[str, list[float]]:
-    """Mean and s.d. over label maps of the number of labels and the shares of label 0 and of faces between labels."""
+    """Mean and s.d. over label maps: number of labels, share of label 0, share of faces between labels."""
     rows = []
     for labels in maps:
         faces = np.mean([(np.diff(labels.astype(np.int16), axis=axis) != 0).mean() for axis in range(3)])
@@ -180,7 +181,7 @@ def of_maps(maps: list[np.ndarray]) -> dict[str, list[float]]:
 
 
 def distributions(authors: Authors, side: int, maps: int) -> dict[str, object]:
-    """Label maps and appearances of both; two halves of the authors' own show how far apart equal ones are."""
+    """Compare label maps and appearances of both, and two halves of the authors' samples as a reference."""
     size = (side,) * 3
     clean, quirks = (SynthesisEngine(SynthesisOptions(size=size, official_quirks=q), seed=0) for q in (False, True))
     theirs = [authors.labels(10_000 + seed) for seed in tqdm(range(maps), desc="their maps")]
@@ -210,7 +211,7 @@ def distributions(authors: Authors, side: int, maps: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("authors", type=Path, help="clone of the authors' repository")
     parser.add_argument("--threads", type=int, default=2)

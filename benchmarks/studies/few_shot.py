@@ -1,4 +1,4 @@
-"""Few labels: every method, its twin and the baselines on real data, by ``evaluate few-shot`` itself.
+"""Every method, its twin and the baselines with few labels on real data, run by ``evaluate few-shot``.
 
     python -m benchmarks.studies.few_shot --data DIR --work DIR [--set hippocampus] [--jobs 2] [-device cpu]
 
@@ -41,7 +41,7 @@ PRETRAINING = {
     "mae": {"epochs": 30, "iterations": 50, "lr": 5e-4},
     "anatomix": {"epochs": 20, "iterations": 50, "lr": 5e-4, "batch_size": 1, "held_out": 4},
 }
-#: AliceTrainer with other options than its own, each in a plans copy.
+#: AliceTrainer with other than its default options, each in a plans copy.
 TUNED = {
     "rate0.1": {"encoder_lr_factor": 0.1},
     "rate0.1-noaux": {"encoder_lr_factor": 0.1, "aux": False},
@@ -50,7 +50,7 @@ TUNED = {
     "rate1-noaux-student": {"encoder_lr_factor": 1.0, "aux": False, "branch": "student"},
 }
 ALICE, ANATOMIX, _ = ALL = tuple(f"{name}_{EPOCHS}epochs" for name in METHODS)
-#: Stages of the grid in their order: draws, whether all numbers of shots or the first alone, trainers, baselines.
+#: Stages of the grid, in order: draws, whether all numbers of shots or only the first, trainers, baselines.
 STAGES = {
     "first": (1, False, ALL, BASELINES),
     "anatomix": (3, False, (ANATOMIX,), BASELINES[:1]),
@@ -65,7 +65,7 @@ TEMPLATES = "labelmaps_head"
 
 @dataclass(frozen=True)
 class Task:
-    """A data set, the name of its one class, how many cases are tested, the patch, and the numbers of shots."""
+    """A data set: the name of its class, the number of test cases, the patch size, and the numbers of shots."""
 
     dataset: str
     organ: str
@@ -81,7 +81,7 @@ TASKS = {
 
 
 def main() -> int:
-    """Run the stages that are left; returns the exit status."""
+    """Run every stage that is not finished; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
     parser.add_argument("--set", choices=TASKS, default="hippocampus", dest="task", help="data set")
@@ -111,7 +111,7 @@ def main() -> int:
 
 
 def lay_out(task: Task, args: argparse.Namespace) -> None:
-    """The raw data set with one class; the test cases stand apart, in imagesTs and labelsTs."""
+    """Write the raw data set with one class; the test cases are in imagesTs and labelsTs."""
     data, raw = args.data / task.dataset, args.work / "nnUNet_raw" / task.dataset
     if (raw / "dataset.json").is_file():
         return
@@ -130,7 +130,7 @@ def lay_out(task: Task, args: argparse.Namespace) -> None:
 
 
 def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
-    """Plan and preprocess, and write the plans copy of a size for a CPU."""
+    """Plan and preprocess, and write a CPU-sized copy of the plans."""
     number = str(int(task.dataset[7:10]))
     steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
     stock = read_json(args.work / "nnUNet_preprocessed" / task.dataset / f"{STOCK_PLANS}.json")
@@ -140,7 +140,7 @@ def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
 
 
 def write_tuned_plans(task: Task, args: argparse.Namespace) -> None:
-    """A plans copy for each of the tuned arms, which all take the first pre-training."""
+    """Write a plans copy for each tuned arm; all of them use the first pre-training."""
     own_results = comparison(args) / "pretraining" / "nnUNet_results" / task.dataset / "pretraining"
     alice = own_results / f"alice__{PLANS}__{CONFIGURATION}" / FINAL
     for name, own in TUNED.items():
@@ -153,7 +153,7 @@ def comparison(args: argparse.Namespace) -> Path:
 
 
 def command(task: Task, stage: str, args: argparse.Namespace) -> list[str]:
-    """The command of a stage, as a user would type it."""
+    """The command of a stage."""
     draws, all_shots, trainers, baselines = STAGES[stage]
     shots = task.shots if all_shots else task.shots[:1]
     words = {**PRETRAINING, "anatomix": {**PRETRAINING["anatomix"], "templates": args.data.resolve() / TEMPLATES}}
@@ -168,7 +168,7 @@ def command(task: Task, stage: str, args: argparse.Namespace) -> list[str]:
 
 
 def publish(args: argparse.Namespace, steps: Steps) -> None:
-    """Tables and pictures of what is finished, and what is not run."""
+    """Write tables and pictures of the finished cells, and a list of the cells that did not run."""
     out, folder = comparison(args), RESULTS / args.task
     if not (out / "means.csv").is_file():
         return

@@ -1,8 +1,7 @@
 """How a pre-trained encoder should be fine-tuned: AliceTrainer on Hippocampus with one option changed at a time.
 
-Goes on where hippocampus_alice.py ended: the same pre-training, the same five labelled and 60 test cases, the same
-number of iterations; each setting is a plans copy of its own. Finished settings are skipped: run the same command again
-after an interruption.
+Continues after hippocampus_alice.py with the same pre-training, the same five labelled and 60 test cases, and the same
+number of iterations. Every setting has its own copy of the plans. The same command continues an interrupted study.
 
     python -m benchmarks.studies.fine_tuning --work DIR [--settings NAME ...] [-device cpu]
 """
@@ -41,7 +40,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "fine-tuning.json"
 
 @dataclass(frozen=True)
 class Setting:
-    """A trainer and what its options block says beyond the defaults."""
+    """A trainer, and the options that differ from the defaults."""
 
     trainer: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +52,7 @@ NO_WARM_UP = {"warmup": 0.0}
 NO_AUX = {"aux": False}
 
 SETTINGS = {
-    # Run while the warm-up was one of the whole network; today's plans cannot ask for that.
+    # Measured with a warm-up of the whole network, which today's options cannot express.
     "factor-1_no-aux": Setting("AliceTrainer", FULL_RATE | NO_AUX | WARM_UP),
     "factor-1_no-aux_no-warmup": Setting("AliceTrainer", FULL_RATE | NO_AUX | NO_WARM_UP),
     "factor-1_no-warmup": Setting("AliceTrainer", FULL_RATE | NO_WARM_UP),
@@ -70,7 +69,7 @@ SETTINGS = {
 
 
 def main() -> int:
-    """Run the settings that are left; returns the exit status."""
+    """Run every setting that is not finished; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help=f"{DATASET} in nnU-Net's raw layout; only read")
     parser.add_argument("--work", type=Path, required=True, help="the --work of hippocampus_alice.py")
@@ -92,7 +91,7 @@ def main() -> int:
 
 
 def run(name: str, setting: Setting, checkpoint: Path, test: list[str], args: argparse.Namespace) -> None:
-    """Train, predict and score one setting in a tree of its own, and write its row."""
+    """Train, predict and score one setting in a separate folder, and write its row."""
     plans = f"{PLANS}_{name}"
     write_plans_copy(DATASET, PLANS, plans, CONFIGURATION, {**setting.options, "checkpoint": str(checkpoint)})
     trainer = f"{setting.trainer}_{EPOCHS}epochs"
@@ -106,7 +105,7 @@ def run(name: str, setting: Setting, checkpoint: Path, test: list[str], args: ar
 
 
 def collect(folder: Path, seed: int) -> None:
-    """Mean Dice per class of every setting that is finished, and the training losses of every one that was begun."""
+    """Collect the mean Dice per class of finished settings, and the training losses of all that started."""
     rows = {}
     for name, setting in SETTINGS.items():
         losses = training_losses(folder / name)
@@ -123,7 +122,7 @@ def collect(folder: Path, seed: int) -> None:
 
 
 def training_losses(comparison: Path) -> list[float]:
-    """Of each epoch, as nnU-Net logged it."""
+    """The training loss per epoch that nnU-Net logged."""
     logs = sorted(comparison.glob("arms/*/nnUNet_results/*/*/fold_*/training_log_*.txt"))
     return [float(value) for log in logs for value in re.findall(r"train_loss (\S+)", log.read_text())]
 

@@ -1,9 +1,8 @@
 """Alice on real data: does pre-training on 120 unlabelled hippocampus crops help when 5 of them have labels?
 
-60 of the labelled cases are drawn by seed for the test and kept apart in imagesTs and labelsTs before anything else is
-done, so that fingerprint, plans, pre-training and training see the others only. Three trainers then get the same five
-labelled cases and the same number of iterations. Every step is skipped when it is done: run the same command again
-after an interruption.
+The seed selects 60 labelled cases for the test, which are moved to imagesTs and labelsTs first, so that fingerprint,
+plans, pre-training and training see only the others. Three trainers then get the same five labelled cases and the same
+number of iterations. The same command continues an interrupted study.
 
     python -m benchmarks.studies.hippocampus_alice --data DIR/Dataset004_Hippocampus --work DIR [--seed 0] [-device cpu]
 
@@ -50,7 +49,7 @@ N_TEST = 60
 SHOTS, N_VAL = 5, 2
 BASE_FEATURES, BATCH_SIZE = 16, 2
 PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 30, 50
-PRETRAINING_SETTINGS = ("lr=5e-4",)  # the default of 1e-4 is meant for runs about sixty times as long
+PRETRAINING_SETTINGS = ("lr=5e-4",)  # the default of 1e-4 suits runs about sixty times as long
 EPOCHS, ITERATIONS, VAL_ITERATIONS = 60, 25, 2
 BASELINES = (f"AliceTrainer_scratch_{EPOCHS}epochs", f"BaselineTrainer_{EPOCHS}epochs")
 TRAINERS = (f"AliceTrainer_{EPOCHS}epochs", *BASELINES)
@@ -58,7 +57,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "hippocampus-alice"
 
 
 def main() -> int:
-    """Run all steps that are left; returns the exit status."""
+    """Run every step that is not finished; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help=f"{DATASET} in nnU-Net's raw layout; only read")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes (about 1 GB)")
@@ -87,12 +86,12 @@ def main() -> int:
 
 
 def comparison_settings(out: Path, seed: int, device: str, draws: int = 1) -> ProtocolOptions:
-    """Few labelled cases, predicted without mirroring."""
+    """The settings of the comparison: few labelled cases, prediction without mirroring."""
     return ProtocolOptions(shots=[SHOTS], draws=draws, n_val=N_VAL, seed=seed, device=device, mirroring=False, out=out)
 
 
 def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
-    """Link the data into its own raw folder, the test cases apart from the others; returns the test cases."""
+    """Link the data into a separate raw folder with the test cases in imagesTs; returns the test cases."""
     if not (data / "dataset.json").is_file():
         raise ComparisonError(f"{data} holds no dataset.json. Give {DATASET} in nnU-Net's raw layout with --data.")
     dataset = json.loads((data / "dataset.json").read_text())
@@ -111,7 +110,7 @@ def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
 
 
 def plan(work: Path, steps: Steps, seed: int) -> None:
-    """Plan and preprocess the cases that are not tested, and write the plans copy of a size for a CPU."""
+    """Plan and preprocess the other cases, and write a CPU-sized copy of the plans."""
     command = ["nnUNetv2_plan_and_preprocess", "-d", "4", "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
     steps.run("plan_and_preprocess", command)
     stock = json.loads((work / "nnUNet_preprocessed" / DATASET / f"{STOCK_PLANS}.json").read_text())
@@ -124,12 +123,12 @@ def plan(work: Path, steps: Steps, seed: int) -> None:
 
 
 def pretraining_folder(work: Path) -> Path:
-    """Where the pre-training leaves its files."""
+    """Folder of the pre-training."""
     return work / "nnUNet_results" / DATASET / "pretraining" / f"alice__{PLANS}__{CONFIGURATION}"
 
 
 def pretrain(work: Path, steps: Steps, seed: int, device: str) -> None:
-    """Pre-train Alice on the preprocessed cases, without labels."""
+    """Pre-train Alice on the preprocessed cases without labels."""
     command = ["nnunet-invariance", "pretrain", "alice", DATASET, CONFIGURATION, "-p", PLANS, "-device", device]
     command += ["--epochs", str(PRETRAINING_EPOCHS), "--iterations", str(PRETRAINING_ITERATIONS), "--seed", str(seed)]
     command += ["--set", *PRETRAINING_SETTINGS]
@@ -150,7 +149,7 @@ def pretrain(work: Path, steps: Steps, seed: int, device: str) -> None:
 
 
 def probe(work: Path, seed: int) -> None:
-    """Probes of random networks and of the pre-trained ones; writes probes.json."""
+    """Probe random and pre-trained networks; writes probes.json."""
     target = work / "probes.json"
     if target.is_file():
         return
@@ -163,7 +162,7 @@ def probe(work: Path, seed: int) -> None:
 
 
 def unseen_cases(work: Path, planned: PlannedDataset) -> Sequence[Case]:
-    """The test images, which no training has seen, preprocessed."""
+    """The preprocessed test images, which no training has seen."""
     folders = preprocess_images([work / "nnUNet_raw" / DATASET / "imagesTs"], planned)
     strides = planned.configuration.pool_op_kernel_sizes
     return make_manifest(folders, 1, cumulative_strides(strides)[token_stage(strides)], N_TEST).cases
@@ -190,7 +189,7 @@ def measure(
 
 
 def collect(work: Path, comparison: Path, steps: Steps) -> None:
-    """Copy tables, curves and records, and no image, to the results folder."""
+    """Copy tables, curves and records, but no images, to the results folder."""
     scores = read_scores(comparison / "scores.csv")
     arms = dict.fromkeys(score.arm for score in scores)
     pairs = [(arm, baseline) for baseline in BASELINES for arm in arms if arm != baseline]
@@ -210,7 +209,9 @@ def collect(work: Path, comparison: Path, steps: Steps) -> None:
         if (fold / "transfer_report.json").is_file():
             report = json.loads((fold / "transfer_report.json").read_text())
             if "checkpoint" in report:
-                report["checkpoint"] = Path(report["checkpoint"]).name  # the rest says where this run was made
+                report["checkpoint"] = Path(
+                    report["checkpoint"]
+                ).name  # without the folder, because the report is published
             write_json(RESULTS / f"{trainer}_transfer_report.json", report)
     record = json.loads((comparison / "comparison.json").read_text())
     record["steps"] = steps.done

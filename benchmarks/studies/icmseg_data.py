@@ -1,7 +1,7 @@
-"""The data sets of icmseg_styles.py in nnU-Net's raw layout: what is trained on, and what is tested.
+"""The data sets of icmseg_styles.py in nnU-Net's raw layout: training and test cases.
 
-Every function reads the shared data folder, writes raw data sets and says what to do with them. A data set that has its
-dataset.json is finished and left as it is.
+Every function reads the data folder, writes raw data sets and returns the task. A data set that has a dataset.json is
+complete and is not changed.
 """
 
 import json
@@ -20,8 +20,8 @@ from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.evaluation.scoring.label_maps import Named
 
 ENDING = ".nii.gz"
-WINDOW = (-125, 275)  # HU, soft tissue: z-score would count air and table otherwise
-#: Organs in both maps of the abdomen, by their numbers in the CT map and in the MR map (both are model output).
+WINDOW = (-125, 275)  # HU, soft tissue; otherwise the z-score would include air and the table
+#: Organs in both label maps of the abdomen: values in the CT map and in the MR map (both are model output).
 ORGANS = {
     "spleen": (1, 1),
     "kidney_right": (2, 2),
@@ -42,7 +42,7 @@ ABDOMEN_MR = "Dataset903_AbdomenMR"
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on and tested on; ``most_draws`` is how many different draws of training cases there are."""
+    """Training and test data; ``most_draws`` is the number of different draws of training cases."""
 
     source: str
     targets: Sequence[str]
@@ -53,24 +53,24 @@ class Task:
     most_draws: int = 100
 
 
-# --- contrasts; each keeps shape and anatomy, takes any scale of intensities, and gives the same at every call
+# --- contrasts; each keeps shape and anatomy, accepts any scale of intensities, and is deterministic
 
 
 def original(image: np.ndarray, seed: int) -> np.ndarray:
-    """As it is."""
+    """The image itself."""
     return image
 
 
 def inverted(image: np.ndarray, seed: int) -> np.ndarray:
-    """Bright becomes dark."""
+    """The image with inverted intensities."""
     return image.max() + image.min() - image
 
 
 def remapped(image: np.ndarray, seed: int) -> np.ndarray:
     r"""Like T2 from T1: :math:`e^{-4u} + 0.5 e^{-((u - 0.6) / 0.1)^2}` of the share u of darker voxels.
 
-    It goes down, up and down again, and reads ranks: curves of interventions are monotone or have one bend, and
-    location-scale changes are linear within a tissue.
+    The curve decreases, increases and decreases again, and acts on ranks. Curves of interventions are
+    monotone or have one turning point, and location-scale changes are linear within a tissue.
     """
     _, place, counts = np.unique(image, return_inverse=True, return_counts=True)
     u = ((np.cumsum(counts) - 0.5 * counts) / image.size)[place].reshape(image.shape)
@@ -78,7 +78,7 @@ def remapped(image: np.ndarray, seed: int) -> np.ndarray:
 
 
 def biased(image: np.ndarray, seed: int) -> np.ndarray:
-    """Above its minimum, times exp(b), b a quadratic polynomial of the position with range [-1.2, 1.2]."""
+    """The image minus its minimum, times exp(b), where b is a quadratic polynomial of the position in [-1.2, 1.2]."""
     rng = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape), indexing="ij")
     terms = (z, y, x, z * y, z * x, y * x, z * z, y * y, x * x)
@@ -99,22 +99,22 @@ CONTRASTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 def lay_out_hippocampus(data: Path, raw: Path, seed: int, n_test: int = 20) -> Task:
-    """Trains on 20 of the cases that are not held out.
+    """Write hippocampus; trains on 20 of the cases that are not held out.
 
-    Anterior and posterior part are one class: so short a training does not learn where one of them ends.
+    The anterior and the posterior part are one class, because such a short training does not separate them.
     """
     targets = _lay_out_contrasts(data / "Dataset004_Hippocampus", raw, 810, n_test, seed, "hippocampus")
     return Task("Dataset004_Hippocampus", targets, shots=(20,))
 
 
 def lay_out_left_atrium(data: Path, raw: Path, seed: int, n_test: int = 6) -> Task:
-    """Trains on 6 of the 10 cases that are not held out."""
+    """Write the left atrium; trains on 6 of the 10 cases that are not held out."""
     targets = _lay_out_contrasts(data / "Dataset901_LA2018", raw, 820, n_test, seed, "left atrium")
     return Task("Dataset901_LA2018", targets, shots=(6,))
 
 
 def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int, organ: str) -> list[str]:
-    """The training cases under the data set's name, and the held-out ones in each contrast; names of the latter."""
+    """Write the training cases, and the held-out cases in each contrast; returns the names of the latter data sets."""
     described = _read(data / "dataset.json")
     cases = sorted(p.name.removesuffix(ENDING) for p in (data / "labelsTr").glob(f"*{ENDING}"))
     test = sorted(random.Random(f"styles {seed}").sample(cases, n_test))
@@ -142,15 +142,15 @@ def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int
 
 
 def _write_organ(path: Path, dataset: Path) -> None:
-    """All labels of a map as one."""
+    """Write a label map with all labels merged into one."""
     labels = sitk.ReadImage(path)
     _write((sitk.GetArrayFromImage(labels) > 0).astype(np.uint8), labels, dataset / "labelsTr" / path.name)
 
 
 def lay_out_abdomen(data: Path, raw: Path, seed: int) -> Task:
-    """Trains on one CT, in the soft-tissue window, and tests on one MR, whose map keeps its own numbering.
+    """Write the abdomen: trains on one CT in the soft-tissue window, tests on one MR with other label values.
 
-    The second CT is a slab of the first and only stands in for nnU-Net's validation; there is one draw.
+    The second CT is a slab of the first and serves only as nnU-Net's validation case; there is one draw.
     """
     data, source, target = data / "abdomen_ct_mr", raw / "Dataset902_AbdomenCT", raw / ABDOMEN_MR
     for case, image, labels in (
@@ -173,7 +173,7 @@ def lay_out_abdomen(data: Path, raw: Path, seed: int) -> Task:
 
 
 def lay_out_prostate(data: Path, raw: Path, seed: int) -> Task:
-    """MR to ultrasound of six patients, cross-validated over them; the gland is volume 0 of the label files."""
+    """Write the prostate: MR to ultrasound, six patients, cross-validated; the gland is volume 0 of the labels."""
     data = data / "prostate_mr_us"
     names = {"mr": "Dataset904_ProstateMR", "us": "Dataset905_ProstateUS"}
     for kind, name in names.items():
@@ -186,7 +186,7 @@ def lay_out_prostate(data: Path, raw: Path, seed: int) -> Task:
     return Task(names["mr"], [names["us"]], n_val=1, parts=3)
 
 
-#: In the order in which they are run.
+#: In the order in which they run.
 SETS: dict[str, Callable[..., Task]] = {
     "hippocampus": lay_out_hippocampus,
     "left_atrium": lay_out_left_atrium,
@@ -202,7 +202,7 @@ def _read(path: Path) -> dict:
 
 
 def _write(array: np.ndarray, like: sitk.Image, path: Path) -> None:
-    """With the grid of an image; a file that is there stays, because comparisons link it."""
+    """Write an array with the grid of an image; an existing file is kept, because comparisons link to it."""
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def _write(array: np.ndarray, like: sitk.Image, path: Path) -> None:
 
 
 def _describe(folder: Path, channel: str, labels: Mapping[str, int]) -> None:
-    """dataset.json, last of all files."""
+    """Write dataset.json, the last of all files."""
     n = len(list((folder / "labelsTr").glob(f"*{ENDING}")))
     content = {"channel_names": {"0": channel}, "labels": dict(labels), "numTraining": n, "file_ending": ENDING}
     text = json.dumps(content, indent=1)

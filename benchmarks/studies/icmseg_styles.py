@@ -1,12 +1,12 @@
-"""ICMSeg on real data: which style intervention reaches another contrast or modality, and does InfoNCE add to it?
+"""ICMSeg on real data: which style intervention generalises to another contrast or modality, and does InfoNCE help?
 
     python -m benchmarks.studies.icmseg_styles --data DIR --work DIR [--sets hippocampus ...] [--seeds 3] [-device cpu]
 
-Four data sets, in this order: hippocampus and left atrium, whose held-out cases are tested as they are, inverted,
-remapped and strongly biased; abdomen, CT to MR; prostate, MR to ultrasound. In each every arm is run for one seed (draw
-of training cases), then for the others. What is done is skipped: run the same command again after an interruption. The
-results folder gets tables, two pictures and the list of cells that are not run; no image of data that may not be passed
-on.
+There are four data sets, in this order: hippocampus and left atrium, whose held-out cases are tested unchanged,
+inverted, remapped and with a strong bias field; abdomen, from CT to MR; prostate, from MR to ultrasound. In each of
+them every arm runs with one seed (draw of training cases), then with the others. The same command continues an
+interrupted study. The results folder gets tables, two pictures and the list of cells that did not run, but no image of
+data that may not be redistributed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "icmseg-styles"
 
 
 def main() -> int:
-    """Run all cells that are left; returns the exit status."""
+    """Run every cell that is not finished; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def run_set(name: str, args: argparse.Namespace) -> None:
-    """Lay out, plan, and run every arm for one more seed at a time."""
+    """Write the data, plan, and run every arm with one seed after the other."""
     task = SETS[name](args.data, args.work / "nnUNet_raw", args.seed)
     write_plans(task, Steps(args.work), args)
     if name == "hippocampus":
@@ -102,7 +102,7 @@ def plans_of(style: str, contrast: bool) -> str:
 
 
 def selection(args: argparse.Namespace) -> Selection:
-    """The baselines, and each style without and with InfoNCE."""
+    """The arms: the baselines, and each style without and with InfoNCE."""
     baselines = [f"{name}_{args.epochs}epochs" for name in (BASELINE, AUGMENTED)]
     arms, contrasts = [Arm(name, name) for name in baselines], [Contrast(baselines[1], baselines[0], baselines[0])]
     for style in args.styles:
@@ -115,7 +115,7 @@ def selection(args: argparse.Namespace) -> Selection:
 
 
 def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
-    """Plan and preprocess the source, then plans copies of a size for a CPU: a shared one, and one for each arm."""
+    """Plan and preprocess the source, and write CPU-sized copies of the plans: a shared one, and one per arm."""
     number = str(int(task.source[7:10]))
     command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
     steps.run(f"plan_{task.source}", command)
@@ -130,7 +130,7 @@ def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
 
 
 def draw_pictures(task: Task, args: argparse.Namespace) -> None:
-    """One held-out case in every contrast, and a training case in every style."""
+    """Draw one held-out case in every contrast, and a training case in every style."""
     raw = args.work / "nnUNet_raw"
     case = sorted(p.name.removesuffix(ENDING) for p in (raw / task.targets[0] / "labelsTr").iterdir())[0]
     labels = _volume(raw / task.targets[0] / "labelsTr" / f"{case}{ENDING}")
@@ -145,7 +145,7 @@ def draw_pictures(task: Task, args: argparse.Namespace) -> None:
 
 
 def publish(args: argparse.Namespace) -> None:
-    """Tables of what is finished, and what is not run."""
+    """Write tables of the finished cells, and a list of the cells that did not run."""
     parts, missing = [], []
     for name in SETS:
         out = args.work / name

@@ -1,8 +1,8 @@
-"""The data of puir_real.py in nnU-Net's raw layout: one patient to train on, another to test.
+"""The data of puir_real.py in nnU-Net's raw layout: one patient for training, another for the test.
 
-A draw is who is trained on. Every draw has a raw data set of its own, so that neither planning nor pre-training sees
-the other patient. Images are laid out at half the resolution within their slices (brats: in all directions), for a CPU.
-A file that is there stays as it is.
+A draw is the choice of the training patient. Every draw has its own raw data set, so that neither planning nor
+pre-training sees the other patient. For a CPU, images have half the resolution within their slices (brats: in all
+directions). An existing file is not changed.
 """
 
 import json
@@ -17,19 +17,19 @@ from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import ComparisonError
 
 ENDING = ".nii.gz"
-ABOVE = 4.0  # background is this many standard deviations below the mean of the brain, as in an image not z-scored
+ABOVE = 4.0  # the background is this many standard deviations below the mean of the brain
 LEAST = 0.1
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, transferred and tested; subsets are names of modalities joined by +.
+    """Training, translation and test of a data set; subsets are names of modalities joined by +.
 
     Attributes:
-        patch_size: voxels, before nnU-Net's rule of divisibility.
-        subsets: that segmentation is tested on; None: all.
-        sources: that all other modalities are transferred from.
-        replaced: of the subsets, those whose missing modalities are also filled by transfer.
+        patch_size: voxels, before nnU-Net makes it divisible.
+        subsets: on which segmentation is tested; None: all.
+        sources: from which all other modalities are synthesised.
+        replaced: the subsets that are also tested with synthesised images for the missing modalities.
     """
 
     dataset: str
@@ -40,7 +40,7 @@ class Task:
 
 
 def lay_out_pgbm(data: Path, raw: Path, draw: int) -> Task:
-    """Six channels, two visits of each patient; draw 0 trains on patient 001."""
+    """Write six channels and two visits of each patient; draw 0 trains on patient 001."""
     source = data / "Dataset900_PGBM"
     channels = list(_described(source)["channel_names"].values())
     patients = _dealt(["PGBM-001", "PGBM-003"], draw)
@@ -58,7 +58,7 @@ def lay_out_pgbm(data: Path, raw: Path, draw: int) -> Task:
 
 
 def lay_out_brats(data: Path, raw: Path, draw: int) -> Task:
-    """FLAIR and T1c in the box of the brain, 0 outside its mask; the whole tumour is one class."""
+    """Write FLAIR and T1c in the bounding box of the brain, 0 outside of its mask; the whole tumour is one class."""
     patients = _dealt(["brats_2013_pat0005_1", "brats_2013_pat0006_1"], draw)
     target = raw / f"Dataset{920 + draw}_BRATS{draw}"
     for patient, part in zip(patients, ("Tr", "Ts"), strict=True):
@@ -72,32 +72,32 @@ def lay_out_brats(data: Path, raw: Path, draw: int) -> Task:
     return Task(target.name, (32, 32, 32), None, ["FLAIR", "T1c"], ["FLAIR", "T1c"])
 
 
-#: In the order in which they are run.
+#: In the order in which they run.
 SETS: dict[str, Callable[[Path, Path, int], Task]] = {"brats": lay_out_brats, "pgbm": lay_out_pgbm}
 DRAWS = 2
 
 
 def _dealt(patients: Sequence[str], draw: int) -> list[str]:
-    """Who is trained on, and who is tested."""
+    """The training patient and the test patient."""
     return [patients[draw], patients[1 - draw]]
 
 
 def _brain(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
-    """Brighter than the background everywhere in the brain; the background is 0."""
+    """The image, shifted so that the brain is brighter than the background, which is 0."""
     inside = sitk.GetArrayViewFromImage(mask) > 0
     array = np.where(inside, np.maximum(sitk.GetArrayViewFromImage(image) + ABOVE, LEAST), 0)
     return _like(array.astype(np.float32), image)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The bounding box, in the axes of SimpleITK."""
+    """The bounding box in SimpleITK's axis order."""
     return tuple(slice(int(index.min()), int(index.max()) + 1) for index in reversed(np.nonzero(mask)))
 
 
 def _write_case(
     target: Path, part: str, case: str, images: Iterable[sitk.Image], labels: sitk.Image, factors: tuple[int, ...]
 ) -> None:
-    """Means of blocks of voxels; a block is tumour where at least half of it is."""
+    """Write the means of blocks of voxels; a block is tumour if at least half of its voxels are."""
     for channel, image in enumerate(images):
         _write(
             sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), factors), target, "images", part, f"{case}_{channel:04d}"
@@ -107,7 +107,7 @@ def _write_case(
 
 
 def _write(image: sitk.Image, target: Path, kind: str, part: str, name: str) -> None:
-    """A file that is there stays, because comparisons link it."""
+    """Write a file unless it exists, because comparisons link to it."""
     path = target / f"{kind}{part}" / f"{name}{ENDING}"
     if path.is_file():
         return
@@ -136,7 +136,7 @@ def _read(path: Path) -> sitk.Image:
 
 
 def _describe(folder: Path, channels: Sequence[str], labels: Mapping[str, int]) -> None:
-    """dataset.json, last of all files."""
+    """Write dataset.json, the last of all files."""
     content = {
         "channel_names": {str(i): name for i, name in enumerate(channels)},
         "labels": dict(labels),

@@ -1,4 +1,4 @@
-"""What a pre-training of PUIR has learned that holds for a patient it has not seen, and what any transfer must beat."""
+"""Quality of a PUIR pre-training on a patient that it has not seen, and a baseline for modality translation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,25 +20,25 @@ from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.pretraining.methods.puir_diagnostics import measure
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 
-BATCH = 4  # crops at a time
+BATCH = 4  # crops per forward pass
 
 
 class Average(nn.Module):
-    """Not a network: every modality is ``factor`` times the mean of those that are given, in normalised intensities."""
+    """Baseline: every modality is ``factor`` times the mean of the given ones, in normalised intensities."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
 
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
-        """(B, C, *spatial) to the same shape; ``present`` (B, C)."""
+        """Map (B, C, *spatial) to the same shape; ``present`` is (B, C)."""
         mask = over_maps(present, x)
         mean = torch.where(mask, x, 0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         return (self.factor * mean).expand_as(x)
 
 
 def held_out_crops(planned: PlannedDataset, cases: Sequence[LabelledCase]) -> Tensor:
-    """Crops (N, C, *patch) beside each other that cover all cases, preprocessed as the plans say."""
+    """Adjacent crops (N, C, *patch) that cover all cases, preprocessed with the plans."""
     plans, manager, patch = planned.plans, planned.configuration, planned.patch_size
     crops = []
     for case in cases:
@@ -79,7 +79,7 @@ def held_out_quantities(planned: PlannedDataset, checkpoint: Path, crops: Tensor
 
 
 def _load(planned: PlannedDataset, checkpoint: Path) -> tuple[PUIRNet, BottleneckDecoder]:
-    """Network and reconstruction decoder of a finished ``pretrain puir``."""
+    """Network and reconstruction decoder of a finished pre-training with PUIR."""
     loaded = load_checkpoint(checkpoint, ["network", "heads"])
     options, channels = loaded.metadata["options"], len(planned.channel_names)
     architecture = Architecture.from_plans(loaded.metadata["plans"]["architecture"], channels, channels)

@@ -1,14 +1,15 @@
-"""PUIR on real data: any subset of the modalities, modality transfer, and what each constraint does.
+"""PUIR on real data: every subset of the modalities, modality translation, and the effect of each constraint.
 
     python -m benchmarks.studies.puir_real --data DIR --work DIR [--sets brats ...] [--parts NAME ...] [--draws 2] \
         [-device cpu]
 
-Two data sets of two patients each: one patient is trained on, the other one tested; a draw is which. Everything of the
-first draw comes first. What is done is skipped: run the same command again after an interruption. The results folder
-gets tables, numbers, the list of what is not run, and pictures of the data that may be shown.
+There are two data sets of two patients each; one patient is used for training, the other for the test, and a draw is
+the choice. The first draw runs completely before the second one. The same command continues an interrupted study. The
+results folder gets tables, numbers, the list of cells that did not run, and pictures of the data that may be
+redistributed.
 
-The contrast tells cases apart: with the one scan that brats trains on it is 0, and in pgbm the two visits that it tells
-apart are of one patient.
+The contrastive loss distinguishes cases: it is 0 for brats, which trains on one scan, and in pgbm it distinguishes two
+visits of one patient.
 """
 
 import argparse
@@ -44,14 +45,14 @@ from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL, LATEST
 
 CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
 BASE_FEATURES, BATCH_SIZE, VAL_ITERATIONS = 8, 2, 1
-LEARNING_RATE = 1e-3  # of the pre-trainings: a few hundred steps want more than the default
-#: Each needs those before it, but the ablations only the first.
+LEARNING_RATE = 1e-3  # of the pre-trainings: a few hundred steps need more than the default
+#: A part needs the parts before it; the ablations need only the first.
 PARTS = ("pretraining", "transfer", "segmentation", "ablation", "ablation-dice")
 RESULTS = Path(__file__).parents[1] / "results" / "puir-real"
 
 
 def main() -> int:
-    """Run all parts that are left; returns the exit status."""
+    """Run every part that is not finished; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
@@ -84,7 +85,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Draw:
-    """A data set with one of its patients to train on, and the words of the command."""
+    """A data set with one of its patients for training, and the command-line arguments."""
 
     name: str
     number: int
@@ -93,40 +94,40 @@ class Draw:
 
     @property
     def folder(self) -> Path:
-        """Logs, transfers, scores and the comparison."""
+        """Folder of logs, translations, scores and the comparison."""
         return self.args.work / f"{self.name}{self.number}"
 
     @property
     def raw(self) -> Path:
-        """The raw data set; the tested patient is in imagesTs and labelsTs."""
+        """Folder of the raw data set; the test patient is in imagesTs and labelsTs."""
         return self.args.work / "nnUNet_raw" / self.task.dataset
 
     @property
     def where(self) -> list[str]:
-        """Data set, configuration, plans and device, as this package's commands take them."""
+        """Data set, configuration, plans and device, as command-line arguments."""
         return [self.task.dataset, CONFIGURATION, "-p", PLANS, "-device", self.args.device]
 
     def planned(self) -> PlannedDataset:
-        """The data set under the plans of a size for a CPU."""
+        """The data set with the CPU-sized plans."""
         return open_planned_dataset(self.task.dataset, CONFIGURATION, PLANS)
 
     def test_cases(self) -> list[LabelledCase]:
-        """All visits of the tested patient."""
+        """All visits of the test patient."""
         return list(test_folder_cases(self.raw, self.planned().dataset_json).values())
 
     def subsets(self) -> list[tuple[int, ...]]:
-        """Of the modalities, that segmentation is tested on."""
+        """Subsets of the modalities on which segmentation is tested."""
         words = None if self.args.all_subsets else self.task.subsets
         return choose_subsets(self.planned().channel_names, words)
 
     def checkpoint(self, without: str = "") -> Path:
-        """Of the pre-training, or of that without one of its constraints."""
+        """Checkpoint of the pre-training with all constraints or without one."""
         results = self.folder / f"without_{without}" if without else self.args.work / "nnUNet_results"
         return results / self.task.dataset / "pretraining" / f"puir__{PLANS}__{CONFIGURATION}" / FINAL
 
 
 def run(draw: Draw) -> None:
-    """What is left of the parts that were asked for."""
+    """Run the requested parts that are not finished."""
     draw.folder.mkdir(parents=True, exist_ok=True)
     steps = Steps(draw.folder)
     write_plans(draw, steps)
@@ -144,7 +145,7 @@ def run(draw: Draw) -> None:
 
 
 def write_plans(draw: Draw, steps: Steps) -> None:
-    """Plan and preprocess who is trained on, then a plans copy of a size for a CPU."""
+    """Plan and preprocess the training patient, and write a CPU-sized copy of the plans."""
     number = str(int(draw.task.dataset[7:10]))
     steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
     base = draw.args.work / "nnUNet_preprocessed" / draw.task.dataset
@@ -156,7 +157,7 @@ def write_plans(draw: Draw, steps: Steps) -> None:
 
 
 def pretrain(draw: Draw, steps: Steps, without: str = "") -> None:
-    """PUIR's pre-training, or that without one of its constraints, and what of it holds for the tested patient."""
+    """Pre-train PUIR, with all constraints or without one, and measure it on the test patient."""
     checkpoint, words = draw.checkpoint(without), [f"{CONSTRAINTS[without]}=0"] if without else []
     environment = {"nnUNet_results": str(draw.folder / f"without_{without}")} if without else {}
     name = f"without {without}" if without else FULL
@@ -172,7 +173,7 @@ def pretrain(draw: Draw, steps: Steps, without: str = "") -> None:
 
 
 def _length(steps: int, seed: int, folder: Path) -> list[str]:
-    """Flags of a run, which goes on where it was interrupted; its state is saved five times."""
+    """Flags of a run, which continues after an interruption; its state is saved five times."""
     begun = any((folder / file).is_file() for file in (LATEST, FINAL))
     epochs = min(5, steps)
     flags = ["--epochs", str(epochs), "--iterations", str(steps // epochs), "--seed", str(seed)]
@@ -180,7 +181,7 @@ def _length(steps: int, seed: int, folder: Path) -> list[str]:
 
 
 def transfer(draw: Draw, steps: Steps) -> None:
-    """Train a transfer, score it beside copies of the source and blank images, and fill missing modalities with it."""
+    """Train a translation, score it and two baselines (source and blank image), and fill missing modalities."""
     folder = draw.args.work / "nnUNet_results" / draw.task.dataset / "pretraining"
     length = _length(draw.args.transfer_steps, draw.args.seed, folder / f"puir_transfer__{PLANS}__{CONFIGURATION}")
     words = ["--set", f"lr={LEARNING_RATE}", "workers=1"]
@@ -203,10 +204,10 @@ def transfer(draw: Draw, steps: Steps) -> None:
 
 
 def segment(draw: Draw, steps: Steps, arms: Sequence[Arm] = (), contrasts: Sequence[Contrast] = ()) -> None:
-    """All arms, tested on every subset, and where what is missing was transferred; ``arms`` are tested, too."""
+    """Run all arms and ``arms``, tested on every subset and on the subsets with synthesised modalities."""
     planned, cases = draw.planned(), draw.test_cases()
     trained = tuple(sorted(path.name.split(".")[0] for path in (draw.raw / "labelsTr").iterdir()))
-    # One patient is not split: nnU-Net validates on a case that it trains on, which decides nothing here.
+    # One patient cannot be split: nnU-Net validates on a training case, which has no effect here.
     subset = Subset(len(trained), draw.number, trained, trained[:1])
     names = [f"{name}_{draw.args.epochs}epochs" for name in ("PUIRTrainer", "PUIRTrainer_scratch")]
     baselines = [f"{name}_{draw.args.epochs}epochs" for name in ("ChannelDropoutTrainer", "BaselineTrainer")]
@@ -235,7 +236,7 @@ def segment(draw: Draw, steps: Steps, arms: Sequence[Arm] = (), contrasts: Seque
 
 
 def _filled(draw: Draw, cases: Sequence[LabelledCase], subset: str) -> CaseSet:
-    """The test cases with some real modalities and all others transferred from them."""
+    """The test cases with some real modalities and all others synthesised from them."""
     folder = draw.folder / f"filled_from_{subset}"
     return CaseSet(
         f"{subset}{FILLED}",
@@ -244,17 +245,19 @@ def _filled(draw: Draw, cases: Sequence[LabelledCase], subset: str) -> CaseSet:
 
 
 def ablate(draw: Draw, steps: Steps) -> None:
-    """The pre-training without each of its constraints."""
+    """Pre-train without each of the constraints."""
     for constraint in CONSTRAINTS:
         pretrain(draw, steps, constraint)
 
 
 def segment_ablated(draw: Draw, steps: Steps) -> None:
-    """PUIRTrainer from each of the pre-trainings that lack a constraint, beside the other arms."""
+    """Run PUIRTrainer from each pre-training that lacks a constraint, together with the other arms."""
     trainer, arms = f"PUIRTrainer_{draw.args.epochs}epochs", []
     for name in CONSTRAINTS:
         checkpoint = draw.checkpoint(name)
-        named = checkpoint.with_name(f"without_{name}{checkpoint.suffix}")  # a record tells checkpoints by their names
+        named = checkpoint.with_name(
+            f"without_{name}{checkpoint.suffix}"
+        )  # a record identifies checkpoints by their names
         link(checkpoint, named)
         arms.append(Arm(named.stem, trainer, {ENVIRONMENT_VARIABLE: str(named)}))
     segment(draw, steps, arms, [Contrast(arm.name, trainer, FULL) for arm in arms])

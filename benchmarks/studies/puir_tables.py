@@ -1,4 +1,4 @@
-"""Tables, numbers and pictures of puir_real.py from whatever is finished, and the list of what is not."""
+"""Tables, numbers and pictures of the finished parts of puir_real.py, and the list of the others."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from nnunet_invariance.evaluation.statistics.effects import arm_means
 from nnunet_invariance.evaluation.statistics.score_table import OVERALL
 from nnunet_invariance.modality_translation.evaluate import EXAMPLES, METRICS, SCORES, read_pairs
 
-#: Name in the records -> option of ``pretrain puir``.
+#: Name in the records to option of ``pretrain puir``.
 CONSTRAINTS = {
     "decom": "weight_decomposition",
     "inv": "weight_invariance",
@@ -26,13 +26,13 @@ CONSTRAINTS = {
     "contr": "weight_contrast",
 }
 FULL = "all constraints"
-FILLED = ", transferred"  # ends the name of a test set whose missing modalities were filled
+FILLED = ", transferred"  # suffix of a test set whose missing modalities were synthesised
 TRANSFERS = ("transferred", "copied", "blank")
-SHOWN = ("pgbm",)  # brats2015 may not be shown: its licence is for non-commercial use
+SHOWN = ("pgbm",)  # brats2015 is not shown, because its licence is for non-commercial use
 
 
 def publish(work: Path, out: Path) -> None:
-    """Write everything anew."""
+    """Write all tables, numbers and pictures again."""
     text, numbers, missing = [], {}, []
     for draw in range(DRAWS):
         for name in SETS:
@@ -50,7 +50,7 @@ def publish(work: Path, out: Path) -> None:
 
 
 def _numbers(folder: Path) -> dict[str, object]:
-    """Of one draw of a data set: held-out quantities, scores of the transfer, Dice, commands and their seconds."""
+    """The numbers of one draw: held-out quantities, scores of the translation, Dice, commands and their seconds."""
     pairs = {
         kind: {f"{p.source} -> {p.target}, {p.case}": {m: getattr(p, m) for m in METRICS} for p in read_pairs(path)}
         for kind in TRANSFERS
@@ -75,7 +75,7 @@ def _scores(folder: Path) -> list[Score]:
 
 
 def _missing(folder: Path, found: dict) -> list[str]:
-    """What is not finished, in words."""
+    """The parts that are not finished, as text."""
     if not found["seconds"]:
         return ["nothing is run"]
     names = [FULL, *(f"without {name}" for name in CONSTRAINTS)]
@@ -95,7 +95,7 @@ def _missing(folder: Path, found: dict) -> list[str]:
 
 
 def _tables(folder: Path, found: dict) -> list[str]:
-    """Three tables, as far as there are numbers."""
+    """Up to three tables, for the numbers that exist."""
     parts = []
     if held_out := found["held_out"]:
         head = list(next(iter(held_out.values())))
@@ -109,7 +109,7 @@ def _tables(folder: Path, found: dict) -> list[str]:
 
 
 def _transfer_table(folder: Path) -> str:
-    """A row a pair; in each cell what was transferred, the copy of the source and the blank image."""
+    """One row per pair; a cell has the translation, the copy of the source and the blank image."""
     rows = {kind: read_pairs(folder / kind) for kind in TRANSFERS if (folder / kind / SCORES).is_file()}
     lines = []
     for source, target in dict.fromkeys((p.source, p.target) for pairs in rows.values() for p in pairs):
@@ -126,7 +126,7 @@ def _transfer_table(folder: Path) -> str:
 
 
 def _dice_table(scores: Sequence[Score]) -> str:
-    """A row a condition, a column an arm."""
+    """One row per condition, one column per arm."""
     conditions, arms = (list(dict.fromkeys(getattr(s, key) for s in scores)) for key in ("condition", "arm"))
     lines = []
     for condition in conditions:
@@ -140,7 +140,7 @@ def _dice_table(scores: Sequence[Score]) -> str:
 
 
 def _pictures(folder: Path, out: Path, name: str) -> None:
-    """The grid of transfers, and the heat map of Dice."""
+    """Draw the grid of translations, and the heat map of Dice."""
     if (folder / "transferred" / EXAMPLES).is_file():
         write_file(out / f"{name}_transfer.png", (folder / "transferred" / EXAMPLES).read_bytes())
     if scores := _scores(folder):

@@ -1,17 +1,17 @@
-"""Recovery of known smooth deformations across simulated contrasts: ConvexAdam on features, and intensity-MI B-splines.
+"""Recovery of known deformations across simulated contrasts: ConvexAdam on features against intensity-based methods.
 
     python -m benchmarks.studies.registration --pairs 12 --size 64 [--weights FILE] \
         [--ct-mr DIR/abdomen_ct_mr] --out FILE
 
-A pair is one synthetic label map in two independent random appearances. The fixed one is made of the map read at
-x + d(x), d a random affine map and smooth noise: x + d(x) is the way to be found. All methods start from the same
-affine map (SimpleITK, mutual information). Error: mean |found(x) - (x + d(x))| over the voxels of the fixed image, in
-voxels of 1 mm, without those within 4 voxels of a face and those whose partner lies outside of the moving image. What
-is not a published setting was chosen on pairs 1000 to 1008, which are not reported.
+A pair is one synthetic label map in two independent random appearances. The fixed image is made from the map sampled at
+x + d(x), where d is a random affine map plus smooth noise; a method has to find x + d(x). All methods start from the
+same affine map (SimpleITK, mutual information). The error is the mean of |found(x) - (x + d(x))| over the voxels of the
+fixed image, in voxels of 1 mm, except voxels within 4 voxels of a face and those whose partner is outside of the moving
+image. Settings that are not published were chosen on pairs 1000 to 1008, which are not reported.
 
-With --ct-mr comes one CT/MR pair, whose organ maps are model output: Dice of the organs, where "none" is the start with
-the organs' centres on each other. It is measured first. FILE is written after every pair; the same command goes on from
-there, another size or other weights begin anew.
+--ct-mr adds one CT/MR pair, whose organ maps are model output, and measures it first: the Dice of the organs, where
+"none" is the start with aligned centres of the organs. FILE is written after every pair, and the same command continues
+from there; another size or other weights start from the beginning.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from nnunet_invariance.registration.network import FeatureNetwork, load_feature_
 from nnunet_invariance.registration.register import Pair, deform
 
 CT_MR = "CT/MR"
-KNOTS = 16  # voxels between those of the B-spline
-SHARE = 0.15  # of the voxels in its metric
-EVALUATIONS = 25  # of its metric at a level of resolution, at most
-DENSE_VARIANCES = (3.0, 0.5)  # of the Gaussians over the update and over the whole field, voxels squared
+KNOTS = 16  # voxels between the knots of the B-spline
+SHARE = 0.15  # share of the voxels that its metric uses
+EVALUATIONS = 25  # maximum number of metric evaluations per resolution level
+DENSE_VARIANCES = (3.0, 0.5)  # of the Gaussians for the update and for the whole field (voxels squared)
 DENSE_ITERATIONS = 40
-#: Settings of ConvexAdam by name: those published with anatomix features, and a stiffer field.
+#: Settings of ConvexAdam by name: the published ones for anatomix features, and a stiffer field.
 SETTINGS = {"published": ConvexAdamOptions(), "smoother": ConvexAdamOptions(smoothness=2.0)}
 
 
@@ -58,7 +58,7 @@ def mi_spline(pair: Pair, start: sitk.Transform) -> sitk.Image:
 
 
 def mi_dense(pair: Pair, start: sitk.Transform) -> sitk.Image:
-    """SimpleITK's displacement field, smoothed by Gaussians in every step, with Mattes' mutual information."""
+    """SimpleITK's displacement field, smoothed with Gaussians in every step, with Mattes' mutual information."""
     dense = sitk.DisplacementFieldTransform(_as_field(sitk.Transform(3, sitk.sitkIdentity), pair.fixed))
     dense.SetSmoothingGaussianOnUpdate(*DENSE_VARIANCES)
     method = mutual_information(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask, seed=0)
@@ -78,7 +78,7 @@ def _as_field(transform: sitk.Transform, grid: sitk.Image) -> sitk.Image:
 
 
 def methods(network: FeatureNetwork | None, device: str) -> dict[str, Callable[[Pair, sitk.Transform], sitk.Image]]:
-    """Every method by name: from a pair and the affine start to a field."""
+    """Every method by name: a function from a pair and the affine start to a field."""
     table = {
         "none": lambda pair, start: _as_field(sitk.Transform(3, sitk.sitkIdentity), pair.fixed),
         "affine": lambda pair, start: _as_field(start, pair.fixed),
@@ -96,7 +96,7 @@ def methods(network: FeatureNetwork | None, device: str) -> dict[str, Callable[[
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """Mean and the ends of its 95 % interval (Student's t over pairs)."""
+    """Mean and its 95 % interval (Student's t over pairs)."""
     mean, half = values.mean(), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
     return [round(float(v), 4) for v in (mean, mean - half, mean + half)]
 
@@ -104,7 +104,7 @@ def interval(values: np.ndarray) -> list[float]:
 def measure(
     case: Simulated | Organs, table: Mapping[str, Callable[[Pair, sitk.Transform], sitk.Image]]
 ) -> dict[str, dict[str, float]]:
-    """Every method on one pair, from one start."""
+    """Run every method on one pair, from the same start."""
     start, rows = case.start(), {}
     for name, method in table.items():
         begun = time.perf_counter()
@@ -116,7 +116,7 @@ def measure(
 
 
 def summary(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """Means over the simulated pairs and paired differences to the intensity methods, with their intervals."""
+    """Means over the simulated pairs, and paired differences from the intensity methods, with intervals."""
     pairs = list(rows.values())
     if len(pairs) < 2:
         return {}
@@ -152,7 +152,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     arguments = parse()
     described = environment(arguments.device, arguments.threads)
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""What registration.py measures on: simulated pairs with a known way, and a CT/MR pair with organ maps."""
+"""The pairs of registration.py: simulated pairs with a known deformation, and a CT/MR pair with organ maps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import element_generator
 
 BORDER = 4  # voxels
-WAVE = 8.0  # s.d. of the Gaussian that makes the noise smooth, voxels
-CLOSING = [5, 5, 0]  # voxels, of the body's holes
+WAVE = 8.0  # standard deviation of the Gaussian that smooths the noise (voxels)
+CLOSING = [5, 5, 0]  # radius in voxels for closing holes of the body
 
 
 # --- simulated
@@ -29,7 +29,7 @@ CLOSING = [5, 5, 0]  # voxels, of the body's holes
 
 @dataclass(frozen=True)
 class Simulated:
-    """Two appearances, their label maps, and d(x) (3, z, y, x) in voxels."""
+    """Two appearances, their label maps, and the deformation d(x) (3, z, y, x) in voxels."""
 
     pair: Pair
     labels: tuple[np.ndarray, np.ndarray]
@@ -40,7 +40,7 @@ class Simulated:
         return align_affine(self.pair.fixed, self.pair.moving)
 
     def judge(self, field: sitk.Image) -> dict[str, float]:
-        """Mean error (voxels), mean Dice of the labels, share of folded voxels."""
+        """Mean error (voxels), mean Dice of the labels, and share of folded voxels."""
         found = np.moveaxis(sitk.GetArrayFromImage(field), -1, 0)[::-1]
         n = self.truth.shape[1]
         partners = np.indices((n,) * 3) + self.truth
@@ -54,7 +54,7 @@ class Simulated:
 
 
 def simulate(size: int, seed: int, largest: float = 6.0) -> Simulated:
-    """A pair; the smooth part of its deformation moves no voxel further than ``largest``."""
+    """Simulate a pair; the smooth part of the deformation moves a voxel by at most ``largest``."""
     engine = SynthesisEngine(SynthesisOptions(size=(size,) * 3))
     element = engine.sample(element_generator(engine.seed, seed))
     labels = engine.apply([element]).labels[0, 0].numpy()
@@ -66,7 +66,7 @@ def simulate(size: int, seed: int, largest: float = 6.0) -> Simulated:
 
 
 def random_deformation(size: int, rng: np.random.Generator, largest: float) -> np.ndarray:
-    """An affine map near the identity about the centre, and smooth noise; (3, z, y, x) voxels."""
+    """An affine map near the identity plus smooth noise; (3, z, y, x) in voxels."""
     noise = np.stack([gaussian_filter(rng.standard_normal((size,) * 3), WAVE, mode="reflect") for _ in range(3)])
     noise *= largest / np.linalg.norm(noise, axis=0).max()
     matrix = rng.uniform(-0.05, 0.05, (3, 3))
@@ -75,7 +75,7 @@ def random_deformation(size: int, rng: np.random.Generator, largest: float) -> n
 
 
 def appearance(engine: SynthesisEngine, labels: np.ndarray, view: View) -> np.ndarray:
-    """One appearance of a label map, corrupted, [0, 1]."""
+    """One corrupted appearance of a label map, in [0, 1]."""
     x = apply_appearance(torch.from_numpy(labels)[None, None], [view.appearance], engine.options.texture_weight)
     return apply_corruption(x, [view.corruption], engine.options)[0, 0].numpy()
 
@@ -89,7 +89,7 @@ def _image(x: np.ndarray) -> sitk.Image:
 
 @dataclass(frozen=True)
 class Organs:
-    """Two images with the maps of their organs; ``numbers`` are an organ's in the moving and in the fixed map."""
+    """Two images with label maps; ``numbers`` are the values of an organ in the moving and the fixed map."""
 
     pair: Pair
     fixed: sitk.Image
@@ -97,11 +97,11 @@ class Organs:
     numbers: Mapping[str, tuple[int, int]]
 
     def start(self) -> sitk.Transform:
-        """The affine map that every method starts from, found inside of the body."""
+        """The affine map that every method starts from, computed inside of the body."""
         return align_affine(self.pair.fixed, self.pair.moving, self.pair.fixed_mask, self.pair.moving_mask)
 
     def judge(self, field: sitk.Image) -> dict[str, float]:
-        """Dice of every organ, their mean, share of folded voxels."""
+        """Dice of every organ, their mean, and share of folded voxels."""
         fixed = sitk.GetArrayViewFromImage(self.fixed)
         warped = sitk.GetArrayFromImage(warp(self.moving, field, sitk.sitkNearestNeighbor))
         dice = {name: overlap(fixed == f, warped == m) for name, (m, f) in self.numbers.items()}
@@ -109,10 +109,10 @@ class Organs:
 
 
 def ct_and_mr(data: Path) -> Organs:
-    """The MR slab (fixed) and the whole CT of abdomen_ct_mr.
+    """The MR slab (fixed) and the whole CT (moving) of abdomen_ct_mr.
 
-    Nothing says that both are of one person, and their frames have nothing in common: the CT is moved so that the
-    median over organs of what lies between their centres is 0. That takes the maps, and is given to every method.
+    The two may show different subjects, and their frames are unrelated. Therefore the CT is translated so that the
+    median distance between the centres of the organs is 0. This uses the label maps, and every method starts from it.
     """
     files = {name: data / f"{name}{ENDING}" for name in ("example_mr_sm", "example_ct")}
     pair = read_pair(*files.values(), None, None, ct="moving")
@@ -125,14 +125,14 @@ def ct_and_mr(data: Path) -> Organs:
 
 
 def centre(labels: sitk.Image, number: int) -> tuple[float, ...]:
-    """Of one organ, mm."""
+    """Centre of an organ in mm."""
     shape = sitk.LabelShapeStatisticsImageFilter()
     shape.Execute(labels)
     return shape.GetCentroid(number)
 
 
 def body(image: sitk.Image) -> sitk.Image:
-    """The largest part above the triangle threshold, its holes closed in every slice."""
+    """The largest component above the triangle threshold, with its holes closed in every slice."""
     parts = sitk.ConnectedComponent(sitk.BinaryMorphologicalOpening(sitk.TriangleThreshold(image, 0, 1), [2, 2, 1]))
     return sitk.BinaryMorphologicalClosing(sitk.RelabelComponent(parts) == 1, CLOSING)
 
@@ -146,5 +146,5 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def folded(field: sitk.Image) -> float:
-    """Share of folded voxels."""
+    """Share of voxels at which the field folds."""
     return float((jacobian(field) <= 0).mean())

@@ -1,15 +1,15 @@
-"""The anatomical embedding on real volumes: points are found in a copy of the volume that was turned, scaled and cut.
+"""The anatomical embedding on real volumes: matching points in a rotated, scaled and cropped copy of the volume.
 
-Test volumes are drawn by seed and kept apart before planning, so that neither plans nor training see them. The
-embedding is trained on the others. Each test volume is then matched with a copy of itself under a known rotation,
-scale, change of intensity and a field of view of 0.7 to 1 per axis; the error is the distance in mm to where a point
-really went, beside that of normalised body coordinates and of random places. Every step is skipped when it is done:
-run the same command again after an interruption.
+The seed selects test volumes before planning, so that neither plans nor training see them. The embedding is trained on
+the others. Each test volume is then matched with a copy of itself after a known rotation, scaling and change of
+intensity, and with a field of view of 0.7 to 1 per axis. The error is the distance in mm to the true position of a
+point; normalised body coordinates and random positions are the baselines. The same command continues an interrupted
+study.
 
     python -m benchmarks.studies.sam_matching --data DIR --work DIR [--datasets NAME ...] [--seed 0] [-device cpu]
 
-DIR holds Dataset901_LA2018 and Dataset004_Hippocampus in nnU-Net's raw layout; it is only read. Writes
-benchmarks/results/sam_matching.json (--out).
+DIR contains Dataset901_LA2018 and Dataset004_Hippocampus in nnU-Net's raw layout and is only read. The result is
+written to benchmarks/results/sam_matching.json (--out).
 """
 
 import argparse
@@ -44,7 +44,7 @@ POINTS, COPIES = 256, 2
 
 
 def main() -> int:
-    """Run all steps that are left; returns the exit status."""
+    """Run every step that is not finished; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the raw datasets; only read")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
@@ -75,13 +75,13 @@ def main() -> int:
 
 
 def described(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that decide the numbers."""
+    """The settings that determine the numbers."""
     names = ("epochs", "iterations", "base_features", "largest_patch", "settings", "device")
     return {name: getattr(args, name) for name in names}
 
 
 def run_dataset(name: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Lay out, plan, train and measure one dataset."""
+    """Write the data, plan, train and measure for one data set."""
     steps = Steps(work / name)
     number = str(int(name[7:10]))
     test = args.test_cases or TEST_CASES.get(name, 40)
@@ -94,7 +94,7 @@ def run_dataset(name: str, work: Path, args: argparse.Namespace) -> dict[str, An
 
 
 def lay_out_raw(data: Path, raw: Path, test_cases: int, seed: int) -> None:
-    """Link the data into a raw folder of its own, the test images apart from the others."""
+    """Link the data into a separate raw folder, with the test images in imagesTs."""
     if not (data / "dataset.json").is_file():
         raise ComparisonError(f"{data} holds no dataset.json. Give the folder of the raw datasets with --data.")
     dataset = json.loads((data / "dataset.json").read_text())
@@ -113,7 +113,7 @@ def lay_out_raw(data: Path, raw: Path, test_cases: int, seed: int) -> None:
 
 
 def write_small_plans(name: str, steps: Steps, work: Path, args: argparse.Namespace) -> None:
-    """A plans copy with fewer channels and, where it is large, a smaller patch; preprocessed where spacings differ."""
+    """Write a plans copy with fewer channels and a patch of limited size; preprocess if spacings differ."""
     stock = json.loads((work / "nnUNet_preprocessed" / name / f"{STOCK_PLANS}.json").read_text())
     configuration = stock["configurations"][CONFIGURATION]
     architecture, spacing = configuration["architecture"], configuration["spacing"]
@@ -134,12 +134,12 @@ def write_small_plans(name: str, steps: Steps, work: Path, args: argparse.Namesp
 
 
 def plans_of(args: argparse.Namespace) -> str:
-    """The plans copy, after which the embedding is named."""
+    """Name of the plans copy; the embedding has the same name."""
     return f"{PLANS}_{args.spacing:g}mm".replace(".", "_") if args.spacing else PLANS
 
 
 def train(name: str, steps: Steps, args: argparse.Namespace) -> None:
-    """Train the embedding, or continue."""
+    """Train the embedding, or continue its training."""
     folder = pretraining_folder("sam", name, plans_of(args), CONFIGURATION)
     command = ["nnunet-invariance", "pretrain", "sam", name, CONFIGURATION, "-p", plans_of(args)]
     command += ["-device", args.device]
@@ -151,7 +151,7 @@ def train(name: str, steps: Steps, args: argparse.Namespace) -> None:
 
 
 def measure(name: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Errors in mm over all points of all copies whose true place is inside the copy."""
+    """Errors in mm of all points whose true position is inside of the copy."""
     planned = open_planned_dataset(name, CONFIGURATION, plans_of(args))
     folders = preprocess_images([work / "nnUNet_raw" / name / "imagesTs"], planned)
     embed = Embedder.load(
@@ -189,7 +189,7 @@ def measure(name: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def changed_copy(image: Tensor, spacing: tuple[float, ...], generator: torch.Generator, rng: np.random.Generator):
-    """A turned, scaled, otherwise lit and cut copy (C, *shape), and where points (n, 3) of the image went."""
+    """A rotated, scaled and cropped copy (C, *shape) with other intensities, and the new positions of points (n, 3)."""
     matrix = sample_affine(1, spacing, generator)
     copy = apply_affine(image[None], matrix, spacing)
     copy = apply_intensity(copy, sample_intensity(copy.shape, generator))[0]
