@@ -33,7 +33,7 @@ from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.registration.affine import mutual_information
 from nnunet_invariance.registration.convex_adam import ConvexAdamOptions
 from nnunet_invariance.registration.network import FeatureNetwork, load_feature_network
-from nnunet_invariance.registration.register import Pair, deform
+from nnunet_invariance.registration.pipeline import Pair, deform
 
 CT_MR = "CT/MR"
 KNOTS = 16  # voxels between the knots of the B-spline
@@ -140,7 +140,7 @@ def summary(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--alignment", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--first", type=int, default=0, help="number of the first pair")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--ct-mr", type=Path, help="folder abdomen_ct_mr of the shared data")

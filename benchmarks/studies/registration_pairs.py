@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from benchmarks.studies.icmseg_data import ENDING, ORGANS
 from nnunet_invariance.registration.affine import align_affine
 from nnunet_invariance.registration.fields import jacobian, warp
-from nnunet_invariance.registration.register import Pair, read_pair
+from nnunet_invariance.registration.pipeline import Pair, read_pair
 from nnunet_invariance.synthesis.appearance import apply_appearance
 from nnunet_invariance.synthesis.corruptions import apply_corruption
 from nnunet_invariance.synthesis.engine import SynthesisEngine, View

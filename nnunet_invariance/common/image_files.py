@@ -11,6 +11,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from nnunet_invariance.common.atomic import atomic_write_path
 from nnunet_invariance.errors import VolumeError
@@ -18,8 +21,9 @@ from nnunet_invariance.errors import VolumeError
 __all__ = ["check_image", "read_image", "write_image", "write_like"]
 
 _NIFTI = (".nii", ".nii.gz")
+_SMALLEST_VOLUME = 1e-12  # of a voxel, mm^3
 _REMEDY = "Replace the file or leave it out."
-_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError)
+_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 
 
 def read_image(path: Path) -> sitk.Image:
@@ -68,12 +72,17 @@ def check_image(path: Path, dimensions: int | None = None) -> None:
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
     """Spacing as written in the header, shape without trailing axes of length 1, and voxels as stored."""
     try:
-        image = nibabel.load(path)
+        # To the end of the stream, whose checksum nibabel does not reach.
+        content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+        two = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # size of the header, 540 bytes
+        kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
+        image = kind.from_bytes(content)
         voxels = np.asanyarray(image.dataobj.get_unscaled())
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            header = type(image.header)(file.read(image.header.sizeof_hdr), check=False)  # nibabel's is corrected
+        header = kind.header_class(content[: image.header.sizeof_hdr], check=False)  # that of the image is corrected
     except _READ_ERRORS as error:
         raise VolumeError(f"{path} cannot be read as an image ({_last_line(error)}). {_REMEDY}") from error
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < _SMALLEST_VOLUME:
+        raise VolumeError(f"{path} has an affine matrix that is singular or not finite. Correct the header.")
     shape = tuple(image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]

@@ -1,12 +1,15 @@
-"""Options as frozen dataclasses whose fields state and check their own range.
+"""Options as frozen dataclasses whose fields declare and check their own range.
 
-    @dataclass(frozen=True)
-    class MyOptions(Options):
-        steps: int = count(100, 1, doc="Length of the run in steps.")
-        rate: float = number(1e-3, 0, 1, low_excluded=True, doc="Peak learning rate.")
-        mode: Literal["fast", "exact"] = choice("fast", "exact", doc="Which algorithm runs.")
-
-`OptionError` names the option, the value that was found, and what was expected.
+>>> @dataclass(frozen=True)
+... class MyOptions(Options):
+...     steps: int = count(100, 1, doc="Length of the run in steps.")
+...     rate: float = number(1e-3, 0, 1, low_excluded=True, doc="Peak learning rate.")
+...     mode: str = choice("fast", "exact", doc="Which algorithm runs.")
+>>> MyOptions(steps=5).rate
+0.001
+>>> MyOptions(rate=2)
+Traceback (most recent call last):
+nnunet_invariance.errors.OptionError: Option 'rate' is 2; expected a number in (0, 1]. Correct it.
 """
 
 import dataclasses
@@ -17,26 +20,37 @@ from typing import Any, ClassVar, NamedTuple
 
 from nnunet_invariance.errors import OptionError
 
+__all__ = ["OptionDescription", "Options", "choice", "count", "flag", "is_int", "number", "option", "text"]
+
 
 def option(default: Any, expected: str, accepts: Callable[[Any], bool], doc: str = "") -> Any:
-    """A dataclass field with its default, its range in words, its range as a predicate, and one sentence about it."""
+    """A dataclass field with its default, its range as text and as a predicate, and a one-sentence description."""
     return field(default=default, metadata={"expected": expected, "accepts": accepts, "doc": doc})
 
 
 def count(default: int | None, least: int, optional: bool = False, doc: str = "") -> Any:
-    """An integer of at least ``least``; None as well if ``optional``."""
+    """An integer of at least ``least``, or None if ``optional``."""
     expected = f"a whole number of at least {least}" + (", or null" if optional else "")
     return option(default, expected, lambda v: (optional and v is None) or (is_int(v) and v >= least), doc)
 
 
 def number(
-    default: float, low: float, high: float, low_excluded: bool = False, high_excluded: bool = False, doc: str = ""
+    default: float | None,
+    low: float,
+    high: float,
+    low_excluded: bool = False,
+    high_excluded: bool = False,
+    optional: bool = False,
+    doc: str = "",
 ) -> Any:
-    """A finite float between ``low`` and ``high``; integers are accepted, booleans are not."""
+    """A finite float between ``low`` and ``high``, or None if ``optional``; integers are accepted, booleans are not."""
     closing = ")" if high_excluded or high == math.inf else "]"
     expected = f"a number in {'(' if low_excluded else '['}{low:g}, {high:g}{closing}"
+    expected += ", or null" if optional else ""
 
     def accepts(value: Any) -> bool:
+        if value is None:
+            return optional
         if not (is_int(value) or isinstance(value, float)) or not math.isfinite(value):
             return False
         above = low < value if low_excluded else low <= value
@@ -57,9 +71,9 @@ def flag(default: bool, doc: str = "") -> Any:
 
 
 def text(default: str | None, expected: str = "a text", optional: bool = False, doc: str = "") -> Any:
-    """A string; None as well if ``optional``."""
-    words = expected + (", or null" if optional else "")
-    return option(default, words, lambda v: (optional and v is None) or isinstance(v, str), doc)
+    """A string, or None if ``optional``."""
+    expected += ", or null" if optional else ""
+    return option(default, expected, lambda v: (optional and v is None) or isinstance(v, str), doc)
 
 
 def is_int(value: Any) -> bool:
@@ -78,15 +92,15 @@ class OptionDescription(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """Base of every options class; the constructor checks each field against its declared range.
+    """Base class of all options; the constructor checks each field against its declared range.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
     """
 
-    #: How an error message names an option; formatted with ``name`` and ``value``.
+    #: Subject of the error message; formatted with ``name`` and ``value``.
     subject: ClassVar[str] = "Option {name!r} is {value!r}"
-    #: The last sentence of the error message.
+    #: Last sentence of the error message.
     remedy: ClassVar[str] = "Correct it."
 
     def __post_init__(self) -> None:
@@ -96,7 +110,7 @@ class Options:
                 raise self.error(item.name, item.metadata["expected"])
 
     def error(self, name: str, expected: str) -> OptionError:
-        """The error for the value of one option, also for constraints between options."""
+        """Error about the value of one option; subclasses use it for constraints between options."""
         subject = self.subject.format(name=name, value=getattr(self, name))
         return OptionError(f"{subject}; expected {expected}. {self.remedy}")
 
@@ -106,7 +120,7 @@ class Options:
 
     @classmethod
     def describe(cls) -> Iterator[OptionDescription]:
-        """Name, default, range and description of every option."""
+        """Yield name, default, range and description of every option."""
         for item in dataclasses.fields(cls):
             yield OptionDescription(
                 item.name, item.default, item.metadata.get("expected", ""), item.metadata.get("doc", "")

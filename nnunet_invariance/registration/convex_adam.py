@@ -1,8 +1,8 @@
 """ConvexAdam (Siebert et al., IEEE TMI 2024) on any features.
 
-The entry of the library ``convexadam`` takes two images and computes MIND of them; features cannot be handed in. Its
-parts are called instead: descriptors, costs, coupled convex optimisation, inverse consistency. The Adam stage is part
-of that entry alone, so it is ours.
+The main function of the library ``convexadam`` accepts two images only and computes their MIND features itself. This
+module therefore calls the parts of the library (descriptors, costs, coupled convex optimisation, inverse consistency)
+and has its own Adam stage, which the library does not offer as a function.
 """
 
 import importlib
@@ -12,52 +12,49 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_invariance.common.extras import install_command
-from nnunet_invariance.errors import MissingPackageError, OptionError
+from nnunet_invariance.common.options import Options, count, number
+from nnunet_invariance.errors import MissingPackageError
 
-CHANNELS_AT_ONCE = 4  # the library unfolds the moving features: memory is this share of all channels
+CHANNELS_AT_ONCE = 4  # the library unfolds the moving features, which bounds the memory to these channels
 LEARNING_RATE = 1.0
-COST_SCALE = 12.0  # as in the library: the sum over the 12 channels of MIND-SSC
+COST_SCALE = 12.0  # the library sums over the 12 channels of MIND-SSC
 
 
 @dataclass(frozen=True)
-class ConvexAdamOptions:
-    """Settings of arXiv 2411.02372; lengths in voxels of the working grid.
+class ConvexAdamOptions(Options):
+    """Settings of ConvexAdam, arXiv 2411.02372; lengths are voxels of the working grid.
+
+    >>> ConvexAdamOptions(smoothness=2.0).iterations
+    80
 
     Raises:
-        OptionError: a number is out of range.
+        OptionError: a value is out of range.
     """
 
-    #: Spacing of the grid of the convex stage.
-    grid: int = 2
-    #: The convex stage tries displacements up to this many grid steps along each axis.
-    search: int = 1
-    #: Spacing of the grid of the Adam stage, and its steps.
-    grid_adam: int = 2
-    iterations: int = 80
-    #: Weight of the diffusion regulariser.
-    smoothness: float = 0.75
+    subject: ClassVar[str] = "ConvexAdam's {name} is {value!r}"
 
-    def __post_init__(self) -> None:
-        for name, least in (("grid", 1), ("search", 1), ("grid_adam", 1), ("iterations", 0), ("smoothness", 0)):
-            if getattr(self, name) < least:
-                msg = f"ConvexAdam's {name} is {getattr(self, name)}; expected at least {least}."
-                raise OptionError(msg)
+    grid: int = count(2, 1, doc="Spacing of the grid of the convex stage.")
+    search: int = count(1, 1, doc="Largest displacement along each axis in the convex stage, in grid steps.")
+    grid_adam: int = count(2, 1, doc="Spacing of the grid of the Adam stage.")
+    iterations: int = count(80, 0, doc="Steps of the Adam stage.")
+    smoothness: float = number(0.75, 0, math.inf, doc="Weight of the diffusion regulariser.")
 
 
 def library() -> ModuleType:
-    """``convexAdam.convex_adam_utils``.
+    """Import ``convexAdam.convex_adam_utils``.
 
     Raises:
         MissingPackageError: ``convexadam`` is not installed.
     """
     try:
-        with warnings.catch_warnings():  # importing it switches all warnings off
+        with warnings.catch_warnings():  # the import switches all warnings off
             return importlib.import_module("convexAdam.convex_adam_utils")
     except ModuleNotFoundError as error:
         msg = f"Registration needs the library convexadam, which is not installed ({error}). "
@@ -65,7 +62,7 @@ def library() -> ModuleType:
 
 
 def mind_ssc(x: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
-    """MIND-SSC (1, 12, z, y, x) of an image (1, 1, z, y, x)."""
+    """MIND-SSC features (1, 12, z, y, x) of an image (1, 1, z, y, x)."""
     with _quiet():
         return library().MINDSSC(x, radius, dilation, device=x.device)
 
@@ -76,11 +73,12 @@ def convex_adam(
     options: ConvexAdamOptions,
     report: Callable[[int, float], object] | None = None,
 ) -> Tensor:
-    """Displacement (3, z, y, x) in voxels, axis by axis, with moving(x + u(x)) like fixed(x).
+    """Displacement u (3, z, y, x) in voxels along z, y, x, such that moving(x + u(x)) resembles fixed(x).
 
     Args:
-        fixed, moving: features (1, C, z, y, x) on one grid.
-        report: called with step and loss of the Adam stage.
+        fixed, moving: features (1, C, z, y, x) on the same grid.
+        options: settings of both stages.
+        report: called with step and loss after each step of the Adam stage.
     """
     spatial = fixed.shape[2:]
     step = math.lcm(options.grid, options.grid_adam)
@@ -105,14 +103,14 @@ def _convex(fixed: Tensor, moving: Tensor, options: ConvexAdamOptions) -> Tensor
         for one, other in (coarse, coarse[::-1]):
             cost = _costs(one, other, options, size)
             fields.append(lib.coupled_convex(cost, cost.argmin(0), tried, grid, size))
-        # grid_sample counts in half extents, x first.
+        # grid_sample measures in half extents, and its first coordinate is x.
         scale = torch.tensor(fields[0].shape[2:], device=fixed.device).view(1, 3, 1, 1, 1) / 2
         consistent, _ = lib.inverse_consistency(*((field / scale).flip(1) for field in fields), iter=15)
     return F.interpolate(consistent.flip(1) * scale * grid, size=size, mode="trilinear")
 
 
 def _costs(one: Tensor, other: Tensor, options: ConvexAdamOptions, size: tuple[int, ...]) -> Tensor:
-    """Smoothed squared differences (displacements, z, y, x); they add over channels, so a few channels at a time."""
+    """Smoothed squared differences (displacements, z, y, x), summed over a few channels at a time."""
     total = torch.zeros((), device=one.device)
     for part, counterpart in zip(*(features.split(CHANNELS_AT_ONCE, 1) for features in (one, other)), strict=True):
         cost, _ = library().correlate(part, counterpart, options.search, options.grid, size, part.shape[1])
@@ -127,7 +125,7 @@ def _adam(
     options: ConvexAdamOptions,
     report: Callable[[int, float], object],
 ) -> Tensor:
-    """mean_c (F - M(x + s(u)))^2 · 12 + w |grad s(u)|^2 over u, s three box filters; returns s(u) at full size."""
+    """Minimise 12 mean_c (F - M(x + s(u)))^2 + w |grad s(u)|^2 over u; s are three box filters; returns s(u)."""
     grid = options.grid_adam
     fixed, moving = (F.avg_pool3d(features, grid, stride=grid) for features in (fixed, moving))
     size = fixed.shape[2:]
@@ -138,10 +136,10 @@ def _adam(
     for step in range(options.iterations):
         optimizer.zero_grad()
         smooth = _smooth(u)
-        places = identity + (smooth.permute(0, 2, 3, 4, 1) / half).flip(-1)
-        warped = F.grid_sample(moving, places, mode="bilinear", padding_mode="border", align_corners=False)
+        positions = identity + (smooth.permute(0, 2, 3, 4, 1) / half).flip(-1)
+        warped = F.grid_sample(moving, positions, mode="bilinear", padding_mode="border", align_corners=False)
         cost = COST_SCALE * (warped - fixed).square().mean()
-        rough = sum(smooth.diff(dim=axis).square().mean() for axis in (2, 3, 4))
+        rough = torch.stack([smooth.diff(dim=axis).square().mean() for axis in (2, 3, 4)]).sum()
         loss = cost + options.smoothness * rough
         loss.backward()
         optimizer.step()
@@ -157,7 +155,7 @@ def _smooth(u: Tensor) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library leaves ``align_corners`` to its default, of which PyTorch warns."""
+    """Silence PyTorch's warning about ``align_corners``, which the library leaves at its default."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

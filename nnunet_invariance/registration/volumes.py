@@ -1,40 +1,38 @@
-"""The two images and their masks: reading, checks, and the grid on which features are compared."""
+"""Images and masks of a registration: reading, checks, and the grid on which features are compared."""
 
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import distance_transform_edt
 
+from nnunet_invariance.common.image_files import check_image, read_image
 from nnunet_invariance.errors import VolumeError
 
-SMALLEST = 16  # voxels a side: fewer leave nothing to compare after the strides
+__all__ = ["fill_outside", "read_mask", "read_volume", "resample_to_grid", "working_grid"]
+
+SMALLEST = 16  # voxels along an axis: fewer leave nothing to compare after the strides
 
 
 def read_volume(path: Path) -> sitk.Image:
-    """A 3-D image of one value a voxel, float32.
+    """Read a 3-D image with one value per voxel, as float32.
 
     Raises:
-        VolumeError: missing, unreadable, of other dimensions or values a voxel, not finite, or constant.
+        VolumeError: the file is missing, unreadable, truncated, of another dimension, too small, not finite or
+            constant, or its spacing is not positive.
     """
     image = sitk.Cast(_read(path), sitk.sitkFloat32)
     array = sitk.GetArrayViewFromImage(image)
-    # The NIfTI reader behind SimpleITK makes 0 of what is not finite and says nothing, so the file itself is asked.
-    stored = np.asanyarray(nibabel.load(path).dataobj) if path.name.endswith((".nii", ".nii.gz")) else array
-    bad = int(stored.size - np.isfinite(stored).sum())
-    if bad:
-        raise VolumeError(f"{path}: found {bad} voxels that are NaN or infinite; expected numbers. Replace them first.")
     if array.min() == array.max():
         raise VolumeError(f"{path}: every voxel is {array.min():g}; expected an image with contrast. Check the file.")
     return image
 
 
 def read_mask(path: Path, image: sitk.Image) -> sitk.Image:
-    """What is above 0 in a mask, uint8, brought to the grid of its image by the nearest voxel.
+    """Read a mask (voxels above 0), uint8, resampled to the grid of its image by the nearest voxel.
 
     Raises:
-        VolumeError: unreadable, or nothing of the mask lies in the image.
+        VolumeError: the file is unreadable, or no voxel of the mask lies inside of the image.
     """
     found = _read(path) > 0
     mask = sitk.Resample(found, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
@@ -46,30 +44,25 @@ def read_mask(path: Path, image: sitk.Image) -> sitk.Image:
 
 
 def _read(path: Path) -> sitk.Image:
-    if not Path(path).is_file():
-        raise VolumeError(f"There is no image {path}. Check the spelling of the path.")
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().split("\n")[-1]
-        raise VolumeError(f"{path} cannot be read as an image ({reason}). Convert it to NIfTI, NRRD or MHA.") from error
+    image = read_image(path)
     size = image.GetSize()
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        msg = f"{path}: found {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} value(s) a "
-        raise VolumeError(msg + "voxel; expected 3 and 1. Take one volume of one channel.")
+        msg = f"{path}: found {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values per "
+        raise VolumeError(msg + "voxel; expected 3 and 1. Use one volume of one channel.")
     if min(size) < SMALLEST:
         msg = f"{path}: found {size[0]} x {size[1]} x {size[2]} voxels; expected at least {SMALLEST} along each axis. "
-        raise VolumeError(msg + "Slices and thin slabs cannot be registered here.")
+        raise VolumeError(msg + "Slices and thin slabs cannot be registered.")
+    check_image(path)
     return image
 
 
 def working_grid(fixed: sitk.Image, spacing: float | None = None) -> sitk.Image:
-    """An empty image over the extent of ``fixed`` with isotropic voxels of ``spacing`` mm.
+    """Empty image over the extent of ``fixed`` with isotropic voxels of ``spacing`` mm.
 
-    The default spacing is the cube root of the volume of a voxel of ``fixed``: as many voxels as it has.
+    The default spacing is the cube root of the voxel volume of ``fixed``, which gives as many voxels as it has.
 
     Raises:
-        VolumeError: with this spacing an axis would have fewer than :data:`SMALLEST` voxels.
+        VolumeError: an axis would have fewer than :data:`SMALLEST` voxels.
     """
     lengths = np.multiply(fixed.GetSize(), fixed.GetSpacing())
     spacing = spacing or float(np.prod(fixed.GetSpacing()) ** (1 / 3))
@@ -80,39 +73,43 @@ def working_grid(fixed: sitk.Image, spacing: float | None = None) -> sitk.Image:
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing([spacing] * 3)
     grid.SetDirection(fixed.GetDirection())
-    # Centre on centre: what the rounding of the size adds or takes is shared by both ends.
+    # The centres agree, so that both ends share what the rounding of the size adds or removes.
     middle = fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()])
     reach = np.reshape(fixed.GetDirection(), (3, 3)) @ ((size - 1) / 2 * spacing)
     grid.SetOrigin(np.subtract(middle, reach).tolist())
     return grid
 
 
-def bring(
+def resample_to_grid(
     image: sitk.Image, mask: sitk.Image | None, grid: sitk.Image, transform: sitk.Transform
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask on a grid, (z, y, x) float32 and bool: linear, and by the nearest voxel.
+    """Resample an image linearly and its mask by the nearest voxel, to (z, y, x) float32 and bool.
 
-    Where the grid leaves the image or the mask, intensities are those of the nearest voxel inside, so that no edge
-    appears that is not anatomy.
+    Outside of the image or the mask, intensities are those of the nearest voxel inside, so that no artificial edge
+    appears.
 
     Raises:
-        VolumeError: nothing of the image, or of its mask, lies on the grid.
+        VolumeError: no voxel of the image, or of its mask, lies on the grid.
     """
     whole = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
     whole.CopyInformation(image)
     kept = sitk.Resample(whole if mask is None else mask, grid, transform, sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
-    inside = sitk.GetArrayFromImage(kept) > 0
-    if not inside.any():
+    valid_mask = sitk.GetArrayFromImage(kept) > 0
+    if not valid_mask.any():
         what = "image" if mask is None else "mask"
-        msg = f"No part of the moving {what} lies where the fixed image is, even after the affine alignment. "
+        msg = f"No part of the moving {what} overlaps the fixed image, even after the affine alignment. "
         raise VolumeError(f"{msg}Check that both show the same region, and the origins in their headers.")
     x = sitk.GetArrayFromImage(sitk.Resample(image, grid, transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32))
-    return fill_outside(x, inside), inside
+    return fill_outside(x, valid_mask), valid_mask
 
 
-def fill_outside(x: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """``x`` where ``inside``; elsewhere the value of the nearest voxel that is."""
-    if inside.all():
+def fill_outside(x: np.ndarray, valid_mask: np.ndarray) -> np.ndarray:
+    """Replace the voxels outside of a mask by the nearest voxel inside.
+
+    >>> fill_outside(np.array([1.0, 2.0, 9.0]), np.array([True, True, False])).tolist()
+    [1.0, 2.0, 2.0]
+    """
+    if valid_mask.all():
         return x
-    nearest = distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    nearest = distance_transform_edt(~valid_mask, return_distances=False, return_indices=True)
     return x[tuple(nearest)]

@@ -20,8 +20,9 @@ from nnunet_invariance.registration.affine import align_affine
 from nnunet_invariance.registration.checkerboard import checkerboard
 from nnunet_invariance.registration.fields import compose, jacobian, jacobian_statistics, to_field, warp
 from nnunet_invariance.registration.network import load_feature_network, normalise_features, slide
-from nnunet_invariance.registration.register import Pair
-from nnunet_invariance.registration.volumes import bring, fill_outside, read_mask, read_volume, working_grid
+from nnunet_invariance.registration.options import RegistrationOptions
+from nnunet_invariance.registration.pipeline import Pair
+from nnunet_invariance.registration.volumes import fill_outside, read_mask, read_volume, resample_to_grid, working_grid
 from nnunet_invariance.weights.checkpoint import save_checkpoint
 from nnunet_invariance.weights.transfer import SEGMENTATION
 from tests.helpers import small_checkpoints
@@ -108,10 +109,13 @@ def test_the_regulariser_smooths():
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(OptionError, match="grid is 0; expected at least 1"):
+    with pytest.raises(OptionError, match="grid is 0; expected a whole number of at least 1"):
         ca.ConvexAdamOptions(grid=0)
     with pytest.raises(OptionError, match="smoothness is -1"):
         ca.ConvexAdamOptions(smoothness=-1)
+    for changes in ({"features": "mnid"}, {"ct": "fixde"}, {"spacing": 0}, {"spacing": float("nan")}):
+        with pytest.raises(OptionError, match=f"The registration option {next(iter(changes))} is"):
+            RegistrationOptions(**changes)
 
 
 def test_a_missing_library_is_named(monkeypatch):
@@ -188,11 +192,11 @@ def test_beyond_the_image_the_nearest_voxel_goes_on():
     assert (fill_outside(x, inside) == 13).all()
     small = image(blobs((16, 16, 16)))
     large = image(np.zeros((16, 16, 24), np.float32))
-    values, kept = bring(small, None, large, sitk.Transform(3, sitk.sitkIdentity))
+    values, kept = resample_to_grid(small, None, large, sitk.Transform(3, sitk.sitkIdentity))
     assert not kept[..., 16:].any()
     np.testing.assert_allclose(values[..., 16:], values[..., 15:16].repeat(8, -1))
     with pytest.raises(VolumeError, match="No part of the moving image"):
-        bring(small, None, large, sitk.TranslationTransform(3, (100.0, 0.0, 0.0)))
+        resample_to_grid(small, None, large, sitk.TranslationTransform(3, (100.0, 0.0, 0.0)))
 
 
 def test_affine_maps_are_found_across_contrasts():
@@ -412,7 +416,7 @@ def test_a_run_goes_on_after_the_pairs_that_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "simulate", seen)
     monkeypatch.setattr(benchmark, "methods", lambda network, device: quick)
     for pairs in (2, 3):
-        monkeypatch.setattr("sys.argv", ["registration", "--alignment", str(pairs), "--size", "32", "--out", str(out)])
+        monkeypatch.setattr("sys.argv", ["registration", "--pairs", str(pairs), "--size", "32", "--out", str(out)])
         benchmark.main()
     assert begun == [0, 1, 2]
     content = json.loads(out.read_text())
