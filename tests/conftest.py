@@ -1,10 +1,10 @@
-"""What every test shares: one thread, the discovery hook, and one small data set that nnU-Net itself prepared."""
+"""Shared by all tests: one thread, the discovery hook, and small data sets that nnU-Net preprocessed."""
 
 import os
 
-# Read by nnunetv2 and matplotlib when they are imported, so set before anything imports them.
+# nnunetv2 and matplotlib read these when they are imported, so they are set first.
 os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="0", OMP_NUM_THREADS="1", MPLBACKEND="agg")
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait make a loaded machine ten times slower
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads make a loaded machine ten times slower
 
 import io
 import json
@@ -23,13 +23,13 @@ from tests.helpers import tiny_modalities
 from tests.helpers.threads import threads_for_processes
 from tests.helpers.tiny_dataset import NAME, cut_down, write_raw_dataset
 
-autoload()  # an uninstalled checkout has no entry point
+autoload()  # a checkout that is not installed has no entry point
 torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
 class TinyDataset:
-    """Where a prepared data set lies; `plans` is the content of its plans file."""
+    """Folders and names of a preprocessed data set; `plans` is the content of its plans file."""
 
     root: Path
     raw: Path
@@ -54,16 +54,16 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test draws the same numbers in every run."""
+    """Seed the global generators, so that a test gets the same random numbers in every run."""
     torch.manual_seed(0)
     np.random.seed(0)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyDataset]:
-    """Dataset777_Tiny: six labelled cases and two test images, planned and preprocessed for 3d_fullres by nnU-Net.
+    """Dataset777_Tiny: six labelled cases and two test images, planned and preprocessed (3d_fullres) by nnU-Net.
 
-    A test may add plans files of other names; it leaves the data, the plans and the three variables as they are.
+    A test may add plans files with other names, but must not change the data, the plans or the three variables.
     """
     root = tmp_path_factory.mktemp("nnunet")
     trees = {name: root / name for name in ("raw", "preprocessed", "results")}
@@ -80,7 +80,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyDataset]:
 
 @pytest.fixture(scope="session")
 def modalities(tiny: TinyDataset) -> TinyDataset:
-    """Dataset779_Modalities beside it: two channels, one of them CT, some cases without one of both."""
+    """Dataset779_Modalities: two channels, one of them CT; some cases lack one of them."""
     tiny_modalities.write_raw_dataset(tiny.raw / tiny_modalities.NAME)
     plans = plan_and_preprocess(tiny.preprocessed / tiny_modalities.NAME, 779)
     return replace(tiny, name=tiny_modalities.NAME, plans=plans)
@@ -88,19 +88,19 @@ def modalities(tiny: TinyDataset) -> TinyDataset:
 
 @pytest.fixture
 def results(tiny: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A results tree of its own for each test, and no weights named from outside."""
+    """An empty results folder per test, and no weights in the environment variable."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     return tmp_path / tiny.name
 
 
 def plan_and_preprocess(preprocessed: Path, identifier: int = 777) -> dict:
-    """Fingerprint, cut-down plans and preprocessed 3d_fullres data by nnU-Net's own code in this process; the plans."""
+    """Run nnU-Net's fingerprint, planning and preprocessing in this process with smaller plans; returns the plans."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
 
     with pytest.MonkeyPatch.context() as patch, threads_for_processes(), redirect_stdout(io.StringIO()):
-        patch.setenv("nnUNet_n_proc_DA", "1")  # the planner hands it to torch.set_num_threads
+        patch.setenv("nnUNet_n_proc_DA", "1")  # the planner passes it to torch.set_num_threads
         extract_fingerprint_dataset(identifier, num_processes=1, verbose=False, show_progress_bar=False)
         ExperimentPlanner(identifier).plan_experiment()
         file = preprocessed / "nnUNetPlans.json"

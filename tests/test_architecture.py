@@ -1,4 +1,4 @@
-"""The rooms of docs/architecture.md: a room imports only from rooms that stand above it in the table."""
+"""The packages of docs/architecture.md: a package imports only from packages above it in the table."""
 
 import ast
 import re
@@ -8,16 +8,16 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"plans": "plans", "trainers": "trainers"}  # shipped as sub-packages
 
 
-def rooms() -> list[str]:
-    """Names of the rooms below ``nnunet_invariance``, in the order of the table."""
+def packages() -> list[str]:
+    """Names of the packages below ``nnunet_invariance``, in the order of the table."""
     page = (ROOT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| `(?:nnunet_invariance/)?(\w+?)(?:\.py|/)` ", page, re.M)
     assert {"errors", "losses", "weights", "pretraining", "plans", "diffusion", "trainers", "cli"} <= set(rows)
     return rows
 
 
-def imported_rooms(file: Path) -> set[str]:
-    """Rooms that a file imports, anywhere in it."""
+def imported_packages(file: Path) -> set[str]:
+    """Packages that a file imports, anywhere in it."""
     names = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -27,16 +27,16 @@ def imported_rooms(file: Path) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("nnunet_invariance.")}
 
 
-def test_rooms_import_downwards_only():
-    order = rooms()
+def test_packages_import_only_from_packages_above():
+    order = packages()
     found = []
-    for index, room in enumerate(order):
-        place = ROOT / room if room in FOLDERS else ROOT / "nnunet_invariance" / room
+    for index, package in enumerate(order):
+        place = ROOT / package if package in FOLDERS else ROOT / "nnunet_invariance" / package
         files = sorted(place.glob("**/*.py")) if place.is_dir() else [place.with_suffix(".py")]
-        assert files, room
+        assert files, package
         allowed = {*order[: index + 1]}
         for file in files:
-            above = {r for r in imported_rooms(file) if r in order and r not in allowed}
+            above = {r for r in imported_packages(file) if r in order and r not in allowed}
             found += [f"{file.relative_to(ROOT)} imports {r}" for r in sorted(above)]
     assert found == []
 

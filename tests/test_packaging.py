@@ -1,4 +1,4 @@
-"""What the wheel holds, and that an uninstalled checkout and an installed wheel import the same."""
+"""The contents of the wheel; a checkout that is not installed and the installed wheel import the same."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ FOLDERS = {
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel of the checkout, built with this environment's setuptools in a copy, so that nothing is left behind."""
+    """The wheel, built with this environment's setuptools in a copy of the checkout, which stays clean."""
     pytest.importorskip("setuptools", reason="builds without isolation, and so without the network")
     out = tmp_path_factory.mktemp("wheel")
     code = (

@@ -1,4 +1,4 @@
-"""Files with exactly the keys and shapes of the released anatomix models, and the 6M U-Net built layer by layer."""
+"""Files with the keys and shapes of the released anatomix models, and the 6M U-Net built layer by layer."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ KEYS = {"anatomix": 115, "anatomix-dev": 48}
 
 
 def released_state(variant: str, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
-    """Random values under the keys of the released file."""
+    """A state dict with the keys and shapes of the released file and random values."""
     generator = torch.Generator().manual_seed(seed) if device == "cpu" else None
     state = {}
 
@@ -45,14 +45,14 @@ def released_state(variant: str, seed: int = 0, device: str = "cpu") -> dict[str
 
 
 def write_released(path: Path, variant: str = "anatomix", seed: int = 0, prefix: str = "") -> dict[str, Tensor]:
-    """Write a released file; its content without the prefix."""
+    """Write a file like the released one; returns its content without the prefix."""
     state = released_state(variant, seed)
     torch.save({prefix + key: value for key, value in state.items()}, path)
     return state
 
 
 class ReleasedUNet(nn.Module):
-    """The layer list of the 6M file, with skips by index: an oracle that shares no line with the package."""
+    """Reference network: the layer list of the 6M file with skips by index; shares no code with the package."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def command_line(*words: str | Path) -> list[str]:
-    """The words with the console script of this environment in front."""
+    """The command line of a console script of this environment."""
     script = shutil.which(words[0], path=sysconfig.get_path("scripts"))
     assert script, f"{words[0]} is not installed beside {sys.executable}"
     return [script, *map(str, words[1:])]
 
 
 def stock(*words: str | Path, **environment: str) -> str:
-    """Run a console script from a folder that is not the checkout; what it printed."""
+    """Run a console script in a folder outside of the checkout; returns its output."""
     result = subprocess.run(
         command_line(*words),
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -36,6 +36,7 @@ def stock(*words: str | Path, **environment: str) -> str:
 
 
 def check_predictions(folder: Path) -> None:
+    """Check the shapes and the label values of both predicted test images."""
     for index, shape in enumerate(TEST_SHAPES):
         labels = sitk.GetArrayFromImage(sitk.ReadImage(folder / f"test_{index:03d}.nii.gz"))
         assert labels.shape == shape

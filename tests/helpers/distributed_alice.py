@@ -1,4 +1,4 @@
-"""The same small Alice and the same views in every process of test_distributed."""
+"""The same small Alice model and the same views in every process of test_distributed."""
 
 import torch
 
@@ -9,7 +9,7 @@ from tests.helpers.planned_networks import architecture
 
 
 def build(seed: int = 0, **changes: object) -> Alice:
-    """Alice without dropout, so that ranks differ by their data alone."""
+    """Alice without dropout, so that only the data of the ranks differ."""
     torch.manual_seed(seed)
     planned: Architecture = architecture()
     options = AliceOptions(**{"hidden": 16, "num_prototypes": 16, **changes})

@@ -1,4 +1,4 @@
-"""The same small methods, and each rank's share of the same views, in every process of test_distributed."""
+"""The same small methods, and the views of each rank, in every process of test_distributed."""
 
 from dataclasses import fields
 
@@ -15,7 +15,7 @@ RANKS = 2
 
 
 def build(name: str) -> Method:
-    """A method in float64, without the batch statistics of anatomix' heads, which are of each rank."""
+    """A method in float64; the heads of anatomix have no batch norm, whose statistics differ between ranks."""
     if name == "anatomix":
         method = make_anatomix(batch_size=1).double()
         method.heads.eval()
@@ -26,7 +26,7 @@ def build(name: str) -> Method:
 
 
 def views_of(name: str, rank: int) -> dict:
-    """What one rank sees: a label map of anatomix; two volumes of sam, whose negatives are drawn from these two."""
+    """The views of one rank: a label map of anatomix, or two volumes of sam, whose negatives come from these two."""
     method = build(name).float()
     generator = torch.Generator().manual_seed(rank + 1)
     if name == "anatomix":
@@ -38,7 +38,7 @@ def views_of(name: str, rank: int) -> dict:
 
 
 def joined(parts: list[dict]) -> dict:
-    """The views of all ranks as those of one: first views of all, then second views; indices keep what they name."""
+    """The views of all ranks as those of one rank: all first views, then all second views; indices are adapted."""
     views = {}
     for key, first in parts[0].items():
         values = [part[key] for part in parts]
@@ -54,14 +54,14 @@ def joined(parts: list[dict]) -> dict:
 
 
 def _joined_indices(indices: list[SampledIndices], keys: int) -> SampledIndices:
-    """``cross_sample`` counts the keys of all volumes of a rank, ``keys`` of them; the others those of a volume."""
+    """Adapt indices: ``cross_sample`` indexes all ``keys`` keys of a rank, the others the keys of a volume."""
     parts = {f.name: [getattr(i, f.name) for i in indices] for f in fields(SampledIndices)}
     parts["cross_sample"] = [index + rank * keys for rank, index in enumerate(parts["cross_sample"])]
     return SampledIndices(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 
 def losses_of(module: torch.nn.Module, views: dict) -> Tensor:
-    """The losses on images in float64, after their backward pass."""
+    """The losses in float64, after the backward pass."""
     output = module({**views, "image": views["image"].double()}, 0.5)
     losses = torch.stack(list(output.losses.values()))
     losses.sum().backward()

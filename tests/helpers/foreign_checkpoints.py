@@ -1,4 +1,4 @@
-"""Files as other tools write them, of the networks of small_checkpoints."""
+"""Checkpoint files in the formats of other tools, with the networks of small_checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ PATCH, SPACING = [32, 32, 32], [0.5, 1.0, 1.5]
 
 
 def plans_of(planned: Architecture, dimensions: int = 3) -> dict[str, Any]:
-    """Plans of one configuration, `cfg`."""
+    """Plans with one configuration, `cfg`."""
     plain = planned.to_dict()
     entry = {
         "data_identifier": "theirPlans_cfg",
@@ -99,7 +99,7 @@ def nnssl_file(path: Path, planned: Architecture, network: nn.Module, **changes:
 
 
 def encoder_file(path: Path, planned: Architecture, network: nn.Module) -> Path:
-    """With the plans beside it, as PATH.json."""
+    """Write a bare encoder, and its plans as PATH.json."""
     torch.save(dict(network.encoder.state_dict()), path)
     path.with_suffix(".json").write_text(json.dumps(plans_of(planned)))
     return path
@@ -109,7 +109,7 @@ FILES: dict[str, Callable[..., Path]] = {"nnunet": nnunet_file, "nnssl": nnssl_f
 
 
 def write_foreign(source: str, path: Path, planned: Architecture, seed: int = 3) -> nn.Module:
-    """Write the file of a source; the network it was made of."""
+    """Write a file in the format of a tool; returns the network in it."""
     network = build(planned, seed)
     FILES[source](path, planned, network)
     return network

@@ -12,7 +12,7 @@ def batch(maps=3, rows=6, features=5, labels=3, dtype=torch.float64, seed=0):
 
 
 def two_views():
-    """Both views of three samples, their labels, and which positions count."""
+    """Both views of three samples, their labels, and the valid mask."""
     z, labels = batch(maps=6, rows=5, features=6)
     valid = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)) < 0.7
     return z[:3], z[3:], labels[:3], valid
@@ -41,7 +41,7 @@ SUPERVISED = [
 
 
 class AllForms(torch.nn.Module):
-    """Every form of the loss behind a projection of its own."""
+    """Every form of the loss, each after its own projection."""
 
     def __init__(self):
         super().__init__()

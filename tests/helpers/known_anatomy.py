@@ -1,4 +1,4 @@
-"""Volumes of one made-up anatomy under known deformations and different fields of view, and the true matches."""
+"""Volumes of one synthetic anatomy under known deformations and fields of view, and the true matches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ SIDE = 48  # voxels of the whole body
 
 @dataclass(frozen=True)
 class Deformation:
-    """Voxels of one volume to the anatomy's own coordinates: a scale, a field of view and a smooth wave."""
+    """Map from the voxels of a volume to the coordinates of the anatomy: scale, field of view and a smooth wave."""
 
     scale: np.ndarray
     low: np.ndarray
@@ -21,12 +21,12 @@ class Deformation:
     amplitude: float = 1.5
 
     def to_anatomy(self, x: np.ndarray) -> np.ndarray:
-        """Points (..., 3), edges of the body at 0 and SIDE."""
+        """Map voxels (..., 3) to the anatomy; the body ranges from 0 to SIDE."""
         u = (x + self.low) * self.scale
         return u + self.amplitude * np.sin(2 * np.pi * np.roll(u, 1, -1) / SIDE + self.phase)
 
     def to_voxels(self, u: np.ndarray) -> np.ndarray:
-        """The inverse, by iteration."""
+        """The inverse map, computed by iteration."""
         y = u
         for _ in range(60):
             y = u - self.amplitude * np.sin(2 * np.pi * np.roll(y, 1, -1) / SIDE + self.phase)
@@ -34,7 +34,7 @@ class Deformation:
 
 
 def write_volumes(folder: Path, count: int, seed: int = 0) -> tuple[list[Case], dict[str, Deformation]]:
-    """Fields of view of 0.7 to 1 of the body on each axis, gains and noise of their own; cases and deformations."""
+    """Write volumes with random fields of view (0.7 to 1 per axis), gains and noise; returns cases and deformations."""
     rng = np.random.default_rng(seed)
     centres, widths = rng.uniform(0, SIDE, (60, 3)), rng.uniform(2, 5, 60)
     heights = rng.uniform(-1, 1.5, 60)
@@ -58,7 +58,7 @@ def write_volumes(folder: Path, count: int, seed: int = 0) -> tuple[list[Case], 
 
 
 def true_matches(source: Case, target: Case, points: np.ndarray, deformations: dict) -> np.ndarray:
-    """Where points of the source lie in the target; NaN where that is outside its field of view."""
+    """Positions of the source's points in the target; NaN outside of its field of view."""
     found = deformations[target.name].to_voxels(deformations[source.name].to_anatomy(points))
     inside = ((found >= 0) & (found < target.shape)).all(-1, keepdims=True)
     return np.where(inside, found, np.nan)

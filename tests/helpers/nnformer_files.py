@@ -10,11 +10,12 @@ SMALL = {"n_stages": 5, "features_per_stage": [8, 8, 16, 32, 64], "strides": [[1
 
 
 def small(axes=(2, 1, 0), channels=1):
+    """A small nnFormer."""
     return Architecture(NETWORK, {**SMALL, "axes": list(axes)}, (), channels, 2)
 
 
 def released_shapes(width=48, channels=1):
-    """The encoder's tensors in the release, by its own names (alice.md, section 6), the unused mask token left out."""
+    """Names and shapes of the released encoder's tensors (docs/alice.md), without the unused mask token."""
     h, shapes = width // 2, {}
     for name, a, b in (
         ("proj1.conv1", h, channels),
@@ -51,14 +52,14 @@ def released_shapes(width=48, channels=1):
 
 
 def released_index(window):
-    """As the release computes it: different offsets share rows."""
+    """The position index as the release computes it: different offsets share rows."""
     places = torch.cartesian_prod(*[torch.arange(window)] * 3)
     offsets = places[:, None] - places[None] + window - 1
     return (offsets * torch.tensor([3 * window - 1, 2 * window - 1, 1])).sum(-1)
 
 
 def released_state():
-    """Names and shapes of the release at an eighth of its width, values of our own network."""
+    """A state dict with the names of the release at an eighth of its width, and values of our network."""
     ours = build(small(), 5).encoder.state_dict()
     state = {}
     for name in released_shapes(8):
@@ -71,5 +72,6 @@ def released_state():
 
 
 def write_student(path, state):
+    """Write a file like the one that Alice's extraction script writes; returns its path."""
     torch.save({**state, "module.head.mlp.0.weight": torch.ones(2, 2), "state_dict": {}}, path)
     return path

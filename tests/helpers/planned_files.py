@@ -1,4 +1,4 @@
-"""Plans, and a preprocessed case by name, of a data set that no images are needed for."""
+"""Plans of a data set without images, and the name of a preprocessed case."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ NAME, BASE, CONFIGURATION = "Dataset778_Planned", "nnUNetPlans", "3d_fullres"
 
 
 def write_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Architecture | None = None) -> Path:
-    """The three trees below `tmp_path`, and in them the plans of a network; the data set's preprocessed folder."""
+    """Create nnU-Net's three folders and the plans of a network; returns the data set's preprocessed folder."""
     for variable in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
         (tmp_path / variable).mkdir()

@@ -4,7 +4,7 @@ from nnunet_invariance.networks.planned import Architecture
 
 
 def architecture(kind="PlainConvUNet", strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)), channels=1):
-    """A small planned network."""
+    """A small planned network; stage i has 4 * 2^i features."""
     stages = len(strides)
     module = "unet"
     counts = {"n_conv_per_stage": [1] * stages} if kind == "PlainConvUNet" else {"n_blocks_per_stage": [1] * stages}

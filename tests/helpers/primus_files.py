@@ -13,7 +13,7 @@ TINY = (24, 2, 2)
 
 
 def released_network(patch=PATCH, channels: int = 1) -> torch.nn.Module:
-    """Upstream's own network of that size with values of its own; position table and layer scales too."""
+    """The upstream network of this size with random values in every tensor."""
     network = upstream.Primus(
         channels, TINY[0], (8, 8, 8), 1, TINY[1], TINY[2], tuple(patch), scale_attn_inner=True, init_values=0.1
     )

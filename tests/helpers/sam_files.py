@@ -8,7 +8,7 @@ from nnunet_invariance.weights.importers.sam import HEADS
 
 
 def released_state():
-    """The 138 tensors of a released file, random values (names as the importer lists them)."""
+    """The 138 tensors of a released file with random values; the importer lists the names."""
     torch.manual_seed(0)
     encoder = ResNet3d(1)
     head = EmbeddingHead(encoder.output_channels, encoder.strides)

@@ -1,6 +1,7 @@
-"""The synthesis chain once more, one element at a time in NumPy and SciPy: oracle of the tests, yardstick of speed.
+"""Slow reference implementation of the synthesis in NumPy and SciPy, one element at a time.
 
-It shares no code with ``nnunet_invariance.synthesis``; a step takes one array (z, y, x) and plain numbers.
+It shares no code with ``nnunet_invariance.synthesis``. The tests compare with it, and a benchmark measures its speed. A
+step takes one array (z, y, x) and plain numbers.
 """
 
 import numpy as np
@@ -9,13 +10,13 @@ from scipy.special import erf
 
 
 def interpolate(grid, size):
-    """Linear interpolation of a coarse array to ``size`` between voxel centres."""
+    """Interpolate a coarse array linearly to ``size``, with aligned voxel centres."""
     places = [(np.arange(n) + 0.5) * g / n - 0.5 for g, n in zip(grid.shape, size, strict=True)]
     return ndimage.map_coordinates(grid, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
 
 
 def paint(masks, matrices, shifts, size, first=1):
-    """Masks one over another, each repeated without end and read at M x + t."""
+    """Paint masks over one another; each is repeated periodically and sampled at M x + t."""
     labels = np.zeros(size, np.uint8)
     for k, (mask, matrix, shift) in enumerate(zip(masks, matrices, shifts, strict=True)):
         rest = [max(0, n - m) for n, m in zip(size, mask.shape, strict=True)]
@@ -26,7 +27,7 @@ def paint(masks, matrices, shifts, size, first=1):
 
 
 def majority(labels):
-    """Most frequent of 27 labels; between equals the own one, else the lowest."""
+    """The most frequent of 27 labels; a tie is won by the voxel's own label, otherwise by the lowest."""
     padded = np.pad(labels, 1, mode="edge")
     result = np.empty_like(labels)
     for z, y, x in np.ndindex(labels.shape):
@@ -37,7 +38,7 @@ def majority(labels):
 
 
 def foreground_mask(centre, radius, displacement, size):
-    """A sphere read at displaced places, then a median filter."""
+    """A sphere sampled at displaced positions, then a median filter."""
     places = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in size), indexing="ij"))
     for grid in displacement:
         places += np.stack([interpolate(channel, size) for channel in grid])
@@ -46,7 +47,7 @@ def foreground_mask(centre, radius, displacement, size):
 
 
 def envelope(mask, half_width):
-    """Dilation by a ball without erosion by it."""
+    """The dilation by a ball minus the erosion by it."""
     line = np.arange(-half_width, half_width + 1) ** 2
     ball = line[:, None, None] + line[:, None] + line <= half_width**2
     padded = np.pad(mask, half_width, mode="edge")
@@ -56,12 +57,12 @@ def envelope(mask, half_width):
 
 
 def rescale(x):
-    """[min, max] to [0, 1]."""
+    """Scale from [min, max] to [0, 1]."""
     return (x - x.min()) / max(x.max() - x.min(), 1e-7)
 
 
 def appearance(labels, rng):
-    """Normal intensities a label, clip, rescale, texture."""
+    """One normal distribution per label, then clip, rescale and texture."""
     x = np.empty(labels.shape)
     for rank, label in enumerate(np.unique(labels)):
         where = labels == label
@@ -77,7 +78,7 @@ def appearance(labels, rng):
 
 
 def bias_field(x, coefficients):
-    """Exponential of Legendre polynomials up to total degree 3; coefficients by degree in z, then y, then x."""
+    """Multiply by the exponential of Legendre polynomials up to total degree 3; coefficients are sorted by z, y, x."""
     table = np.zeros((4, 4, 4))
     powers = [(i, j, k) for i in range(4) for j in range(4) for k in range(4) if i + j + k <= 3]
     for power, coefficient in zip(powers, coefficients, strict=True):
@@ -86,7 +87,7 @@ def bias_field(x, coefficients):
 
 
 def spike(x, place, strength):
-    """One coefficient of the spectrum set by hand."""
+    """Add a spike: set one coefficient of the spectrum."""
     spectrum = np.fft.fftn(x)
     level = 2.5 * strength * np.log(np.abs(spectrum) + 1e-10).mean()
     where = tuple(min(int(p * n), n - 1) for p, n in zip(place, x.shape, strict=True))
@@ -95,12 +96,12 @@ def spike(x, place, strength):
 
 
 def gamma(x, exponent):
-    """Power on the array's own range."""
+    """Gamma on the range of the array."""
     return rescale(x) ** exponent * (x.max() - x.min()) + x.min()
 
 
 def smoothing(x, sigmas):
-    """Convolution along each axis with a density integrated over voxels."""
+    """Convolve each axis with a Gaussian integrated over voxels."""
     for axis, sigma in enumerate(sigmas):
         reach = int(max(4 * sigma, 0.5) + 0.5)
         edges = (np.arange(-reach, reach + 2) - 0.5) / (max(sigma, 1e-9) * np.sqrt(2))
@@ -110,7 +111,7 @@ def smoothing(x, sigmas):
 
 
 def ringing(x, alpha):
-    """Low-pass by a ball in the spectrum."""
+    """Remove the frequencies outside of a ball."""
     frequencies = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in x.shape), indexing="ij")
     kept = np.sqrt(sum(f**2 for f in frequencies)) <= (1 - alpha) * max(x.shape) / np.sqrt(2) + 1e-9
     return np.fft.ifftn(np.fft.fftn(x) * kept).real
@@ -123,14 +124,14 @@ def sharpening(x, first, second, weight):
 
 
 def low_resolution(x, zoom):
-    """Nearest voxels of a coarse grid, interpolated back."""
+    """Sample the nearest voxels of a coarse grid and interpolate back."""
     coarse = [round(n * zoom) for n in x.shape]
     picked = [np.floor((np.arange(m) + 0.5) * n / m).astype(int) for m, n in zip(coarse, x.shape, strict=True)]
     return interpolate(x[np.ix_(*picked)], x.shape)
 
 
 def corrupt(x, rng):
-    """The ten steps with their probabilities and ranges."""
+    """Apply the ten steps with their probabilities and ranges."""
     x = rescale(x)
     if rng.random() < 0.98:
         x = bias_field(x, rng.uniform(0, 0.075, 20))

@@ -1,4 +1,4 @@
-"""Networks as nnU-Net plans them, three stages of 4, 8 and 16 features, and checkpoints of them."""
+"""Small planned networks (three stages with 4, 8 and 16 features), and checkpoints of them."""
 
 import copy
 from dataclasses import replace
@@ -46,7 +46,7 @@ def architecture(
 
 
 def build(planned: Architecture, seed: int) -> nn.Module:
-    """The network with values of its own in every tensor, norms and biases too."""
+    """The network with random values in every tensor, including norms and biases."""
     network = planned.build()
     generator = torch.Generator().manual_seed(seed)
     for tensor in network.parameters():
@@ -81,7 +81,7 @@ def metadata(planned: Architecture, **changes: Any) -> dict[str, Any]:
 
 
 def tensors(planned: Architecture, teacher: bool = True) -> dict[str, Tensor]:
-    """Student of seed 1, teacher of seed 2, one head."""
+    """Tensors of a student with seed 1, a teacher with seed 2, and one head."""
     result = {f"network.{name}": t.detach() for name, t in unique_tensors(build(planned, 1)).items()}
     if teacher:
         result |= {f"teacher.{name}": t.detach() for name, t in unique_tensors(build(planned, 2)).items()}

@@ -1,4 +1,4 @@
-"""A comparison as a run leaves it, without the run: predictions, records, models and scores of a small grid."""
+"""The files of a finished comparison without running it: predictions, records, models and scores of a small grid."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def described(tests: list[str]) -> dict:
 
 
 def write_scores_of(job: Job, rng: np.random.Generator | None = None) -> None:
-    """The scores of a finished job: the gain of its arm, a trend over the cases, and noise if there is a generator."""
+    """Write scores: the gain of the arm, a trend over the cases, noise if there is a generator."""
     rows = []
     for test in job.setting.tests:
         for i, case in enumerate(test.cases):
@@ -64,7 +64,7 @@ def write_scores_of(job: Job, rng: np.random.Generator | None = None) -> None:
 
 
 def write_comparison(out: Path, tests: tuple[str, ...] = ("",)) -> Path:
-    """Three arms, two draws at 10 and at 3 shots, six test cases a test set; one cell is not finished."""
+    """Write three arms, two draws with 10 and with 3 shots, six cases per test set; one cell is not finished."""
     rng = np.random.default_rng(0)
     dataset = {"channel_names": {"0": "MRI"}, "labels": LABELS, "file_ending": ".nii.gz"}
     record = {"comparison": described(list(tests)), "versions": {"torch": "2"}, "machine": {"cpu": "<c>"}, "jobs": {}}

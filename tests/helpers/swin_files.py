@@ -1,4 +1,4 @@
-"""Files of MONAI's SwinUNETR, VoCo and PUIR as their tools write them, of networks of 12 channels."""
+"""Checkpoint files of MONAI's SwinUNETR, VoCo and PUIR, with networks of 12 channels."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +15,7 @@ WIDTH = 12
 
 @cache
 def theirs(version: int = 1, channels: int = 1, classes: int = 3) -> nn.Module:
-    """MONAI's own network, with values of its own in every tensor."""
+    """MONAI's network with random values in every tensor."""
     network = monai_network(channels, classes, WIDTH, version).eval()
     generator = torch.Generator().manual_seed(version)
     for tensor in network.parameters():
@@ -28,13 +28,13 @@ def transformer(version: int = 1, channels: int = 1) -> dict[str, Tensor]:
 
 
 def bare(name: str) -> str:
-    """The spelling of model_swinvit.pt: no name of the transformer, and other names in its MLPs."""
+    """The name in model_swinvit.pt: without the name of the transformer, and with other names in its MLPs."""
     return "module." + name.replace("mlp.linear", "mlp.fc")
 
 
 HEADS = {"rotation_head.weight": torch.zeros(4, 2), "norm.weight": torch.zeros(2), "mask_token": torch.zeros(1)}
 
-#: How MONAI's files are written, each a spelling of its own.
+#: Variants of MONAI's files; each names the tensors differently.
 MONAI: dict[str, Callable[[], dict]] = {
     "model_swinvit": lambda: {
         "state_dict": {bare(n): t for n, t in transformer().items()} | {f"module.{n}": t for n, t in HEADS.items()}
@@ -58,12 +58,12 @@ VOCO: dict[str, Callable[[], dict]] = {
 
 
 def encoders() -> dict[str, Tensor]:
-    """What VoCo trains: transformer and convolutions on the way down."""
+    """The tensors that VoCo trains: the transformer and the convolutions of the encoder."""
     return {n: t for n, t in theirs(2).state_dict().items() if not n.startswith(("decoder", "out."))}
 
 
 def released_puir(width: int = WIDTH) -> dict[str, Tensor]:
-    """The layout of the release with random values; indices as MONAI computes them."""
+    """The tensors of the release with random values, and indices as MONAI computes them."""
     generator = torch.Generator().manual_seed(5)
     index = transformer()["layers1.0.blocks.0.attn.relative_position_index"]
     return {

@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def threads_for_processes() -> Iterator[None]:
-    """Let nnU-Net's worker pools run as threads of this process: a spawned worker would import torch first."""
+    """Run nnU-Net's worker pools as threads of this process, because a spawned worker first has to import torch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
         yield

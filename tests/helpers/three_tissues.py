@@ -1,4 +1,4 @@
-"""SyntheticPairs patches of three tissues that every subject shares, in three modalities."""
+"""Synthetic patches of three tissues that every subject shares, in three modalities."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch import Tensor
 PATCH = (16, 16, 16)
 
 
-TABLES = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 3.0, 1.0, 2.0], [0.0, 2.0, 3.0, 1.0]])  # modality by tissue
+TABLES = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 3.0, 1.0, 2.0], [0.0, 2.0, 3.0, 1.0]])  # (modality, tissue)
 
 
 def individuals(count: int, seed: int) -> Tensor:
-    """A body of three tissues in each patch, and three modalities: intensities of tissues that all bodies share."""
+    """Patches (count, 3, ...) with a body of three tissues; a modality assigns the same intensities in every body."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 1, 5, 5, 5, generator=generator)
     field = torch.nn.functional.interpolate(coarse, PATCH, mode="trilinear", align_corners=False)[:, 0]
@@ -22,5 +22,6 @@ def individuals(count: int, seed: int) -> Tensor:
 
 
 def batch(image: Tensor) -> dict[str, Tensor]:
+    """The patches as a batch of the pre-training, without padding."""
     valid = torch.ones_like(image[:, :1], dtype=torch.bool)
     return {"image": image, "valid": valid, "case": torch.arange(len(image))}

@@ -8,7 +8,7 @@ from tests.helpers.small_checkpoints import architecture
 
 
 def make(network="PlainConvUNet", patch=(32, 32, 32), unit_range=True, **options) -> Anatomix:
-    """Over a small planned network of three stages."""
+    """The method on a small planned network of three stages."""
     torch.manual_seed(0)
     planned = architecture(network, classes=1)
     setup = Setup(planned, patch, (1.0, 1.0, 1.0), 2, unit_range, ())

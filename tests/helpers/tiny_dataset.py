@@ -1,9 +1,9 @@
-"""A small labelled data set in nnU-Net's raw format, and its plans cut down to what a CPU trains in seconds.
+"""A small labelled data set in nnU-Net's raw format, and plans that a CPU trains in seconds.
 
     python tiny_dataset.py raw FOLDER            write images, labels and dataset.json into FOLDER
     python tiny_dataset.py plans FILE NAME       write the cut-down copy NAME.json beside the plans FILE
 
-Needs numpy and SimpleITK only, so that an environment with nothing but an installed wheel can use it.
+It needs NumPy and SimpleITK only, so that it works in an environment that contains just the installed wheel.
 """
 
 import json
@@ -40,7 +40,7 @@ def write_raw_dataset(folder: Path) -> None:
 
 
 def synthetic_case(shape: tuple[int, int, int], seed: int) -> tuple[sitk.Image, sitk.Image]:
-    """An ellipsoid (label 1) with a ball inside it (label 2) on a smooth background, 1 mm voxels; image and labels."""
+    """Image and labels: an ellipsoid (label 1) contains a ball (label 2), on a smooth background; 1 mm voxels."""
     random = np.random.default_rng(seed)
     size = np.array(shape)
     voxels = np.indices(shape).transpose(1, 2, 3, 0)
@@ -55,9 +55,9 @@ def synthetic_case(shape: tuple[int, int, int], seed: int) -> tuple[sitk.Image, 
 
 
 def cut_down(plans: dict, name: str, **options: object) -> dict:
-    """A copy of the plans under another name: 3d_fullres with a patch of 32^3, batches of 2, a U-Net of three stages.
+    """A copy of the plans with another name; 3d_fullres has patches of 32^3, batches of 2 and a U-Net of three stages.
 
-    `options` go into the block `nnunet_invariance` of the configuration.
+    `options` are written to the block `nnunet_invariance` of the configuration.
     """
     plans = deepcopy(plans)
     plans["plans_name"] = name
@@ -73,7 +73,7 @@ def cut_down(plans: dict, name: str, **options: object) -> dict:
 
 
 def main() -> None:
-    """The two commands above."""
+    """Run one of the two commands above."""
     verb, path, *name = sys.argv[1:]
     if verb == "raw":
         write_raw_dataset(Path(path))

@@ -1,4 +1,4 @@
-"""A model of the class of Stable Diffusion small enough for a test, saved as diffusers saves them."""
+"""A very small Stable Diffusion model, saved in the format of diffusers."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Characters and a few merges; the two special tokens have the ids 0 and 2."""
+    """Write a tokenizer of characters and a few merges; the two special tokens have the ids 0 and 2."""
     characters = [chr(code) for code in range(33, 101)]
     words = [SPECIALS[0], "!</w>", SPECIALS[1], *characters, *(f"{c}</w>" for c in characters if c != "!")]
     folder.mkdir(parents=True)
@@ -27,7 +27,7 @@ def build(
     widths: tuple[int, ...] = (8, 16), groups: int = 4, hidden: int = 16, vae_widths: tuple[int, ...] = (4, 8, 8, 8),
     prediction: str = "epsilon",
 ) -> dict:  # fmt: skip
-    """U-Net, autoencoder, text encoder and scheduler with random weights of a fixed seed."""
+    """Build U-Net, autoencoder, text encoder and scheduler with seeded random weights."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=widths,
@@ -53,7 +53,7 @@ def build(
 
 
 def write_model(folder: Path, **options) -> Path:
-    """The parts, the tokenizer and ``model_index.json`` below a folder."""
+    """Write the parts, the tokenizer and ``model_index.json``; returns the folder."""
     for name, part in build(**options).items():
         part.save_pretrained(folder / name)
     write_tokenizer(folder / "words").save_pretrained(folder / "tokenizer")

@@ -1,4 +1,4 @@
-"""The tiny data set with two modalities, T1 and CT, whose intensities follow from the same labels for everybody."""
+"""The tiny data set with two modalities, T1 and CT, whose intensities depend on the labels in the same way."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from tests.helpers.tiny_dataset import TRAINING_SHAPES, synthetic_case
 
 NAME = "Dataset779_Modalities"
 CHANNELS = ("T1", "CT")
-MISSING = {2: 1, 3: 0, 5: 1}  # training case -> the channel it lacks; the last case is smaller than the patch
-#: What is said of the case that `write_apart` writes.
+MISSING = {2: 1, 3: 0, 5: 1}  # training case: its missing channel; the last case is smaller than the patch
+#: The message about the case that `write_apart` writes.
 DIFFERENT = (
     r"a_0001\.nii\.gz has the origin \(-?0\.0, 5\.0, -?0\.0\), but "
     r"\S*a_0000\.nii\.gz has \(-?0\.0, -?0\.0, -?0\.0\)\. .*resample"
@@ -20,7 +20,7 @@ TEST = {"both": ((40, 40, 40), None), "small": ((26, 36, 40), 1), "no_t1": ((36,
 
 
 def write_case(folder: Path, name: str, shape: tuple[int, int, int], seed: int, missing: int | None) -> sitk.Image:
-    """Both channels of a case, zeros for one that is missing; its labels."""
+    """Write both channels of a case, zeros for a missing one; returns the labels."""
     t1, labels = synthetic_case(shape, seed)
     ct = -800.0 + 900 * (sitk.GetArrayFromImage(labels) > 0) + 2 * sitk.GetArrayFromImage(t1)
     for channel, image in enumerate((sitk.GetArrayFromImage(t1), ct)):
@@ -46,7 +46,7 @@ def write_raw_dataset(folder: Path) -> None:
 
 
 def write_tests(folder: Path) -> None:
-    """The images of :data:`TEST`, a missing one left away."""
+    """Write the images of :data:`TEST` without the missing ones."""
     folder.mkdir()
     for index, (name, (shape, missing)) in enumerate(TEST.items()):
         write_case(folder, name, shape, 100 + index, missing)
@@ -55,7 +55,7 @@ def write_tests(folder: Path) -> None:
 
 
 def write_apart(folder: Path) -> sitk.Image:
-    """A case whose CT lies 5 mm beside its T1; its labels."""
+    """Write a case whose CT is shifted by 5 mm from its T1; returns the labels."""
     folder.mkdir(parents=True)
     labels = write_case(folder, "a", (36, 36, 36), 200, None)
     image = sitk.ReadImage(folder / "a_0001.nii.gz")

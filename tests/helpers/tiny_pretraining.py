@@ -15,13 +15,13 @@ SHORT = ["epochs=3", "iterations=4", "lr=1e-3", "workers=0", "hidden=64", "num_p
 
 
 def pretrain(tiny, *settings, resume=False, **kwargs):
-    """Run on the CPU with the short settings, overridden by ``settings``."""
+    """Pre-train on the CPU with the short settings, which ``settings`` override."""
     words = [s for s in SHORT if s.split("=")[0] not in {w.split("=")[0] for w in settings}] + list(settings)
     return run_pretraining("alice", tiny.name, "3d_fullres", device="cpu", resume=resume, settings=words, **kwargs)
 
 
 def make_alice(tiny, **options):
-    """Alice over the tiny volumes, outside the loop."""
+    """Alice on the tiny volumes, without the loop."""
     configuration = tiny.plans["configurations"]["3d_fullres"]
     folder = tiny.preprocessed / tiny.name / configuration["data_identifier"]
     cases, _ = scan_cases(folder, 1, (4, 4, 4))
@@ -32,12 +32,12 @@ def make_alice(tiny, **options):
 
 
 def batch_of(alice, step):
-    """One batch without its names."""
+    """One batch without the names of its cases."""
     return {k: v for k, v in alice.dataset(1000, 0, 0)[step].items() if k != "keys"}
 
 
 def copy_cases(tiny, folder, names):
-    """Files of preprocessed cases, into a folder of their own."""
+    """Copy the files of preprocessed cases into a folder."""
     source = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
     folder.mkdir(parents=True)
     for name in names:

@@ -1,4 +1,4 @@
-"""Our trainers on the tiny data set, in this process, two iterations an epoch."""
+"""Our trainers on the tiny data set in this process, with two iterations per epoch."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def started(tiny, name, plans: dict | None = None, configuration: str = CONFIGUR
 
 
 def write_weights(tiny, path: Path | None = None, **changes) -> Checkpoint:
-    """A finished Alice pre-training of the tiny plans, where a trainer looks for it or at `path`."""
+    """Write a finished Alice pre-training of the tiny plans, at `path` or where a trainer searches it."""
     path = path or pretraining_folder("alice", tiny.name, "nnUNetPlans", CONFIGURATION) / FINAL
     planned = Architecture.from_plans(tiny.plans["configurations"][CONFIGURATION]["architecture"], 1, 3)
     return load_checkpoint(small_checkpoints.write(path, planned, **changes))
@@ -50,7 +50,7 @@ def values(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def assert_same(first, second, path: str = "") -> None:
-    """Equal bit by bit, through containers."""
+    """Assert that two values, which may be nested containers, are equal bit by bit."""
     if isinstance(first, dict):
         assert first.keys() == second.keys(), path
         for key in first:
@@ -66,7 +66,7 @@ def assert_same(first, second, path: str = "") -> None:
 
 
 def log_of(trainer) -> str:
-    """What the trainer wrote into its log file."""
+    """Content of the trainer's log file."""
     return Path(trainer.log_file).read_text()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def torchrun(*arguments, **environment):
-    """Run a program on two processes of this machine."""
+    """Run a program on two processes and check that it succeeds."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **environment}
