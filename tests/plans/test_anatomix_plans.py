@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
-    """A planned data set of one CT channel, whose patch does not fit."""
+    """A planned data set with one CT channel, whose patch does not fit the U-Net."""
     folder = write_planned(tmp_path, monkeypatch)
     change(folder, normalization_schemes=["CTNormalization"], patch_size=[28, 56, 48], spacing=[4.0, 1.0, 1.0])
     return folder

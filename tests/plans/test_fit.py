@@ -1,4 +1,4 @@
-"""`weights plan`: keeping the plans or the checkpoint, and the block of upstream's fine-tuning."""
+"""`weights plan`: keeping the plans or the checkpoint, and the block for nnU-Net's own fine-tuning."""
 
 import json
 from pathlib import Path

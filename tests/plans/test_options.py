@@ -1,4 +1,4 @@
-"""The options block: defaults, ranges, and names that are wrong."""
+"""The options block: defaults, ranges, and unknown names."""
 
 import dataclasses
 import json

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_invariance.augmentation.views import split_views
 from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncompatibleError
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, arch_kwargs
@@ -16,7 +15,16 @@ from nnunet_invariance.weights.checkpoint import save_checkpoint
 from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 from tests.helpers.small_checkpoints import metadata
 from tests.helpers.tiny_dataset import cut_down
-from tests.helpers.tiny_trainers import CONFIGURATION, assert_same, log_of, make_trainer, values, write_weights
+from tests.helpers.tiny_trainers import (
+    CONFIGURATION,
+    assert_same,
+    log_of,
+    make_trainer,
+    started,
+    values,
+    with_views,
+    write_weights,
+)
 
 pytestmark = pytest.mark.usefixtures("results")
 
@@ -47,21 +55,6 @@ def frozen_plans(tiny, name: str = "FrozenPlans", **options) -> dict:
     plans = cut_down(tiny.plans, name, **{**SHORT, "seed": 1, "frozen_features": "anatomix", **options})
     plans["configurations"][CONFIGURATION]["normalization_schemes"] = ["RescaleTo01Normalization"]
     return plans
-
-
-def started(tiny, name, plans=None, **options):
-    """A trainer just before its first step, and a batch."""
-    trainer = make_trainer(tiny, name, plans, **{"seed": 1, **SHORT, **options})
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer, next(trainer.dataloader_train)
-
-
-def with_views(trainer, batch) -> dict:
-    """The batch as the losses see it."""
-    views = split_views(batch["data"], trainer.num_input_channels)
-    return {**batch, "views": views, "valid_mask": views.valid_mask}
 
 
 def test_encoder_and_decoder_of_a_stock_network_are_loaded(tiny):
@@ -113,7 +106,7 @@ def test_the_auxiliary_loss_is_supervised_info_nce_over_the_labels(tiny, second_
 
 
 def slow_supervised(z: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The formula, one anchor at a time."""
+    """Supervised InfoNCE, one anchor at a time."""
     total, anchors = 0.0, 0
     for i in range(len(z)):
         others = [j for j in range(len(z)) if j != i]
@@ -136,12 +129,12 @@ def test_the_synthetic_view_depends_on_the_labels_only(tiny):
     image = moved["views"].second
     assert torch.equal(view[:, :, :8], image[:, :, :8])
     assert not torch.allclose(view[:, :, 8:], image[:, :, 8:], atol=0.1)
-    assert not torch.equal(view, trainer.synthetic_view(moved, 2))  # a new draw in every step
+    assert not torch.equal(view, trainer.synthetic_view(moved, 2))  # sampled anew in every step
     trainer.generator.set_state(state)
     shuffled = image.flatten(2)[..., torch.randperm(32**3, generator=torch.Generator().manual_seed(0))].view_as(image)
     other = {**moved, "views": moved["views"]._replace(second=shuffled)}
     again = trainer.synthetic_view(other, 2)
-    # The same moments, other places: inside, only the labels decide.
+    # Shuffled voxels have the same moments: inside the image the view depends on the labels only.
     torch.testing.assert_close(again[:, :, 8:], view[:, :, 8:], rtol=1e-3, atol=1e-3)
     assert trainer.synthetic_view(moved, 1).shape[0] == 1
 

@@ -68,7 +68,7 @@ def test_parameter_groups_have_their_own_learning_rates(tiny):
     modules = (trainer.network.decoder, trainer.network.encoder, trainer.aux)
     names = [{id(p) for p in module.parameters()} for module in modules]
     groups = [{id(p) for p in group["params"]} for group in trainer.optimizer.param_groups]
-    assert groups == [names[0] - names[1], names[1], names[2]]  # nnU-Net's decoder holds the encoder
+    assert groups == [names[0] - names[1], names[1], names[2]]  # nnU-Net's decoder contains the encoder
 
 
 def test_frozen_epochs_leave_the_encoder_unchanged(tiny):
@@ -109,7 +109,7 @@ def test_gradients_equal_those_of_both_losses_computed_separately(tiny):
     expected = [*network.parameters(), *aux.parameters()]
     torch.nn.utils.clip_grad_norm_(expected, 12)
     for p, q in zip([*trainer.network.parameters(), *trainer.aux.parameters()], expected, strict=True):
-        assert (p.grad is None) == (q.grad is None)  # nnU-Net gives the coarsest output no weight
+        assert (p.grad is None) == (q.grad is None)  # the coarsest output has the weight 0
         assert q.grad is None or torch.allclose(p.grad, q.grad, atol=1e-5)
     assert losses["loss"] == pytest.approx(segmentation.item(), rel=1e-4)
     assert losses["info_nce"] == pytest.approx(info_nce.item(), rel=1e-4)
@@ -150,7 +150,7 @@ def test_without_auxiliary_losses_scratch_equals_the_baseline(tiny):
 
 
 def test_compiled_steps_equal_eager_steps(tiny, monkeypatch):
-    """nnU-Net compiles on CUDA only; here with the same tracing, but without a code generator."""
+    """nnU-Net compiles on CUDA only; this test uses the same tracing without code generation."""
     plain, batch = started(tiny, "AliceTrainer_scratch")
     for _ in range(2):
         expected = plain.train_step(copy.deepcopy(batch))
@@ -174,7 +174,7 @@ def test_out_of_memory_halves_the_second_view(tiny):
     forward, sizes = trainer.second_pass, []
 
     def short_of_memory(x):
-        """What CUDA does where a pass on more than one sample does not fit."""
+        """Behave like CUDA if a pass on more than one sample does not fit."""
         sizes.append(len(x))
         if len(x) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")

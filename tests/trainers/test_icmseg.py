@@ -1,4 +1,4 @@
-"""ICMSegTrainer on the tiny data set, and the plans copy it may need."""
+"""ICMSegTrainer on the tiny data set, and plans copies with z-score."""
 
 import copy
 import functools
@@ -132,7 +132,7 @@ def test_the_style_view_changes_only_the_image(tiny):
     assert not torch.allclose(view[:, :, 8:], image[:, :, 8:], atol=0.1)
     assert torch.equal(batch["target"][0], target)
     assert not view.requires_grad
-    assert not torch.equal(view, trainer.style_view(moved, 2))  # a new draw in every step
+    assert not torch.equal(view, trainer.style_view(moved, 2))  # sampled anew in every step
     assert trainer.style_view(moved, 1).shape[0] == 1
 
 
@@ -228,7 +228,7 @@ def test_mirroring_can_be_switched_off_for_training_and_prediction(tiny):
 
 
 def test_two_dimensional_plans_train(tiny):
-    """Slices of the preprocessed volumes, which is how nnU-Net trains 2d."""
+    """nnU-Net trains 2d on slices of the preprocessed volumes."""
     plans = cut_down(tiny.plans, "nnUNetPlans", iterations_per_epoch=2, val_iterations_per_epoch=1)
     flat = copy.deepcopy(plans["configurations"]["2d"])
     flat.update(
@@ -320,7 +320,7 @@ def test_a_missing_stage_is_refused(tiny):
 
 @pytest.fixture
 def ct_plans(tiny):
-    """Plans as of a CT data set."""
+    """Plans like those of a CT data set."""
     plans = cut_down(tiny.plans, "ctPlans", iterations_per_epoch=1, val_iterations_per_epoch=1)
     plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization"]
     (tiny.preprocessed / tiny.name / "ctPlans.json").write_text(json.dumps(plans))
@@ -344,7 +344,7 @@ def test_style_plan_writes_z_score_with_its_own_data_identifier(tiny, ct_plans, 
     assert "Hounsfield" in output
     assert "nnUNetv2_preprocess -d 777 -plans_name ctPlans_zscore -c 3d_fullres" in output
     assert "-p ctPlans_zscore -tr ICMSegTrainer" in output
-    assert write_zscore_plans(tiny.name, "ctPlans").name == "ctPlans_zscore.json"  # the same again
+    assert write_zscore_plans(tiny.name, "ctPlans").name == "ctPlans_zscore.json"  # an identical copy
     assert main(["style", "plan", tiny.name, "-p", "ctPlans", "--name", "ctPlans_mine"]) == 0
     (folder / "ctPlans_mine.json").write_text("{}")
     with pytest.raises(OutputError, match=r"ctPlans_mine\.json exists"):

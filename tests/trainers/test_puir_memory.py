@@ -1,4 +1,4 @@
-"""What a step of PUIRTrainer keeps for the gradient, what is said of it, and what is done where it is too much."""
+"""Memory of PUIRTrainer: the estimate, its comparison with the device, and the fallback after running out of memory."""
 
 import weakref
 from types import SimpleNamespace
@@ -17,14 +17,14 @@ TRAINER = "PUIRTrainer_scratch_1epoch"
 
 
 class Kept:
-    """A tensor that a graph keeps."""
+    """A tensor that an autograd graph keeps."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
 class Peak:
-    """Most bytes that graphs keep at one time, each storage once, weights of networks left out."""
+    """Peak number of bytes that autograd graphs keep; counts each storage once, and no weights of networks."""
 
     def __init__(self, *networks: torch.nn.Module) -> None:
         self.weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}

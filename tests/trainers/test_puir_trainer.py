@@ -1,4 +1,4 @@
-"""PUIRTrainer: subsets of modalities in training and prediction, weights by channel name, nnU-Net's own commands."""
+"""PUIRTrainer: subsets of modalities in training and prediction, weights matched by channel name, symmetries."""
 
 import dataclasses
 import json
@@ -117,7 +117,7 @@ def test_symmetries_follow_mirroring_and_spacing(modalities, results):
 
 @pytest.fixture
 def pointwise(modalities, results):
-    """A trainer whose network is the same function of each voxel, so that it commutes with all symmetries."""
+    """A trainer with a pointwise network, which commutes with all symmetries."""
     trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, equivariance_probability=1.0)
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = (0, 1, 2)
@@ -163,7 +163,7 @@ def test_the_equivariance_pass_gives_every_parameter_a_gradient(modalities, resu
 
 
 def weights(path, names: list[str], seed: int = 3, length: int = 5, tokens: str = "spatial"):
-    """A finished pre-training with tables of its own for each modality."""
+    """A finished pre-training with different tables for each modality."""
     torch.manual_seed(seed)
     net = PUIRNet(architecture(channels=len(names)), PATCH, tokens, length)
     for parameter in net.parameters():
@@ -265,7 +265,7 @@ def test_weights_are_matched_by_channel_name_and_a_run_is_continued(modalities, 
 
 @pytest.mark.parametrize(("name", "missing"), [("small", 1), ("no_t1", 0)])
 def test_a_missing_channel_has_no_influence_after_preprocessing_and_padding(modalities, tmp_path, name, missing):
-    """Preprocessed and padded as nnU-Net does, a missing channel has no influence in any window, CT's neither."""
+    """Also for CT, whose normalisation changes zeros, and in every window of the sliding-window prediction."""
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

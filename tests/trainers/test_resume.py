@@ -1,4 +1,4 @@
-"""Continuing a fine-tuning with `--c`: the same run, and no encoder file needed."""
+"""Continuing a training with `--c`: exact with weights and workers, and without a file of weights."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def train_until(trainer, epoch):
 
 
 def state(trainer) -> dict:
-    """Everything that the final checkpoint holds, apart from clock times."""
+    """Content of the final checkpoint without clock times."""
     checkpoint = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=True)
     checkpoint["logging"] = {k: v for k, v in checkpoint["logging"].items() if "timestamps" not in k}
     return checkpoint
@@ -52,7 +52,7 @@ def test_a_continued_run_with_weights_and_workers_is_bit_exact(tiny, monkeypatch
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "second"))
     train_until(make_trainer(tiny, name, **options), 1)
     monkeypatch.delenv(ENVIRONMENT_VARIABLE)
-    weights.unlink()  # continuing needs no encoder file
+    weights.unlink()  # a continued run needs no file of weights
     continued = make_trainer(tiny, name, **options)
     maybe_load_checkpoint(continued, continue_training=True, validation_only=False)
     assert continued.current_epoch == 1

@@ -1,4 +1,4 @@
-"""TransferTrainer: any checkpoint that is named, and none that is not."""
+"""TransferTrainer: it loads any checkpoint that is named, and searches for no other."""
 
 import copy
 

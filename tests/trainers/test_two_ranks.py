@@ -16,7 +16,7 @@ RANKS = 2
 
 
 def rank_main(rank: int, tiny, folder: Path) -> None:
-    """One rank: the gradients of a step, those of its own samples alone, and the weights after an epoch."""
+    """Run one rank: save the averaged gradients, those of its own samples, and the weights after an epoch."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -25,7 +25,7 @@ def rank_main(rank: int, tiny, folder: Path) -> None:
         world_size=RANKS,
         timeout=datetime.timedelta(seconds=120),
     )
-    # nnU-Net's own trainer knows CUDA only here; everything else is as on two GPUs.
+    # nnU-Net supports DDP on CUDA only; everything else is as on two GPUs.
     nnunet.DDP = lambda network, device_ids: DistributedDataParallel(network)
     trainer = make_trainer(tiny, "AliceTrainer_scratch_1epoch", seed=1, aux_ramp=0.0, aux_weight=0.5)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
