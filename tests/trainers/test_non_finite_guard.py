@@ -15,16 +15,6 @@ from tests.helpers.tiny_trainers import assert_same
 FINITE = {"loss": np.asarray(0.5)}
 
 
-class Scaler:
-    """A gradient scaler that halves its scale in every step."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def get_scale(self) -> float:
-        return self.scale
-
-
 def test_a_skipped_step_leaves_parameters_momentum_and_buffers():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
@@ -69,22 +59,29 @@ def test_a_finite_gradient_of_a_non_finite_loss_is_skipped_too():
 
 
 def test_an_overflow_counts_only_if_the_scale_is_below_one():
-    guard, scaler = NonFiniteGuard(), Scaler(2.0**16)
-    guard.attach(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), 0.1), scaler)
+    """A gradient scaler overflows on purpose, and halves its scale from 2^16 until the gradients fit."""
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer, scaler = torch.optim.SGD(network.parameters(), 0.1), torch.amp.GradScaler("cpu")
+    guard = NonFiniteGuard()
+    guard.attach(optimizer, scaler)
+    before = copy.deepcopy(network.state_dict())
 
     def overflow() -> str | None:
-        with guard.protect([]):
-            scaler.scale /= 2
+        with guard.protect([network]):
+            optimizer.zero_grad()
+            scaler.scale(network(torch.randn(5, 3)).sum() * math.inf).backward()
+            scaler.step(optimizer)
+            scaler.update()
         assert guard.skipped
         return guard.check(FINITE, ["case"])
 
-    for _ in range(16):
+    while scaler.get_scale() > 1:
         assert overflow() is None
-    assert scaler.scale == 1
     for number in range(1, MAX_NON_FINITE_STEPS):
         assert f"gradients were not finite, and the step was skipped; cases case; {number} in a row" in overflow()
     with pytest.raises(NonFiniteLossError, match=f"gradients were not finite in {MAX_NON_FINITE_STEPS} steps in a row"):
         overflow()
+    assert_same(network.state_dict(), before)
 
 
 def test_a_finite_step_ends_a_row():
