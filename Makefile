@@ -1,20 +1,20 @@
-# Each target makes its own virtual environment first, once. `make PYTHON=python3.12 test` chooses the interpreter.
+# Every target creates the virtual environment .venv first, if needed. `make PYTHON=python3.12 test` selects the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# two processes; the tests of a file share what it set up
+# Two processes; all tests of a file run in the same one, because they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help install test test-fast test-all coverage types demo lint format wheel
 
 help:
-	@echo "make test        every test but the slow ones"
-	@echo "make test-fast   without the stock commands"
-	@echo "make test-all    everything"
-	@echo "make coverage    make test, and the share of the lines that it runs"
-	@echo "make types       mypy over the whole package"
-	@echo "make demo        one method end to end on data it makes itself; leaves demo/"
+	@echo "make test        every test except the slow ones"
+	@echo "make test-fast   only tests without a data set and without new processes of nnU-Net"
+	@echo "make test-all    every test"
+	@echo "make coverage    make test, with line coverage"
+	@echo "make types       mypy on the whole package"
+	@echo "make demo        one method end to end on generated data; writes demo/"
 	@echo "make lint | format | wheel"
 
 install: $(READY)
@@ -29,7 +29,7 @@ test: $(READY)
 	$(PYTEST) -m "not slow"
 
 test-fast: $(READY)
-	$(PYTEST) -m "not slow and not commands"
+	$(PYTEST) -m "not slow and not commands and not integration"
 
 test-all: $(READY)
 	$(PYTEST)

@@ -46,6 +46,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the tests that use the fixture `device` (default: cpu)")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a preprocessed data set, so that ``make test-fast`` can leave them out."""
+    for item in items:
+        if {"tiny", "modalities"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("integration")
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The device that ``--device`` names; a test that uses this fixture runs on it."""
