@@ -7,7 +7,7 @@ from nnunet_invariance.common.wording import counted
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb and its flags."""
+    """Add the command and its flags."""
     parser = subparsers.add_parser(
         "complete",
         help="fill the slots of missing modalities, so that nnUNetv2_predict takes the cases",
@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit status."""
+    """Run the command; returns the exit status."""
     from nnunet_invariance.evaluation.protocols.missing_channels import complete
 
     done = complete(args.images, args.out, args.dataset)

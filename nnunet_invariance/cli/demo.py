@@ -7,7 +7,7 @@ from nnunet_invariance.demo.run import DEMOS, run_demo
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb and its flags."""
+    """Add the command and its flags."""
     parser = subparsers.add_parser(
         "demo",
         help="one method end to end on data it makes itself; leaves one HTML page",
@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit status."""
+    """Run the command; returns the exit status."""
     print("loading nnU-Net ...", flush=True)
     run_demo(args.method, args.out)
     return 0

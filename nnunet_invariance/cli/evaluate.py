@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb, its protocols and their flags."""
+    """Add the command, its protocols and their flags."""
     parser = subparsers.add_parser("evaluate", help="compare trainers under one protocol, and report it")
     protocols = parser.add_subparsers(dest="protocol", required=True)
     few_shot = protocols.add_parser(
@@ -140,7 +140,7 @@ def _positive(word: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit status."""
+    """Run the command; returns the exit status."""
     if args.protocol == "report":
         from nnunet_invariance.evaluation.report.page import write_report
 

@@ -10,7 +10,7 @@ from nnunet_invariance.registry import Flag, pretrain_methods
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb, its flags, and the flags of the methods."""
+    """Add the command, its flags, and the flags of the methods."""
     known = pretrain_methods()
     without_dataset = {name: entry.network_presets for name, entry in known.items() if entry.network_presets}
     networks = "; ".join(f"{name}: {', '.join(presets)}" for name, presets in without_dataset.items())
@@ -79,7 +79,7 @@ def _add_flag(parser: argparse.ArgumentParser, flag: Flag, owners: list[str]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit status (143 after SIGTERM)."""
+    """Run the command; returns the exit status (143 after SIGTERM)."""
     from nnunet_invariance.pretraining import PretrainingStopped, pretrain, pretrain_without_dataset
     from nnunet_invariance.pretraining.engine.method import load_method
     from nnunet_invariance.pretraining.engine.settings import parse_settings

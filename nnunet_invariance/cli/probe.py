@@ -7,7 +7,7 @@ from nnunet_invariance.cli.help import ShowDefaults
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb and its flags."""
+    """Add the command and its flags."""
     parser = subparsers.add_parser(
         "probe",
         help="measure pre-trained features with a linear probe, in minutes",
@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit status."""
+    """Run the command; returns the exit status."""
     from nnunet_invariance.probing.protocol import ProbeOptions
     from nnunet_invariance.probing.report import to_text
     from nnunet_invariance.probing.run import run_probe

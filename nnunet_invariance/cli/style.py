@@ -10,7 +10,7 @@ from nnunet_invariance.common.wording import counted
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb, its actions and their flags."""
+    """Add the command, its actions and their flags."""
     parser = subparsers.add_parser("style", help="prepare the training of ICMSegTrainer for an unseen modality")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     plan = actions.add_parser("plan", help="write a plans copy with z-score instead of CT normalisation")

@@ -7,7 +7,7 @@ from nnunet_invariance.cli.help import ShowDefaults
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb and its flags."""
+    """Add the command and its flags."""
     parser = subparsers.add_parser(
         "synthesize",
         help="make synthetic label maps with two appearances each",
@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit status."""
+    """Run the command; returns the exit status."""
     from nnunet_invariance.synthesis.engine import SynthesisEngine
     from nnunet_invariance.synthesis.files import dataset_layout, pairs_layout, write_dataset_json, write_elements
     from nnunet_invariance.synthesis.options import SynthesisOptions

@@ -8,7 +8,7 @@ from nnunet_invariance.common.wording import counted
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the verb, its three steps and their flags."""
+    """Add the command, its three steps and their flags."""
     parser = subparsers.add_parser("translate", help="modality translation: train, predict, evaluate")
     steps = parser.add_subparsers(dest="step", required=True)
     train = steps.add_parser(
@@ -51,7 +51,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit status (143 after SIGTERM)."""
+    """Run the command; returns the exit status (143 after SIGTERM)."""
     from nnunet_invariance.modality_translation.translator import checkpoint_of, load_model
     from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 

@@ -14,6 +14,7 @@ from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import NotPreprocessedError, TooFewVolumesError
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def make_manifest(
         skipped += bad
     for case in skipped:
         logger.warning("skipped %s: %s", case.name, case.reason)
-    logger.info("%d volumes are used, %d are skipped", len(cases), len(skipped))
+    logger.info("using %s, skipping %d", counted(len(cases), "volume"), len(skipped))
     if len(cases) < minimum:
         reasons = "; ".join(f"{s.name} {s.reason}" for s in skipped[:5]) or "none was skipped"
         msg = (

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.nnunet.grids import READ_BY_SIMPLEITK, check_same_grid
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
@@ -87,7 +88,7 @@ def preprocess_images(folders: Sequence[Path], dataset: PlannedDataset) -> list[
         cache.mkdir(parents=True, exist_ok=True)
         _forget_changed(cache, scans)
         todo = {name: paths for name, paths in scans.items() if not (cache / f"{name}.pkl").is_file()}
-        logger.info("%s: %d scans, %d to preprocess", folder, len(scans), len(todo))
+        logger.info("%s: %s, %d to preprocess", folder, counted(len(scans), "scan"), len(todo))
         failed = _preprocess_all(cache, todo, dataset)
         for name, reason in failed.items():
             logger.warning("skipped scan %s of %s: %s", name, folder, reason)
