@@ -1,4 +1,4 @@
-"""Finding points of one volume in another by their embeddings, and how far the way back misses them."""
+"""Matching points of two volumes by their embeddings, with the error of the way back."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VALUES = 2**24  # of one similarity map; bounds the memory, not the result
+VALUES = 2**24  # similarities computed at once; bounds the memory and does not change the result
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ class Embedding:
 
 
 class Descriptors(NamedTuple):
-    """What is known of N points: (N, D) unit vectors each."""
+    """Descriptors of N points: (N, D) unit vectors each."""
 
     fine: Tensor
     coarse: Tensor
 
 
 class Matches(NamedTuple):
-    """Points (N, 3) in voxels, similarity (N,) in [-1, 1], and cycle error (N,) in mm: what the way back misses."""
+    """Matched points (N, 3) in voxels, similarity (N,) in [-1, 1], and cycle error (N,) in mm.
+
+    The cycle error is the distance from a point to the match of its match.
+    """
 
     points: Tensor
     similarity: Tensor
@@ -60,41 +63,42 @@ def make_embedding(
 ) -> Embedding:  # fmt: skip
     """Join the maps (D, *grid) of a volume that was padded at its end to whole coarse cells."""
     inside = tuple(slice(max(1, math.ceil(n / c - 0.5))) for n, c in zip(shape, fine_cell, strict=True))
+    all_channels_inside = (slice(None), *inside)
     square = torch.zeros(fine.shape[1:], dtype=fine.dtype, device=fine.device)
     for part in coarse.split(16):  # all channels at once would need as much memory as the fine map again
         upsampled = F.interpolate(part[None], size=fine.shape[1:], mode="trilinear", align_corners=False)
         square += upsampled[0].square().sum(0)
     norm = square.sqrt().clamp(min=1e-6)[inside].contiguous()
     return Embedding(
-        fine[(slice(None), *inside)].contiguous(), coarse, norm, tuple(fine_cell), tuple(coarse_cell), tuple(shape),
+        fine[all_channels_inside].contiguous(), coarse, norm, tuple(fine_cell), tuple(coarse_cell), tuple(shape),
         tuple(spacing),
     )  # fmt: skip
 
 
 def describe(embedding: Embedding, points: Tensor) -> Descriptors:
-    """The embeddings at points (N, 3) in voxels, at the centre of the fine cell that holds each."""
+    """Embeddings at points (N, 3) in voxels, read at the centre of the fine cell that contains each point."""
     cell = torch.tensor(embedding.fine_cell, device=points.device)
     last = torch.tensor(embedding.fine.shape[1:], device=points.device) - 1
     index = torch.minimum((points / cell).floor().long().clamp(min=0), last)
     fine = embedding.fine[:, index[:, 0], index[:, 1], index[:, 2]].T
     full = torch.tensor(embedding.full_grid, device=points.device)
-    place = ((index + 0.5) * 2 / full - 1).flip(-1)  # grid_sample names axes x, y, z, in [-1, 1]
-    grid = place.to(embedding.coarse.dtype)[None, :, None, None]
+    location = ((index + 0.5) * 2 / full - 1).flip(-1)  # grid_sample names axes x, y, z, in [-1, 1]
+    grid = location.to(embedding.coarse.dtype)[None, :, None, None]
     coarse = F.grid_sample(embedding.coarse[None], grid, padding_mode="border", align_corners=False)
     return Descriptors(fine, F.normalize(coarse[0, :, :, 0, 0].T, dim=1))
 
 
 def locate(wanted: Descriptors, embedding: Embedding) -> tuple[Tensor, Tensor]:
-    r"""Where each descriptor is most similar: points (N, 3) in voxels, centres of fine cells, and similarity (N,).
+    r"""The most similar fine cell for each descriptor: its centre (N, 3) in voxels, and the similarity (N,).
 
     .. math:: \mathrm{sim}(v) = \tfrac12 (\langle f, f(v) \rangle + \langle c, c(v) \rangle)
 
-    over all fine cells v (SAM, arXiv 2012.02383), c(v) the coarse embedding interpolated there: the coarse map says
-    which body part, the fine one where in it. Interpolation is linear, so that of the coarse similarity, divided by the
-    length of the interpolated vector, is that of the vectors at a fraction of the cost.
+    over all fine cells v (SAM, arXiv 2012.02383), with c(v) the coarse embedding interpolated to v: the coarse map
+    decides the body part, the fine one the position within it. Interpolation is linear, so interpolating the coarse
+    similarity and dividing by the length of the interpolated vector gives the same result at a fraction of the cost.
     """
     grid = embedding.fine.shape[1:]
-    inside = tuple(slice(n) for n in grid)
+    all_points_inside = (slice(None), *(slice(n) for n in grid))
     fine, coarse = embedding.fine.flatten(1), embedding.coarse.flatten(1)
     inverse = 0.5 / embedding.norm
     best, score = [], []
@@ -102,8 +106,8 @@ def locate(wanted: Descriptors, embedding: Embedding) -> tuple[Tensor, Tensor]:
     for f, c in zip(wanted.fine.split(chunk), wanted.coarse.split(chunk), strict=True):
         similarity = (c @ coarse).view(-1, 1, *embedding.coarse.shape[1:])
         similarity = F.interpolate(similarity, size=embedding.full_grid, mode="trilinear", align_corners=False)
-        similarity = similarity[(slice(None), 0, *inside)].mul_(inverse).flatten(1)
-        similarity.addmm_(f, fine, alpha=0.5)  # in place: these maps are the whole cost
+        similarity = similarity[:, 0][all_points_inside].mul_(inverse).flatten(1)
+        similarity.addmm_(f, fine, alpha=0.5)  # in place, because these maps dominate the cost
         index = similarity.argmax(1)
         value = similarity.gather(1, index[:, None])[:, 0]
         best.append(index)
@@ -114,13 +118,17 @@ def locate(wanted: Descriptors, embedding: Embedding) -> tuple[Tensor, Tensor]:
 
 
 def match_points(source: Embedding, target: Embedding, points: Tensor) -> Matches:
-    """Find points (N, 3), in voxels of the source, in the target, and again in the source.
+    """Match points (N, 3), in voxels of the source, to the target, and the matches back to the source.
 
     Raises:
         ValueError: the embeddings are of different networks.
     """
     if len(source.fine) != len(target.fine) or source.fine_cell != target.fine_cell:
-        raise ValueError("The two embeddings are of different networks.")
+        raise ValueError(
+            f"The two embeddings are of different networks: {len(source.fine)} channels with cells of "
+            f"{source.fine_cell} voxels, and {len(target.fine)} with {target.fine_cell}. "
+            "Embed both volumes with the same checkpoint."
+        )
     found, similarity = locate(describe(source, points), target)
     back, _ = locate(describe(target, found), source)
     spacing = torch.tensor(source.spacing, device=points.device)

@@ -1,18 +1,27 @@
-"""The network that nnU-Net planned: building it, choosing its token stage, and reading its decoder stage by stage."""
+"""Networks that nnU-Net plans: how to build one, choose its token stage, and read its decoder stage by stage."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import Tensor, nn
 
+#: A network that nnU-Net builds from plans, or its encoder or decoder. Their classes do not declare their attributes: a
+#: network has ``encoder`` and ``decoder``; an encoder has at least ``output_channels`` and ``strides``.
+PlannedModule: TypeAlias = Any
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a plans file says of a network, enough to build it again.
+    """The description of a network in a plans file, enough to build it again.
+
+    >>> kwargs = {"variant": "anatomix", "strides": [[1, 1, 1]] + 4 * [[2, 2, 2]], "channels": "averaged"}
+    >>> name = "nnunet_invariance.networks.architectures.anatomix_unet.AnatomixUNet"
+    >>> Architecture(name, kwargs, (), input_channels=1, num_classes=2).to_dict()["input_channels"]
+    1
 
     Attributes:
         network_class_name: dotted path, as in ``plans["configurations"][c]["architecture"]``.
@@ -39,8 +48,8 @@ class Architecture:
             num_classes,
         )
 
-    def build(self) -> nn.Module:
-        """The network with nnU-Net's own initialisation, deep supervision off (one output at full resolution)."""
+    def build(self) -> PlannedModule:
+        """Build the network with nnU-Net's own initialisation and without deep supervision."""
         return get_network_from_plans(
             self.network_class_name,
             self.arch_kwargs,
@@ -52,12 +61,16 @@ class Architecture:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Native types, for the header of a checkpoint."""
+        """Built-in types, for the header of a checkpoint."""
         return {**asdict(self), "_kw_requires_import": list(self._kw_requires_import)}
 
 
 def cumulative_strides(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Strides of each encoder stage with respect to the input, in voxels per axis, finest first."""
+    """Strides of each encoder stage with respect to the input, in voxels per axis, finest first.
+
+    >>> cumulative_strides([[1, 1], [2, 2], [1, 2]])
+    [(1, 1), (2, 2), (2, 4)]
+    """
     total = [1] * len(strides[0])
     result = []
     for stride in strides:
@@ -69,17 +82,24 @@ def cumulative_strides(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]
 def token_stage(strides: Sequence[Sequence[int]], wanted: int = 16) -> int:
     """Index of the encoder stage whose cumulative stride is nearest ``wanted`` voxels on every axis.
 
-    Distance is the sum over axes of |log2(stride / wanted)|. In shallow plans this is the deepest stage.
+    The distance is the sum over axes of |log2(stride / wanted)|. In shallow plans this is the deepest stage.
+
+    >>> token_stage([[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]])
+    4
     """
     distance = [sum(abs(math.log2(s / wanted)) for s in stage) for stage in cumulative_strides(strides)]
     return min(range(len(distance)), key=distance.__getitem__)
 
 
-def decode(decoder: nn.Module, skips: Sequence[Tensor]) -> list[Tensor]:
+def decode(decoder: PlannedModule, skips: Sequence[Tensor]) -> list[Tensor]:
     """Feature maps of every decoder stage, coarsest first; the last one is at full resolution.
 
-    Reads nnU-Net's ``UNetDecoder`` (``transpconvs``, ``stages``), whose own ``forward`` returns logits only. A decoder
-    that works on the skips first (``refine``) may do so.
+    nnU-Net's ``UNetDecoder`` (``transpconvs``, ``stages``) returns only logits from ``forward``. If a decoder has a
+    method ``refine``, the skips pass through it first.
+
+    Args:
+        decoder: nnU-Net's decoder, or one with the same attributes.
+        skips: the encoder's maps (B, C_s, *spatial_s), finest first.
     """
     if hasattr(decoder, "refine"):
         skips = decoder.refine(skips)
@@ -94,7 +114,10 @@ def decode(decoder: nn.Module, skips: Sequence[Tensor]) -> list[Tensor]:
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, each tensor once (nnU-Net's ``state_dict()`` names many of them twice).
 
-    Without buffers that a module makes anew and never saves.
+    Buffers that a module does not save are left out.
+
+    >>> sorted(unique_tensors(nn.Linear(2, 3)))
+    ['bias', 'weight']
     """
     saved = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
     buffers = {name: tensor for name, tensor in module.named_buffers() if id(tensor) in saved}
@@ -102,5 +125,9 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:
-    """(B, C, *spatial) to (B, N, C), N the product of the spatial sizes."""
+    """(B, C, *spatial) to (B, N, C), with N the product of the spatial sizes.
+
+    >>> to_tokens(torch.zeros(2, 8, 4, 4, 4)).shape
+    torch.Size([2, 64, 8])
+    """
     return feature_map.flatten(2).transpose(1, 2)

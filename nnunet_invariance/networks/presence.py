@@ -1,4 +1,4 @@
-"""Which channels of a patch hold an image, and which only stand for a modality that is missing."""
+"""Which channels of a patch contain an image, and which are placeholders of a missing modality."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,13 @@ TOLERANCE = 1e-5  # resampling may move a constant by its last digits
 def present_channels(x: Tensor) -> Tensor:
     """False where a channel is one constant, or one constant inside a box of zeros; (B, C, *spatial) to (B, C) bool.
 
-    A missing modality is a constant image in its slot. It stays constant under every normalisation of nnU-Net, though
-    not 0 under that of CT, and nnU-Net pads volumes smaller than the patch with zeros: hence the box. In a volume that
-    is there, a patch of nothing but background counts as missing too; it has nothing to say.
+    The placeholder of a missing modality is a constant image. It stays constant under every normalisation of nnU-Net,
+    although that of CT changes 0, and nnU-Net pads volumes that are smaller than the patch with zeros: hence the box. A
+    patch that contains only background counts as missing too, because it has no information.
+
+    >>> x = torch.stack((torch.rand(4, 4, 4), torch.zeros(4, 4, 4)))[None]
+    >>> present_channels(x)
+    tensor([[ True, False]])
     """
     axes = tuple(range(2, x.ndim))
     nonzero = x != 0
@@ -22,17 +26,17 @@ def present_channels(x: Tensor) -> Tensor:
     return ~((count == 0) | (one_value & (count == _box_size(nonzero))))
 
 
-def _box_size(inside: Tensor) -> Tensor:
-    """Voxels of the smallest box that holds all of ``inside`` (B, C, *spatial): (B, C)."""
-    size = torch.ones(inside.shape[:2], dtype=torch.long, device=inside.device)
-    for axis in range(2, inside.ndim):
-        others = tuple(a for a in range(2, inside.ndim) if a != axis)
-        line = inside.any(others[1]).any(others[0]) if len(others) == 2 else inside.any(others[0])
+def _box_size(mask: Tensor) -> Tensor:
+    """(B, C): number of voxels of the bounding box of a mask (B, C, *spatial)."""
+    size = torch.ones(mask.shape[:2], dtype=torch.long, device=mask.device)
+    for axis in range(2, mask.ndim):
+        others = tuple(a for a in range(2, mask.ndim) if a != axis)
+        line = mask.any(others[1]).any(others[0]) if len(others) == 2 else mask.any(others[0])
         first, last = line.long().argmax(-1), line.long().flip(-1).argmax(-1)
         size = size * (line.shape[-1] - first - last)
     return size
 
 
 def over_maps(mask: Tensor, maps: Tensor) -> Tensor:
-    """(B, C) with axes of length 1 behind, so that it goes with maps (B, C, ...)."""
+    """A mask (B, C) with trailing axes of length 1, which broadcasts to maps (B, C, ...)."""
     return mask.view(*mask.shape, *[1] * (maps.ndim - mask.ndim))

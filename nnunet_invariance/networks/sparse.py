@@ -1,8 +1,8 @@
-"""Sparse encoding of a masked image: what is hidden takes no part in convolutions and norms."""
+"""Sparse encoding of a masked image: hidden voxels take no part in convolutions and norms."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,16 @@ from torch.nn.modules.conv import _ConvNd
 from nnunet_invariance.common.precision import at_least_float32
 from nnunet_invariance.errors import OptionError
 
-NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
+InstanceNorm: TypeAlias = nn.InstanceNorm2d | nn.InstanceNorm3d
 
 
 def visibility(visible: Tensor, size: Sequence[int]) -> Tensor:
-    """Visible cells (B, 1, *grid) on a map of ``size``: 1 where visible, in float.
+    """Resample visible cells (B, 1, *grid) to a map of ``size``: float, 1 where visible.
 
-    A place that holds several cells is visible if one of them is.
+    A position of the map that covers several cells is visible if one of them is.
+
+    >>> visibility(torch.tensor([[[[True, False]]]]), (1, 4))
+    tensor([[[[1., 1., 0., 0.]]]])
     """
     size = tuple(size)
     if all(n >= g for n, g in zip(size, visible.shape[2:], strict=True)):
@@ -27,8 +30,8 @@ def visibility(visible: Tensor, size: Sequence[int]) -> Tensor:
     return pool(visible.float(), size)
 
 
-def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.Module) -> Tensor:
-    """``norm`` with the statistics of the places where ``mask`` (B, 1, *spatial) is 1, and 0 elsewhere; shape as x."""
+def masked_instance_norm(x: Tensor, mask: Tensor, norm: InstanceNorm) -> Tensor:
+    """``norm`` with statistics of the positions where ``mask`` (B, 1, *spatial) is 1, and 0 elsewhere; shape as x."""
     axes = tuple(range(2, x.ndim))
     wide = at_least_float32(x)
     mask = mask.to(wide.dtype)
@@ -43,11 +46,17 @@ def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.Module) -> Tensor:
 
 
 class SparseEncoding:
-    """Restricts a convolutional encoder to visible cells (as SparK does, arXiv 2301.03580), by forward hooks.
+    """Restricts a convolutional encoder to visible cells by forward hooks (as SparK does, arXiv 2301.03580).
 
-    Every convolution's output is zero where the image is hidden, so nothing leaks in over several layers, and instance
-    norms take their statistics over visible places. Names and number of parameters stay the encoder's, so that its
-    moving average is a dense encoder. Outside :meth:`restricted_to` the encoder is itself dense.
+    Every convolution's output is zero where the image is hidden, so that no information leaks in over several layers,
+    and instance norms compute their statistics over visible positions. The parameters keep their names, so the moving
+    average of the encoder is a dense encoder. Outside of :meth:`restricted_to`, the encoder itself is dense.
+
+    >>> encoder = nn.Conv2d(1, 1, 3, padding=1)
+    >>> sparse, visible = SparseEncoding(encoder), torch.tensor([[[[True, False]]]])
+    >>> with sparse.restricted_to(visible):
+    ...     bool(encoder(torch.ones(1, 1, 2, 4))[..., 2:].any())
+    False
 
     Raises:
         OptionError: the encoder has trained layers other than convolutions and instance norms.
@@ -58,7 +67,7 @@ class SparseEncoding:
         for module in encoder.modules():
             if isinstance(module, _ConvNd):
                 module.register_forward_hook(self._after_convolution)
-            elif isinstance(module, NORMS):
+            elif isinstance(module, InstanceNorm):
                 module.register_forward_hook(self._in_place_of_norm)
             elif next(module.parameters(recurse=False), None) is not None:
                 raise OptionError(
@@ -69,7 +78,7 @@ class SparseEncoding:
 
     @contextmanager
     def restricted_to(self, visible: Tensor) -> Iterator[None]:
-        """Encode what lies in ``visible`` cells (B, 1, *grid), boolean."""
+        """In this context, the encoder sees only ``visible`` cells (B, 1, *grid) bool."""
         self._visible = visible
         try:
             yield
@@ -81,14 +90,17 @@ class SparseEncoding:
             return output
         return output * visibility(self._visible, output.shape[2:]).to(output.dtype)
 
-    def _in_place_of_norm(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _in_place_of_norm(self, module: InstanceNorm, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         if self._visible is None:
             return output
         return masked_instance_norm(arguments[0], visibility(self._visible, output.shape[2:]), module)
 
 
 class MaskTokens(nn.Module):
-    """One learned vector an encoder stage, put where the stage saw nothing.
+    """One learned vector per encoder stage, which replaces the features of hidden positions.
+
+    >>> MaskTokens([3])([torch.zeros(1, 3, 2, 2)], torch.ones(1, 1, 2, 2, dtype=torch.bool))[0].any().item()
+    False
 
     Args:
         channels: of each stage, finest first.
@@ -99,7 +111,7 @@ class MaskTokens(nn.Module):
         self.tokens = nn.ParameterList(nn.init.trunc_normal_(torch.empty(c), std=0.02) for c in channels)
 
     def forward(self, skips: Sequence[Tensor], visible: Tensor) -> list[Tensor]:
-        """Feature maps (B, C_s, *spatial_s) and visible cells (B, 1, *grid) to full feature maps."""
+        """Fill the hidden positions of feature maps (B, C_s, *spatial_s); visible cells (B, 1, *grid) bool."""
         return [
             torch.where(
                 visibility(visible, skip.shape[2:]) > 0, skip, token.to(skip.dtype).view(1, -1, *[1] * (skip.ndim - 2))

@@ -280,7 +280,7 @@ def test_shared_positions_are_those_that_any_sample_sees():
     for row, rows in ((0, {0, 1}), (1, {1, 2})):
         assert counts[row].tolist() == [int(i) // 4 in rows for i in index[row]]
     first = sample_positions(content, (4, 4), 8, torch.Generator().manual_seed(0))
-    assert all(int(i) // 4 in {0, 1} for i in first.index[0][first.counts[0]])
+    assert all(int(i) // 4 in {0, 1} for i in first.indices[0][first.valid_mask[0]])
 
 
 def test_new_options_and_their_wrong_values():

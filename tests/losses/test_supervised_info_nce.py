@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from nnunet_invariance.errors import OptionError, ShapeError
 from nnunet_invariance.losses.info_nce import PatchInfoNCE, SupervisedInfoNCE
 from nnunet_invariance.losses.tiled_info_nce import info_nce
-from tests.helpers.info_nce_forms import AllForms, batch, two_views
+from tests.helpers.info_nce_forms import PATCH, SUPERVISED, AllForms, batch, two_views
 from tests.helpers.two_ranks import torchrun
 
 EXPONENT = {"none": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
@@ -186,6 +186,60 @@ def test_never_holds_a_matrix_of_all_pairs():
     with Watch():
         info_nce(z[None], torch.randint(7, (1, count)), temperature=0.3, **weights, tile=tile).backward()
     assert largest <= 7 * count  # rows and class sums, never pairs
+
+
+@pytest.mark.parametrize("tile", [1, 50, 2**22])
+def test_blocks_are_computed_apart(tile):
+    """Blocks in one call, in tiles of a part of a block, one block or several, equal the dense form with groups."""
+    z, classes = batch(maps=4, rows=7, features=5)
+    valid = torch.rand(4, 7, generator=torch.Generator().manual_seed(2)) < 0.8
+    kept, block = valid.flatten(), torch.arange(4).repeat_interleave(7)
+    z.requires_grad_()
+    weights = {"anchor_class_weight": "inverse_sqrt", "denominator_class_weight": "inverse"}
+    loss = info_nce(z, classes, valid, temperature=0.3, **weights, tile=tile)
+    _, positive = (10 * block + classes.flatten())[kept].unique(return_inverse=True)
+    rows, alone = z.flatten(0, 1)[kept], torch.arange(int(kept.sum()))
+    reference = dense(rows, positive, block[kept], alone, 0.3, "inverse_sqrt", "inverse")
+    assert torch.allclose(loss, reference, rtol=1e-10)
+    for gradient in zip(*(torch.autograd.grad(x, z) for x in (loss, reference)), strict=True):
+        assert torch.allclose(*gradient, rtol=1e-9, atol=1e-12)
+
+
+class HostWaits(torch.utils._python_dispatch.TorchDispatchMode):
+    """Lists the operators that make the host wait for the device: their result or its shape depends on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal.default", "repeat_interleave.Tensor")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        boolean_index = name.startswith("aten.index") and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool for arg in args if isinstance(arg, list) for x in arg
+        )
+        if boolean_index or any(wait in name for wait in self.WAITS):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_host_waits_are_recognised():
+    with HostWaits() as waits:
+        torch.arange(3)[torch.tensor([True, False, True])]
+        torch.arange(3).sum().item()
+    assert len(waits.found) >= 2
+
+
+@pytest.mark.parametrize("form", range(len(PATCH) + len(SUPERVISED)))
+def test_one_process_never_makes_the_host_wait(form):
+    first, second, labels, valid = two_views()
+    loss = (*PATCH, *SUPERVISED)[form]
+    inputs = (first, second, valid, labels) if form < len(PATCH) else (first, labels, valid)
+    inputs[0].requires_grad_()
+    with HostWaits() as waits:
+        loss(*inputs).backward()
+    assert waits.found == []
 
 
 def test_maps_within_are_the_mean_of_each_map_alone():

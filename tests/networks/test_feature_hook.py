@@ -1,4 +1,4 @@
-"""The encoder tap, compiled and not, and the positions and head that read its feature maps."""
+"""The feature hook, compiled and not, and the positions and head that read its feature maps."""
 
 import copy
 import gc
@@ -57,70 +57,70 @@ def image(dimensions=3):
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_taken_maps_equal_a_direct_call_and_carry_its_gradients(backend, residual, dimensions):
     plain = network(residual, dimensions)
-    tapped = copy.deepcopy(plain)
-    tap = EncoderFeatureHook(tapped.encoder)
+    hooked = copy.deepcopy(plain)
+    hook = EncoderFeatureHook(hooked.encoder)
     # fullgraph: the hook must not break the network into several graphs
-    run = tapped if backend is None else torch.compile(tapped, backend=backend, fullgraph=True)
+    run = hooked if backend is None else torch.compile(hooked, backend=backend, fullgraph=True)
     x = image(dimensions)
     for _ in range(2):
-        tapped.zero_grad()
+        hooked.zero_grad()
         run(x)[0].mean()
-        maps = tap.pop()
+        maps = hook.pop()
         expected = plain.encoder(x)
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(maps, expected, strict=True))
         maps[-1].square().mean().backward()
         plain.zero_grad()
         expected[-1].square().mean().backward()
-        for a, b in zip(tapped.encoder.parameters(), plain.encoder.parameters(), strict=True):
+        for a, b in zip(hooked.encoder.parameters(), plain.encoder.parameters(), strict=True):
             assert a.grad is not None
             assert a.grad.abs().sum() > 0
             assert torch.allclose(a.grad, b.grad, atol=1e-6)
 
 
 def test_both_losses_reach_the_encoder_in_one_compiled_backward():
-    reference, tapped = network(), network()
-    tap = EncoderFeatureHook(tapped.encoder)
-    run = torch.compile(tapped, backend="aot_eager")
+    reference, hooked = network(), network()
+    hook = EncoderFeatureHook(hooked.encoder)
+    run = torch.compile(hooked, backend="aot_eager")
     x = image()
     outputs = run(x)
-    (sum(o.square().mean() for o in outputs) + tap.pop()[1].square().mean()).backward()
+    (sum(o.square().mean() for o in outputs) + hook.pop()[1].square().mean()).backward()
     (sum(o.square().mean() for o in reference(x)) + reference.encoder(x)[1].square().mean()).backward()
-    for a, b in zip(tapped.parameters(), reference.parameters(), strict=True):
+    for a, b in zip(hooked.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])
 def test_off_in_evaluation_and_on_again_in_training(backend):
-    tapped = network()
-    tap = EncoderFeatureHook(tapped.encoder)
-    run = tapped if backend is None else torch.compile(tapped, backend=backend)
+    hooked = network()
+    hook = EncoderFeatureHook(hooked.encoder)
+    run = hooked if backend is None else torch.compile(hooked, backend=backend)
     run(image())
-    tap.pop()
-    tapped.eval()
+    hook.pop()
+    hooked.eval()
     run(image())
     with pytest.raises(RuntimeError, match="empty"):
-        tap.pop()
-    tapped.train()
+        hook.pop()
+    hooked.train()
     run(image())
-    assert len(tap.pop()) == 3
+    assert len(hook.pop()) == 3
 
 
 def test_leaves_the_network_as_it_was():
-    plain, tapped = network(), network()
-    EncoderFeatureHook(tapped.encoder)
-    assert list(tapped.state_dict()) == list(plain.state_dict())
-    assert torch.equal(tapped(image())[0], plain(image())[0])
-    plain.load_state_dict(tapped.state_dict(), strict=True)
+    plain, hooked = network(), network()
+    EncoderFeatureHook(hooked.encoder)
+    assert list(hooked.state_dict()) == list(plain.state_dict())
+    assert torch.equal(hooked(image())[0], plain(image())[0])
+    plain.load_state_dict(hooked.state_dict(), strict=True)
 
 
 @pytest.mark.parametrize("release", ["pop", "clear"])
 def test_lets_go_of_the_maps(release):
-    tapped = network()
-    tap = EncoderFeatureHook(tapped.encoder)
-    tapped(image())
-    alive = weakref.ref(tap._skips[0])
+    hooked = network()
+    hook = EncoderFeatureHook(hooked.encoder)
+    hooked(image())
+    alive = weakref.ref(hook._skips[0])
     assert alive() is not None
-    getattr(tap, release)()
+    getattr(hook, release)()
     gc.collect()
     assert alive() is None
 
@@ -149,10 +149,10 @@ def test_positions_are_drawn_inside_the_image_and_without_repetition():
     content[1] = 1
     content[2, :, :3, :3, :3] = 1  # row 0 full in each axis; 3 / 2 -> a quarter or less elsewhere
     for seed in range(20):
-        index, counts = sample_positions(content, (4, 4, 4), 48, torch.Generator().manual_seed(seed))
-        assert index.shape == counts.shape == (3, 48)
-        assert counts.sum(1).tolist() == [48, 48, 4]
-        drawn = [sorted(i[c].tolist()) for i, c in zip(index, counts, strict=True)]
+        indices, valid = sample_positions(content, (4, 4, 4), 48, torch.Generator().manual_seed(seed))
+        assert indices.shape == valid.shape == (3, 48)
+        assert valid.sum(1).tolist() == [48, 48, 4]
+        drawn = [sorted(i[c].tolist()) for i, c in zip(indices, valid, strict=True)]
         assert all(len(set(d)) == len(d) for d in drawn)
         assert set(drawn[0]) == set(range(48))
         assert max(drawn[0]) < 48
@@ -162,7 +162,7 @@ def test_positions_are_drawn_inside_the_image_and_without_repetition():
 
 def test_positions_follow_the_generator_and_are_uniform():
     content = torch.ones(1, 1, 4, 4)
-    draw = lambda seed: sample_positions(content, (4, 4), 4, torch.Generator().manual_seed(seed)).index  # noqa: E731
+    draw = lambda seed: sample_positions(content, (4, 4), 4, torch.Generator().manual_seed(seed)).indices  # noqa: E731
     assert torch.equal(draw(0), draw(0))
     assert not torch.equal(draw(0), draw(1))
     hits = torch.zeros(16)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nnunet_invariance.networks.heads.casa import CrossAttentionAlignment
-from nnunet_invariance.networks.heads.distillation_head import CosineCodes
+from nnunet_invariance.networks.heads.distillation_head import CosinePrototypes
 from nnunet_invariance.networks.planned import cumulative_strides, decode, token_stage, unique_tensors
 from tests.helpers.planned_networks import architecture
 
@@ -75,8 +75,10 @@ def test_casa_gives_padding_no_influence():
     assert torch.equal(casa(query, target, valid), casa(query, changed, valid))
 
 
-def test_codes_are_cosines():
-    codes = CosineCodes(6, 4)
+def test_logits_are_cosines():
+    prototypes = CosinePrototypes(6, 4)
     x = torch.randn(3, 6)
-    assert torch.allclose(codes(x), nn.functional.cosine_similarity(x[:, None], codes.weight[None], dim=-1), atol=1e-6)
-    assert torch.allclose(codes(x), codes(7 * x), atol=1e-6)
+    assert torch.allclose(
+        prototypes(x), nn.functional.cosine_similarity(x[:, None], prototypes.weight[None], dim=-1), atol=1e-6
+    )
+    assert torch.allclose(prototypes(x), prototypes(7 * x), atol=1e-6)

@@ -74,6 +74,16 @@ def test_gates_start_as_the_mean_and_are_a_softmax_over_those_present():
         torch.testing.assert_close(fused[(b, f, *v)], one)
 
 
+def test_gates_stay_in_half_precision_under_autocast():
+    maps, present = torch.randn(2, 3, 4, 4, 4, 4, dtype=torch.bfloat16), torch.tensor([[True, False, True]] * 2)
+    fusion = GatedFusion(torch.nn.Conv3d, 4, 3)
+    torch.nn.init.normal_(fusion.score.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fused = fusion(maps, present)
+    assert fused.dtype == torch.bfloat16
+    torch.testing.assert_close(fused.float(), fusion(maps.float(), present), rtol=0.03, atol=0.03)
+
+
 def test_equal_estimates_fuse_to_the_estimate():
     estimate, present = torch.randn(1, 1, 4, 2, 2, 2), torch.tensor([[True, False, True]])
     fusion = GatedFusion(torch.nn.Conv3d, 4, 3)

@@ -1,7 +1,8 @@
 """The U-Nets of anatomix as networks that plans can name (arXiv 2411.02372).
 
-The released files number the layers of one flat list, ``model.{c}.weight``; ours keep these numbers, and only say which
-layers are the encoder's: ``encoder.model.{c}.weight`` up to the bottleneck, ``decoder.model.{c}.weight`` from there on.
+The released files number the layers of one flat list, ``model.{c}.weight``. Our names keep the numbers and add whether
+a layer belongs to the encoder: ``encoder.model.{c}.weight`` up to the bottleneck,
+``decoder.model.{c}.weight`` after it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +21,17 @@ NETWORK = f"{__name__}.AnatomixUNet"
 class Design:
     """One released U-Net: three 3x3x3 convolutions at full resolution, two on every other level, reflected borders.
 
+    >>> DESIGNS["anatomix"].divisor
+    16
+
     Attributes:
         width: channels at full resolution, doubled by each pooling.
         features: channels of the output, before our 1x1x1 head.
-        levels: poolings by 2 on every axis.
-        batch_norm: with affine and running statistics; otherwise instance norm without affine, and convolutions with
-            a bias.
+        levels: number of poolings, by 2 on every axis.
+        batch_norm: batch norm with affine parameters and running statistics; otherwise instance norm without affine
+            parameters, and convolutions with a bias.
         eps: of the normalisation.
-        average: average pooling and trilinear upsampling; otherwise maximum and nearest.
+        average: average pooling and trilinear upsampling; otherwise maximum pooling and nearest upsampling.
     """
 
     width: int
@@ -39,7 +43,7 @@ class Design:
 
     @property
     def strides(self) -> list[list[int]]:
-        """Of each encoder stage, as in plans."""
+        """Strides of the encoder stages, as in plans."""
         return [[1, 1, 1], *[[2, 2, 2]] * self.levels]
 
     @property
@@ -49,11 +53,11 @@ class Design:
 
     @property
     def divisor(self) -> int:
-        """Every axis of a patch is a multiple of it, and at least twice as large: a reflected border needs 2 voxels."""
+        """Every axis of a patch is a multiple of this and at least twice as long: reflected borders need 2 voxels."""
         return 2**self.levels
 
     def layers(self, inputs: int = 1) -> list[nn.Module]:
-        """The flat list of the released files, with weights as PyTorch draws them."""
+        """The flat list of layers of the released files, with PyTorch's initial weights."""
         layers: list[nn.Module] = []
         norm = nn.BatchNorm3d if self.batch_norm else nn.InstanceNorm3d
 
@@ -88,10 +92,10 @@ DESIGNS: Mapping[str, Design] = {
 
 
 def design_of(variant: str) -> Design:
-    """A released U-Net by its name.
+    """The design of a released U-Net.
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: there is no U-Net of that name.
     """
     if variant not in DESIGNS:
         raise OptionError(f"There is no anatomix U-Net {variant!r}. Take {' or '.join(map(repr, DESIGNS))}.")
@@ -99,10 +103,10 @@ def design_of(variant: str) -> Design:
 
 
 def check_patch(patch_size: Sequence[int], variant: str) -> None:
-    """Refuse patches that the U-Net cannot halve often enough.
+    """Check that the U-Net can halve a patch often enough.
 
     Raises:
-        UnsupportedConfigurationError: names the nearest patch that fits.
+        UnsupportedConfigurationError: it cannot; the message names the nearest patch that fits.
     """
     fitting = fitting_patch(patch_size, variant)
     if list(patch_size) != fitting:
@@ -115,7 +119,11 @@ def check_patch(patch_size: Sequence[int], variant: str) -> None:
 
 
 def fitting_patch(patch_size: Sequence[int], variant: str) -> list[int]:
-    """The nearest patch of three axes that the U-Net takes; a 2-D patch gets an axis in front."""
+    """The nearest patch of three axes that the U-Net accepts; a 2-D patch gets an axis in front.
+
+    >>> fitting_patch([20, 56, 60], "anatomix")
+    [32, 48, 64]
+    """
     divisor = design_of(variant).divisor
     sizes = [divisor] * (3 - len(patch_size)) + list(patch_size)
     return [max(2, (size + (divisor - 1) // 2) // divisor) * divisor for size in sizes]
@@ -141,7 +149,7 @@ class AnatomixEncoder(nn.Module):
         return self.run(x, (), {})
 
     def run(self, x: Tensor, layers: Sequence[int], seen: dict[int, Tensor]) -> list[Tensor]:
-        """As :meth:`forward`; puts the outputs of these layers into ``seen``."""
+        """The maps of :meth:`forward`; also stores the outputs of ``layers`` in ``seen``."""
         divisor = self.design.divisor
         if x.ndim != 5 or any(size % divisor or size < 2 * divisor for size in x.shape[2:]):
             raise ShapeError(
@@ -160,11 +168,11 @@ class AnatomixEncoder(nn.Module):
 
 
 class AnatomixDecoder(nn.Module):
-    """The layers from the bottleneck to the released output, and a 1x1x1 head on every level.
+    """The layers from the bottleneck to the released output, and a 1x1x1 segmentation layer per level.
 
     Attributes:
-        deep_supervision: settable, as nnU-Net's trainer does; the parameters are the same either way.
-        seg_layers: the heads, coarsest first.
+        deep_supervision: nnU-Net's trainer sets it; the parameters do not depend on it.
+        seg_layers: the segmentation layers, coarsest first.
     """
 
     def __init__(
@@ -185,7 +193,7 @@ class AnatomixDecoder(nn.Module):
         return [head(x) for head, x in zip(self.seg_layers, maps, strict=True)][::-1]
 
     def run(self, skips: Sequence[Tensor], layers: Sequence[int], seen: dict[int, Tensor]) -> list[Tensor]:
-        """The maps that the heads read, coarsest first, the released output last; ``seen`` as in the encoder."""
+        """Inputs of the segmentation layers, coarsest first, the released output last; ``seen`` as in the encoder."""
         *skips, x = (_apart(skip, self.images) for skip in skips)
         maps = []
         for index, layer in self.model.items():
@@ -201,20 +209,24 @@ class AnatomixDecoder(nn.Module):
 
 
 class AnatomixUNet(nn.Module):
-    """A released anatomix U-Net with 1x1x1 heads, as nnU-Net builds, trains and predicts with it.
+    """A released anatomix U-Net with 1x1x1 segmentation layers, which nnU-Net can build, train and predict with.
+
+    >>> AnatomixUNet(input_channels=1, num_classes=3)(torch.rand(1, 1, 32, 32, 32)).shape
+    torch.Size([1, 3, 32, 32, 32])
 
     Args:
-        input_channels: of the image.
-        num_classes: of the segmentation.
-        variant: a name of :data:`DESIGNS`.
-        strides: of the encoder stages; nnU-Net reads them from the plans, and there they must be those of the variant.
+        input_channels: channels of the image.
+        num_classes: classes of the segmentation.
+        variant: a name in :data:`DESIGNS`.
+        strides: strides of the encoder stages in the plans, which must be those of the variant.
         channels: how several input channels enter a network of one. "averaged": the first layer takes all of them, and
             the released kernel is divided by their number and repeated. "separate": the network runs on each channel
-            with the same weights, and the heads read the features of all.
-        deep_supervision: logits of every level, finest first.
+            with the same weights, and the segmentation layers read the features of all.
+        deep_supervision: return logits of every level, finest first.
 
     Raises:
-        OptionError: no such variant or rule. UnsupportedConfigurationError: other strides.
+        OptionError: there is no such variant or no such value of ``channels``.
+        UnsupportedConfigurationError: the plans have other strides.
     """
 
     #: The layer that takes the image, as nnU-Net's networks name it.
@@ -252,18 +264,24 @@ class AnatomixUNet(nn.Module):
         return self.decoder(self.encoder(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """The released output, before the head: (B, ``features``, *spatial), for each image where they are separate."""
+        """The released output, before the segmentation layer: (B, ``features``, *spatial) per separate channel."""
         return self.decoder.run(self.encoder(x), (), {})[-1]
 
     def activations(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Outputs of layers of the released list, in the order asked.
+        """Outputs of layers of the released list, in the order of ``layers``.
 
-        That of an upsampling layer is what follows its concatenation with the skip connection; that of a normalisation
-        is overwritten by the activation after it.
+        The output of an upsampling layer includes the concatenated skip connection; that of a normalisation is
+        overwritten by the activation after it, which works in place.
         """
         seen: dict[int, Tensor] = {}
         self.decoder.run(self.encoder.run(x, layers, seen), layers, seen)
         return [seen[layer] for layer in layers]
+
+    def layer_channels(self, layers: Sequence[int]) -> list[int]:
+        """Output channels of convolutions of the released list."""
+        modules = {**dict(self.encoder.model.items()), **dict(self.decoder.model.items())}
+        convolutions = [modules[str(layer)] for layer in layers]
+        return [module.out_channels for module in convolutions if isinstance(module, nn.Conv3d)]
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
@@ -272,12 +290,17 @@ class AnatomixUNet(nn.Module):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.BatchNorm3d):
             nn.init.normal_(module.weight, 1.0, 0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
 
 
 def own_name(released: str, variant: str) -> str:
-    """Our name of a tensor of a released file: ``model.41.weight`` is ``decoder.model.41.weight``."""
+    """Our name of a tensor of a released file.
+
+    >>> own_name("model.41.weight", "anatomix")
+    'decoder.model.41.weight'
+    """
     in_encoder = int(released.split(".")[1]) < design_of(variant).first_of_decoder
     return f"{'encoder' if in_encoder else 'decoder'}.{released}"
 
@@ -293,5 +316,5 @@ def _apart(x: Tensor, images: int) -> Tensor:
 
 
 def _together(x: Tensor, images: int) -> Tensor:
-    """The way back of :func:`_apart`."""
+    """The inverse of :func:`_apart`."""
     return x if images == 1 else x.unflatten(0, (-1, images)).flatten(1, 2)

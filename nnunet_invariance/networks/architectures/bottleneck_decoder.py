@@ -3,18 +3,27 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_invariance.networks.planned import PlannedModule
+
 
 class BottleneckDecoder(nn.Module):
-    """Every modality from the deepest map alone, so that nothing can bypass it; full resolution, no skips.
+    """Reconstructs every modality at full resolution from the deepest map alone, so that no skip can bypass it.
 
-    Each stage convolves, normalises and upsamples (linearly) by the encoder's stride; channels as in the encoder.
+    >>> from types import SimpleNamespace
+    >>> import torch
+    >>> encoder = SimpleNamespace(output_channels=[4, 8], strides=[[1, 1], [2, 2]], conv_op=nn.Conv2d,
+    ...                           norm_op=nn.InstanceNorm2d, norm_op_kwargs=None)
+    >>> BottleneckDecoder(encoder, outputs=3)(torch.rand(1, 8, 4, 4)).shape
+    torch.Size([1, 3, 8, 8])
+
+    Each stage convolves, normalises and upsamples (linearly) by the encoder's stride, with the encoder's channels.
 
     Args:
-        encoder: of nnU-Net's planned network.
+        encoder: the encoder of nnU-Net's planned network.
         outputs: channels of the image.
     """
 
-    def __init__(self, encoder: nn.Module, outputs: int) -> None:
+    def __init__(self, encoder: PlannedModule, outputs: int) -> None:
         super().__init__()
         widths = list(encoder.output_channels)
         self.strides = [tuple(map(int, stride)) for stride in encoder.strides]

@@ -1,4 +1,4 @@
-"""Fusion of feature maps over the modalities that are present."""
+"""Fusion of feature maps over the present modalities."""
 
 import torch
 from torch import Tensor, nn
@@ -7,19 +7,23 @@ from nnunet_invariance.networks.presence import over_maps
 
 
 class GatedFusion(nn.Module):
-    r"""A weighted mean over modalities, whose weights are a softmax over those that are present.
+    r"""Weighted mean over modalities, with a softmax over the present ones as weights.
 
     .. math:: f = \sum_i g_i f_i, \quad g = \mathrm{softmax}_{i\ \mathrm{present}} (w \cdot f_i + b_i)
 
-    It starts as the plain mean. The table b gives back the identity of a modality, which a shared encoder does not see.
+    Initially it is the mean. The table b adds the identity of the modality, which a shared encoder does not know.
+
+    >>> fusion, maps = GatedFusion(nn.Conv3d, channels=4, modalities=2), torch.rand(1, 2, 4, 2, 2, 2)
+    >>> torch.equal(fusion(maps, torch.tensor([[True, False]])), maps[:, 0])
+    True
 
     Args:
-        conv_op: of the encoder.
-        channels: F, of the maps.
+        conv_op: the encoder's type of convolution.
+        channels: F, channels of the maps.
         modalities: C.
     """
 
-    def __init__(self, conv_op: type[nn.Module], channels: int, modalities: int) -> None:
+    def __init__(self, conv_op: type[nn.Conv2d] | type[nn.Conv3d], channels: int, modalities: int) -> None:
         super().__init__()
         self.score = conv_op(channels, 1, 1, bias=False)
         nn.init.zeros_(self.score.weight)
@@ -30,5 +34,7 @@ class GatedFusion(nn.Module):
         mask = over_maps(present, maps)
         maps = torch.where(mask, maps, 0)  # a product would let NaN and gradients of absent maps through
         score = self.score(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
-        logits = score + self.modality.view(1, *self.modality.shape, *[1] * (maps.ndim - 3))
-        return (torch.softmax(logits.masked_fill(~mask, -torch.inf), dim=1) * maps).sum(1)
+        table = self.modality.view(1, *self.modality.shape, *[1] * (maps.ndim - 3)).to(score.dtype)
+        with torch.autocast(maps.device.type, enabled=False):  # autocast would copy all maps to float32
+            gates = torch.softmax((score + table).masked_fill(~mask, -torch.inf), dim=1)
+            return (gates * maps).sum(1)

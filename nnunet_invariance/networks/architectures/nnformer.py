@@ -1,4 +1,4 @@
-"""The encoder of Alice's release (an nnFormer, arXiv 2109.03201) with a U-shaped convolutional decoder."""
+"""The encoder of Alice's release (an nnFormer, arXiv 2109.03201) with a convolutional U-Net decoder."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,17 @@ from nnunet_invariance.networks.architectures.window_attention import WindowBloc
 
 NNFORMER = "NNFormerUNet"  # the class below, as plans name it
 WINDOWS = (4, 4, 8, 4)
-DEPTH = 2  # blocks a stage: one with plain, one with shifted windows
+DEPTH = 2  # blocks per stage: one with regular, one with shifted windows
 HEAD_CHANNELS = 8
 STRIDE = 16  # of the deepest map
-SMALLEST = 64  # voxels; below, the deepest map is smaller than a window
+SMALLEST = 64  # voxels; in smaller patches, the deepest map is smaller than a window
 
 
 def check_patch(size: Sequence[int]) -> None:
-    """Refuse patches that the encoder cannot halve four times, or whose deepest map is smaller than a window.
+    """Check that the encoder can halve a patch four times and that the deepest map is as large as a window.
 
     Raises:
-        UnsupportedConfigurationError
+        UnsupportedConfigurationError: it is not so.
     """
     if len(size) != 3 or any(n % STRIDE or n < SMALLEST for n in size):
         raise UnsupportedConfigurationError(
@@ -84,7 +84,7 @@ class _Downsampling(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Blocks at one resolution, and the way down to the next."""
+    """Blocks at one resolution, and the downsampling to the next."""
 
     def __init__(self, channels: int, window: int, drop_paths: Sequence[float], last: bool) -> None:
         super().__init__()
@@ -92,22 +92,31 @@ class _Stage(nn.Module):
             WindowBlock(channels, channels // HEAD_CHANNELS, window, shifted=bool(i % 2), drop_path=p)
             for i, p in enumerate(drop_paths)
         )
-        if not last:
-            self.downsample = _Downsampling(channels)
+        self.downsample = None if last else _Downsampling(channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The map of this stage, and the input of the next stage; the last stage has the same twice."""
+        for block in self.blocks:
+            x = block(x)
+        return x, x if self.downsample is None else self.downsample(x)
 
 
 class NNFormerEncoder(nn.Module):
-    """Four stages of shifted-window attention at strides 2 to 16; no tensor's shape depends on the patch.
+    """Four stages of shifted-window attention at strides 2 to 16; the shapes of its tensors do not depend on the patch.
 
-    The position table is learned on a grid of 32^3 places, those of a patch of 64^3, and interpolated to other patches.
-    Windows are filled up where a map is no multiple of them, and what was filled in is not attended to.
+    The position table is learned on a grid of 32^3 positions, for a patch of 64^3, and interpolated to other patches.
+    If a map is no multiple of the window, it is padded, and the padding gets no attention.
+
+    >>> import torch
+    >>> [tuple(x.shape[1:]) for x in NNFormerEncoder(1, width=8)(torch.zeros(1, 1, 64, 64, 64))][::4]
+    [(1, 64, 64, 64), (64, 4, 4, 4)]
 
     Args:
-        input_channels: of the image.
-        width: channels of the first stage, a multiple of 8; doubles with each.
-        axes: order in which the image's spatial axes are read; (2, 1, 0) turns nnU-Net's z, y, x into x, y, z, which is
-            what the release saw.
-        drop_path: share of dropped residual branches in the last block; rises linearly from 0.
+        input_channels: channels of the image.
+        width: channels of the first stage, a multiple of 8; every stage doubles them.
+        axes: order in which the image's spatial axes are read; (2, 1, 0) changes nnU-Net's z, y, x to the x, y, z
+            of the release.
+        drop_path: probability of dropping a residual branch in the last block; it rises linearly from 0.
     """
 
     def __init__(
@@ -131,36 +140,39 @@ class NNFormerEncoder(nn.Module):
         """The image, then the normalised maps of the stages (B, C_s, *spatial / 2^s), in the image's order of axes.
 
         Raises:
-            UnsupportedConfigurationError: a patch that does not fit.
+            UnsupportedConfigurationError: the patch does not fit.
         """
         check_patch(image.shape[2:])
-        there = [0, 1, *(2 + axis for axis in self.axes)]
+        forth = [0, 1, *(2 + axis for axis in self.axes)]
         back = [0, 1, *(2 + self.axes.index(axis) for axis in range(3))]
-        x = self.patch_embed(image.permute(there))
+        x = self.patch_embed(image.permute(forth))
         x = x + channels_last(F.interpolate(self.position, x.shape[1:4], mode="trilinear").to(x.dtype))
         maps = [image]
         for stage, norm in zip(self.layers, self.norms, strict=True):
-            for block in stage.blocks:
-                x = block(x)
-            maps.append(channels_first(norm(x)).permute(back).contiguous())
-            if hasattr(stage, "downsample"):
-                x = stage.downsample(x)
+            feature_map, x = stage(x)
+            maps.append(channels_first(norm(feature_map)).permute(back).contiguous())
         return maps
 
 
 class NNFormerUNet(nn.Module):
     """:class:`NNFormerEncoder` with :class:`SkipDecoder`, as a network that plans can name.
 
+    >>> import torch
+    >>> with torch.device("meta"):
+    ...     logits = NNFormerUNet(1, 3, deep_supervision=False)(torch.rand(1, 1, 64, 64, 64))
+    >>> logits.shape
+    torch.Size([1, 3, 64, 64, 64])
+
     Args:
-        n_stages, strides: of the encoder's maps, the image as the first; nnU-Net reads them in the plans.
-        features_per_stage: the first is the decoder's width at full resolution.
+        n_stages, strides: of the encoder's maps, with the image as the first; nnU-Net reads them from the plans.
+        features_per_stage: channels of the maps; the first is the decoder's width at full resolution.
         axes: see :class:`NNFormerEncoder`.
 
     Raises:
-        UnsupportedConfigurationError: stages, strides or widths that the encoder does not have.
+        UnsupportedConfigurationError: the encoder has other stages, strides or widths.
     """
 
-    #: The layer that takes the image, for transfer to other numbers of channels.
+    #: The first layer, for the transfer to other numbers of channels.
     keys_to_in_proj = ("encoder.patch_embed.proj1.conv1",)
 
     def __init__(
@@ -187,12 +199,12 @@ class NNFormerUNet(nn.Module):
         self.decoder = SkipDecoder(self.encoder, num_classes, features_per_stage[0], deep_supervision)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(B, C, *spatial) to logits (B, classes, *spatial); a list, finest first, with deep supervision."""
+        """Logits (B, classes, *spatial) of an image (B, C, *spatial); a list, finest first, with deep supervision."""
         return self.decoder(self.encoder(x))
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
-        """Truncated normal for linear layers, as nnU-Net for convolutions."""
+        """Truncated normal for linear layers; convolutions as in nnU-Net."""
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)

@@ -1,6 +1,7 @@
-"""Primus (arXiv 2503.01835) as a network that plans can name, with our contract of encoder and decoder."""
+"""Primus (arXiv 2503.01835) as a network that plans can name, with an encoder and a decoder."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from nnunet_invariance.errors import OptionError, ShapeError, UnsupportedConfigu
 NETWORK = f"{__name__}.Primus"
 TOKEN = 8  # voxels a side
 STRIDES = [[1] * 3, [TOKEN] * 3]
-DROP_PATH, LAYER_SCALE = 0.2, 0.1  # those of nnU-Net's own Primus trainers
+DROP_PATH, LAYER_SCALE = 0.2, 0.1  # the values of nnU-Net's own Primus trainers
 
 #: Channels, blocks and heads by the names of the paper.
 SIZES: Mapping[str, tuple[int, int, int]] = {
@@ -21,10 +22,13 @@ SIZES: Mapping[str, tuple[int, int, int]] = {
 
 
 def grid_of(patch: Sequence[int]) -> list[int]:
-    """Tokens along each axis of a patch.
+    """Number of tokens along each axis of a patch.
+
+    >>> grid_of([96, 160, 160])
+    [12, 20, 20]
 
     Raises:
-        UnsupportedConfigurationError: not three sides, or one that is no multiple of 8.
+        UnsupportedConfigurationError: the patch does not have three sides that are multiples of 8.
     """
     if len(patch) != 3 or any(size < TOKEN or size % TOKEN for size in patch):
         raise UnsupportedConfigurationError(
@@ -40,9 +44,9 @@ def arch_kwargs(variant: str, input_shape: Sequence[int]) -> dict[str, object]:
 
 
 class PrimusEncoder(nn.Module):
-    """Patch embedding and transformer; ``output_channels`` and ``strides`` as nnU-Net's encoders have them."""
+    """Patch embedding and transformer, with ``output_channels`` and ``strides`` like nnU-Net's encoders."""
 
-    def __init__(self, embedding: nn.Module, eva: nn.Module, input_channels: int, grid: Sequence[int]) -> None:
+    def __init__(self, embedding: nn.Module, eva: Any, input_channels: int, grid: Sequence[int]) -> None:
         super().__init__()
         self.down_projection = embedding
         self.eva = eva
@@ -54,7 +58,7 @@ class PrimusEncoder(nn.Module):
         """The image and the map of tokens (B, C, *grid).
 
         Raises:
-            ShapeError: another patch than the one the position table was made for.
+            ShapeError: the patch is not the one of the position table.
         """
         patch = [TOKEN * size for size in self.grid]
         if list(image.shape[2:]) != patch:
@@ -65,10 +69,10 @@ class PrimusEncoder(nn.Module):
 
 
 class PrimusDecoder(nn.Module):
-    """Transposed convolutions from tokens to logits, at full resolution alone.
+    """Transposed convolutions from tokens to logits at full resolution.
 
     Attributes:
-        deep_supervision: settable, as nnU-Net's trainer does; makes the one output a list.
+        deep_supervision: nnU-Net's trainer sets it; the output is then a list with one element.
     """
 
     def __init__(self, up_projection: nn.Module, deep_supervision: bool) -> None:
@@ -83,20 +87,27 @@ class PrimusDecoder(nn.Module):
 
 
 class Primus(nn.Module):
-    """:class:`PrimusEncoder` and :class:`PrimusDecoder`, made of dynamic_network_architectures' network.
+    """:class:`PrimusEncoder` and :class:`PrimusDecoder`, made of the network of dynamic_network_architectures.
+
+    >>> import torch
+    >>> with torch.device("meta"):
+    ...     logits = Primus(1, 3, variant="S", input_shape=(32, 32, 32))(torch.rand(1, 1, 32, 32, 32))
+    >>> logits.shape
+    torch.Size([1, 3, 32, 32, 32])
 
     Args:
-        n_stages, strides: of the encoder's maps, the image as the first; nnU-Net reads them in the plans.
-        variant: a name of :data:`SIZES`.
-        input_shape: the patch; the table of positions has one row for each of its cells of 8 voxels a side.
+        n_stages, strides: of the encoder's maps, with the image as the first; nnU-Net reads them from the plans.
+        variant: a name in :data:`SIZES`.
+        input_shape: the patch; the position table has one row per token of 8^3 voxels.
 
     Raises:
-        OptionError: no such variant. UnsupportedConfigurationError: other strides, or a patch that does not fit.
+        OptionError: there is no such variant.
+        UnsupportedConfigurationError: the strides are others, or the patch does not fit.
     """
 
-    #: The layer that takes the image, for transfer to other numbers of channels.
+    #: The first layer, for the transfer to other numbers of channels.
     keys_to_in_proj = ("encoder.down_projection.proj",)
-    #: The table that is interpolated to other patches.
+    #: The position table, which is interpolated to other patches.
     positions = "encoder.eva.pos_embed"
 
     def __init__(
@@ -115,7 +126,7 @@ class Primus(nn.Module):
         if n_stages != len(STRIDES) or [list(stride) for stride in strides] != STRIDES:
             msg = f"Primus was given {n_stages} stages and the strides {list(strides)}; expected 2 and {STRIDES}. "
             raise UnsupportedConfigurationError(msg + "Take the plans that `nnunet-invariance weights plan` writes.")
-        from dynamic_network_architectures.architectures.primus import Primus as Theirs  # brings timm along
+        from dynamic_network_architectures.architectures.primus import Primus as Theirs  # imports timm
 
         grid = grid_of(input_shape)
         channels, depth, heads = SIZES[variant]
@@ -136,5 +147,5 @@ class Primus(nn.Module):
         self.decoder = PrimusDecoder(network.up_projection, deep_supervision)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(B, C, *patch) to logits (B, classes, *patch); in a list with deep supervision."""
+        """Logits (B, classes, *patch) of an image (B, C, *patch); in a list with deep supervision."""
         return self.decoder(self.encoder(x))

@@ -8,32 +8,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_invariance.networks.planned import to_tokens
+from nnunet_invariance.errors import OptionError
+from nnunet_invariance.networks.planned import PlannedModule, to_tokens
+
+PriorTokens = Literal["spatial", "channel"]
 
 
 class PriorAttention(nn.Module):
-    r"""What a feature map lacks, fetched from a prior that all individuals and modalities share.
+    r"""Reads from a learnable prior, shared by all individuals and modalities, what a feature map lacks.
 
     .. math:: z' = \mathrm{MHA}(q = \mathrm{LN}(z), k = O, v = O)
 
-    With ``tokens="spatial"`` the cells of the map ask, each a vector over the channels, and any map size will do. With
-    ``"channel"``, the release's form, the channels ask, each a vector over the cells: one map size only.
+    With ``tokens="spatial"`` the queries are the cells of the map, each a vector over the channels, so the map may have
+    any size. With ``"channel"``, the form of the release, they are the channels, each a vector over the cells, which
+    fixes the size of the map.
+
+    >>> PriorAttention(8, (2, 2, 2))(torch.rand(1, 8, 2, 2, 2)).shape
+    torch.Size([1, 8, 2, 2, 2])
 
     Args:
-        channels: F, of the map.
+        channels: F, channels of the map.
         map_size: spatial size of the map of one patch; only "channel" depends on it.
-        tokens: who asks.
-        length: K, entries of a "spatial" prior; the "channel" one has F.
+        tokens: "spatial" or "channel".
+        length: K, number of entries of a "spatial" prior; a "channel" prior has F.
+
+    Raises:
+        OptionError: ``tokens`` is neither.
     """
 
     def __init__(
         self,
         channels: int,
         map_size: Sequence[int],
-        tokens: Literal["spatial", "channel"] = "spatial",
+        tokens: PriorTokens = "spatial",
         length: int = 64,
     ) -> None:
         super().__init__()
+        if tokens not in ("spatial", "channel"):
+            raise OptionError(f"Argument 'tokens' is {tokens!r}; expected 'spatial' or 'channel'.")
         self.tokens = tokens
         width, heads = (channels, (8, 4, 2, 1)) if tokens == "spatial" else (math.prod(map_size), (3, 4, 2, 1))
         # The scale of the prior is that of the normalised query.
@@ -51,14 +63,14 @@ class PriorAttention(nn.Module):
 
 
 class Personalization(nn.Module):
-    """One modality's estimate of X_h: its own features and what it fetched from the prior, fused by a convolution.
+    """One modality's estimate of X_h: its features and what it read from the prior, fused by a convolution.
 
     Args:
-        encoder: of nnU-Net's planned network; kernel, norm and activation are those of its deepest stage.
+        encoder: the encoder of nnU-Net's planned network; kernel, norm and activation are those of its deepest stage.
         map_size, tokens, length: as in :class:`PriorAttention`.
     """
 
-    def __init__(self, encoder: nn.Module, map_size: Sequence[int], tokens: str, length: int) -> None:
+    def __init__(self, encoder: PlannedModule, map_size: Sequence[int], tokens: PriorTokens, length: int) -> None:
         super().__init__()
         channels, kernel = encoder.output_channels[-1], list(encoder.kernel_sizes[-1])
         self.retrieval = PriorAttention(channels, map_size, tokens, length)

@@ -1,4 +1,4 @@
-"""The network of PUIR on nnU-Net's planned U-Net (arXiv 2411.06106): one encoder for all modalities."""
+"""The network of PUIR (arXiv 2411.06106) on nnU-Net's planned U-Net: one encoder for all modalities."""
 
 import math
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_invariance.networks.architectures.fusion import GatedFusion
-from nnunet_invariance.networks.architectures.prior import Personalization
-from nnunet_invariance.networks.planned import Architecture, cumulative_strides
+from nnunet_invariance.networks.architectures.prior import Personalization, PriorTokens
+from nnunet_invariance.networks.planned import Architecture, PlannedModule, cumulative_strides
 from nnunet_invariance.networks.presence import over_maps, present_channels
 
-#: nnU-Net's own scale: a 3-D network of so many feature voxels a sample takes 8 GB with two samples.
+#: The scale of nnU-Net's planners: a 3-D network with this many feature voxels per sample needs 8 GB for two samples.
 FEATURE_VOXELS, GIGABYTES, SAMPLES = 560e6, 8.0, 2
 
 
 class Estimates(NamedTuple):
-    """What the encoder says of each modality.
+    """Features and estimates of each modality.
 
     Attributes:
         skips: maps (B, C, F_s, *spatial_s) of all stages but the deepest, finest first.
         profiles: (B, C, F, *spatial), each modality's own estimate of X_h.
-        present: (B, C) bool, the modalities that count.
+        present: (B, C) bool, the modalities that are fused.
     """
 
     skips: list[Tensor]
@@ -34,24 +34,30 @@ class Estimates(NamedTuple):
 
 
 class PUIRNet(nn.Module):
-    """Shared encoder, X_h of each modality with the help of the prior, gated fusion, nnU-Net's decoder.
+    """Shared encoder, an estimate of X_h per modality with the prior, gated fusion, and nnU-Net's decoder.
 
-    ``encoder`` and ``decoder`` are those of the planned network with one input channel, so that any encoder that was
-    pre-trained on one channel fits. Channel i of the image is modality i; a modality that is missing is a constant
-    (:func:`present_channels`) and has no influence on the output, nor a gradient.
+    ``encoder`` and ``decoder`` are those of the planned network with one input channel, so any encoder that was
+    pre-trained on one channel fits. Channel i of the image is modality i. A missing modality is a constant
+    (:func:`present_channels`); it has no influence on the output and gets no gradient.
+
+    >>> net = PUIRNet(Architecture.from_plans(plans, 3, 4), patch_size=(64, 64, 64))  # doctest: +SKIP
+    >>> net(torch.rand(1, 3, 64, 64, 64)).shape  # doctest: +SKIP
+    torch.Size([1, 4, 64, 64, 64])
 
     Args:
-        architecture: planned; its input channels are the modalities.
-        patch_size: voxels.
-        tokens, length: of the prior, see :class:`PriorAttention`.
+        architecture: the planned network; its input channels are the modalities.
+        patch_size: in voxels.
+        tokens, length: see :class:`PriorAttention`.
     """
 
-    #: Parameters beside encoder and decoder that pre-training leaves; modality tables are those that end so.
+    encoder: PlannedModule
+    decoder: PlannedModule
+    #: Prefixes of the other parameters in a checkpoint, and the suffix of the tables with one row per modality.
     shared = ("personalization.", "fusions.")
     table = ".modality"
 
     def __init__(
-        self, architecture: Architecture, patch_size: Sequence[int], tokens: str = "spatial", length: int = 64
+        self, architecture: Architecture, patch_size: Sequence[int], tokens: PriorTokens = "spatial", length: int = 64
     ) -> None:
         super().__init__()
         planned = replace(architecture, input_channels=1).build()
@@ -64,25 +70,25 @@ class PUIRNet(nn.Module):
         self.personalization = Personalization(self.encoder, map_size, tokens, length)
         widths = self.encoder.output_channels
         self.fusions = nn.ModuleList(GatedFusion(self.encoder.conv_op, width, self.modalities) for width in widths)
-        #: Keep no activations of the encoder and of the fusion; they are computed again for the gradient.
+        #: Compute the activations of encoder and fusion again in the backward pass instead of storing them.
         self.checkpointing = False
 
     def estimate(self, x: Tensor, present: Tensor | None = None) -> Estimates:
         """Encode each modality of (B, C, *spatial).
 
-        ``present`` (B, C) takes modalities out beside those that are constant. Their estimates are there, for losses;
-        of a modality that is constant, and where none is left, the input is 0.
+        ``present`` (B, C) bool excludes modalities from the fusion in addition to the constant ones. They still have
+        estimates, for losses. Constant modalities, and all modalities of a sample without a present one, are set to 0.
         """
         given = present_channels(x)
-        counts = given if present is None else given & present
-        x = torch.where(over_maps(given & counts.any(1, keepdim=True), x), x, 0)
+        fused = given if present is None else given & present
+        x = torch.where(over_maps(given & fused.any(1, keepdim=True), x), x, 0)
         skips = self._encode(x)
         profiles = self.personalization(skips[-1].flatten(0, 1)).unflatten(0, x.shape[:2])
-        # A softmax over nothing is NaN; where no modality is present all count, and all are 0.
-        return Estimates(skips[:-1], profiles, counts | ~counts.any(1, keepdim=True))
+        # A softmax over no modality is NaN. A sample without a present one fuses all of them, and all are 0.
+        return Estimates(skips[:-1], profiles, fused | ~fused.any(1, keepdim=True))
 
     def fuse(self, estimates: Estimates) -> list[Tensor]:
-        """One map (B, F_s, *spatial_s) a stage, finest first; the last is X_h."""
+        """One fused map (B, F_s, *spatial_s) per stage, finest first; the last is X_h."""
         maps = [*estimates.skips, estimates.profiles]
         if not (self.checkpointing and torch.is_grad_enabled()):
             return [fusion(m, estimates.present) for fusion, m in zip(self.fusions, maps, strict=True)]
@@ -94,7 +100,7 @@ class PUIRNet(nn.Module):
     def forward(
         self, x: Tensor, present: Tensor | None = None, return_estimates: bool = False
     ) -> Tensor | list[Tensor] | tuple[Tensor | list[Tensor], Estimates, Tensor]:
-        """Logits as nnU-Net's network gives them, of (B, C, *spatial); with estimates also these and X_h."""
+        """Logits of nnU-Net's network for (B, C, *spatial); with ``return_estimates`` also the estimates and X_h."""
         estimates = self.estimate(x, present)
         fused = self.fuse(estimates)
         logits = self.decoder(fused)
@@ -105,19 +111,20 @@ class PUIRNet(nn.Module):
         return feature_voxels(self, self.modalities, size)
 
     def _encode(self, x: Tensor) -> list[Tensor]:
-        """Maps (B, C, F_s, *spatial_s) of each stage."""
+        """One map (B, C, F_s, *spatial_s) per stage."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return [skip.unflatten(0, x.shape[:2]) for skip in self.encoder(x.flatten(0, 1)[:, None])]
-        # One modality after the other: the activations of one are held at a time, also while they are made again.
+        # One modality after the other, so that only one has its activations in memory, also in the backward pass.
         each = [checkpoint(self.encoder, x[:, i : i + 1], use_reentrant=False) for i in range(x.shape[1])]
         return [torch.stack(maps, 1) for maps in zip(*each, strict=True)]
 
 
-def feature_voxels(network: nn.Module, modalities: int, size: Sequence[int]) -> np.int64:
-    """What one sample of a training step keeps for the gradient, counted as nnU-Net's planners do: voxels of maps.
+def feature_voxels(network: PlannedModule, modalities: int, size: Sequence[int]) -> np.int64:
+    """Voxels of the feature maps that a training step stores per sample, counted like nnU-Net's planners do.
 
-    The encoder and the gates of the skip connections once a modality; the decoder of the segmentation and that of the
-    reconstruction once. A voxel stands for two numbers, what a convolution and its norm keep; a gate keeps as many.
+    The encoder and the gates of the skip connections count once per modality, the decoders of the segmentation and of
+    the reconstruction once. A voxel stands for the two numbers that a convolution and its norm store; a gate stores as
+    many.
 
     Args:
         network: has the planned encoder and decoder.
@@ -126,7 +133,7 @@ def feature_voxels(network: nn.Module, modalities: int, size: Sequence[int]) -> 
     widths, strides = encoder.output_channels, cumulative_strides(encoder.strides)
     voxels = [math.prod(n // s for n, s in zip(size, stride, strict=True)) for stride in strides]
     gates = sum(width * n for width, n in zip(widths, voxels, strict=True))
-    # A stage of the reconstruction convolves to the next finer width; what it draws larger keeps one number.
+    # A stage of the reconstruction convolves to the next finer width; the upsampled map stores one number per voxel.
     narrowed = [widths[0], *widths[:-1]]
     rebuilt = sum(width * n for width, n in zip(narrowed, voxels, strict=True))
     rebuilt += sum(width * n for width, n in zip(widths[:-1], voxels[:-1], strict=True)) // 2
@@ -135,5 +142,9 @@ def feature_voxels(network: nn.Module, modalities: int, size: Sequence[int]) -> 
 
 
 def gigabytes(feature_voxels: float, batch_size: int) -> float:
-    """Memory of training a 3-D network on nnU-Net's own scale; what its planners fit batches by."""
+    """Memory of training a 3-D network on the scale of nnU-Net's planners.
+
+    >>> gigabytes(560e6, batch_size=2)
+    8.0
+    """
     return feature_voxels / FEATURE_VOXELS * GIGABYTES * batch_size / SAMPLES

@@ -1,4 +1,4 @@
-"""The network that PUIR's authors release (arXiv 2411.06106): SwinUNETR with a prior read at the bottleneck."""
+"""The network of PUIR's release (arXiv 2411.06106): SwinUNETR with a learnable prior at the bottleneck."""
 
 import torch
 from torch import Tensor, nn
@@ -7,16 +7,19 @@ from nnunet_invariance.errors import ShapeError
 from nnunet_invariance.networks.architectures.swin_unetr import SwinUNETR, features
 
 NETWORK = f"{__name__}.PUIRSwinUNETR"
-SIDE = 3  # of the deepest map; the attention is as wide as it has cells
+SIDE = 3  # of the deepest map, whose number of cells is the width of the attention
 PATCH = [96, 96, 96]
 HEADS = 3
 
 
 class PriorRefinement(nn.Module):
-    """X = fuse(z, A(z), z) with A(z) the prior as z asks for it; modules have the names of the release.
+    """X = fuse(z, A(z), z), with A(z) what z reads from the prior; the modules have the names of the release.
 
-    Channels are the tokens and cells their entries: ``A(z) = T(softmax(Q(z) K(O)^T / sqrt(d)) V(O))``, with T two
-    convolutions.
+    The tokens are the channels, each a vector over the cells: ``A(z) = T(softmax(Q(z) K(O)^T / sqrt(d)) V(O))``, with T
+    two convolutions.
+
+    >>> PriorRefinement(4)(torch.rand(1, 4, 3, 3, 3)).shape
+    torch.Size([1, 4, 3, 3, 3])
     """
 
     def __init__(self, channels: int) -> None:
@@ -27,10 +30,10 @@ class PriorRefinement(nn.Module):
         self.fuse_to_X = nn.Conv3d(3 * channels, channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, C, 3, 3, 3), same shape.
+        """(B, C, 3, 3, 3) to the same shape.
 
         Raises:
-            ShapeError: another size, from another patch than 96 voxels a side.
+            ShapeError: the map has another size, because the patch is not 96 voxels on every side.
         """
         if z.shape[2:] != (SIDE,) * 3:
             found, wanted = list(z.shape[2:]), [SIDE] * 3
@@ -41,8 +44,8 @@ class PriorRefinement(nn.Module):
 
 
 class PUIRSwinUNETR(SwinUNETR):
-    """:class:`SwinUNETR` of one channel and more whose deepest map goes through :class:`PriorRefinement`."""
+    """:class:`SwinUNETR` whose deepest map passes through :class:`PriorRefinement`."""
 
     def refinement(self, width: int) -> nn.Module:
-        """The prior and what reads it."""
+        """The prior and the attention that reads it."""
         return PriorRefinement(features(width)[-1])

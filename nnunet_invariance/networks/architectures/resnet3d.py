@@ -1,17 +1,16 @@
-"""The 3-D ResNet-18 of SAM (Self-supervised Anatomical eMbedding, arXiv 2012.02383), an encoder that yields skips."""
-
-from collections.abc import Sequence
+"""The 3-D ResNet-18 of SAM (Self-supervised Anatomical eMbedding, arXiv 2012.02383) as an encoder with skips."""
 
 from torch import Tensor, nn
 
+Triple = tuple[int, int, int]
 NETWORK = "nnunet_invariance.networks.architectures.resnet3d.ResNet3dNetwork"
 
 
 class _ConvNorm(nn.Module):
-    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int] = (1, 1, 1)) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)) -> None:
         super().__init__()
-        padding = tuple(k // 2 for k in kernel)
-        self.conv = nn.Conv3d(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=False)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm3d(outputs)
         self.bn.num_batches_tracked = None  # read only where the statistics are cumulative averages
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
@@ -21,7 +20,7 @@ class _ConvNorm(nn.Module):
 
 
 class _BasicBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], shortcut: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple, shortcut: bool) -> None:
         super().__init__()
         self.conv1 = _ConvNorm(inputs, outputs, kernel, stride)
         self.conv2 = _ConvNorm(outputs, outputs, kernel)
@@ -33,20 +32,31 @@ class _BasicBlock(nn.Module):
 
 
 class ResNet3d(nn.Module):
-    """Four stages of two basic blocks; names of the parameters as in the authors' ``backbone``.
+    """Four stages of two basic blocks; the parameters have the names of the authors' ``backbone``.
 
     Shape: (B, C, z, y, x), z a multiple of 4, y and x of 16, to the maps of the stages, finest first: 64, 128, 256
     and 512 channels at strides (2, 2, 2), (2, 4, 4), (2, 8, 8) and (4, 16, 16).
+
+    >>> import torch
+    >>> [tuple(feature_map.shape[1:]) for feature_map in ResNet3d(1)(torch.zeros(2, 1, 4, 16, 16))]
+    [(64, 2, 8, 8), (128, 2, 4, 4), (256, 2, 2, 2), (512, 1, 1, 1)]
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     output_channels = (64, 128, 256, 512)
-    strides = ((2, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2))
+    strides: tuple[Triple, ...] = ((2, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2))
 
     def __init__(self, input_channels: int) -> None:
         super().__init__()
         self.conv1 = _ConvNorm(input_channels, 64, (3, 7, 7))
         self.relu = nn.ReLU(inplace=True)
-        inputs, plane, cube = 64, (1, 3, 3), (3, 3, 3)
+        inputs = 64
+        plane: Triple = (1, 3, 3)
+        cube: Triple = (3, 3, 3)
         stages = zip(self.output_channels, (plane, plane, cube, cube), ((1, 2, 2), *self.strides[1:]), strict=True)
         for number, (outputs, kernel, stride) in enumerate(stages, start=1):
             first = _BasicBlock(inputs, outputs, kernel, stride, shortcut=True)
@@ -56,7 +66,7 @@ class ResNet3d(nn.Module):
         self.pool = nn.MaxPool3d((2, 1, 1))  # brings the first stage to stride 2 along z as well
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """See the class."""
+        """Feature maps of the stages, finest first; the class has the shapes."""
         first = self.pool(self.layer1(self.relu(self.conv1(x))))
         skips = [first]
         for layer in (self.layer2, self.layer3, self.layer4):
@@ -65,9 +75,12 @@ class ResNet3d(nn.Module):
 
 
 class ResNet3dNetwork(nn.Module):
-    """:class:`ResNet3d` as ``encoder`` of a network without decoder, built from plans as nnU-Net's networks are.
+    """:class:`ResNet3d` as the ``encoder`` of a network without decoder, which nnU-Net can build from plans.
 
-    ``num_classes`` and ``deep_supervision`` belong to that interface; there is no output to which they could apply.
+    ``num_classes`` and ``deep_supervision`` belong to that interface and have no effect.
+
+    >>> len(ResNet3dNetwork(1).encoder.output_channels)
+    4
     """
 
     def __init__(self, input_channels: int, num_classes: int = 1, deep_supervision: bool = False) -> None:

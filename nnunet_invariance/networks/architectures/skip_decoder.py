@@ -1,11 +1,11 @@
-"""A U-shaped convolutional decoder for encoders without convolutional skips of their own."""
+"""A U-shaped convolutional decoder for encoders that are not convolutional."""
 
 from collections.abc import Sequence
 
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from torch import Tensor, nn
 
-from nnunet_invariance.networks.planned import decode
+from nnunet_invariance.networks.planned import PlannedModule, decode
 
 
 def _block(channels: int, width: int) -> BasicBlockD:
@@ -25,16 +25,23 @@ def _block(channels: int, width: int) -> BasicBlockD:
 
 
 class SkipDecoder(nn.Module):
-    """Residual blocks on every skip, then upwards as nnU-Net's decoder does (the form of UNETR, arXiv 2103.10504).
+    """A residual block per skip, then the upsampling path of nnU-Net's decoder (UNETR, arXiv 2103.10504).
+
+    >>> from types import SimpleNamespace
+    >>> import torch
+    >>> encoder = SimpleNamespace(output_channels=[1, 8], strides=[[1, 1, 1], [2, 2, 2]])
+    >>> skips = [torch.rand(1, 1, 8, 8, 8), torch.rand(1, 8, 4, 4, 4)]
+    >>> SkipDecoder(encoder, num_classes=3, width=4, deep_supervision=False)(skips).shape
+    torch.Size([1, 3, 8, 8, 8])
 
     Args:
-        encoder: says ``output_channels`` and ``strides`` of its maps, finest first; the first may be the image itself.
+        encoder: has ``output_channels`` and ``strides`` of its maps, finest first; the first may be the image itself.
         num_classes: output channels.
         width: channels at full resolution.
-        deep_supervision: one output a stage, finest first, in place of the finest alone.
+        deep_supervision: return one output per stage, finest first, instead of the finest alone.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: int, width: int, deep_supervision: bool) -> None:
+    def __init__(self, encoder: PlannedModule, num_classes: int, width: int, deep_supervision: bool) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
         widths = [width, *encoder.output_channels[1:]]
@@ -49,7 +56,7 @@ class SkipDecoder(nn.Module):
         self.seg_layers = nn.ModuleList(nn.Conv3d(above, num_classes, 1) for above in finer)
 
     def refine(self, skips: Sequence[Tensor]) -> list[Tensor]:
-        """What comes before the way up: one residual block a skip."""
+        """Apply one residual block to each skip."""
         return [block(skip) for block, skip in zip(self.skip_blocks, skips, strict=True)]
 
     def forward(self, skips: Sequence[Tensor]) -> Tensor | list[Tensor]:

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ WIDTH_UNIT = 12  # MONAI's own rule
 
 
 def check_patch(size: Sequence[int]) -> None:
-    """Refuse patches that cannot be halved five times, or whose deepest map is one voxel, which no norm can take.
+    """Check that a patch can be halved five times and that the deepest map has more than one voxel, for its norm.
 
     Raises:
-        UnsupportedConfigurationError
+        UnsupportedConfigurationError: it is not so.
     """
     if len(size) != 3 or any(n % STRIDE or n < STRIDE for n in size) or max(size) == STRIDE:
         raise UnsupportedConfigurationError(
@@ -32,7 +32,11 @@ def check_patch(size: Sequence[int]) -> None:
 
 
 def features(width: int) -> list[int]:
-    """Channels of the encoder's maps of a network of this width; in place of the image's, the decoder's last."""
+    """Channels of the encoder's maps for a width; the first entry is the decoder's last width, not the image's.
+
+    >>> features(48)
+    [48, 48, 96, 192, 384, 768]
+    """
     return [width, *(width * 2**stage for stage in range(5))]
 
 
@@ -42,16 +46,16 @@ def arch_kwargs(width: int, version: Literal[1, 2], axes: Sequence[int] = AXES) 
     return {**sizes, "axes": list(axes), "version": version}
 
 
-def monai_network(input_channels: int, num_classes: int, width: int, version: int) -> nn.Module:
+def monai_network(input_channels: int, num_classes: int, width: int, version: int) -> Any:
     """MONAI's own network, on the CPU.
 
     Raises:
-        MissingPackageError
+        MissingPackageError: MONAI is not installed.
     """
     if importlib.util.find_spec("monai") is None:
         msg = "SwinUNETR is MONAI's network, and monai is not installed. "
         raise MissingPackageError(f"{msg}Install it: {install_command('swin')}")
-    from monai.networks.nets import SwinUNETR as Theirs  # takes seconds
+    from monai.networks.nets import SwinUNETR as Theirs  # the import takes seconds
 
     # MONAI reads numbers out of a tensor, which a device without memory does not have.
     with torch.device("cpu"):
@@ -63,10 +67,10 @@ class SwinEncoder(nn.Module):
 
     Args:
         swin: MONAI's ``SwinTransformer``.
-        input_channels, width: of the image, and of the first stage.
-        axes: order in which the image's spatial axes are read; (2, 1, 0) turns nnU-Net's z, y, x into the x, y, z that
-            MONAI's pre-training saw.
-        refine: works on the deepest map.
+        input_channels, width: channels of the image and of the first stage.
+        axes: order in which the image's spatial axes are read; (2, 1, 0) changes nnU-Net's z, y, x to the x, y, z
+            of MONAI's pre-training.
+        refine: a module that is applied to the deepest map.
     """
 
     def __init__(
@@ -80,25 +84,36 @@ class SwinEncoder(nn.Module):
         self.strides = STRIDES
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """The image, then the maps at strides 2 to 32 without their scale (layer norm), finest first, in its axes.
+        """The image, then the layer-normalised maps at strides 2 to 32, finest first, in the image's order of axes.
 
         Raises:
-            UnsupportedConfigurationError: a patch that does not fit.
+            UnsupportedConfigurationError: the patch does not fit.
         """
         check_patch(image.shape[2:])
-        *maps, deepest = self.swin(turned(image, self.axes), True)
-        return [image, *(turned(x, self.axes, back=True) for x in (*maps, self.refine(deepest)))]
+        *maps, deepest = self.swin(permute_axes(image, self.axes), True)
+        return [image, *(permute_axes(x, self.axes, inverse=True) for x in (*maps, self.refine(deepest)))]
 
 
 class SwinDecoder(nn.Module):
-    """The convolutional rest of MONAI's network by its own names, and a 1x1x1 head on every level.
+    """The convolutional part of MONAI's network under its own names, and a 1x1x1 segmentation layer per level.
 
     Attributes:
-        deep_supervision: settable, as nnU-Net's trainer does; the parameters are the same either way.
-        seg_layers: the heads, coarsest first; the last is MONAI's ``out``.
+        deep_supervision: nnU-Net's trainer sets it; the parameters do not depend on it.
+        seg_layers: the segmentation layers, coarsest first; the last one is MONAI's ``out``.
     """
 
-    def __init__(self, network: nn.Module, axes: Sequence[int], num_classes: int, deep_supervision: bool) -> None:
+    encoder1: nn.Module
+    encoder2: nn.Module
+    encoder3: nn.Module
+    encoder4: nn.Module
+    encoder10: nn.Module
+    decoder1: nn.Module
+    decoder2: nn.Module
+    decoder3: nn.Module
+    decoder4: nn.Module
+    decoder5: nn.Module
+
+    def __init__(self, network: Any, axes: Sequence[int], num_classes: int, deep_supervision: bool) -> None:
         super().__init__()
         self.axes = tuple(axes)
         self.deep_supervision = deep_supervision
@@ -110,7 +125,7 @@ class SwinDecoder(nn.Module):
 
     def forward(self, skips: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Skips (B, C_s, *spatial_s), finest first, to logits (B, classes, *spatial); a list with deep supervision."""
-        image, *maps = (turned(x, self.axes) for x in skips)
+        image, *maps = (permute_axes(x, self.axes) for x in skips)
         x = self.decoder5(self.encoder10(maps[4]), maps[3])
         levels = [x]
         steps = (
@@ -123,25 +138,29 @@ class SwinDecoder(nn.Module):
             x = up(x, block(skip))
             levels.append(x)
         if not self.deep_supervision:
-            return turned(self.seg_layers[-1](x), self.axes, back=True)
+            return permute_axes(self.seg_layers[-1](x), self.axes, inverse=True)
         pairs = zip(self.seg_layers, levels, strict=True)
-        return [turned(head(level), self.axes, back=True) for head, level in pairs][::-1]
+        return [permute_axes(head(level), self.axes, inverse=True) for head, level in pairs][::-1]
 
 
 class SwinUNETR(nn.Module):
     """:class:`SwinEncoder` and :class:`SwinDecoder`, made of MONAI's network with its depths, heads and windows.
 
+    >>> SwinUNETR(1, 3)(torch.rand(1, 1, 64, 64, 64)).shape  # doctest: +SKIP
+    torch.Size([1, 3, 64, 64, 64])
+
     Args:
-        n_stages, strides: of the encoder's maps, the image as the first; nnU-Net reads them in the plans.
-        features_per_stage: those of :func:`features` for a width that is a multiple of 12.
+        n_stages, strides: of the encoder's maps, with the image as the first; nnU-Net reads them from the plans.
+        features_per_stage: the result of :func:`features` for a width that is a multiple of 12.
         axes: see :class:`SwinEncoder`.
-        version: 2 has a convolutional block in front of every stage (MONAI's ``use_v2``).
+        version: version 2 has a convolutional block before every stage (MONAI's ``use_v2``).
 
     Raises:
-        MissingPackageError: no MONAI. UnsupportedConfigurationError: stages, strides or widths of another network.
+        MissingPackageError: MONAI is not installed.
+        UnsupportedConfigurationError: the network has other stages, strides or widths.
     """
 
-    #: The layer that takes the image, for transfer to other numbers of channels.
+    #: The first layer, for the transfer to other numbers of channels.
     keys_to_in_proj = ("encoder.swin.patch_embed.proj",)
 
     def __init__(
@@ -171,15 +190,19 @@ class SwinUNETR(nn.Module):
         self.decoder = SwinDecoder(network, axes, num_classes, deep_supervision)
 
     def refinement(self, width: int) -> nn.Module | None:
-        """What works on the deepest map; nothing here."""
+        """The module that is applied to the deepest map; None here."""
         return None
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(B, C, *spatial) to logits (B, classes, *spatial); a list, finest first, with deep supervision."""
+        """Logits (B, classes, *spatial) of an image (B, C, *spatial); a list, finest first, with deep supervision."""
         return self.decoder(self.encoder(x))
 
 
-def turned(x: Tensor, axes: Sequence[int], back: bool = False) -> Tensor:
-    """The spatial axes of (B, C, *spatial) in another order, or the way back."""
-    order = [axes.index(axis) for axis in range(3)] if back else axes
+def permute_axes(x: Tensor, axes: Sequence[int], inverse: bool = False) -> Tensor:
+    """Permute the spatial axes of (B, C, *spatial), or undo it.
+
+    >>> permute_axes(torch.zeros(1, 1, 2, 3, 4), (2, 0, 1)).shape
+    torch.Size([1, 1, 4, 2, 3])
+    """
+    order = [axes.index(axis) for axis in range(3)] if inverse else axes
     return x.permute(0, 1, *(2 + axis for axis in order)).contiguous()

@@ -11,9 +11,9 @@ AXES = (1, 2, 3)  # of (B, D, H, W, C)
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of places in a window: (window^3, window^3), in [0, (2 window - 1)^3)."""
-    places = torch.cartesian_prod(*[torch.arange(window)] * 3)
-    offsets = places[:, None] - places[None] + window - 1
+    """Row of the bias table for each pair of positions in a window: (window^3, window^3), in [0, (2 window - 1)^3)."""
+    positions = torch.cartesian_prod(*[torch.arange(window)] * 3)
+    offsets = positions[:, None] - positions[None] + window - 1
     side = 2 * window - 1
     return (offsets * torch.tensor([side * side, side, 1])).sum(-1)
 
@@ -32,20 +32,20 @@ def from_windows(windows: Tensor, window: int, size: Sequence[int]) -> Tensor:
 
 
 def regions(size: tuple[int, ...], window: int, shift: int, device: torch.device) -> Tensor:
-    """Which places of a window may see each other: (windows, 1, window^3, window^3) boolean, or all: (1, 1, 1, 1).
+    """Attention mask: (windows, 1, window^3, window^3) bool, or (1, 1, 1, 1) if all positions attend to each other.
 
-    A place sees its own region only: a shifted window at the border holds places from opposite ends of the map. What
-    was padded to fill the last window is a region of its own.
+    A position attends only to its own region, because a shifted window at the border contains positions from opposite
+    ends of the map. The padding that fills the last window is a region of its own.
     """
     padded = [-(-n // window) * window for n in size]
     if padded == list(size) and not shift:
         return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     label = torch.zeros(1, *padded, 1, dtype=torch.long, device=device)
     for axis, (n, whole) in enumerate(zip(size, padded, strict=True), start=1):
-        place = torch.arange(whole, device=device)
-        inside = (place < n).long()
+        position = torch.arange(whole, device=device)
+        inside = (position < n).long()
         rolled = torch.roll(inside, -shift)
-        wrapped = (place >= whole - shift).long() if shift else torch.zeros_like(place)
+        wrapped = (position >= whole - shift).long() if shift else torch.zeros_like(position)
         code = (2 * rolled + wrapped).view([-1 if a == axis else 1 for a in range(5)])
         label = label * 4 + code
     labels = to_windows(label, window)[..., 0]
@@ -53,11 +53,17 @@ def regions(size: tuple[int, ...], window: int, shift: int, device: torch.device
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with a learned bias a head and offset.
+    """Multi-head self-attention within windows, with a learned bias per head and offset.
 
-    The bias's index is a buffer that travels with the weights: Alice's release was trained with one in which different
-    offsets share a row.
+    The index of the bias is a buffer that is saved with the weights, because Alice's release was trained with one in
+    which different offsets share a row.
+
+    >>> x = torch.rand(3, 8, 16)  # 3 windows of 2^3 positions
+    >>> WindowAttention(16, heads=2, window=2)(x, torch.ones(1, 1, 1, 1, dtype=torch.bool)).shape
+    torch.Size([3, 8, 16])
     """
+
+    relative_position_index: Tensor
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -84,9 +90,12 @@ class WindowAttention(nn.Module):
 class WindowBlock(nn.Module):
     """Pre-norm block: window attention, then an MLP of four times the width, both with a residual and drop path.
 
+    >>> WindowBlock(16, heads=2, window=2, shifted=True, drop_path=0.0)(torch.rand(1, 4, 4, 6, 16)).shape
+    torch.Size([1, 4, 4, 6, 16])
+
     Args:
-        window: side in places.
-        shifted: whether windows are moved by half their side, where the map is larger than one window on every axis.
+        window: side in positions.
+        shifted: move the windows by half their side if the map is larger than one window on every axis.
     """
 
     def __init__(self, channels: int, heads: int, window: int, shifted: bool, drop_path: float) -> None:

@@ -1,4 +1,4 @@
-"""Two unit embeddings of every place, coarse (which body part) and fine (where in it), out of an encoder's stages."""
+"""Two unit embeddings of every position: a coarse one for the body part, a fine one for the position within it."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,11 @@ FEATURES = 128
 
 
 class FeaturePyramid(nn.Module):
-    """1x1x1 lateral convolutions of several stages, added from the coarsest up, and one 3x3x3 convolution.
+    """Feature pyramid: 1x1x1 lateral convolutions, added from the coarsest stage up, and one 3x3x3 convolution.
+
+    >>> import torch
+    >>> FeaturePyramid([4, 8], features=16)([torch.rand(1, 4, 8, 8, 8), torch.rand(1, 8, 4, 4, 4)]).shape
+    torch.Size([1, 16, 8, 8, 8])
 
     Args:
         channels: of the stages, finest first.
@@ -33,10 +37,16 @@ class FeaturePyramid(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """The two embeddings of SAM (arXiv 2012.02383) on an encoder that yields skips.
+    """The two embeddings of SAM (arXiv 2012.02383), from the feature maps of an encoder.
 
-    The coarse one stands on the stage nearest stride 16, the fine one on that nearest stride 2; stages between them
-    join the fine pyramid, stages beyond the coarse one join the coarse pyramid. In shallow plans both may be one stage.
+    The coarse embedding is at the stage nearest stride 16, the fine one at the stage nearest stride 2. Stages between
+    them join the fine pyramid, deeper ones join the coarse pyramid. In shallow plans both may be the same stage.
+
+    >>> import torch
+    >>> head = EmbeddingHead([4, 8, 8], [[1, 1, 1], [2, 2, 2], [8, 8, 8]], features=16)
+    >>> fine, coarse = head([torch.rand(1, c, n, n, n) for c, n in ((4, 32), (8, 16), (8, 2))])
+    >>> fine.shape, coarse.shape
+    (torch.Size([1, 16, 16, 16, 16]), torch.Size([1, 16, 2, 2, 2]))
 
     Args:
         channels: of the encoder's stages, finest first; strides: of each stage with respect to the one before.
@@ -62,5 +72,5 @@ class EmbeddingHead(nn.Module):
 
 
 def upsample_unit(coarse: Tensor, size: Sequence[int]) -> Tensor:
-    """Coarse unit vectors (B, D, *grid) on a finer grid: trilinear, then of unit length again."""
+    """Interpolate unit vectors (B, D, *grid) trilinearly to a finer grid and normalise them again."""
     return F.normalize(F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=False), dim=1)

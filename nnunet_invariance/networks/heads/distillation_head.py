@@ -1,15 +1,20 @@
-"""Projection head of Alice: codes for the class token, encoder tokens and decoder tokens."""
+"""Projection head of Alice: logits over prototypes for the class token, encoder tokens and decoder tokens."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class CosineCodes(nn.Module):
-    """Cosine of an L2-normalised embedding with each of K learned unit codes (a weight-normed layer of gain 1)."""
+class CosinePrototypes(nn.Module):
+    """Cosines of an embedding with K learned unit vectors (a weight-normalised linear layer with gain 1).
 
-    def __init__(self, dim: int, codes: int) -> None:
+    >>> CosinePrototypes(dim=8, num_prototypes=4)(torch.randn(2, 8)).abs().max().item() <= 1
+    True
+    """
+
+    def __init__(self, dim: int, num_prototypes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(nn.init.trunc_normal_(nn.Linear(dim, codes, bias=False).weight.data, std=0.02))
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, dim), std=0.02))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., K), in [-1, 1]."""
@@ -17,14 +22,18 @@ class CosineCodes(nn.Module):
 
 
 class DistillationHead(nn.Module):
-    """Encoder and decoder tokens into one space of K codes (Alice, arXiv 2302.05615).
+    """Encoder and decoder tokens to logits over the same K prototypes (Alice, arXiv 2302.05615).
 
-    Input maps bring both kinds of tokens to ``width``; a shared three-layer MLP with GELU ends in a ``bottleneck``;
-    class token and tokens have their own layer of codes.
+    A linear layer for each kind of token maps it to ``width``; both share a three-layer MLP with GELU that ends in
+    ``bottleneck`` channels. The class token and the other tokens have their own prototypes.
+
+    >>> head = DistillationHead(32, 16, hidden=64, num_prototypes=10)
+    >>> head.encoder_tokens(torch.zeros(2, 5, 32)).shape
+    torch.Size([2, 5, 10])
 
     Args:
         encoder_channels: channels of the encoder's token stage.
-        decoder_channels: channels of the decoder stage that is read.
+        decoder_channels: channels of the decoder's token stage.
         hidden: width of the MLP's two hidden layers.
     """
 
@@ -35,7 +44,7 @@ class DistillationHead(nn.Module):
         hidden: int,
         width: int = 384,
         bottleneck: int = 256,
-        codes: int = 512,
+        num_prototypes: int = 512,
     ) -> None:
         super().__init__()
         self.encoder_map = nn.Linear(encoder_channels, width)
@@ -43,17 +52,17 @@ class DistillationHead(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
-        self.class_codes = CosineCodes(bottleneck, codes)
-        self.token_codes = CosineCodes(bottleneck, codes)
+        self.class_prototypes = CosinePrototypes(bottleneck, num_prototypes)
+        self.token_prototypes = CosinePrototypes(bottleneck, num_prototypes)
 
     def class_token(self, x: Tensor) -> Tensor:
         """Pooled encoder features (B, C) to logits (B, K)."""
-        return self.class_codes(self.mlp(self.encoder_map(x)))
+        return self.class_prototypes(self.mlp(self.encoder_map(x)))
 
     def encoder_tokens(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, N, K)."""
-        return self.token_codes(self.mlp(self.encoder_map(x)))
+        return self.token_prototypes(self.mlp(self.encoder_map(x)))
 
     def decoder_tokens(self, x: Tensor) -> Tensor:
         """(B, M, C') to (B, M, K)."""
-        return self.token_codes(self.mlp(self.decoder_map(x)))
+        return self.token_prototypes(self.mlp(self.decoder_map(x)))

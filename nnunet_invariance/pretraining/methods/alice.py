@@ -51,7 +51,7 @@ class _Heads(nn.Module):
     def __init__(self, encoder_channels: int, decoder_channels: int, hidden: int, options: AliceOptions) -> None:
         super().__init__()
         codes, temperature = options.num_prototypes, options.student_temperature
-        head = DistillationHead(encoder_channels, decoder_channels, hidden, codes=codes)
+        head = DistillationHead(encoder_channels, decoder_channels, hidden, num_prototypes=codes)
         casa = CrossAttentionAlignment(codes, hidden=4 * codes, form=options.casa)
         self.student = nn.ModuleDict({"head": head, "casa": casa})
         self.teacher = frozen_copy(self.student)
