@@ -24,6 +24,9 @@ class Loss(nn.Module):
     Distance(power=2.0)
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def extra_repr(self) -> str:
         """The parameters of the constructor with their values."""
         names = list(inspect.signature(type(self).__init__).parameters)[1:]

@@ -216,6 +216,7 @@ class HardNegativeInfoNCE(Loss):
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
     """Euclidean distances, without a matrix product, which TensorFloat-32 would round to 0.05 cells."""
+    first, second = at_least_float32(first), at_least_float32(second)
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -99,7 +99,7 @@ class LossContract:
         inputs, loss = self.given(device, torch.float32), self.make(device)
         for name, value in inputs.items():
             if isinstance(value, Tensor):
-                for wrong in (value[:1], value[..., None]):
+                for wrong in (value[:1], value[0]):
                     with pytest.raises(ShapeError, match=r"has shape \([\d, ]*\); expected \(") as error:
                         loss(**{**inputs, name: wrong})
                     assert isinstance(error.value, InvarianceError), name
@@ -133,7 +133,8 @@ class LossContract:
         cpu = torch.device("cpu")
 
         def value_and_gradients(samples: slice) -> list[Tensor]:
-            inputs = {name: value[samples] for name, value in self.given(cpu, torch.float64).items()}
+            inputs = self.given(cpu, torch.float64)
+            inputs = {k: v[samples] if isinstance(v, Tensor) else v for k, v in inputs.items()}
             rows = [inputs[name].requires_grad_() for name in self.differentiable]
             loss = self.make(cpu, torch.float64)(**inputs)
             return [loss.detach(), *torch.autograd.grad(loss, rows)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance import losses
+from nnunet_invariance.losses import modality_invariance
 from nnunet_invariance.losses.hard_negative_info_nce import HardNegativeInfoNCE
 from tests.helpers.loss_contract import LossContract
 
@@ -25,8 +26,19 @@ def other_values(rows: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, rows, 1000 + rows)
 
 
+def constant_after_first(function):
+    """``function``, which returns its first result for ever."""
+    results = []
+
+    def call(*arguments):
+        if not results:
+            results.append(function(*arguments))
+        return results[0]
+
+    return call
+
+
 PRESENT = torch.tensor([[True, True, True], [True, False, True], [False, True, True], [True, True, False]])
-PRESENT_MAPS = PRESENT[:, :, None, None, None, None]
 TEMPERATURES = tuple({"temperature": value} for value in (0.0, -1, float("nan"), "warm"))
 
 
@@ -141,6 +153,17 @@ class TestModalityInvarianceLoss(LossContract):
     def disturbed(self, inputs):
         maps = inputs["present"][:, :, None, None, None, None]
         return {**inputs, "estimates": other_values(inputs["estimates"], maps)}
+
+    def test_the_gradient_equals_finite_differences(self, device, monkeypatch):
+        """With the anchors held constant, as the stopped gradient demands."""
+        inputs, loss = self.given(device, torch.float64), self.make(device, torch.float64)
+        estimates = inputs["estimates"].requires_grad_()
+        (expected,) = torch.autograd.grad(loss(**inputs), estimates)
+        for name in ("_mean_of_others", "_running_anchors"):
+            monkeypatch.setattr(modality_invariance, name, constant_after_first(getattr(modality_invariance, name)))
+        (gradient,) = torch.autograd.grad(loss(**inputs), estimates)
+        assert torch.equal(gradient, expected)
+        assert torch.autograd.gradcheck(lambda rows: loss(**{**inputs, "estimates": rows}), estimates)
 
 
 class TestModalityInvarianceLossWithRunningAnchor(TestModalityInvarianceLoss):
