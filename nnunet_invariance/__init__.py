@@ -4,8 +4,8 @@ import os
 
 __version__ = "0.1.0"
 
-# In a checkout `trainers/` and `plans/` lie beside this folder; installed, they lie inside it. One more folder on the
-# search path makes `nnunet_invariance.trainers` mean the same in both.
+# In a checkout, the folders `trainers/` and `plans/` are next to this package; in an installation they are inside. With
+# the checkout on the package's search path, `nnunet_invariance.trainers` works in both.
 _package = os.path.dirname(os.path.abspath(__file__))
 _checkout = os.path.dirname(_package)
 if not os.path.isdir(os.path.join(_package, "trainers")) and os.path.isfile(
