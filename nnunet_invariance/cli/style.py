@@ -18,8 +18,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_plans(plan)
     plan.add_argument("--name", metavar="NEW", help="name of the plans copy; default: PLANS_zscore")
     _add_slices(actions)
-    _add_training(actions, "dreambooth", "train the U-Net on the slices", steps=30_000, rate=2e-6, accumulate=2)
-    _add_training(actions, "controlnet", "train a ControlNet on the labels", steps=20_000, rate=1e-5, accumulate=8)
+    _add_training(actions, "dreambooth", "train the U-Net on the slices", steps=30_000, rate=2e-6, grad_accum_steps=2)
+    _add_training(
+        actions, "controlnet", "train a ControlNet on the labels", steps=20_000, rate=1e-5, grad_accum_steps=8
+    )
     _add_generate(actions)
     preprocess = _folder_parser(actions, "preprocess", "put the views beside nnU-Net's preprocessed cases")
     _add_plans(preprocess)
@@ -53,7 +55,7 @@ def _add_slices(actions: argparse._SubParsersAction) -> None:
 
 
 def _add_training(
-    actions: argparse._SubParsersAction, name: str, words: str, steps: int, rate: float, accumulate: int
+    actions: argparse._SubParsersAction, name: str, words: str, steps: int, rate: float, grad_accum_steps: int
 ) -> None:
     parser = _folder_parser(actions, name, words)
     add = parser.add_argument
@@ -65,7 +67,7 @@ def _add_training(
     add("--steps", type=int, default=steps, help="of the optimiser")
     add("--learning-rate", type=float, default=rate, help="of AdamW")
     add("--batch-size", type=int, default=1, help="slices in one pass")
-    add("--accumulate", type=int, default=accumulate, help="passes a step")
+    add("--grad-accum-steps", type=int, default=grad_accum_steps, help="passes per step")
     dropped = 0.0 if name == "dreambooth" else 0.1
     add("--drop-prompt", type=float, default=dropped, help="share of slices that see an empty prompt")
     add("--save-every", type=int, default=500, help="steps between two states to continue from")
@@ -142,7 +144,7 @@ def _slices(args: argparse.Namespace) -> None:
 
 
 def _training_options(args: argparse.Namespace) -> Any:
-    from nnunet_invariance.diffusion.training import TrainingOptions
+    from nnunet_invariance.diffusion.options import TrainingOptions
 
     names = TrainingOptions.__dataclass_fields__
     return TrainingOptions(**{name: getattr(args, name) for name in names})
@@ -163,8 +165,8 @@ def _controlnet(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from nnunet_invariance.diffusion.generate import ViewOptions, generate_views
-    from nnunet_invariance.diffusion.sampling import SamplingOptions
+    from nnunet_invariance.diffusion.generate import generate_views
+    from nnunet_invariance.diffusion.options import SamplingOptions, ViewOptions
 
     sampling = SamplingOptions(**{name: getattr(args, name) for name in SamplingOptions.__dataclass_fields__})
     options = ViewOptions(sampling, args.swap, args.match, args.seed, args.amp, args.batch_size)

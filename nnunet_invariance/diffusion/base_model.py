@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,9 +16,13 @@ from nnunet_invariance.diffusion.packages import (
     CLIPTextModel,
     CLIPTokenizer,
     DDPMScheduler,
+    ModelMixin,
     UNet2DConditionModel,
+    config_of,
 )
 from nnunet_invariance.errors import BaseModelError
+
+Part = TypeVar("Part", bound=ModelMixin)
 
 #: Config and stem of the weights of each part.
 PARTS = {
@@ -29,7 +34,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The parts of a model; ``scheduler`` is the one that training adds noise by."""
+    """The parts of a model; ``scheduler`` adds the noise in training."""
 
     folder: Path
     unet: UNet2DConditionModel
@@ -40,12 +45,12 @@ class BaseModel:
 
     @property
     def latent_factor(self) -> int:
-        """Pixels of the image along one of a latent."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        """Pixels of the image per pixel of the latents, along one axis."""
+        return 2 ** (len(config_of(self.vae).block_out_channels) - 1)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Hidden states (B, tokens, D) of prompts, cut to the tokens that the text encoder takes."""
+        """Hidden states (B, tokens, D) of prompts, truncated to the length that the text encoder accepts."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -57,22 +62,22 @@ class BaseModel:
 
     @torch.no_grad()
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents of grey images (B, R, R) in [0, 1]: a sample where there is a generator, their mode otherwise."""
+        """Latents of grey images (B, R, R) in [0, 1]: a sample if a generator is given, the mode otherwise."""
         pixels = (images[:, None].expand(-1, 3, -1, -1) * 2 - 1).to(self.vae.device, self.vae.dtype)
         latent = self.vae.encode(pixels).latent_dist
-        return (latent.mode() if generator is None else latent.sample(generator)) * self.vae.config.scaling_factor
+        return (latent.mode() if generator is None else latent.sample(generator)) * config_of(self.vae).scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Grey images (B, R, R) in [0, 1], the mean of the three colours, float32 on the CPU."""
-        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        pixels = self.vae.decode((latents / config_of(self.vae).scaling_factor).to(self.vae.dtype)).sample
         return (pixels.float().mean(1) / 2 + 0.5).clamp(0, 1).cpu()
 
     def check_size(self, size: int) -> None:
-        """Refuse a resolution that the model would round.
+        """Check that the model does not round a resolution.
 
         Raises:
-            BaseModelError
+            BaseModelError: ``size`` is no multiple of what the networks divide by.
         """
         multiple = size_multiple(self.unet, self.vae)
         if size % multiple:
@@ -82,8 +87,8 @@ class BaseModel:
 
 
 def size_multiple(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
-    """What the side of an image must be a multiple of."""
-    return 2 ** (len(vae.config.block_out_channels) - 1 + len(unet.config.block_out_channels) - 1)
+    """Number of which the side of an image must be a multiple."""
+    return 2 ** (len(config_of(vae).block_out_channels) - 1 + len(config_of(unet).block_out_channels) - 1)
 
 
 def open_base(folder: Path) -> BaseModel:
@@ -93,50 +98,51 @@ def open_base(folder: Path) -> BaseModel:
         BaseModelError: a file is missing, not safetensors, broken, or the model is of another kind.
     """
     check_folder(folder)
-    options = {"local_files_only": True}
-    weights = {**options, "use_safetensors": True}
+    weights: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     with _reading(folder):
         base = BaseModel(
             folder,
             UNet2DConditionModel.from_pretrained(folder / "unet", **weights),
             AutoencoderKL.from_pretrained(folder / "vae", **weights),
             CLIPTextModel.from_pretrained(folder / "text_encoder", **weights),
-            CLIPTokenizer.from_pretrained(folder / "tokenizer", **options),
-            DDPMScheduler.from_pretrained(folder / "scheduler", **options),
+            CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
         )
     _check_kind(base)
-    for part in (base.unet, base.vae, base.text_encoder):
+    parts: tuple[nn.Module, ...] = (base.unet, base.vae, base.text_encoder)
+    for part in parts:
         part.float().eval().requires_grad_(False)
     return base
 
 
-def open_part(kind: type[nn.Module], folder: Path, command: str) -> nn.Module:
-    """A network that a command of ours has left in ``folder``.
+def open_part(kind: type[Part], folder: Path, command: str) -> Part:
+    """Open the network that a command of this package wrote to ``folder``.
 
     Raises:
-        BaseModelError: the command was not run, or a file is broken.
+        BaseModelError: the command was not run, or a file is damaged.
     """
     check_part(folder, command)
     with _reading(folder):
-        part = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    return part.float().eval().requires_grad_(False)
+        part: Part = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    part.float().eval().requires_grad_(False)
+    return part
 
 
 def check_part(folder: Path, command: str) -> None:
-    """Say which command of ours leaves a network in ``folder``, where it has not run.
+    """Check that ``folder`` holds a network.
 
     Raises:
-        BaseModelError
+        BaseModelError: it does not; names the command that writes it.
     """
     if not (folder / "config.json").is_file():
         raise BaseModelError(f"{folder} holds no config.json. Run first: nnunet-invariance style {command}")
 
 
 def check_folder(folder: Path) -> None:
-    """Name the first file of a model's folder that is missing.
+    """Check that a model's folder is complete.
 
     Raises:
-        BaseModelError
+        BaseModelError: names the missing files.
     """
     needed = [Path("model_index.json"), Path("scheduler/scheduler_config.json")]
     needed += [Path(part, config) for part, (config, _) in PARTS.items()]
@@ -148,7 +154,11 @@ def check_folder(folder: Path) -> None:
         missing += [f"tokenizer/{name}" for name in ("vocab.json", "merges.txt") if not (tokenizer / name).is_file()]
     if missing:
         pickled = [str(path.relative_to(folder)) for path in sorted(folder.glob("*/*.bin"))]
-        why = f" {', '.join(pickled)} are pickles, which are not opened: save them as safetensors." if pickled else ""
+        why = (
+            f" {', '.join(pickled)} are pickle files, which are not opened: save them as safetensors."
+            if pickled
+            else ""
+        )
         msg = f"The base model {folder} is incomplete: {', '.join(missing)} missing.{why} "
         raise BaseModelError(f"{msg}Expected a folder as diffusers' save_pretrained writes it, in safetensors.")
 
@@ -163,25 +173,25 @@ def _missing_weights(folder: Path, part: str, stem: str) -> list[str]:
 
 
 def _check_kind(base: BaseModel) -> None:
-    """Refuse models whose U-Net wants more than noisy latents, a time and the states of this text encoder."""
-    unet, text = base.unet.config, base.text_encoder.config
+    """Check that the U-Net needs only noisy latents, a time and the states of this text encoder."""
+    unet, text = config_of(base.unet), config_of(base.text_encoder)
     for field, found, expected in (
-        ("unet in_channels", unet.in_channels, base.vae.config.latent_channels),
+        ("unet in_channels", unet.in_channels, config_of(base.vae).latent_channels),
         ("unet cross_attention_dim", unet.cross_attention_dim, text.hidden_size),
         ("unet addition_embed_type", unet.addition_embed_type, None),
         ("unet class_embed_type", unet.class_embed_type, None),
     ):
         if found != expected:
             msg = f"The base model {base.folder} is of another kind: {field} is {found}, expected {expected}. "
-            raise BaseModelError(f"{msg}Take a text-to-image model of the class of Stable Diffusion 1 or 2.")
-    if base.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        found = base.scheduler.config.prediction_type
+            raise BaseModelError(f"{msg}Use a text-to-image model of the class of Stable Diffusion 1 or 2.")
+    if config_of(base.scheduler).prediction_type not in ("epsilon", "v_prediction"):
+        found = config_of(base.scheduler).prediction_type
         raise BaseModelError(f"{base.folder}: prediction_type is {found!r}; expected 'epsilon' or 'v_prediction'.")
 
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Say which folder was being read when diffusers or transformers fail on its content."""
+    """Name the folder in errors of diffusers or transformers."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

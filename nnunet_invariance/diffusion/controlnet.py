@@ -1,8 +1,7 @@
-"""A ControlNet that follows label maps, trained beside the U-Net that knows the source's style already."""
+"""Training of a ControlNet that follows label maps, together with a frozen U-Net that knows the source's style."""
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,24 +10,19 @@ from torch import Tensor, nn
 from nnunet_invariance.diffusion import dreambooth
 from nnunet_invariance.diffusion.base_model import BaseModel, open_base, open_part
 from nnunet_invariance.diffusion.conditions import condition_channels, make_condition, ordered_extras
-from nnunet_invariance.diffusion.memory import check_memory, training_bytes
-from nnunet_invariance.diffusion.objective import Batch, PromptStates, SliceSampler, diffusion_loss
+from nnunet_invariance.diffusion.memory import check_device
+from nnunet_invariance.diffusion.objective import Batch, PromptStates, SliceSampler, diffusion_loss, embed_prompt
+from nnunet_invariance.diffusion.options import TrainingOptions
 from nnunet_invariance.diffusion.packages import ControlNetModel, UNet2DConditionModel
 from nnunet_invariance.diffusion.slices import open_slices
-from nnunet_invariance.diffusion.training import (
-    TrainingOptions,
-    fit,
-    make_accelerator,
-    place,
-    read_record,
-)
+from nnunet_invariance.diffusion.training import fit, make_accelerator, read_record, to_device
 
 FOLDER = "controlnet"
-EMBEDDING = (16, 32, 96, 256)  # channels of the layers that bring the condition to the latents' size
+EMBEDDING = (16, 32, 96, 256)  # channels of the layers that reduce the condition to the size of the latents
 
 
 def new_controlnet(unet: UNet2DConditionModel, base: BaseModel, channels: int) -> ControlNetModel:
-    """A ControlNet from the encoder of a U-Net (arXiv 2302.05543); until it is trained it changes nothing.
+    """A ControlNet with the encoder of a U-Net (arXiv 2302.05543); it has no effect until it is trained.
 
     The layers that embed the condition halve it as often as the autoencoder halves an image, three times in Stable
     Diffusion.
@@ -48,10 +42,10 @@ def train_controlnet(
     device: str = "cuda",
     resume: bool = False,
 ) -> Path:
-    """Train a ControlNet on the one-hot labels of all slices, the tuned U-Net frozen (arXiv 2411.05223).
+    """Train a ControlNet on the one-hot labels of all slices, with the tuned U-Net frozen (arXiv 2411.05223).
 
     Args:
-        root: a folder in which ``style slices`` and ``style dreambooth`` ran; the prompt is theirs.
+        root: a folder in which ``style slices`` and ``style dreambooth`` ran; their prompt is used.
         extras: further conditions, of ``body``, ``clusters``, ``edges``; see :func:`make_condition`.
 
     Raises:
@@ -63,20 +57,36 @@ def train_controlnet(
     tuned = open_part(UNet2DConditionModel, root / dreambooth.FOLDER, f"dreambooth {root} --base {base_folder}")
     prompt = read_record(root / dreambooth.FOLDER)["prompt"]
     accelerator = make_accelerator(options, device)
-    torch.manual_seed(options.seed)  # diffusers draws the new layers from the global generator
+    torch.manual_seed(options.seed)  # diffusers initialises the new layers with the global generator
     control = new_controlnet(tuned, base, condition_channels(slices.classes, extras))
-    if accelerator.device.type == "cuda":
-        needed = partial(training_bytes, base, batch=options.batch_size, half=options.amp != "no", control=control)
-        check_memory(torch.cuda.mem_get_info(accelerator.device)[0], slices.size, base, needed)
-    base.text_encoder.to(accelerator.device)
-    prompts = PromptStates(base, prompt, options.drop_prompt)
-    base.text_encoder.cpu()
+    check_device(accelerator.device, slices.size, base, options, control)
+    prompts = embed_prompt(base, prompt, options.drop_prompt, accelerator.device)
     for frozen in (base.vae, tuned):
-        place(frozen, accelerator.device, options.amp)
+        to_device(frozen, accelerator.device, options.amp)
+    loss_of = _loss(base, tuned, prompts, slices.classes, extras, accelerator.device)
+    record = {
+        "base": base_folder.name,
+        "prompt": prompt,
+        "size": slices.size,
+        "dataset": slices.dataset,
+        "conditions": list(extras),
+    }
+    return fit(control, loss_of, SliceSampler(slices), options, accelerator, root / FOLDER, record, resume)
+
+
+def _loss(
+    base: BaseModel,
+    tuned: UNet2DConditionModel,
+    prompts: PromptStates,
+    classes: int,
+    extras: Sequence[str],
+    device: torch.device,
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """Loss of a ControlNet on a batch: the error of the tuned U-Net's prediction with the ControlNet's residuals."""
 
     def loss_of(control: nn.Module, batch: Batch) -> Tensor:
-        states = prompts.draw(len(batch.images), batch.generator)
-        condition = make_condition(batch.labels, batch.images, slices.classes, extras).to(accelerator.device)
+        states = prompts.sample(len(batch.images), batch.generator)
+        condition = make_condition(batch.labels, batch.images, classes, extras).to(device)
 
         def predict(noisy: Tensor, time: Tensor) -> Tensor:
             down, middle = control(noisy, time, states, condition, return_dict=False)
@@ -86,11 +96,4 @@ def train_controlnet(
 
         return diffusion_loss(base, batch, predict)
 
-    record = {
-        "base": base_folder.name,
-        "prompt": prompt,
-        "size": slices.size,
-        "dataset": slices.dataset,
-        "conditions": list(extras),
-    }
-    return fit(control, loss_of, SliceSampler(slices), options, accelerator, root / FOLDER, record, resume)
+    return loss_of

@@ -1,6 +1,5 @@
-"""Style views of whole volumes: the base U-Net back in, the ControlNet holding the anatomy (arXiv 2411.05223)."""
+"""Style views of whole volumes: the base U-Net gives the style, the ControlNet keeps the anatomy (arXiv 2411.05223)."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,48 +16,22 @@ from nnunet_invariance.diffusion import controlnet, dreambooth
 from nnunet_invariance.diffusion.base_model import BaseModel, check_part, open_base, open_part
 from nnunet_invariance.diffusion.conditions import make_condition
 from nnunet_invariance.diffusion.noise import named_generator, noise_along
-from nnunet_invariance.diffusion.packages import ControlNetModel, PartialState, UNet2DConditionModel
+from nnunet_invariance.diffusion.options import ViewOptions
+from nnunet_invariance.diffusion.packages import ControlNetModel, PartialState, UNet2DConditionModel, config_of
 from nnunet_invariance.diffusion.quality import match_slices, rejected_slices, replace_rejected
-from nnunet_invariance.diffusion.sampling import SamplingOptions, sample_slices
+from nnunet_invariance.diffusion.sampling import sample_slices
 from nnunet_invariance.diffusion.slices import SlicedCase, SliceFolder, batches, open_slices, unit_images
-from nnunet_invariance.diffusion.training import DTYPES, place, read_record
+from nnunet_invariance.diffusion.training import read_record, to_device
 from nnunet_invariance.diffusion.views import FOLDER, RECORD, count_file, count_slices, put_back, view_names
 from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset, read_case
 from nnunet_invariance.errors import DeviceMemoryError, OptionError
 
-MOST_REJECTED = 0.5  # share of slices beyond which a volume is not written
-
-
-@dataclass(frozen=True)
-class ViewOptions:
-    """How views are made.
-
-    Attributes:
-        swap: take the base model's U-Net; False keeps the tuned one, which knows one style only.
-        match: smooth mean and s.d. of the slices along the volume.
-        amp: "no", "fp16" or "bf16". batch_size: slices at once.
-
-    Raises:
-        OptionError: a value is out of range.
-    """
-
-    sampling: SamplingOptions
-    swap: bool = True
-    match: bool = False
-    seed: int = 0
-    amp: str = "no"
-    batch_size: int = 4
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise OptionError(f"--batch-size is {self.batch_size}; expected at least 1.")
-        if self.amp not in DTYPES:
-            raise OptionError(f"--amp is {self.amp!r}; expected one of {', '.join(DTYPES)}.")
+MOST_REJECTED = 0.5  # a volume with a larger share of rejected slices is not written
 
 
 @dataclass(frozen=True)
 class Generator:
-    """Everything that makes slices, on one device; ``states`` of the prompt and of the empty one, by view."""
+    """All networks on one device; ``states``: hidden states of the prompt and of the empty prompt, per view."""
 
     base: BaseModel
     unet: UNet2DConditionModel
@@ -68,16 +41,16 @@ class Generator:
     options: ViewOptions
 
     def slices(self, case: SlicedCase, view: str, classes: int) -> Tensor:
-        """All slices of a volume in one style, (D, R, R) in [0, 1].
+        """Make all slices of a volume in one style, (D, R, R) in [0, 1].
 
         Raises:
             DeviceMemoryError: a batch does not fit.
         """
         sampling, size = self.options.sampling, self.options.batch_size
         side = len(case.image[0]) // self.base.latent_factor
-        shape = (self.base.unet.config.in_channels, side, side)
-        draws = named_generator(self.options.seed, case.name, view)
-        noise = noise_along(len(case.image), shape, sampling.noise, draws, sampling.correlation)
+        shape = (config_of(self.base.unet).in_channels, side, side)
+        generator = named_generator(self.options.seed, case.name, view)
+        noise = noise_along(len(case.image), shape, sampling.noise, generator, sampling.correlation)
         made = []
         for rows in batches(len(case.image), size):
             images, labels = unit_images(case.image[rows]), torch.from_numpy(case.labels[rows].copy())
@@ -89,7 +62,7 @@ class Generator:
             except torch.OutOfMemoryError as error:
                 msg = f"{size} slices of {len(case.image[0])} pixels do not fit into the device's memory. "
                 raise DeviceMemoryError(
-                    f"{msg}Take a smaller --batch-size, --amp, or slices of a smaller --size."
+                    f"{msg}Use a smaller --batch-size, --amp, or slices of a smaller --size."
                 ) from error
         return torch.cat(made)
 
@@ -102,12 +75,12 @@ def generate_views(
     prompts: Sequence[str] = (),
     device: str = "cuda",
 ) -> dict[str, dict[str, int]]:
-    """Write ``root/views/<style>/<case>``; volumes that are there are not made again. Counts of slices by view.
+    """Write ``root/views/<style>/<case>``, except for volumes that exist; returns the counts of slices per view.
 
-    Under ``accelerate launch`` or ``torchrun`` the volumes are shared out to the devices.
+    Under ``accelerate launch`` or ``torchrun`` the volumes are distributed over the devices.
 
     Args:
-        prompts: texts that styles are appended to; by default that of the training.
+        prompts: texts to which the styles are appended; default: the prompt of the training.
 
     Raises:
         OutputError: a view of that name was made with other settings.
@@ -121,7 +94,7 @@ def generate_views(
     trained = read_controlnet_record(root, base_folder)
     texts = view_names(prompts or [trained["prompt"]], styles)
     generator = open_generator(root, base_folder, slices.size, trained["conditions"], texts, options, state.device)
-    settings = {key: value for key, value in dataclasses.asdict(options).items() if key != "batch_size"}
+    settings = {key: value for key, value in options.to_dict().items() if key != "batch_size"}
     record = {"base": base_folder.name, "controlnet": trained, **settings}
     with state.main_process_first():  # it writes, the others compare
         for view, text in texts.items():
@@ -135,7 +108,7 @@ def generate_views(
 
 
 def read_controlnet_record(root: Path, base_folder: Path) -> dict[str, Any]:
-    """What the ControlNet was trained with.
+    """The settings with which the ControlNet was trained.
 
     Raises:
         BaseModelError: it was not trained.
@@ -166,7 +139,7 @@ def open_generator(
     unet = base.unet if options.swap else open_part(UNet2DConditionModel, tuned, command)
     states = {view: base.embed([text, ""]) for view, text in texts.items()}
     for network in (base.vae, unet, control):
-        place(network, device, options.amp)
+        to_device(network, device, options.amp)
     return Generator(base, unet, control, states, tuple(extras), options)
 
 

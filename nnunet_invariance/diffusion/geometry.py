@@ -1,4 +1,4 @@
-"""Slices as squares of one size, and back."""
+"""Conversion of slices to squares of one size, and back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Geometry:
-    """How slices of one volume lie in squares: scaled to isotropic pixels, centred, padded with 0.
+    """Position of the slices of one volume in squares: scaled to isotropic pixels, centred, padded with 0.
 
     Attributes:
         shape: (h, w) of a slice.
         scaled: (h, w) of the slice inside the square.
-        size: R, the square's side.
+        size: R, the side of the square.
     """
 
     shape: tuple[int, int]
@@ -26,24 +26,26 @@ class Geometry:
     def fit(cls, shape: Sequence[int], spacing: Sequence[float], size: int) -> "Geometry":
         """The largest isotropic picture of a slice (h, w) with pixels of ``spacing`` mm in a square of ``size``."""
         extent = [n * s for n, s in zip(shape, spacing, strict=True)]
-        scaled = tuple(max(1, round(size * e / max(extent))) for e in extent)
-        return cls(tuple(shape), scaled, size)
+        height, width = (max(1, round(size * e / max(extent))) for e in extent)
+        return cls((shape[0], shape[1]), (height, width), size)
 
     @property
     def box(self) -> tuple[slice, slice]:
-        """Where the slice lies in the square."""
-        first = [(self.size - n) // 2 for n in self.scaled]
-        return tuple(slice(a, a + n) for a, n in zip(first, self.scaled, strict=True))
+        """Rows and columns of the slice in the square."""
+        rows, columns = (slice((self.size - n) // 2, (self.size - n) // 2 + n) for n in self.scaled)
+        return rows, columns
 
     def to_square(self, stack: Tensor, labels: bool = False) -> Tensor:
-        """(D, h, w) to (D, R, R), same type; linear with low-pass for images, nearest for labels."""
+        """Convert (D, h, w) to (D, R, R) of the same dtype; antialiased linear for images, nearest for labels."""
         square = torch.zeros(len(stack), self.size, self.size, dtype=stack.dtype)
-        square[(slice(None), *self.box)] = _resize(stack, self.scaled, labels)
+        rows, columns = self.box
+        square[:, rows, columns] = _resize(stack, self.scaled, labels)
         return square
 
     def from_square(self, stack: Tensor) -> Tensor:
-        """Images (D, R, R) back to (D, h, w)."""
-        return _resize(stack[(slice(None), *self.box)], self.shape, labels=False)
+        """Convert images (D, R, R) back to (D, h, w)."""
+        rows, columns = self.box
+        return _resize(stack[:, rows, columns], self.shape, labels=False)
 
 
 def _resize(stack: Tensor, size: tuple[int, int], labels: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""What both trainings learn: slices, a prompt, and the error of the predicted noise."""
+"""Objective of both trainings: slices, a prompt, and the error of the predicted noise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_invariance.diffusion.base_model import BaseModel
+from nnunet_invariance.diffusion.packages import config_of
 from nnunet_invariance.diffusion.slices import SliceFolder, unit_images
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Slices of one pass, drawn by a generator from which noise and times are drawn next.
+    """Slices of one pass, and the generator that sampled them; it samples noise and times next.
 
     Attributes:
         images: (B, R, R) in [0, 1]. labels: (B, R, R) uint8. generator: of the CPU.
@@ -25,14 +26,14 @@ class Batch:
 
 
 class SliceSampler:
-    """All slices of a folder, drawn with equal chance."""
+    """Samples from all slices of a folder with equal probability."""
 
     def __init__(self, slices: SliceFolder) -> None:
         self.cases = [slices.case(name) for name in slices.names]
         self.ends = torch.tensor([len(case.image) for case in self.cases]).cumsum(0)
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """``count`` slices, with replacement."""
+    def sample(self, count: int, generator: torch.Generator) -> Batch:
+        """Sample ``count`` slices with replacement."""
         index = torch.randint(int(self.ends[-1]), (count,), generator=generator)
         owners = torch.searchsorted(self.ends, index, right=True)
         pairs = [
@@ -45,16 +46,24 @@ class SliceSampler:
 
 
 class PromptStates:
-    """Hidden states of one prompt and of the empty one, computed once."""
+    """Hidden states of one prompt and of the empty prompt, computed once."""
 
     def __init__(self, base: BaseModel, prompt: str, drop: float) -> None:
         self.states = base.embed([prompt, ""])
         self.drop = drop
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, tokens, D), the empty one with the chance that was given."""
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Sample states (count, tokens, D); each is that of the empty prompt with the probability ``drop``."""
         dropped = torch.rand(count, generator=generator) < self.drop
         return self.states[dropped.long().to(self.states.device)]
+
+
+def embed_prompt(base: BaseModel, prompt: str, drop: float, device: torch.device) -> PromptStates:
+    """Compute the states of a prompt on the device, and move the text encoder back to the CPU."""
+    base.text_encoder.to(device)
+    states = PromptStates(base, prompt, drop)
+    base.text_encoder.cpu()
+    return states
 
 
 def diffusion_loss(base: BaseModel, batch: Batch, predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -67,9 +76,9 @@ def diffusion_loss(base: BaseModel, batch: Batch, predict: Callable[[Tensor, Ten
     """
     latents = base.encode(batch.images, batch.generator).float()
     noise = torch.randn(latents.shape, generator=batch.generator).to(latents.device)
-    steps = base.scheduler.config.num_train_timesteps
+    steps = config_of(base.scheduler).num_train_timesteps
     time = torch.randint(steps, (len(latents),), generator=batch.generator).to(latents.device)
     target = noise
-    if base.scheduler.config.prediction_type == "v_prediction":
+    if config_of(base.scheduler).prediction_type == "v_prediction":
         target = base.scheduler.get_velocity(latents, noise, time)
     return F.mse_loss(predict(base.scheduler.add_noise(latents, noise, time), time).float(), target)

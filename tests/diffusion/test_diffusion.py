@@ -21,7 +21,7 @@ from nnunet_invariance.diffusion import packages, training
 from nnunet_invariance.diffusion.base_model import open_base
 from nnunet_invariance.diffusion.controlnet import train_controlnet
 from nnunet_invariance.diffusion.dreambooth import check_prompt, train_dreambooth
-from nnunet_invariance.diffusion.generate import ViewOptions, generate_views
+from nnunet_invariance.diffusion.generate import generate_views
 from nnunet_invariance.diffusion.noise import named_generator
 from nnunet_invariance.diffusion.objective import (
     Batch,
@@ -29,9 +29,8 @@ from nnunet_invariance.diffusion.objective import (
     SliceSampler,
     diffusion_loss,
 )
-from nnunet_invariance.diffusion.sampling import SamplingOptions
+from nnunet_invariance.diffusion.options import SamplingOptions, TrainingOptions, ViewOptions
 from nnunet_invariance.diffusion.slices import open_slices
-from nnunet_invariance.diffusion.training import TrainingOptions
 from nnunet_invariance.errors import (
     BaseModelError,
     DeviceMemoryError,
@@ -43,14 +42,25 @@ from nnunet_invariance.errors import (
 
 SAMPLING = SamplingOptions(steps=2, strength=0.5, guidance=1.0)
 VIEWS = ViewOptions(SAMPLING, batch_size=64)
-STEPS = TrainingOptions(steps=3, learning_rate=1e-3, batch_size=2, accumulate=2, drop_prompt=0.3, save_every=1)
+STEPS = TrainingOptions(steps=3, learning_rate=1e-3, batch_size=2, grad_accum_steps=2, drop_prompt=0.3, save_every=1)
 
 
 @pytest.fixture(scope="module")
 def styled(tiny, model, tmp_path_factory):
     """Slices of the tiny data set, a U-Net and a ControlNet of three steps."""
     root = tmp_path_factory.mktemp("style")
-    common = ["--base", str(model), "-device", "cpu", "--steps", "3", "--accumulate", "1", "--learning-rate", "0.01"]
+    common = [
+        "--base",
+        str(model),
+        "-device",
+        "cpu",
+        "--steps",
+        "3",
+        "--grad-accum-steps",
+        "1",
+        "--learning-rate",
+        "0.01",
+    ]
     assert main(["style", "slices", tiny.name, str(root), "--size", "32"]) == 0
     assert main(["style", "dreambooth", str(root), "--prompt", "axial phantom", *common]) == 0
     assert main(["style", "controlnet", str(root), "--conditions", "edges", "body", *common]) == 0
@@ -92,7 +102,7 @@ def test_the_loss_is_that_of_the_formula(model, tmp_path, prediction):
 def test_slices_are_drawn_from_all_cases_and_prompts_dropped_as_often_as_asked(styled, base):
     slices = open_slices(styled)
     sampler = SliceSampler(slices)
-    batch = sampler.draw(200, named_generator(0))
+    batch = sampler.sample(200, named_generator(0))
     ends = sampler.ends.tolist()
     index = torch.randint(ends[-1], (200,), generator=named_generator(0))
     for row in (0, 7, 199):
@@ -101,10 +111,10 @@ def test_slices_are_drawn_from_all_cases_and_prompts_dropped_as_often_as_asked(s
         assert torch.equal(batch.labels[row], torch.from_numpy(np.array(slices.case(slices.names[case]).labels[z])))
     assert len({int(torch.searchsorted(sampler.ends, i, right=True)) for i in index}) == len(slices.names)
     prompts = PromptStates(base, "axial phantom", 0.25)
-    drawn = prompts.draw(4000, named_generator(0))
-    dropped = (drawn == prompts.states[1]).flatten(1).all(1)
+    sampled = prompts.sample(4000, named_generator(0))
+    dropped = (sampled == prompts.states[1]).flatten(1).all(1)
     assert dropped.float().mean() == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(drawn[~dropped][0], base.embed(["axial phantom"])[0])
+    assert torch.equal(sampled[~dropped][0], base.embed(["axial phantom"])[0])
 
 
 def test_dreambooth_trains_the_unet_and_leaves_the_base_alone(styled, model, base, tmp_path):
@@ -141,7 +151,7 @@ def test_a_killed_training_continues_bit_by_bit(styled, model, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             train_controlnet(paths["killed"], model, STEPS, device="cpu")
     assert not (paths["killed"] / "controlnet").exists()
-    with pytest.raises(OutputError, match=r"controlnet_training\.pt is there already. Continue with --c"):
+    with pytest.raises(OutputError, match=r"controlnet_training\.pt exists. Continue with --c"):
         train_controlnet(paths["killed"], model, STEPS, device="cpu")
     with pytest.raises(StyleFolderError, match=r"cannot be continued: conditions: was \[\], is \['body'\]"):
         train_controlnet(paths["killed"], model, STEPS, ["body"], device="cpu", resume=True)
@@ -171,11 +181,11 @@ def test_prompts_and_training_options_that_are_wrong(styled, model, capsys):
         with pytest.raises(OptionError, match=words):
             check_prompt(prompt)
     for changes, words in (
-        ({"steps": 0}, "--steps is 0; expected at least 1"),
+        ({"steps": 0}, "--steps is 0; expected a whole number of at least 1"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"learning_rate": 0.0}, "--learning-rate is 0"),
-        ({"drop_prompt": 2.0}, "share from 0 to 1"),
-        ({"amp": "fp8"}, "one of no, fp16, bf16"),
+        ({"drop_prompt": 2.0}, r"--drop-prompt is 2.0; expected a number in \\[0, 1\\]"),
+        ({"amp": "fp8"}, "one of 'no', 'fp16', 'bf16'"),
     ):
         with pytest.raises(OptionError, match=words):
             TrainingOptions(**{"steps": 1, "learning_rate": 1.0, **changes})

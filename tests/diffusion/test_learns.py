@@ -15,9 +15,9 @@ from nnunet_invariance.diffusion.conditions import make_condition
 from nnunet_invariance.diffusion.controlnet import train_controlnet
 from nnunet_invariance.diffusion.dreambooth import train_dreambooth
 from nnunet_invariance.diffusion.noise import named_generator
+from nnunet_invariance.diffusion.options import SamplingOptions, TrainingOptions
 from nnunet_invariance.diffusion.packages import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from nnunet_invariance.diffusion.sampling import SamplingOptions, sample_slices
-from nnunet_invariance.diffusion.training import TrainingOptions
+from nnunet_invariance.diffusion.sampling import sample_slices
 from tests.helpers.tiny_diffusion import write_model
 
 SIDE = 32

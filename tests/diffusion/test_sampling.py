@@ -24,7 +24,8 @@ from nnunet_invariance.diffusion.base_model import check_folder, open_base
 from nnunet_invariance.diffusion.controlnet import new_controlnet
 from nnunet_invariance.diffusion.memory import RESERVED, activation_bytes, check_memory, training_bytes
 from nnunet_invariance.diffusion.noise import named_generator
-from nnunet_invariance.diffusion.sampling import SamplingOptions, sample_slices
+from nnunet_invariance.diffusion.options import SamplingOptions
+from nnunet_invariance.diffusion.sampling import sample_slices
 from nnunet_invariance.errors import (
     BaseModelError,
     DeviceMemoryError,
@@ -234,11 +235,11 @@ def test_conditions_of_another_size_are_refused_where_diffusers_rounds(base):
 
 def test_wrong_sampling_options():
     for changes, words in (
-        ({"strength": 0.0}, "leaves no step"),
-        ({"steps": 2, "strength": 0.4}, "leaves no step"),
-        ({"guidance": -1}, "expected 0 or more"),
-        ({"scheduler": "euler"}, "one of ddim, unipc"),
-        ({"noise": "pink"}, "one of shared, autoregressive, independent"),
+        ({"strength": 0.0}, r"--strength is 0.0; expected a number in \(0, 1\]"),
+        ({"steps": 2, "strength": 0.4}, "--strength is 0.4; expected steps x strength of at least 1, with --steps 2"),
+        ({"guidance": -1}, r"--guidance is -1; expected a number in \[0, inf\)"),
+        ({"scheduler": "euler"}, "one of 'ddim', 'unipc'"),
+        ({"noise": "pink"}, "one of 'shared', 'autoregressive', 'independent'"),
     ):
         with pytest.raises(OptionError, match=words):
             SamplingOptions(**changes)
