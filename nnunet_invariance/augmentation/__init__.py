@@ -1,1 +1,1 @@
-"""Views of one patch."""
+"""Augmentation: views of one patch, symmetries, masks, and style interventions."""

@@ -1,4 +1,4 @@
-"""The symmetries of a box of voxels, of a cube all 48: each sample its own, applied and undone exactly."""
+"""Symmetries of a box of voxels (48 for a cube), applied per sample and inverted exactly."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -11,10 +11,13 @@ WORDS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1))  # ea
 
 
 def symmetries(sizes: Sequence[Sequence[int]], reflections: bool = True) -> Tensor:
-    """The elements that keep a 3-D box and its feature maps: (G, 6) bool, the first one changes nothing.
+    """Symmetries that keep the shapes of a 3-D box and its feature maps: (G, 6) bool; the first is the identity.
 
     Columns 0 to 2 exchange two axes (:data:`SWAPS`), 3 to 5 flip an axis. Axes are exchanged only if they are equal in
     each of ``sizes``, such as patch size and the strides of all stages. Without ``reflections``: rotations only.
+
+    >>> len(symmetries([(8, 8, 8)])), len(symmetries([(4, 8, 8)]))
+    (48, 16)
     """
     equal = [all(size[a] == size[b] for size in sizes) for a, b in SWAPS]
     words = [word for word in WORDS if all(allowed or not bit for allowed, bit in zip(equal, word, strict=True))]
@@ -23,18 +26,18 @@ def symmetries(sizes: Sequence[Sequence[int]], reflections: bool = True) -> Tens
 
 
 def sample_symmetries(table: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` elements, uniform: (count, 6), on the generator's device."""
+    """Sample ``count`` symmetries uniformly: (count, 6), on the generator's device."""
     index = torch.randint(len(table), (count,), generator=generator, device=generator.device)
     return table.to(generator.device)[index]
 
 
 def apply_symmetry(x: Tensor, elements: Tensor) -> Tensor:
-    """Apply each element to its sample: x (N, ..., z, y, x), elements (N, 6)."""
+    """Apply one symmetry per sample: x (N, ..., z, y, x), elements (N, 6)."""
     return _flip(_exchange(x, elements, (0, 1, 2)), elements)
 
 
 def invert_symmetry(x: Tensor, elements: Tensor) -> Tensor:
-    """Undo :func:`apply_symmetry`, bit by bit."""
+    """Invert :func:`apply_symmetry` exactly."""
     return _exchange(_flip(x, elements), elements, (2, 1, 0))
 
 

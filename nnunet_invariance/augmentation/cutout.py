@@ -1,4 +1,4 @@
-"""Boxes of noise in place of the image."""
+"""Cutout: boxes of the image are replaced by noise."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 EDGE = (0.05, 0.25)  # of an axis
-BOXES = 96  # at most; their mean volume is 0.34 %, together about 0.3
+BOXES = 96  # maximum number; their mean volume is 0.34 %, together about 0.3
 
 
 def sample_boxes(shape: Sequence[int], most: float, generator: torch.Generator) -> Tensor:
-    """Boxes whose volumes add up to a share of each image that is drawn from [0, ``most``]; (N, 1, *spatial) bool.
+    """Sample boxes whose volumes add up to a share, uniform in [0, ``most``], of each image; (N, 1, *spatial) bool.
 
-    Edges are 5 to 25 % of an axis. Boxes may overlap, so that they hide the share or less, give or take one box.
+    Edges have 5 to 25 % of the length of an axis. Boxes can overlap, so that the hidden share can be smaller; it can
+    be larger by one box.
     ``shape``: (N, 1, *spatial).
     """
     count, size = shape[0], tuple(shape[2:])
@@ -34,12 +35,14 @@ def sample_boxes(shape: Sequence[int], most: float, generator: torch.Generator) 
     plane = rest[0]
     for line in rest[1:]:
         plane = (plane[..., None] * line[:, :, None]).flatten(2)
-    number = (first * taken[..., None]).transpose(1, 2) @ plane  # boxes over each voxel, no loop over them
+    number = (first * taken[..., None]).transpose(
+        1, 2
+    ) @ plane  # number of boxes over each voxel, without a loop over boxes
     return (number > 0).view(count, 1, *size)
 
 
 def fill_with_noise(x: Tensor, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal noise with the mean and standard deviation of each image in the boxes; (N, 1, *spatial) both."""
+    """Replace the image in the boxes by normal noise with its mean and s.d.; both are (N, 1, *spatial)."""
     noise = torch.randn(x.shape, generator=generator, device=generator.device)
     axes = tuple(range(1, x.ndim))
     return torch.where(hidden, noise * x.std(axes, keepdim=True) + x.mean(axes, keepdim=True), x)

@@ -1,7 +1,7 @@
-"""Geometry and intensity changes of a batch of 3-D patches on the device they are on.
+"""Affine and intensity augmentation of batches of 3-D patches on their device.
 
-Each change is drawn by ``sample_*`` and made by ``apply_*``, so that a view can be repeated and inverted. No flips:
-left and right are anatomy.
+``sample_*`` samples the parameters and ``apply_*`` applies them, so that a view can be repeated and inverted. There are
+no flips, because left and right are anatomy.
 """
 
 import math
@@ -25,10 +25,10 @@ def sample_affine(
     rotation: float = math.radians(15),
     scale: tuple[float, float] = (0.9, 1.1),
 ) -> Tensor:
-    """Draw rotations (radians, each axis within +-``rotation``) and isotropic scales.
+    """Sample rotations (radians, each axis within +-``rotation``) and isotropic scales.
 
-    Returns (B, 3, 3): the matrix that takes an offset from the patch centre in the output (z, y, x in mm) to the
-    offset in the input. With anisotropic ``spacing`` (mm, z y x) only in-plane turns and scales are drawn.
+    Returns (B, 3, 3): the matrix that maps an offset from the patch centre in the output (z, y, x in mm) to the offset
+    in the input. With anisotropic ``spacing`` (mm, z y x), only in-plane rotations and scales are sampled.
     """
     spacing_t = torch.tensor(spacing, dtype=torch.float64)
     angles = _uniform((batch, 3), -rotation, rotation, generator)
@@ -64,7 +64,7 @@ def apply_affine(x: Tensor, matrix: Tensor, spacing: Sequence[float], mode: str 
 
 
 def input_positions(matrix: Tensor, size: Sequence[int], cell: Sequence[int], spacing: Sequence[float]) -> Tensor:
-    """Where the cells of an output of :func:`apply_affine` come from: offsets from the input's centre, mm.
+    """Positions in the input of the cells of an output of :func:`apply_affine`: offsets from its centre, mm.
 
     Shape: matrix (B, 3, 3) for patches of ``size`` voxels; returns (B, M, 3), the centres of all cells of ``cell``
     voxels in the order of a flattened map.
@@ -80,9 +80,10 @@ def input_positions(matrix: Tensor, size: Sequence[int], cell: Sequence[int], sp
 def augment_affine(
     image: Tensor, valid: Tensor, spacing: Sequence[float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One geometry a sample, drawn by :func:`sample_affine`: the image, zero outside, and where it holds content.
+    """Apply one random affine map per sample (:func:`sample_affine`) to the image and its valid mask.
 
-    Shape: image (B, C, *spatial), valid (B, 1, *spatial) boolean; both are returned in their own shape.
+    Shape: image (B, C, *spatial), valid (B, 1, *spatial) bool; both keep their shape.
+    The image is 0 outside the mask.
     """
     matrix = sample_affine(len(image), spacing, generator)
     inside = apply_affine(valid, matrix, spacing, mode="nearest")
@@ -91,7 +92,7 @@ def augment_affine(
 
 @dataclass(frozen=True)
 class Intensity:
-    """One intensity change a sample and channel; all tensors (B, C, 1, 1, 1) but ``noise`` (B, C, *spatial)."""
+    """Intensity changes per sample and channel: tensors (B, C, 1, 1, 1); ``noise`` is (B, C, *spatial)."""
 
     gamma: Tensor
     gain: Tensor
@@ -100,7 +101,7 @@ class Intensity:
 
 
 def sample_intensity(shape: Sequence[int], generator: torch.Generator) -> Intensity:
-    """Draw gamma in [0.7, 1.5] (log-uniform), gain in [0.75, 1.25], shift in +-0.1 and noise of s.d. up to 0.1.
+    """Sample gamma in [0.7, 1.5] (log-uniform), gain in [0.75, 1.25], shift in +-0.1 and noise of s.d. up to 0.1.
 
     Shift and noise are in units of the patch's own standard deviation. ``shape``: (B, C, *spatial).
     """
@@ -115,7 +116,7 @@ def sample_intensity(shape: Sequence[int], generator: torch.Generator) -> Intens
 
 
 def apply_intensity(x: Tensor, change: Intensity) -> Tensor:
-    """Gamma on the patch's own range, then gain about the mean, shift and noise; a constant patch stays finite."""
+    """Apply gamma on the patch's range, then gain about the mean, shift and noise; a constant patch stays finite."""
     axes = tuple(range(2, x.ndim))
     low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
     span = (high - low).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""Random masks of cells: single blocks, and tubes."""
+"""Random masks of cells: single cells, and columns of cells."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def valid_cells(valid: Tensor, cell: Sequence[int]) -> Tensor:
-    """Cells of which at least half the voxels hold image content; in any case the fullest cells of a sample.
+    """Cells with at least half of their voxels valid; in any case the cells with the most valid voxels of a sample.
 
     Shape: valid (B, 1, *spatial), a multiple of ``cell`` (voxels per axis); returns (B, 1, *grid); both boolean.
     """
@@ -22,7 +22,7 @@ def sample_block_mask(cells: Tensor, ratio: float, generator: torch.Generator) -
     """Hide ``ratio`` of the valid cells of every sample, chosen uniformly.
 
     Shape: cells (B, 1, *grid) boolean; returns (B, 1, *grid) boolean, True where hidden. At least one valid cell stays
-    visible and, where there are two or more, at least one is hidden. Cells that are not valid are never hidden.
+    visible and, if there are two or more, at least one is hidden. Invalid cells are never hidden.
     """
     flat = cells.flatten(1)
     score = torch.rand(flat.shape, generator=generator, device=flat.device).masked_fill(~flat, 2.0)
@@ -34,10 +34,10 @@ def sample_block_mask(cells: Tensor, ratio: float, generator: torch.Generator) -
 
 
 def sample_tube_mask(cells: Tensor, ratio: float, generator: torch.Generator, axis: int = 0) -> Tensor:
-    """Hide ``ratio`` of the columns of valid cells along a spatial ``axis``, whole columns.
+    """Hide ``ratio`` of the whole columns of valid cells along a spatial ``axis``.
 
-    Else as :func:`sample_block_mask`, with columns in place of cells. The mask of Alice's release (arXiv 2302.05615),
-    whose pattern is drawn in 2-D.
+    Otherwise like :func:`sample_block_mask`, with columns instead of cells. It is the mask of Alice's release
+    (arXiv 2302.05615), whose pattern is sampled in 2-D.
     """
     return sample_block_mask(cells.any(2 + axis, keepdim=True), ratio, generator) & cells
 

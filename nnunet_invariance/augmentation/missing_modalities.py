@@ -1,4 +1,4 @@
-"""Modalities that a case lacks stay empty through augmentation."""
+"""Augmentation that keeps missing modalities empty."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from nnunet_invariance.networks.presence import over_maps, present_channels
 
 
 class ZeroMissingChannels(BasicTransform):
-    """A pipeline around which channels of missing modalities are noticed before, and set to 0 after.
+    """A pipeline after which channels that were missing (constant) in its input are set to 0.
 
-    Noise and contrast would make an image of a constant, and rotation blurs its border with the padding. What the
-    pipeline returns may repeat the image along the channels, as views do, with further channels behind.
+    Noise and contrast would turn a constant channel into an image, and rotation blurs its border with the padding. The
+    output of the pipeline may repeat the channels of the image, as views do, and append further channels.
     """
 
     def __init__(self, pipeline: BasicTransform) -> None:
@@ -31,17 +31,17 @@ class ZeroMissingChannels(BasicTransform):
 
 
 def drop_modalities(available: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """A random subset of the modalities of each sample, never empty where one is available.
+    """Sample a subset of the available modalities of each sample; it is empty only if none is available.
 
-    With ``probability``, a sample with n modalities keeps k of them, k uniform in 1 to n - 1; else it keeps all.
+    With ``probability``, a sample with n modalities keeps k of them, k uniform in 1 to n - 1; otherwise it keeps all.
 
     Args:
         available: (B, C) bool, on any device.
-        generator: of the CPU.
+        generator: a CPU generator.
     """
     samples, channels = available.shape
-    draws = torch.rand((samples, channels + 2), generator=generator).to(available.device)
-    dropped, size, score = draws[:, :1] < probability, draws[:, 1:2], draws[:, 2:]
+    uniform = torch.rand((samples, channels + 2), generator=generator).to(available.device)
+    dropped, size, score = uniform[:, :1] < probability, uniform[:, 1:2], uniform[:, 2:]
     number = available.sum(1, keepdim=True)
     rank = score.masked_fill(~available, -1).argsort(1, descending=True).argsort(1)
     keep = 1 + (size * (number - 1)).long()

@@ -1,4 +1,4 @@
-"""Views that lie beside nnU-Net's preprocessed cases, drawn by its own loader as if they were cases."""
+"""Stored views beside nnU-Net's preprocessed cases, which its own data loader samples as if they were cases."""
 
 import json
 import math
@@ -18,7 +18,7 @@ INDEX = "views.json"
 
 
 def views_folder(preprocessed: Path) -> Path:
-    """Where the views of a folder of preprocessed cases lie: beside it, because nnU-Net takes every file in it."""
+    """Folder of the views of preprocessed cases: beside theirs, because nnU-Net reads every file in it."""
     return preprocessed.with_name(preprocessed.name + SUFFIX)
 
 
@@ -28,13 +28,13 @@ def view_key(case: str, view: str) -> str:
 
 
 def read_index(folder: Path, preprocessing: str) -> dict[str, list[str]]:
-    """Names of the views of each case.
+    """Read the names of the views of each case.
 
     Args:
-        preprocessing: hash of the plans that are trained with.
+        preprocessing: preprocessing fingerprint of the training plans.
 
     Raises:
-        StyleFolderError: there are no views, some of their files are missing, or another preprocessing made them.
+        StyleFolderError: there are no views, files are missing, or they have another preprocessing.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_index(folder: Path, preprocessing: str) -> dict[str, list[str]]:
 
 
 class WithView:
-    """A case and one of its views as one image (2C, *spatial) that is read only where it is indexed."""
+    """A case and one of its views as one image (2C, *spatial) that is read lazily by indexing."""
 
     def __init__(self, image: Any, view: Any) -> None:
         self.parts = (image, view)
@@ -64,20 +64,21 @@ class WithView:
         self.dtype = np.dtype(np.float32)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """``index`` takes all channels: nnU-Net crops space only."""
+        """Read a crop; ``index`` covers all channels, because nnU-Net crops only spatial axes."""
         return np.concatenate([np.asarray(part[index], dtype=self.dtype) for part in self.parts])
 
 
 class DatasetWithViews:
-    """nnU-Net's data set of preprocessed cases, with views of them under names of their own.
+    """nnU-Net's data set of preprocessed cases, with their views as further identifiers.
 
-    nnU-Net's loader draws identifiers uniformly. They are repeated here so that each case is as likely as before, and
-    one of its views, each as likely, takes its place with the chance ``probability``; cases without views stay alone.
+    nnU-Net's loader samples identifiers uniformly. Identifiers are repeated here so that each case keeps its
+    probability, and one of its views, chosen uniformly, replaces it with the given probability. Cases without views
+    are not replaced.
 
     Args:
         cases: the data set.
-        folder: of the views. views: names of the views of each case.
-        probability: in [0, 1], taken to the nearest hundredth or finer.
+        folder: folder of the views. views: names of the views of each case.
+        probability: in [0, 1]; approximated by a fraction with a denominator of at most 100.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class DatasetWithViews:
         self.identifiers = np.array(_repeated(cases.identifiers, views, Fraction(probability).limit_denominator(100)))
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
-        """As nnU-Net's; the image of a view is (2C, *spatial), the case's own channels first."""
+        """Load as nnU-Net does; the image of a view is (2C, *spatial), with the channels of the case first."""
         identifier = str(identifier)
         case = self.of_view.get(identifier, identifier)
         image, *rest = self.cases.load_case(case)
@@ -104,7 +105,7 @@ class DatasetWithViews:
 
 
 def _repeated(cases: Sequence[str], views: Mapping[str, Sequence[str]], share: Fraction) -> list[str]:
-    """Identifiers, each as often as makes a uniform draw what :class:`DatasetWithViews` says."""
+    """Repeat identifiers so that uniform sampling has the probabilities of :class:`DatasetWithViews`."""
     common = math.lcm(*(len(views[case]) for case in cases if views.get(case)))
     own, others = common * (share.denominator - share.numerator), common * share.numerator
     result = []

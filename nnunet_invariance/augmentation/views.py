@@ -1,4 +1,4 @@
-"""Two intensity views and a clean view of one patch, out of nnU-Net's own training transforms."""
+"""Two intensity views and a clean view of one patch, made by nnU-Net's own training transforms."""
 
 from typing import Any, NamedTuple
 
@@ -19,12 +19,12 @@ PARTS = ("geometry", "intensity", "masking", "labels")
 
 
 class Views(NamedTuple):
-    """The views of a batch; position (z, y, x) is the same place in all of them.
+    """The views of a batch; they share one geometry, so that voxels correspond.
 
     Attributes:
-        first, second: (B, C, *spatial), two independent draws of the intensity transforms.
-        clean: (B, C, *spatial), no intensity transform.
-        valid_mask: (B, 1, *spatial), 1 in the image, 0 in padding and where nnU-Net's nonzero mask is off.
+        first, second: (B, C, *spatial), two independent applications of the intensity transforms.
+        clean: (B, C, *spatial), without intensity transforms.
+        valid_mask: (B, 1, *spatial), 1 in the image, 0 in padding and outside nnU-Net's nonzero mask.
     """
 
     first: Tensor
@@ -34,28 +34,28 @@ class Views(NamedTuple):
 
 
 def split_views(data: Tensor, channels: int) -> Views:
-    """Take apart what :class:`MultiView` has joined: (B, 3 * ``channels`` + 1, *spatial)."""
+    """Split the channels that :class:`MultiView` has joined: (B, 3 * ``channels`` + 1, *spatial)."""
     return Views(*data.split((channels, channels, channels, 1), dim=1))
 
 
 class MultiView(BasicTransform):
-    """nnU-Net's pipeline with its intensity part run twice over one geometry.
+    """nnU-Net's pipeline with two applications of its intensity transforms after one geometry.
 
-    The pipeline is cut into geometry, intensity, masking and label transforms, each in its own order. The image
-    (C, ...) becomes (3C + 1, ...): both views, the clean view, and content. nnU-Net's data loader keeps nothing but the
-    image and the segmentation, hence one tensor. Content is read from the segmentation after the geometry: there, and
-    only until the label transforms begin, -1 marks exactly the voxels that the loader or the rotation padded and those
-    outside the nonzero mask.
+    The pipeline is split into geometry, intensity, masking and label transforms, each in its own order. The image
+    (C, ...) becomes (3C + 1, ...): both views, the clean view, and the valid mask. They are one tensor because
+    nnU-Net's data loader keeps only the image and the segmentation. The valid mask is read from the segmentation after
+    the geometry: only there, -1 marks exactly the voxels that the loader or the rotation padded and those outside the
+    nonzero mask.
 
-    Mirroring comes before the intensity transforms here (nnU-Net: after them). It commutes with them in distribution.
+    Mirroring runs before the intensity transforms (nnU-Net: after them); it commutes with them in distribution.
 
     Args:
-        pipeline: what ``nnUNetTrainer.get_training_transforms`` returns, without a cascade.
-        channels: C, where an image may be (2C, ...): the second half then makes the second view. All by default.
-        second: False puts the clean view in place of a second draw, where nobody looks at one.
+        pipeline: returned by ``nnUNetTrainer.get_training_transforms``, without a cascade.
+        channels: C, if an image can be (2C, ...); the second half is then the input of the second view. Default: all.
+        second: False uses the clean view as the second one, for trainers that do not need it.
 
     Raises:
-        UnsupportedConfigurationError: the pipeline holds a transform that cannot be placed, or another order.
+        UnsupportedConfigurationError: the pipeline has an unknown transform or another order.
     """
 
     def __init__(self, pipeline: ComposeTransforms, channels: int | None = None, second: bool = True) -> None:
@@ -63,7 +63,7 @@ class MultiView(BasicTransform):
         self.channels = channels
         self.geometry, self.intensity, self.masking, self.labels = _partition(pipeline)
         nothing = ComposeTransforms([])
-        self.draws = (self.intensity, self.intensity if second else nothing, nothing)
+        self.view_transforms = (self.intensity, self.intensity if second else nothing, nothing)
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Transform one sample: ``image`` (C, *spatial) float, ``segmentation`` (S, *spatial) integer."""
@@ -74,10 +74,10 @@ class MultiView(BasicTransform):
         images = (own, other, own)
         views = [
             self.masking(**part(**{**sample, "image": image.clone()}))["image"]
-            for part, image in zip(self.draws, images, strict=True)
+            for part, image in zip(self.view_transforms, images, strict=True)
         ]
-        content = (sample["segmentation"][:1] >= 0).to(views[0].dtype)
-        return self.labels(**{**sample, "image": torch.cat((*views, content))})
+        valid_mask = (sample["segmentation"][:1] >= 0).to(views[0].dtype)
+        return self.labels(**{**sample, "image": torch.cat((*views, valid_mask))})
 
 
 def _partition(pipeline: ComposeTransforms) -> list[ComposeTransforms]:

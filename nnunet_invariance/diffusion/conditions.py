@@ -1,4 +1,4 @@
-"""What a ControlNet is conditioned on: one channel a label, and channels for what no label says."""
+"""Conditions of a ControlNet: one channel per label, and optional channels computed from the image."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ from nnunet_invariance.augmentation.interventions.tissues import find_tissues, t
 from nnunet_invariance.errors import OptionError
 
 EXTRAS = ("body", "clusters", "edges")
-#: diffusers takes a tensor with as many channels as latents have for latents, and then resizes nothing.
+#: diffusers treats a condition with as many channels as the latents as latents, and then does not resize it.
 LATENT_CHANNELS = 4
 
 
 def ordered_extras(extras: Sequence[str]) -> tuple[str, ...]:
-    """Extra conditions in the order of :data:`EXTRAS`.
+    """Sort extra conditions into the order of :data:`EXTRAS`.
 
     Raises:
         OptionError: one is unknown.
@@ -31,16 +31,16 @@ def ordered_extras(extras: Sequence[str]) -> tuple[str, ...]:
 
 
 def condition_channels(classes: int, extras: Sequence[str] = ()) -> int:
-    """Channels of :func:`make_condition`; never 4, see :data:`LATENT_CHANNELS`."""
+    """Number of channels of :func:`make_condition`; never 4, see :data:`LATENT_CHANNELS`."""
     count = classes + sum({"body": 1, "clusters": tissue_count(classes), "edges": 1}[extra] for extra in extras)
     return count + (count == LATENT_CHANNELS)
 
 
 def make_condition(labels: Tensor, images: Tensor, classes: int, extras: Sequence[str] = ()) -> Tensor:
-    """Labels one-hot, background included, and the extra channels in the order of :data:`EXTRAS`.
+    """One-hot labels including the background, and the extra channels in the order of :data:`EXTRAS`.
 
-    ``body`` is where the source image is above Otsu's threshold, holes filled; ``clusters`` its tissues one-hot, which
-    tell the order of their intensities in the source too; ``edges`` the norm of its gradient, by its largest value.
+    ``body``: the source image above Otsu's threshold, with holes filled. ``clusters``: one-hot tissues of the source
+    image; they also contain the order of its intensities. ``edges``: the norm of its gradient, divided by the maximum.
 
     Shape: labels (B, R, R) uint8 and images (B, R, R) in [0, 1] to (B, K, R, R) float32 in [0, 1]. An empty channel is
     added where K would be 4.

@@ -1,4 +1,4 @@
-"""Random numbers by name, and noise along the slices of a volume."""
+"""Named random generators, and noise along the slices of a volume."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ NOISES = ("shared", "autoregressive", "independent")
 
 
 def named_generator(*names: object) -> torch.Generator:
-    """A CPU generator that depends on these names alone, for example seed, step and rank."""
+    """A CPU generator that depends on these names only, for example seed, step and rank."""
     digest = hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -22,12 +22,13 @@ def noise_along(
 ) -> Tensor:
     r"""Standard normal noise for the slices of a volume, (count, *shape).
 
-    "shared": the same for all. "independent": drawn for each. "autoregressive", with :math:`\rho` = ``correlation``:
+    "shared": the same for all slices. "independent": sampled per slice.
+    "autoregressive", with :math:`\rho` = ``correlation``:
 
     .. math:: e_z = \rho\, e_{z-1} + \sqrt{1 - \rho^2}\, \xi_z
 
     Raises:
-        OptionError: the kind is unknown, or the correlation not in [0, 1].
+        OptionError: the kind is unknown, or the correlation is not in [0, 1].
     """
     if kind not in NOISES or not 0 <= correlation <= 1:
         msg = f"Noise {kind!r} with correlation {correlation:g}: expected one of {', '.join(NOISES)} "

@@ -1,4 +1,4 @@
-"""Views in the grid of nnU-Net's preprocessed cases, by the same steps."""
+"""Preprocessing of views by nnU-Net's own steps, in the grid of its preprocessed cases."""
 
 import json
 import os
@@ -24,14 +24,14 @@ from nnunet_invariance.plans.zscore import ct_remedy
 
 
 def preprocess_views(root: Path, plans_name: str = "nnUNetPlans", configuration: str = "3d_fullres") -> Path:
-    """Preprocess all views below ``root/views``; those that are there and have not changed are not made again.
+    """Preprocess all views below ``root/views``; unchanged views are kept.
 
     Returns the folder beside nnU-Net's own, which holds ``<case>__<view>.b2nd`` and ``views.json``.
 
     Raises:
-        StyleFolderError: there are no views, CT normalisation is in force, or the folder is of another preprocessing.
+        StyleFolderError: there are no views, the plans use CT normalisation, or the folder has another preprocessing.
         NotPreprocessedError: a case has not been preprocessed.
-        ShapeError: a view does not come out in the shape of its case.
+        ShapeError: a preprocessed view does not have the shape of its case.
     """
     slices = open_slices(root)
     raw = open_raw_dataset(slices.dataset)
@@ -75,12 +75,13 @@ def _open_index(target: Path, preprocessing: str) -> dict[str, Any]:
 
 
 def preprocess_view(file: Path, name: str, raw: RawDataset, planned: PlannedDataset) -> np.ndarray:
-    """One view (1, *spatial) float32: read and turned as its case, its crop box, normalised by itself, resampled.
+    """Preprocess one view to (1, *spatial) float32: transpose and crop as its case, normalise, resample.
 
-    The box is the case's stored one, because a generated background is not zero.
+    The crop box is that of the case, because a generated background is not zero.
 
     Raises:
-        NotPreprocessedError, ShapeError
+        NotPreprocessedError: the case was not preprocessed.
+        ShapeError: the view does not have the shape of its case.
     """
     if not any((planned.folder / f"{name}{ending}").is_file() for ending in (".b2nd", ".npz")):
         raise NotPreprocessedError(f"{planned.folder} holds no case {name}. Preprocess the data set first.")
@@ -111,7 +112,7 @@ def _check_shape(file: Path, found: tuple[int, ...], expected: tuple[int, ...], 
 
 
 def _write(path: Path, view: np.ndarray, planned: PlannedDataset) -> None:
-    """As nnU-Net writes its cases: chunks that fit the patch."""
+    """Write as nnU-Net writes its cases, with chunks that fit the patch."""
     blocks, chunks = comp_blosc2_params(view.shape, planned.patch_size, view.itemsize)
     packed = {"clevel": 5, "codec": blosc2.Codec.LZ4HC}
 

@@ -1,4 +1,4 @@
-"""A picture of source slices, their labels and their views."""
+"""Preview image of source slices, their labels and their views."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from nnunet_invariance.errors import StyleFolderError
 
 
 def write_preview(root: Path, n: int = 4) -> Path:
-    """Write ``root/preview.png``: a row for each of the first ``n`` volumes, the slice with most foreground.
+    """Write ``root/preview.png``: one row per volume, the slice with the most foreground.
 
     Raises:
         StyleFolderError: there are no views.

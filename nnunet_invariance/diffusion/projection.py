@@ -1,4 +1,4 @@
-"""Volumes projected along an axis: a labelled data set of pictures such as radiographs."""
+"""Projections of volumes along an axis: a labelled data set of images such as radiographs."""
 
 import re
 from pathlib import Path
@@ -15,17 +15,17 @@ from nnunet_invariance.synthesis.files import dataset_layout
 
 PROJECTIONS = ("mean", "attenuation")
 WATER = 0.02  # attenuation of water at about 70 keV, 1/mm
-FLAT = 999.0  # spacing that nnU-Net's own readers give to the missing axis of a picture, mm
+FLAT = 999.0  # mm; spacing of the missing axis of a 2-D image in nnU-Net's own readers
 
 
 def project_image(volume: np.ndarray, axis: int, kind: str, spacing: float) -> np.ndarray:
-    r"""Mean along an axis, or the share of X-rays that is absorbed.
+    r"""Mean along an axis, or the absorbed share of X-rays.
 
     Attenuation of a CT in Hounsfield units h, with steps of dx mm and water's :math:`\mu_w`:
 
     .. math:: 1 - \exp\big(-\sum \mu_w \max(0, 1 + h / 1000)\, dx\big)
 
-    Shape: (z, y, x) to the two axes that are left.
+    Shape: (z, y, x) to the two remaining axes.
     """
     if kind == "mean":
         return volume.mean(axis)
@@ -34,22 +34,22 @@ def project_image(volume: np.ndarray, axis: int, kind: str, spacing: float) -> n
 
 
 def project_labels(labels: np.ndarray, axis: int, classes: int) -> np.ndarray:
-    """The label that a ray meets most, background aside; the smallest of equals. uint8."""
+    """The foreground label with the longest path along each ray; the smallest of equals. uint8."""
     thickness = np.stack([(labels == label).sum(axis) for label in range(1, classes)])
     return np.where(thickness.any(0), thickness.argmax(0) + 1, 0).astype(np.uint8)
 
 
 def project_dataset(dataset: str, new_id: int, kind: str, plane: str | None = None) -> str:
-    """Write the projections of all training cases as a data set of volumes of one slice; its name.
+    """Write the projections of all training cases as a data set of volumes with one slice; returns its name.
 
     Args:
         dataset: name or id of the volumes.
         new_id: 1 to 999.
         kind: "mean" or "attenuation", the latter for CT.
-        plane: of the picture; "coronal", as a radiograph from the front, by default.
+        plane: of the images; default: "coronal", like a frontal radiograph.
 
     Raises:
-        OptionError: the id is taken, or the data set is no CT.
+        OptionError: the id is in use, or the data set is not CT.
         OutputError: a file cannot be written.
         StyleFolderError, EnvironmentNotSetError, DatasetNotFoundError: see ``open_raw_dataset``.
     """
@@ -57,7 +57,7 @@ def project_dataset(dataset: str, new_id: int, kind: str, plane: str | None = No
     channel = next(iter((raw.json.get("channel_names") or raw.json["modality"]).values()))
     if kind == "attenuation" and channel.lower() != "ct":
         msg = f"--project attenuation needs Hounsfield units, but the channel of {raw.name} is {channel!r}. "
-        raise OptionError(f"{msg}Take --project mean.")
+        raise OptionError(f"{msg}Use --project mean.")
     plain = re.sub(r"\W", "_", raw.name.split("_", 1)[1])
     root = dataset_layout(f"{plain}_{kind}", new_id).root
     for name, files in tqdm(raw.cases.items(), desc="projections", unit="case", disable=None):

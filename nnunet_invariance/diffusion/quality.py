@@ -1,4 +1,4 @@
-"""Which generated slices are of use, and what stands in for those that are not."""
+"""Rejection of unusable generated slices, and their replacement."""
 
 import numpy as np
 import torch
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from nnunet_invariance.diffusion.conditions import gradient_norm
 
-BORDER = 1.2  # least gradient at the borders of labels, times that of the whole slice
-SPREAD = 0.03  # least s.d. of a slice in [0, 1]
+BORDER = 1.2  # minimum gradient at the borders of labels, relative to that of the whole slice
+SPREAD = 0.03  # minimum s.d. of a slice in [0, 1]
 WINDOW = 5  # slices of the running median
 
 
 def rejected_slices(images: Tensor, labels: Tensor) -> Tensor:
-    """Slices that are nearly flat, or that show no edges where labels meet; (D,) bool.
+    """Find slices that are nearly constant, or that have no edges at the borders of labels; (D,) bool.
 
     Shape: images (D, R, R) in [0, 1], labels (D, R, R).
     """
@@ -26,7 +26,7 @@ def rejected_slices(images: Tensor, labels: Tensor) -> Tensor:
 
 
 def label_borders(labels: Tensor) -> Tensor:
-    """Pixels beside one of another label, in rows or columns; (D, R, R) bool."""
+    """Pixels with a neighbour of another label, in rows or columns; (D, R, R) bool."""
     border = torch.zeros(labels.shape, dtype=torch.bool)
     for axis in (1, 2):
         size = labels.shape[axis]
@@ -37,7 +37,7 @@ def label_borders(labels: Tensor) -> Tensor:
 
 
 def replace_rejected(images: Tensor, source: Tensor, rejected: Tensor) -> Tensor:
-    """Source slices in place of rejected ones, with mean and s.d. of all accepted slices together; (D, R, R)."""
+    """Replace rejected slices by source slices with the mean and s.d. of all accepted slices; (D, R, R)."""
     good = images[~rejected]
     standard = (source - source.mean()) / source.std(correction=0).clamp(min=1e-6)
     borrowed = (standard * good.std(correction=0) + good.mean()).clamp(0, 1)
@@ -45,7 +45,7 @@ def replace_rejected(images: Tensor, source: Tensor, rejected: Tensor) -> Tensor
 
 
 def match_slices(images: Tensor) -> Tensor:
-    """Give each slice the running median, over five slices, of the means and s.d. of slices; clipped to [0, 1]."""
+    """Replace mean and s.d. of each slice by their running medians over five slices; clipped to [0, 1]."""
     std, mean = torch.std_mean(images, (1, 2), correction=0, keepdim=True)
     wanted = [
         torch.from_numpy(median_filter(value.flatten().numpy(), WINDOW, mode="nearest").astype(np.float32))

@@ -1,8 +1,9 @@
-"""Square 8-bit slices of labelled volumes, with all that is needed to put slices back."""
+"""Square 8-bit slices of labelled volumes, with the information that converts them back to volumes."""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ class SlicedCase:
     """Slices of one volume.
 
     Attributes:
-        axis: array axis (z, y, x) that the slices are normal to.
-        window: intensities that became 0 and 255.
-        image, labels: (D, R, R) uint8, on disk; only what is indexed is read.
+        axis: array axis (z, y, x) to which the slices are normal.
+        window: intensities that are mapped to 0 and 255.
+        image, labels: (D, R, R) uint8, memory-mapped.
     """
 
     name: str
@@ -48,7 +49,7 @@ class SlicedCase:
 
 @dataclass(frozen=True)
 class SliceFolder:
-    """What :func:`make_slices` has left in a folder."""
+    """A folder that :func:`make_slices` has filled."""
 
     root: Path
     dataset: str
@@ -60,9 +61,10 @@ class SliceFolder:
         """The slices of one volume."""
         base = self.root / FOLDER / name
         record = json.loads(Path(f"{base}.json").read_text())
-        geometry = Geometry(*(tuple(record[key]) for key in ("shape", "scaled")), self.size)
-        arrays = (np.load(f"{base}_{part}.npy", mmap_mode="r") for part in ("image", "labels"))
-        return SlicedCase(name, record["axis"], tuple(record["window"]), geometry, *arrays)
+        (height, width), (rows, columns) = record["shape"], record["scaled"]
+        geometry = Geometry((height, width), (rows, columns), self.size)
+        image, labels = (np.load(f"{base}_{part}.npy", mmap_mode="r") for part in ("image", "labels"))
+        return SlicedCase(name, record["axis"], tuple(record["window"]), geometry, image, labels)
 
 
 def open_slices(root: Path) -> SliceFolder:
@@ -92,23 +94,23 @@ def open_slices(root: Path) -> SliceFolder:
 def make_slices(
     dataset: str, root: Path, size: int = 512, plane: str | None = None, window: Sequence[float] | None = None
 ) -> SliceFolder:
-    """Cut all training cases of a raw data set into squares; those that are there are not cut again.
+    """Cut all training cases of a raw data set into squares; existing slices are kept.
 
     Args:
         dataset: name or id.
         size: R, pixels; a multiple of 64 for models of the size of Stable Diffusion.
-        plane: "axial", "coronal" or "sagittal"; by default slices are normal to the coarsest axis.
-        window: low and high intensity, as (-125, 275) for an abdominal CT; by default the 1st and 99th percentile of
-            each volume.
+        plane: "axial", "coronal" or "sagittal"; default: normal to the coarsest axis.
+        window: low and high intensity, for example (-125, 275) for an abdominal CT; default: the 1st and 99th
+            percentile of each volume.
 
     Raises:
         OptionError: size or window are out of range.
         StyleFolderError: labels are missing or do not fit.
-        OutputError: the folder holds slices of other settings, or cannot be written.
+        OutputError: the folder holds slices with other settings, or cannot be written.
         EnvironmentNotSetError, DatasetNotFoundError
     """
     if size < 8 or size % 8:
-        raise OptionError(f"--size is {size}; expected a multiple of 8, for Stable Diffusion of 64. Take 512.")
+        raise OptionError(f"--size is {size}; expected a multiple of 8, for Stable Diffusion of 64. Use 512.")
     if window is not None and not window[0] < window[1]:
         raise OptionError(f"--window is {window[0]:g} {window[1]:g}; expected LOW HIGH with LOW below HIGH.")
     raw = open_raw_dataset(dataset)
@@ -134,7 +136,7 @@ def _cut(base: Path, raw: RawDataset, name: str, settings: dict[str, Any]) -> No
         "labels": geometry.to_square(masks, labels=True),
     }
     for part, squares in made.items():
-        atomic_write(f"{base}_{part}.npy", lambda file, squares=squares: np.save(file, squares.numpy()))
+        atomic_write(f"{base}_{part}.npy", partial(np.save, arr=squares.numpy()))
     record = {"axis": axis, "window": window, "shape": geometry.shape, "scaled": geometry.scaled}
     write_json(Path(f"{base}.json"), record, indent=None)  # last: the case is complete
 

@@ -1,4 +1,4 @@
-"""Views on disk: their names, how slices become a volume again, and counts of rejected slices."""
+"""Names of views, conversion of slices back to volumes, and counts of rejected slices."""
 
 import json
 import logging
@@ -20,10 +20,10 @@ RECORD = "view.json"
 
 
 def view_names(prompts: Sequence[str], styles: Sequence[str]) -> dict[str, str]:
-    """Every prompt with every style: name of the view, as a folder, to its text.
+    """All combinations of prompts and styles: folder name of the view to its text.
 
     Raises:
-        OptionError: there is no style, or two have one name.
+        OptionError: there is no style, or two views have the same name.
     """
     pairs = [(prompt, style) for prompt in prompts for style in styles]
     names = [
@@ -37,12 +37,15 @@ def view_names(prompts: Sequence[str], styles: Sequence[str]) -> dict[str, str]:
 
 
 def count_file(root: Path, view: str, name: str) -> Path:
-    """Counts of one volume; it is there when the volume is done."""
+    """File with the counts of one volume; it exists when the volume is complete."""
     return root / FOLDER / view / f"{name}.json"
 
 
 def put_back(squares: Tensor, case: SlicedCase, source: np.ndarray) -> np.ndarray:
-    """Squares (D, R, R) in [0, 1] as a volume (z, y, x) in the source's grid and intensities, 0 where that is empty."""
+    """Convert squares (D, R, R) in [0, 1] to a volume (z, y, x) in the grid and intensities of the source.
+
+    The volume is 0 where the source is empty.
+    """
     stack = case.geometry.from_square(squares).numpy()
     low, high = case.window
     volume = np.moveaxis(stack * (high - low) + low, 0, case.axis)
@@ -50,7 +53,7 @@ def put_back(squares: Tensor, case: SlicedCase, source: np.ndarray) -> np.ndarra
 
 
 def count_slices(root: Path, view: str, names: Sequence[str]) -> dict[str, int]:
-    """Slices, rejected ones and volumes that were left out, of a view; logged."""
+    """Count and log the slices, the rejected slices and the omitted volumes of a view."""
     files = [file for name in names if (file := count_file(root, view, name)).is_file()]
     counts = [json.loads(file.read_text()) for file in files]
     total = {

@@ -34,12 +34,12 @@ class RawDataset:
 
     @property
     def ending(self) -> str:
-        """Of all its files."""
+        """File ending of its images."""
         return self.json["file_ending"]
 
 
 def open_raw_dataset(dataset: str) -> RawDataset:
-    """Find a data set in ``nnUNet_raw`` by name or id.
+    """Open a data set in ``nnUNet_raw`` by name or id.
 
     Raises:
         EnvironmentNotSetError, DatasetNotFoundError
@@ -87,7 +87,7 @@ def read_case(image_path: Path, label_path: Path, classes: int) -> tuple[sitk.Im
     """Header, image (float32) and labels (uint8), both (z, y, x).
 
     Raises:
-        StyleFolderError: they cannot be read, do not fit each other, or hold labels that dataset.json does not know.
+        StyleFolderError: they cannot be read, differ in shape, or hold labels that dataset.json does not define.
     """
     image, labels = read_volume(image_path), sitk.GetArrayFromImage(read_volume(label_path))
     array = sitk.GetArrayFromImage(image).astype(np.float32)
@@ -101,7 +101,7 @@ def read_case(image_path: Path, label_path: Path, classes: int) -> tuple[sitk.Im
 
 
 def slice_axis(image: sitk.Image, plane: str | None) -> int:
-    """Array axis (z, y, x) that is normal to a plane; without one, the axis of the largest spacing, first of equals."""
+    """Array axis (z, y, x) normal to a plane; without a plane, the first axis with the largest spacing."""
     if plane is None:
         return int(np.argmax(image.GetSpacing()[::-1]))
     direction = np.abs(np.reshape(image.GetDirection(), (3, 3)))
@@ -115,5 +115,5 @@ def window_of(array: np.ndarray, window: Sequence[float] | None) -> tuple[float,
 
 
 def to_unit(array: np.ndarray, window: Sequence[float]) -> np.ndarray:
-    """The window to [0, 1], clipped; float32."""
+    """Scale the window to [0, 1] and clip; float32."""
     return np.clip((array - window[0]) / (window[1] - window[0]), 0, 1).astype(np.float32)
