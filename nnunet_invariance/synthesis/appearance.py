@@ -1,4 +1,4 @@
-"""A random appearance of a label map: one normal distribution a label, times a smooth texture (arXiv 2411.02372)."""
+"""Random appearance of a label map: one normal distribution per label, times a smooth texture (arXiv 2411.02372)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import bernoulli, noise_grids, noise_seed, uniform, white_noise
 from nnunet_invariance.synthesis.separable import smooth_noise
 
-LABELS = 256  # a map's labels are 0 to 255
+LABELS = 256  # labels of a map are 0 to 255
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """What one appearance is made of; ``means`` and ``stds`` (256,) are those of labels 0 to 255."""
+    """Parameters of one appearance; ``means`` and ``stds`` (256,) are those of labels 0 to 255."""
 
     means: Tensor
     stds: Tensor
@@ -25,7 +25,7 @@ class Appearance:
 
 
 def sample_appearance(options: SynthesisOptions, generator: torch.Generator) -> Appearance:
-    """Draw mean, standard deviation, noise and texture of one appearance."""
+    """Sample mean, standard deviation, noise and texture of one appearance."""
     return Appearance(
         means=uniform(options.mean, generator, LABELS),
         stds=uniform(options.std, generator, LABELS),
@@ -35,26 +35,27 @@ def sample_appearance(options: SynthesisOptions, generator: torch.Generator) -> 
     )
 
 
-def apply_appearance(labels: Tensor, draws: Sequence[Appearance], texture_weight: float) -> Tensor:
+def apply_appearance(labels: Tensor, params: Sequence[Appearance], texture_weight: float) -> Tensor:
     """v = mean_l + std_l N(0, 1), clipped at 0, scaled to [0, 1], times (1 + ``texture_weight`` P).
 
-    ``labels`` (B, 1, z, y, x), whole numbers in 0..255, a draw an element. Returns float32 of that shape.
+    ``labels`` (B, 1, z, y, x), integers in 0..255, with one set of parameters per element. Returns
+    float32 of that shape.
     """
-    means = torch.stack([draw.means for draw in draws])
-    stds = torch.stack([draw.stds for draw in draws])
-    for row, draw in enumerate(draws):
-        if draw.empty_background:
+    means = torch.stack([one.means for one in params])
+    stds = torch.stack([one.stds for one in params])
+    for row, one in enumerate(params):
+        if one.empty_background:
             means[row, int(labels[row].min())] = stds[row, int(labels[row].min())] = 0
     index = labels.reshape(len(labels), -1).long()
-    x = white_noise([draw.seed for draw in draws], index.shape[1:], labels.device)
+    x = white_noise([one.seed for one in params], index.shape[1:], labels.device)
     x.mul_(stds.to(x).gather(1, index)).add_(means.to(x).gather(1, index)).clamp_(min=0)
     x = rescale(x.reshape(labels.shape))
-    texture = smooth_noise([draw.texture for draw in draws], labels.shape[2:], labels.device)
+    texture = smooth_noise([one.texture for one in params], labels.shape[2:], labels.device)
     return x.mul_(texture.mul_(texture_weight).add_(1))
 
 
 def rescale(x: Tensor) -> Tensor:
-    """Minimum and maximum of each element to 0 and 1; a constant one becomes 0."""
+    """Scale each element to [0, 1]; a constant one becomes 0."""
     axes = tuple(range(1, x.ndim))
     low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
     return (x - low).div_((high - low).clamp(min=1e-7))

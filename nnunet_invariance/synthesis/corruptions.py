@@ -1,7 +1,7 @@
-"""What an acquisition does to an appearance: the ten-step chain of arXiv 2411.02372.
+"""Corruption of an appearance by the acquisition: the ten-step chain of arXiv 2411.02372.
 
-Every step takes x (B, C, *spatial) with two or three spatial axes and one value an element; ``None`` leaves an element
-as it is. The channels of an element share all but the spike.
+Every step takes x (B, C, *spatial) with two or three spatial axes, and one value per element. The channels of an
+element share all values but the spike.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from nnunet_invariance.synthesis.separable import along_axes, gaussian_matrix, l
 
 @dataclass(frozen=True)
 class Corruption:
-    """One element's draws; a step that does not happen is ``None``. D: spatial axes, C: channels."""
+    """Parameters of one element; a step that is not applied is ``None``. D: spatial axes, C: channels."""
 
-    bias: Tensor | None  # one coefficient a polynomial
-    spike: Tensor | None  # (C, D + 1): place in the spectrum as a share of each axis, and strength
+    bias: Tensor | None  # one coefficient per polynomial
+    spike: Tensor | None  # (C, D + 1): position in the spectrum as a fraction of each axis, and strength
     gamma: float | None
     smoothing: Tensor | None  # (D,) standard deviations, voxels
     ringing: float | None
@@ -35,11 +35,11 @@ class Corruption:
 
 
 def sample_corruption(options: SynthesisOptions, generator: torch.Generator) -> Corruption:
-    """Draw all steps of one element."""
+    """Sample the parameters of all steps of one element."""
     axes, channels = (2, options.size[0]) if options.official_quirks else (3, 1)
 
-    def maybe(probability: float, draw: Callable[[], Any]) -> Any:
-        return draw() if bernoulli(probability, generator) else None
+    def maybe(probability: float, sample: Callable[[], Any]) -> Any:
+        return sample() if bernoulli(probability, generator) else None
 
     def number(bounds: Range) -> float:
         return float(uniform(bounds, generator))
@@ -67,14 +67,14 @@ def sample_corruption(options: SynthesisOptions, generator: torch.Generator) -> 
     )
 
 
-def apply_corruption(x: Tensor, draws: Sequence[Corruption], options: SynthesisOptions) -> Tensor:
-    """The ten steps in their order on (B, 1, z, y, x); the result is in [0, 1]."""
+def apply_corruption(x: Tensor, params: Sequence[Corruption], options: SynthesisOptions) -> Tensor:
+    """Apply the ten steps in their order to (B, 1, z, y, x); the result is in [0, 1]."""
     shape = x.shape
     if options.official_quirks:
-        x = x[:, 0]  # the first axis as channels: each plane by itself
+        x = x[:, 0]  # the first axis becomes the channels: planes are corrupted independently
     x = rescale(x)
     for name, step in _steps(options):
-        x = on_drawn(x, [getattr(draw, name) for draw in draws], step)
+        x = apply_to_sampled(x, [getattr(one, name) for one in params], step)
     return rescale(x.clamp(min=0)).reshape(shape)
 
 
@@ -90,8 +90,8 @@ def _steps(options: SynthesisOptions) -> list[tuple[str, Callable[[Tensor, Any],
     ]
 
 
-def on_drawn(x: Tensor, values: Sequence[Any], step: Callable[[Tensor, Any], Tensor]) -> Tensor:
-    """Apply ``step(x, values)`` to the elements whose value is not ``None``."""
+def apply_to_sampled(x: Tensor, values: Sequence[Any], step: Callable[[Tensor, Any], Tensor]) -> Tensor:
+    """Apply ``step(x, values)`` to the elements whose value is not ``None``; the others stay."""
     rows = [row for row, value in enumerate(values) if value is not None]
     if len(rows) == len(values):
         return step(x, values)
@@ -102,14 +102,14 @@ def on_drawn(x: Tensor, values: Sequence[Any], step: Callable[[Tensor, Any], Ten
 
 
 def exponents(degree: int, axes: int) -> list[tuple[int, ...]]:
-    """Degrees along each axis of the polynomials whose total degree is at most ``degree``."""
+    """Degrees along each axis of all polynomials with a total degree of at most ``degree``."""
     return [powers for powers in itertools.product(range(degree + 1), repeat=axes) if sum(powers) <= degree]
 
 
 def bias_field(
     x: Tensor, coefficients: Sequence[Tensor], degree: int = 3, basis: Callable = np.polynomial.legendre.legvander
 ) -> Tensor:
-    """x exp(sum_p c_p L_p1(z) L_p2(y) L_p3(x)), L the ``basis`` on [-1, 1]: Legendre's, or NumPy's ``polyvander``."""
+    """x exp(sum_p c_p L_p1(z) L_p2(y) L_p3(x)) with the ``basis`` L on [-1, 1]: ``legvander`` or ``polyvander``."""
     spatial = x.shape[2:]
     powers = torch.tensor(exponents(degree, len(spatial)))
     table = torch.zeros(len(x), *[degree + 1] * len(spatial))
@@ -119,32 +119,32 @@ def bias_field(
     return x * field.exp_()
 
 
-def spike(x: Tensor, draws: Sequence[Tensor]) -> Tensor:
-    """One Fourier coefficient a channel gets the magnitude exp(2.5 s mean log|F|) and keeps its phase.
+def spike(x: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Set the magnitude of one Fourier coefficient per channel to exp(2.5 s mean log|F|) and keep its phase.
 
-    In the image that adds one plane wave, so the spectrum is read and never transformed back.
+    In the image, this adds one plane wave, so that no inverse transform is needed.
     """
     spatial = x.shape[2:]
     axes = tuple(range(2, x.ndim))
-    drawn = torch.stack(list(draws)).to(x)
+    values = torch.stack(list(params)).to(x)
     size = torch.tensor(spatial, device=x.device)
-    place = (drawn[..., :-1] * size).long().clamp(max=size - 1)
+    position = (values[..., :-1] * size).long().clamp(max=size - 1)
     spectrum = torch.fft.rfftn(x, dim=axes)
-    weight = torch.full((spectrum.shape[-1],), 2.0, device=x.device)  # a half spectrum stands for its mirror image too
+    weight = torch.full((spectrum.shape[-1],), 2.0, device=x.device)  # a half spectrum also represents its mirror image
     weight[0] = 1
     if spatial[-1] % 2 == 0:
         weight[-1] = 1
     mean_log = ((spectrum.abs() + 1e-10).log() * weight).sum(axes) / math.prod(spatial)
-    mirrored = place[..., -1] >= spectrum.shape[-1]
-    where = torch.where(mirrored[..., None], (size - place) % size, place)
+    mirrored = position[..., -1] >= spectrum.shape[-1]
+    where = torch.where(mirrored[..., None], (size - position) % size, position)
     rows, channels = torch.meshgrid(*(torch.arange(n, device=x.device) for n in x.shape[:2]), indexing="ij")
     value = spectrum[(rows, channels, *where.unbind(-1))]
     value = torch.where(mirrored, value.conj(), value)
-    amplitude = ((2.5 * drawn[..., -1] * mean_log).exp() - value.abs()) / math.prod(spatial)
+    amplitude = ((2.5 * values[..., -1] * mean_log).exp() - value.abs()) / math.prod(spatial)
     one = [1] * len(spatial)
     phase = value.angle().reshape(*x.shape[:2], *one)
     for axis, n in enumerate(spatial):
-        turns = (place[..., axis, None] * torch.arange(n, device=x.device)) % n * (2 * math.pi / n)
+        turns = (position[..., axis, None] * torch.arange(n, device=x.device)) % n * (2 * math.pi / n)
         phase = phase + turns.reshape(*x.shape[:2], *one[:axis], n, *one[axis + 1 :])
     return x + amplitude.reshape(*x.shape[:2], *one) * phase.cos_()
 
@@ -170,7 +170,7 @@ def smoothing(x: Tensor, sigmas: Sequence[Tensor]) -> Tensor:
 
 
 def ringing(x: Tensor, alphas: Sequence[float]) -> Tensor:
-    """Gibbs ringing: frequencies beyond (1 - alpha) n / sqrt(2) of the centre are cut, n the longest side."""
+    """Gibbs ringing: frequencies beyond (1 - alpha) n / sqrt(2) are removed, n: the longest side."""
     spatial = x.shape[2:]
     axes = tuple(range(2, x.ndim))
     squared = torch.zeros((), device=x.device)
@@ -179,22 +179,22 @@ def ringing(x: Tensor, alphas: Sequence[float]) -> Tensor:
         frequency = (torch.fft.rfftfreq if last else torch.fft.fftfreq)(n, 1 / n, device=x.device)
         squared = squared + frequency.square().reshape(-1, *[1] * (len(spatial) - 1 - axis))
     radius = (1 - torch.tensor(list(alphas), device=x.device)) * max(spatial) / math.sqrt(2)
-    # A little more than the radius, so that rounding does not decide about frequencies that lie on it.
+    # Slightly more than the radius, so that rounding does not decide about frequencies on it.
     kept = squared <= (radius * (1 + 1e-5)).square().reshape(-1, *[1] * (x.ndim - 1))
     return torch.fft.irfftn(torch.fft.rfftn(x, dim=axes).mul_(kept), s=spatial, dim=axes)
 
 
-def sharpening(x: Tensor, draws: Sequence[Tensor]) -> Tensor:
-    """b + w (b - G_2 b) with b = G_1 x; a draw holds the axes' sigma_1, their sigma_2, and w."""
+def sharpening(x: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """b + w (b - G_2 b) with b = G_1 x; parameters (2 D + 1,): sigma_1 and sigma_2 of the axes, and w."""
     axes = x.ndim - 2
-    blurred = smoothing(x, [draw[:axes] for draw in draws])
-    twice = smoothing(blurred, [draw[axes:-1] for draw in draws])
-    weight = torch.stack([draw[-1] for draw in draws]).to(x).reshape(-1, *[1] * (x.ndim - 1))
+    blurred = smoothing(x, [one[:axes] for one in params])
+    twice = smoothing(blurred, [one[axes:-1] for one in params])
+    weight = torch.stack([one[-1] for one in params]).to(x).reshape(-1, *[1] * (x.ndim - 1))
     return blurred + weight * (blurred - twice)
 
 
 def low_resolution(x: Tensor, zooms: Sequence[float], exact: bool = True) -> Tensor:
-    """Pick the nearest voxels of a grid coarser by ``zoom`` and interpolate linearly back."""
+    """Sample the nearest voxels of a grid coarser by ``zoom`` and interpolate back linearly."""
 
     def there_and_back(n: int, zoom: float) -> Tensor:
         coarse = max(1, round(n * zoom))

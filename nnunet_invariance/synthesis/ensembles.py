@@ -1,4 +1,4 @@
-"""Label ensembles: templates painted over one another, then a foreground mask and an envelope (arXiv 2411.02372)."""
+"""Label maps: templates painted over one another, then a foreground mask and an envelope (arXiv 2411.02372)."""
 
 import math
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from nnunet_invariance.synthesis.templates import TemplateBank
 
 @dataclass(frozen=True)
 class Foreground:
-    """A deformed sphere, in voxels; ``half_width`` of the envelope around it, or ``None``."""
+    """Parameters of a deformed sphere, in voxels; ``half_width``: of the envelope around it, or ``None``."""
 
     centre: Tensor  # (3,)
     radius: float
-    displacement: list[Tensor]  # (3, ...) a scale
+    displacement: list[Tensor]  # (3, ...) per scale
     half_width: int | None
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What one label map is made of; later templates cover earlier ones."""
+    """Parameters of one label map; later templates cover earlier ones."""
 
     templates: Tensor  # (n,) indices into the bank
     matrices: Tensor  # (n, 3, 3): voxel of the map to voxel of the template
@@ -36,7 +36,7 @@ class Ensemble:
 
 
 def sample_ensemble(n_templates: int, options: SynthesisOptions, generator: torch.Generator) -> Ensemble:
-    """Draw templates (with replacement) and their maps M = S R H, S scales and reflections, R turns, H shears."""
+    """Sample templates with replacement, and their maps M = S R H: scales and reflections S, rotations R, shears H."""
     n = uniform_int(options.templates, generator)
     templates = torch.randint(n_templates, (n,), generator=generator)
     scales = uniform(options.scale, generator, n, 3) * (1 - 2 * torch.randint(2, (n, 3), generator=generator))
@@ -64,7 +64,7 @@ def _sample_foreground(options: SynthesisOptions, generator: torch.Generator) ->
 
 
 def rotations(angles: Tensor) -> Tensor:
-    """R_0 R_1 R_2 (n, 3, 3) of turns about the three axes, radians (n, 3)."""
+    """R_0 R_1 R_2 (n, 3, 3), rotations about the three axes by angles (n, 3) in radians."""
     product = torch.eye(3).repeat(len(angles), 1, 1)
     for axis, (a, b) in enumerate(((1, 2), (2, 0), (0, 1))):
         turn = torch.eye(3).repeat(len(angles), 1, 1)
@@ -74,13 +74,13 @@ def rotations(angles: Tensor) -> Tensor:
     return product
 
 
-def apply_ensemble(bank: TemplateBank, draws: Sequence[Ensemble], options: SynthesisOptions) -> Tensor:
-    """Label maps (B, 1, z, y, x), uint8: 0 is what nothing covers, outside of the foreground where there is one."""
-    labels = paint(bank, draws, options.size, first=0 if options.official_quirks else 1)
+def apply_ensemble(bank: TemplateBank, params: Sequence[Ensemble], options: SynthesisOptions) -> Tensor:
+    """Make label maps (B, 1, z, y, x), uint8; 0 where no template is, or outside the foreground if there is one."""
+    labels = paint(bank, params, options.size, first=0 if options.official_quirks else 1)
     labels = median_of_ids(labels) if options.official_quirks else majority(labels)
-    rows = [row for row, draw in enumerate(draws) if draw.foreground is not None]
+    rows = [row for row, one in enumerate(params) if one.foreground is not None]
     if rows:
-        labels[rows] = apply_foreground(labels[rows], [draws[row].foreground for row in rows])
+        labels[rows] = apply_foreground(labels[rows], [params[row].foreground for row in rows])
     return labels
 
 
@@ -89,7 +89,7 @@ def _line(axis: int) -> tuple[int, ...]:
 
 
 def box_count(mask: Tensor) -> Tensor:
-    """How many of the 3 x 3 x 3 voxels around each of (B, 1, z, y, x) are set, uint8; the border goes on outside."""
+    """Count the set voxels in the 3 x 3 x 3 box around each voxel of (B, 1, z, y, x), uint8; the border is repeated."""
     count = mask.to(torch.uint8)
     for axis in (2, 3, 4):
         n = count.shape[axis] - 1
@@ -103,7 +103,7 @@ def box_count(mask: Tensor) -> Tensor:
 
 
 def majority(labels: Tensor) -> Tensor:
-    """The most frequent label of the 3 x 3 x 3 voxels around each; between equals the voxel's own, else the lowest."""
+    """The most frequent label in the 3 x 3 x 3 box around each voxel; of equals the voxel's own, else the lowest."""
     best = torch.zeros_like(labels)
     most = torch.zeros_like(labels)
     for label in range(int(labels.max()) + 1):
@@ -115,42 +115,42 @@ def majority(labels: Tensor) -> Tensor:
 
 
 def median_of_ids(labels: Tensor) -> Tensor:
-    """The median of the 27 label numbers around each voxel: the thresholds that more than half of them exceed."""
+    """The median of the 27 label numbers around each voxel: the number of thresholds that more than half exceed."""
     median = torch.zeros_like(labels)
     for label in range(int(labels.max())):
         median += box_count(labels > label) > 13
     return median
 
 
-def apply_foreground(labels: Tensor, draws: Sequence[Foreground]) -> Tensor:
-    """0 outside the mask, 1 more inside; an envelope gets one label more than the largest."""
+def apply_foreground(labels: Tensor, params: Sequence[Foreground]) -> Tensor:
+    """Set labels to 0 outside the mask and add 1 inside; an envelope gets the largest label plus 1."""
     size = labels.shape[2:]
-    mask = foreground_mask(draws, size, labels.device)
+    mask = foreground_mask(params, size, labels.device)
     labels = torch.where(mask, labels + 1, 0)
-    for row, draw in enumerate(draws):
-        if draw.half_width is not None:
-            labels[row].masked_fill_(envelope(mask[row], draw.half_width), int(labels[row].max()) + 1)
+    for row, one in enumerate(params):
+        if one.half_width is not None:
+            labels[row].masked_fill_(envelope(mask[row], one.half_width), int(labels[row].max()) + 1)
     return labels
 
 
-def foreground_mask(draws: Sequence[Foreground], size: Sequence[int], device: torch.device) -> Tensor:
-    """{x : |x + d(x) - centre| < radius}, d a sum of smooth noise; (B, 1, z, y, x) bool, smoothed by majority."""
-    displaced = smooth_noise([draw.displacement for draw in draws], size, device)
+def foreground_mask(params: Sequence[Foreground], size: Sequence[int], device: torch.device) -> Tensor:
+    """{x : |x + d(x) - centre| < radius}, d: a sum of smooth noise; (B, 1, z, y, x) bool, smoothed by majority."""
+    displaced = smooth_noise([one.displacement for one in params], size, device)
     distance = torch.zeros((), device=device)
     for axis, n in enumerate(size):
-        centre = torch.stack([draw.centre[axis] for draw in draws]).to(device).reshape(-1, 1, 1, 1)
+        centre = torch.stack([one.centre[axis] for one in params]).to(device).reshape(-1, 1, 1, 1)
         line = torch.arange(n, device=device).reshape(*_line(axis))
         distance = distance + (displaced[:, axis] + line - centre).square_()
-    radius = torch.tensor([draw.radius for draw in draws], device=device).reshape(-1, 1, 1, 1)
+    radius = torch.tensor([one.radius for one in params], device=device).reshape(-1, 1, 1, 1)
     return box_count((distance < radius**2)[:, None]) > 13
 
 
 def envelope(mask: Tensor, half_width: int) -> Tensor:
-    """Voxels (1, z, y, x) whose ball of this radius holds both inside and outside: dilation without erosion."""
+    """Voxels (1, z, y, x) whose ball of this radius contains both values of the mask: dilation minus erosion."""
     line = torch.arange(-half_width, half_width + 1, device=mask.device).square()
     ball = (line[:, None, None] + line[:, None] + line <= half_width**2).float()
     padded = F.pad(mask.float()[None], [half_width] * 6, mode="replicate")[0, 0]
     spectrum = torch.fft.rfftn(padded) * torch.fft.rfftn(ball, s=padded.shape)
-    # The first 2 r voxels of a cyclic convolution wrap around; behind them is what was padded.
+    # The first 2 r voxels of a cyclic convolution wrap around; the padding is removed with them.
     count = torch.fft.irfftn(spectrum, s=padded.shape)[2 * half_width :, 2 * half_width :, 2 * half_width :]
     return ((count > 0.5) & (count < math.floor(float(ball.sum())) - 0.5))[None]

@@ -23,7 +23,7 @@ RECORD = "synthesis.json"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of an element go: folder and ending of its labels, and of as many views as are kept."""
+    """Paths of the files of an element: patterns of its labels and of the views that are written."""
 
     root: Path
     labels: str
@@ -40,11 +40,11 @@ def pairs_layout(out: Path) -> Layout:
 
 
 def dataset_layout(name: str, dataset_id: int) -> Layout:
-    """``nnUNet_raw/DatasetXXX_NAME``; one appearance a label map, so that no map is in two folds.
+    """``nnUNet_raw/DatasetXXX_NAME``; one appearance per label map, so that no map is in two folds.
 
     Raises:
-        OptionError: the id is not in 1..999, is taken by another data set, or the name is not a plain one.
-        EnvironmentNotSetError: ``nnUNet_raw`` is not set or is no folder.
+        OptionError: the id is not in 1..999 or is used by another data set, or the name has other characters.
+        EnvironmentNotSetError: ``nnUNet_raw`` is not set or is not a folder.
     """
     if not 1 <= dataset_id <= 999 or not name.replace("_", "").isalnum():
         msg = f"Data set {dataset_id} named {name!r}: expected an id from 1 to 999 and a name of letters and digits."
@@ -61,11 +61,11 @@ def dataset_layout(name: str, dataset_id: int) -> Layout:
 
 
 def write_elements(engine: SynthesisEngine, layout: Layout, n: int) -> None:
-    """Write elements 0 to ``n`` - 1; those whose files all exist are skipped, so a stopped run goes on.
+    """Write elements 0 to ``n`` - 1; complete elements are skipped, so that a stopped run can be continued.
 
     Raises:
         OptionError: ``n`` is below 1.
-        OutputError: a file cannot be written, or the folder was filled with other options, seed or templates.
+        OutputError: a file cannot be written, or the folder has elements with other options, seed or templates.
     """
     if n < 1:
         raise OptionError(f"-n is {n}; expected at least 1.")
@@ -82,7 +82,7 @@ def write_elements(engine: SynthesisEngine, layout: Layout, n: int) -> None:
 
 
 def write_dataset_json(layout: Layout, engine: SynthesisEngine) -> None:
-    """``dataset.json`` of all elements that stand in the folder; labels are numbered, not named, by the engine."""
+    """``dataset.json`` of all elements in the folder; labels have numbers, because the engine does not name them."""
     most = engine.options.templates[1] + 2  # inside of the foreground, and its envelope
     labels = {"background": 0, **{f"shape_{label:02d}": label for label in range(1, most + 1)}}
     n = len(list((layout.root / "labelsTr").glob(f"*{ENDING}")))
@@ -99,7 +99,7 @@ def _claim(root: Path, engine: SynthesisEngine) -> None:
 
 def _write_element(made: SyntheticPairs, row: int, files: list[Path]) -> None:
     arrays = [made.labels, *made.views][: len(files)]
-    # Labels last: where they stand the element is whole.
+    # Labels last: if they exist, the element is complete.
     for array, file in reversed(list(zip(arrays, files, strict=True))):
         write_image(file, sitk.GetImageFromArray(_to_bytes(array[row, 0])))
 

@@ -1,4 +1,4 @@
-"""Augmentation of synthetic pairs during training (arXiv 2411.02372): shared geometry, own intensity."""
+"""Augmentation of synthetic pairs during training (arXiv 2411.02372): shared geometry, separate intensities."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.augmentation.device_views import apply_affine
-from nnunet_invariance.synthesis.corruptions import bias_field, exponents, on_drawn, smoothing
+from nnunet_invariance.synthesis.corruptions import apply_to_sampled, bias_field, exponents, smoothing
 from nnunet_invariance.synthesis.engine import SyntheticPairs
 from nnunet_invariance.synthesis.ensembles import rotations
 from nnunet_invariance.synthesis.randomness import bernoulli, noise_seed, uniform, white_noise, without_autocast
 
-MOVES = 2  # a scan with motion has this many positions beside the first
-UNIT = (1.0, 1.0, 1.0)  # label maps have no spacing: a voxel is the unit of length
+MOVES = 2  # number of positions of a scan with motion, in addition to the first
+UNIT = (1.0, 1.0, 1.0)  # label maps have no spacing: lengths are in voxels
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Rigid moves in the course of a scan: ``matrices`` (2, 3, 3), ``shifts`` (2, 3) voxels, ``times`` (2,) in 0..1."""
+    """Rigid motion during a scan: ``matrices`` (2, 3, 3), ``shifts`` (2, 3) voxels, ``times`` (2,) in 0..1."""
 
     matrices: Tensor
     shifts: Tensor
@@ -31,7 +31,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class IntensityChange:
-    """One view's changes, in the order they are made; ``None`` is none."""
+    """Intensity changes of one view in the order of their application; ``None``: not applied."""
 
     blur: Tensor | None  # (3,) standard deviations, voxels
     noise: tuple[float, int] | None  # standard deviation, seed
@@ -42,7 +42,7 @@ class IntensityChange:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One element's draws; ``matrix`` (3, 3) takes an offset from the centre in the output to the input."""
+    """Parameters of one element; ``matrix`` (3, 3) maps an offset from the centre in the output to the input."""
 
     swapped: bool
     flipped: tuple[int, ...]  # spatial axes
@@ -52,28 +52,28 @@ class Augmentation:
 
 @without_autocast
 def sample_augmentation(generator: torch.Generator) -> Augmentation:
-    """Draw the order of the views, flips, an affine map and both views' intensity changes."""
+    """Sample the order of the views, flips, an affine map and the intensity changes of both views."""
     swapped = bernoulli(0.5, generator)
     flips = bernoulli(0.9, generator)
     flipped = tuple(axis for axis in range(3) if bernoulli(0.5, generator) and flips)
     matrix = None
     if bernoulli(0.5, generator):
-        matrix = torch.diag(uniform((0.6, 1.4), generator, 3)) @ _turns(45.0, 1, generator)[0]
+        matrix = torch.diag(uniform((0.6, 1.4), generator, 3)) @ _rotations(45.0, 1, generator)[0]
     return Augmentation(swapped, flipped, matrix, (_sample_change(generator), _sample_change(generator)))
 
 
-def _turns(largest: float, n: int, generator: torch.Generator) -> Tensor:
+def _rotations(largest: float, n: int, generator: torch.Generator) -> Tensor:
     return rotations(torch.deg2rad(uniform((-largest, largest), generator, n, 3)))
 
 
 def _sample_change(generator: torch.Generator) -> IntensityChange:
-    def maybe(probability: float, draw: Callable[[], Any]) -> Any:
-        return draw() if bernoulli(probability, generator) else None
+    def maybe(probability: float, sample: Callable[[], Any]) -> Any:
+        return sample() if bernoulli(probability, generator) else None
 
     def motion() -> Motion:
         step = 1 / (MOVES + 1)
         times = torch.arange(1, MOVES + 1) * step + uniform((-step / 2, step / 2), generator, MOVES)
-        return Motion(_turns(10.0, MOVES, generator), uniform((-10, 10), generator, MOVES, 3), times)
+        return Motion(_rotations(10.0, MOVES, generator), uniform((-10, 10), generator, MOVES, 3), times)
 
     return IntensityChange(
         blur=maybe(0.33, lambda: uniform((0, 2), generator, 3)),
@@ -85,19 +85,19 @@ def _sample_change(generator: torch.Generator) -> IntensityChange:
 
 
 @without_autocast
-def apply_augmentation(pair: SyntheticPairs, draws: Sequence[Augmentation]) -> SyntheticPairs:
-    """Scale by the 99.99th percentile, then what was drawn; values may leave [0, 1] a little.
+def apply_augmentation(pair: SyntheticPairs, params: Sequence[Augmentation]) -> SyntheticPairs:
+    """Scale by the 99.99th percentile and apply the parameters; values can leave [0, 1] slightly.
 
-    Labels are moved by nearest neighbour, appearances linearly; outside of the volume is 0.
+    Labels are resampled by nearest neighbour, appearances linearly, with 0 outside the volume.
     """
-    swapped = torch.tensor([draw.swapped for draw in draws], device=pair.labels.device).reshape(-1, 1, 1, 1, 1)
+    swapped = torch.tensor([one.swapped for one in params], device=pair.labels.device).reshape(-1, 1, 1, 1, 1)
     first, second = (scale_to_percentile(view) for view in pair.views)
     views = torch.where(swapped, second, first), torch.where(swapped, first, second)
     labels, *moved = (
-        _shared_geometry(x, draws, mode)
+        _shared_geometry(x, params, mode)
         for x, mode in ((pair.labels, "nearest"), (views[0], "bilinear"), (views[1], "bilinear"))
     )
-    changed = (_change(view, [draw.changes[which] for draw in draws]) for which, view in enumerate(moved))
+    changed = (_change(view, [one.changes[which] for one in params]) for which, view in enumerate(moved))
     return SyntheticPairs(labels, *changed)
 
 
@@ -111,13 +111,13 @@ def scale_to_percentile(x: Tensor, percent: float = 99.99) -> Tensor:
     return (x - low.reshape(one)) / (high - low).clamp(min=1e-7).reshape(one)
 
 
-def _shared_geometry(x: Tensor, draws: Sequence[Augmentation], mode: str) -> Tensor:
-    x = torch.stack([one.flip([axis + 1 for axis in draw.flipped]) for one, draw in zip(x, draws, strict=True)])
+def _shared_geometry(x: Tensor, params: Sequence[Augmentation], mode: str) -> Tensor:
+    x = torch.stack([y.flip([axis + 1 for axis in one.flipped]) for y, one in zip(x, params, strict=True)])
 
     def affine(part: Tensor, matrices: Sequence[Tensor]) -> Tensor:
         return apply_affine(part, torch.stack(list(matrices)), UNIT, mode).to(part.dtype)
 
-    return on_drawn(x, [draw.matrix for draw in draws], affine)
+    return apply_to_sampled(x, [one.matrix for one in params], affine)
 
 
 def _change(x: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
@@ -129,14 +129,14 @@ def _change(x: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
         "motion": motion,
     }
     for name, step in steps.items():
-        x = on_drawn(x, [getattr(change, name) for change in changes], step)
+        x = apply_to_sampled(x, [getattr(change, name) for change in changes], step)
     return x
 
 
-def add_noise(x: Tensor, draws: Sequence[tuple[float, int]]) -> Tensor:
-    """x + s N(0, 1); a draw is (s, seed)."""
-    std = torch.tensor([s for s, _ in draws], device=x.device).reshape(-1, *[1] * (x.ndim - 1))
-    return white_noise([seed for _, seed in draws], x.shape[1:], x.device).mul_(std).add_(x)
+def add_noise(x: Tensor, params: Sequence[tuple[float, int]]) -> Tensor:
+    """x + s N(0, 1); each parameter is (s, seed)."""
+    std = torch.tensor([s for s, _ in params], device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return white_noise([seed for _, seed in params], x.shape[1:], x.device).mul_(std).add_(x)
 
 
 def signed_gamma(x: Tensor, exponents: Sequence[float]) -> Tensor:
@@ -145,22 +145,22 @@ def signed_gamma(x: Tensor, exponents: Sequence[float]) -> Tensor:
     return x.sign() * x.abs() ** power
 
 
-def motion(x: Tensor, draws: Sequence[Motion]) -> Tensor:
-    """Slabs of the spectrum along the last axis come from different positions; the central one from the first."""
+def motion(x: Tensor, params: Sequence[Motion]) -> Tensor:
+    """Take slabs of the spectrum along the last axis from different positions; the central slab from the first."""
     n = x.shape[-1]
     spectra = [torch.fft.fftn(x, dim=(2, 3, 4))]
     for move in range(MOVES):
-        turned = apply_affine(x, torch.stack([draw.matrices[move] for draw in draws]), UNIT)
-        shift = torch.stack([draw.shifts[move] for draw in draws]).to(x)
-        spectra.append(torch.fft.fftn(turned, dim=(2, 3, 4)) * _shift_phase(x.shape[2:], shift))
-    cuts = torch.stack([draw.times for draw in draws]).to(x) * n
+        rotated = apply_affine(x, torch.stack([one.matrices[move] for one in params]), UNIT)
+        shift = torch.stack([one.shifts[move] for one in params]).to(x)
+        spectra.append(torch.fft.fftn(rotated, dim=(2, 3, 4)) * _shift_phase(x.shape[2:], shift))
+    cuts = torch.stack([one.times for one in params]).to(x) * n
     order = torch.fft.fftshift(torch.fft.fftfreq(n, 1 / n, device=x.device)) + n // 2
     slab = (order[None, :, None] >= cuts[:, None, :]).sum(-1)  # (B, n): 0, 1, 2 in the order of time
     centre = slab[:, n // 2, None]
-    # The position of the centre's slab changes places with the first.
-    source = torch.where(slab == centre, 0, torch.where(slab == 0, centre, slab))
-    source = torch.fft.ifftshift(source, dim=1)[:, None, None, None]
-    mixed = torch.where(source == 0, spectra[0], torch.where(source == 1, spectra[1], spectra[2]))
+    # Exchange the position of the central slab with the first one.
+    origin = torch.where(slab == centre, 0, torch.where(slab == 0, centre, slab))
+    origin = torch.fft.ifftshift(origin, dim=1)[:, None, None, None]
+    mixed = torch.where(origin == 0, spectra[0], torch.where(origin == 1, spectra[1], spectra[2]))
     return torch.fft.ifftn(mixed, dim=(2, 3, 4)).real
 
 

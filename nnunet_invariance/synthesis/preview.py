@@ -1,4 +1,4 @@
-"""A picture of the first elements: label map and both appearances, middle plane."""
+"""Preview image of the first elements: middle plane of the label map and of both appearances."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ TITLES = ("label map", "first appearance", "second appearance")
 
 
 def write_preview(engine: SynthesisEngine, path: Path, n: int = 6) -> None:
-    """Write a PNG with one element a column.
+    """Write a PNG with one element per column.
 
     Raises:
         OutputError: the file cannot be written.
@@ -25,8 +25,8 @@ def write_preview(engine: SynthesisEngine, path: Path, n: int = 6) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, n, squeeze=False)
     for column in range(n):
-        made = engine.batch([column])
-        for row, volume in enumerate((made.labels, *made.views)):
+        pairs = engine.batch([column])
+        for row, volume in enumerate(tuple(pairs)):
             plane = volume[0, 0, volume.shape[2] // 2].cpu().numpy()
             shown = {"cmap": ListedColormap(colours), "vmax": 255} if row == 0 else {"cmap": "gray", "vmax": 1}
             axes[row, column].imshow(plane, vmin=0, interpolation="nearest", **shown)

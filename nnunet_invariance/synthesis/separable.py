@@ -1,6 +1,6 @@
-"""Linear maps that act along one axis at a time, as matrices: resizing, blurring, coarse noise made smooth.
+"""Linear maps that act along one axis at a time, as matrices: resizing, blurring, interpolation of coarse noise.
 
-One batched matrix product an axis serves the CPU and the GPU, and every element of a batch has matrices of its own.
+One batched matrix product per axis is fast on CPU and GPU, and every element of a batch has its own matrices.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """y = (M_1 x M_2 x ...) x for x (B, C, *spatial) and one matrix (B or 1, n_out, n_in) a spatial axis."""
+    """y = (M_1 x M_2 x ...) x for x (B, C, *spatial) and one matrix (B or 1, n_out, n_in) per spatial axis."""
     for axis, matrix in enumerate(matrices, start=2):
         shape = list(x.shape)
         shape[axis] = matrix.shape[1]
@@ -25,7 +25,7 @@ def along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def linear_matrix(source: int, target: int) -> Tensor:
-    """Linear interpolation (target, source) between voxel centres; beyond the outer centres the value is constant."""
+    """Linear interpolation (target, source) between voxel centres; constant beyond the outer centres."""
     position = ((torch.arange(target) + 0.5) * source / target - 0.5).clamp(0, source - 1)
     below = position.floor().long().clamp(max=max(source - 2, 0))
     weight = position - below
@@ -37,7 +37,7 @@ def linear_matrix(source: int, target: int) -> Tensor:
 
 
 def nearest_matrix(source: int, target: int, exact: bool = True) -> Tensor:
-    """Nearest voxel (target, source): by voxel centres, or where not ``exact`` by lower corners."""
+    """Nearest voxel (target, source): by voxel centres, or by lower corners if not ``exact``."""
     position = (torch.arange(target) + (0.5 if exact else 0.0)) * source / target
     matrix = torch.zeros(target, source)
     matrix[torch.arange(target), position.floor().long().clamp(max=source - 1)] = 1
@@ -45,7 +45,7 @@ def nearest_matrix(source: int, target: int, exact: bool = True) -> Tensor:
 
 
 def gaussian_matrix(n: int, sigma: float) -> Tensor:
-    """Blur (n, n) by a normal density integrated over voxels, cut at 4 sigma, sum 1; borders are continued."""
+    """Blur (n, n) by a normal density integrated over voxels, truncated at 4 sigma, sum 1; the border is repeated."""
     matrix = torch.zeros(n, n)
     rows = torch.arange(n)
     taps = _gaussian_taps(sigma)
@@ -68,9 +68,9 @@ def _gaussian_taps(sigma: float) -> list[float]:
 
 
 def smooth_noise(grids: Sequence[Sequence[Tensor]], size: Sequence[int], device: torch.device) -> Tensor:
-    """Sum over scales of coarse noise, interpolated linearly; ``grids``: an element's list, a grid (C, ...) a scale.
+    """Sum over scales of coarse noise, interpolated linearly.
 
-    Returns (B, C, *size).
+    ``grids``: a list per element with one grid (C, ...) per scale. Returns (B, C, *size).
     """
     total = torch.zeros((), device=device)
     for same_scale in zip(*grids, strict=True):

@@ -1,4 +1,4 @@
-"""Procedural templates for users without label maps: deformed spheres, tubes, sheets and nested organs."""
+"""Procedural templates, used without label maps: deformed spheres, tubes, sheets and nested organs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from nnunet_invariance.synthesis.separable import smooth_noise
 from nnunet_invariance.synthesis.templates import TemplateBank
 
 Kind = Literal["sphere", "tube", "sheet", "organ"]
-SHAPES = 48  # of a bank, the four kinds in turn
+SHAPES = 48  # number of shapes in a bank; the four kinds alternate
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape in the cube [-1, 1]^3; lengths in units of half its side."""
+    """One shape in the cube [-1, 1]^3; lengths are in units of half its side."""
 
     kind: Kind
-    radii: Tensor  # (3,) half-axes; of a sheet and a tube also the extent
+    radii: Tensor  # (3,) half-axes; for a sheet and a tube, the extent
     thickness: float
     waves: Tensor  # (2, 3): amplitude, frequency and phase of the two curves that bend a tube or a sheet
     grids: list[Tensor]  # displacement
 
 
 def sample_shape(kind: Kind, side: int, generator: torch.Generator) -> Shape:
-    """Draw half-axes, thickness, bends and a smooth displacement."""
+    """Sample half-axes, thickness, bends and a smooth displacement."""
     waves = torch.stack([uniform(b, generator, 2) for b in ((0.1, 0.45), (1.0, 4.0), (0.0, 2 * np.pi))], 1)
     return Shape(
         kind=kind,
@@ -39,8 +39,8 @@ def sample_shape(kind: Kind, side: int, generator: torch.Generator) -> Shape:
     )
 
 
-def draw_shape(shape: Shape, side: int) -> list[Tensor]:
-    """The masks (side, side, side) of a shape: one, or three of a nested organ (core, middle, rind)."""
+def rasterize_shape(shape: Shape, side: int) -> list[Tensor]:
+    """Masks (side, side, side) of a shape: one, or three for a nested organ (core, middle, shell)."""
     axis = torch.linspace(-1, 1, side)
     grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
     grid = grid + smooth_noise([shape.grids], (side,) * 3, axis.device)[0]
@@ -60,11 +60,11 @@ def draw_shape(shape: Shape, side: int) -> list[Tensor]:
 
 @without_autocast
 def procedural_templates(size: Sequence[int], seed: int = 0) -> TemplateBank:
-    """A bank of :data:`SHAPES` shapes, three quarters of the shortest side long; a function of size and seed alone."""
+    """A bank of :data:`SHAPES` shapes, three quarters of the shortest side long; it depends on size and seed only."""
     side = 3 * min(size) // 4
     kinds = get_args(Kind)
     masks = []
     for index in range(SHAPES):
-        drawn = sample_shape(kinds[index % len(kinds)], side, element_generator(seed, index))
-        masks += [mask.numpy() for mask in draw_shape(drawn, side) if mask.any()]
+        shape = sample_shape(kinds[index % len(kinds)], side, element_generator(seed, index))
+        masks += [mask.numpy() for mask in rasterize_shape(shape, side) if mask.any()]
     return TemplateBank(masks, size)

@@ -1,4 +1,4 @@
-"""Shape templates: the masks that label ensembles are painted from, and their reading from folders of label maps."""
+"""Shape templates: the masks from which label maps are painted, and their import from folders of label maps."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +14,14 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 class TemplateBank:
-    """Many masks of different extent in one flat tensor, so that a batch reads from several at once.
+    """Masks of different extents in one flat tensor, so that a batch can read several at once.
 
-    A mask is cropped to its shape and has a border of one empty voxel. ``period`` is the extent, at least ``size``, at
-    which the affine map repeats it; the crop stands in its middle.
+    A mask is cropped to its shape and has a border of one empty voxel. The affine map repeats it with a period of its
+    extent, at least ``size``; the crop is in the middle of the period.
+
+    >>> bank = TemplateBank([np.ones((3, 4, 5), bool)], size=(32, 32, 32))
+    >>> len(bank), tuple(bank.mask(0).shape)
+    (1, (3, 4, 5))
     """
 
     def __init__(self, masks: Iterable[np.ndarray], size: Sequence[int]) -> None:
@@ -33,13 +37,13 @@ class TemplateBank:
         self.offsets = torch.tensor(offsets)
         inside = self.extents - 2
         self.periods = torch.maximum(inside, torch.tensor(list(size)))
-        self.fronts = (self.periods - inside + 1) // 2  # of an odd rest the front gets more
+        self.fronts = (self.periods - inside + 1) // 2  # the front gets more of an odd remainder
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def to(self, device: torch.device) -> "TemplateBank":
-        """Move the masks; the small tables stay on the CPU, where draws are made."""
+        """Move the masks to a device; the small tables stay on the CPU, where parameters are sampled."""
         self.flat = self.flat.to(device)
         return self
 
@@ -57,7 +61,7 @@ def _crop(mask: np.ndarray) -> np.ndarray:
 
 
 def find_label_maps(folder: Path) -> list[Path]:
-    """Files with one of :data:`ENDINGS` below a folder, sorted.
+    """Find the files with one of :data:`ENDINGS` below a folder, sorted.
 
     Raises:
         TemplateError: the folder does not exist or holds none.
@@ -74,12 +78,12 @@ def find_label_maps(folder: Path) -> list[Path]:
 
 
 def read_templates(folder: Path, size: Sequence[int]) -> TemplateBank:
-    """A template for every label other than 0 of every label map below ``folder``.
+    """Read a template for every label other than 0 of every label map below ``folder``.
 
     A map is resampled (nearest) to isotropic voxels, as many along its longest side as along the longest of ``size``.
 
     Raises:
-        TemplateError: no file found, or one that cannot be read, is not 3-D, not of whole numbers, or without a label.
+        TemplateError: no file was found, or one cannot be read, is not 3-D, has non-integer values, or has no label.
     """
     masks = []
     for path in find_label_maps(Path(folder)):
@@ -101,13 +105,13 @@ def _read(path: Path) -> sitk.Image:
         raise TemplateError(msg) from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         msg = (
-            f"{path}: found {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} value(s) a "
-            "voxel; expected 3 and 1. Store one label map a file."
+            f"{path}: found {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} value(s) per "
+            "voxel; expected 3 and 1. Store one label map per file."
         )
         raise TemplateError(msg)
     array = sitk.GetArrayViewFromImage(image)
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-        msg = f"{path}: found values that are not whole numbers; expected a label map, not an intensity image."
+        msg = f"{path}: found values that are not integers; expected a label map, not an intensity image."
         raise TemplateError(msg)
     return image
 
@@ -117,7 +121,7 @@ def _resampled(image: sitk.Image, longest: int) -> np.ndarray:
     lengths = np.multiply(image.GetSize(), image.GetSpacing())
     spacing = lengths.max() / longest
     size = np.maximum(1, np.rint(lengths / spacing)).astype(int)
-    # The volume stays where it is: the first voxel's centre moves, its outer corner does not.
+    # The outer corner of the volume stays: the centre of the first voxel moves.
     shift = (spacing - np.array(image.GetSpacing())) / 2
     origin = image.TransformContinuousIndexToPhysicalPoint((shift / image.GetSpacing()).tolist())
     resampled = sitk.Resample(

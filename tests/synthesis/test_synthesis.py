@@ -277,7 +277,7 @@ def test_a_constant_volume_goes_through_every_corruption():
 
 def test_elements_without_a_draw_stay_as_they_are(volume):
     batch = volume.repeat(3, 1, 1, 1, 1)
-    changed = corruptions.on_drawn(batch, [None, 2.0, None], corruptions.gamma)
+    changed = corruptions.apply_to_sampled(batch, [None, 2.0, None], corruptions.gamma)
     assert torch.equal(changed[0], batch[0])
     assert torch.equal(changed[2], batch[2])
     assert_close(changed[1:2], slow.gamma(array(volume), 2.0))

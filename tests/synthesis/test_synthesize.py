@@ -16,7 +16,7 @@ from nnunet_invariance.synthesis import online
 from nnunet_invariance.synthesis.engine import SynthesisEngine, SyntheticPairs
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import element_generator
-from nnunet_invariance.synthesis.shapes import draw_shape, procedural_templates, sample_shape
+from nnunet_invariance.synthesis.shapes import procedural_templates, rasterize_shape, sample_shape
 from nnunet_invariance.synthesis.templates import read_templates
 
 SIZE = (32, 32, 32)
@@ -90,7 +90,7 @@ def test_shapes_without_displacement_are_what_they_are_called():
         drawn = replace(sample_shape(kind, 64, element_generator(0, 0)), **changes)
         still = [torch.zeros_like(grid) for grid in drawn.grids]
         straight = drawn.waves * torch.tensor([0.0, 1, 1])
-        return [m.float().mean().item() * 8 for m in draw_shape(replace(drawn, grids=still, waves=straight), 64)]
+        return [m.float().mean().item() * 8 for m in rasterize_shape(replace(drawn, grids=still, waves=straight), 64)]
 
     radii = torch.tensor([0.8, 0.6, 0.5])
     assert volume("sphere", radii=radii) == pytest.approx([4 / 3 * np.pi * 0.24], rel=0.06)
