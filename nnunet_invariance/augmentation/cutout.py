@@ -1,6 +1,5 @@
 """Cutout: boxes of the image are replaced by noise."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +28,7 @@ def sample_boxes(shape: Sequence[int], most: float, generator: torch.Generator) 
         start = uniform(count, BOXES, 1) * (1 - edge)
         place = (torch.arange(n, device=generator.device) + 0.5) / n
         lines.append(((place >= start) & (place < start + edge)).float())  # (N, K, n)
-    volume = math.prod(line.mean(2) for line in lines)
+    volume = torch.stack([line.mean(2) for line in lines]).prod(0)
     taken = (volume.cumsum(1) - volume < share).float()
     first, *rest = lines
     plane = rest[0]

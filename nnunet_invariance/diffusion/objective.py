@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_invariance.diffusion.base_model import BaseModel
 from nnunet_invariance.diffusion.packages import config_of
@@ -60,9 +61,10 @@ class PromptStates:
 
 def embed_prompt(base: BaseModel, prompt: str, drop: float, device: torch.device) -> PromptStates:
     """Compute the states of a prompt on the device, and move the text encoder back to the CPU."""
-    base.text_encoder.to(device)
+    encoder: nn.Module = base.text_encoder
+    encoder.to(device)
     states = PromptStates(base, prompt, drop)
-    base.text_encoder.cpu()
+    encoder.cpu()
     return states
 
 
@@ -78,7 +80,8 @@ def diffusion_loss(base: BaseModel, batch: Batch, predict: Callable[[Tensor, Ten
     noise = torch.randn(latents.shape, generator=batch.generator).to(latents.device)
     steps = config_of(base.scheduler).num_train_timesteps
     time = torch.randint(steps, (len(latents),), generator=batch.generator).to(latents.device)
+    scheduler: Any = base.scheduler  # diffusers declares times as IntTensor, which torch.randint does not return
     target = noise
     if config_of(base.scheduler).prediction_type == "v_prediction":
-        target = base.scheduler.get_velocity(latents, noise, time)
-    return F.mse_loss(predict(base.scheduler.add_noise(latents, noise, time), time).float(), target)
+        target = scheduler.get_velocity(latents, noise, time)
+    return F.mse_loss(predict(scheduler.add_noise(latents, noise, time), time).float(), target)

@@ -97,7 +97,8 @@ def preprocess_view(file: Path, name: str, raw: RawDataset, planned: PlannedData
     manager = planned.configuration
     worker = manager.preprocessor_class(verbose=False)
     intensities = planned.plans.foreground_intensity_properties_per_channel
-    view = worker._normalize(view[(slice(None), *box)], outside, manager, intensities)
+    cropped = (slice(None), *box)
+    view = worker._normalize(view[cropped], outside, manager, intensities)
     spacing = [properties["spacing"][axis] for axis in planned.plans.transpose_forward]
     wanted = manager.spacing if len(manager.spacing) == len(spacing) else [spacing[0], *manager.spacing]
     view = np.asarray(manager.resampling_fn_data(view, image.shape[1:], spacing, wanted), dtype=np.float32)

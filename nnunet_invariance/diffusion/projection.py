@@ -60,11 +60,11 @@ def project_dataset(dataset: str, new_id: int, kind: str, plane: str | None = No
         raise OptionError(f"{msg}Use --project mean.")
     plain = re.sub(r"\W", "_", raw.name.split("_", 1)[1])
     root = dataset_layout(f"{plain}_{kind}", new_id).root
-    for name, files in tqdm(raw.cases.items(), desc="projections", unit="case", disable=None):
+    for name, (image_file, label_file) in tqdm(raw.cases.items(), desc="projections", unit="case", disable=None):
         targets = (root / f"imagesTr/{name}_0000{raw.ending}", root / f"labelsTr/{name}{raw.ending}")
         if all(target.is_file() for target in targets):
             continue
-        image, array, labels = read_case(*files, raw.classes)
+        image, array, labels = read_case(image_file, label_file, raw.classes)
         axis = slice_axis(image, plane or "coronal")
         spacing = image.GetSpacing()[::-1]
         pictures = (

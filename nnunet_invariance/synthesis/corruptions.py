@@ -113,7 +113,8 @@ def bias_field(
     spatial = x.shape[2:]
     powers = torch.tensor(exponents(degree, len(spatial)))
     table = torch.zeros(len(x), *[degree + 1] * len(spatial))
-    table[(slice(None), *powers.T)] = torch.stack(list(coefficients)).float()
+    index = (slice(None), *powers.T)
+    table[index] = torch.stack(list(coefficients)).float()
     bases = [basis(np.linspace(-1, 1, n), degree) for n in spatial]
     field = along_axes(table[:, None].to(x), [torch.from_numpy(basis)[None] for basis in bases])
     return x * field.exp_()
@@ -138,7 +139,8 @@ def spike(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     mirrored = position[..., -1] >= spectrum.shape[-1]
     where = torch.where(mirrored[..., None], (size - position) % size, position)
     rows, channels = torch.meshgrid(*(torch.arange(n, device=x.device) for n in x.shape[:2]), indexing="ij")
-    value = spectrum[(rows, channels, *where.unbind(-1))]
+    index = (rows, channels, *where.unbind(-1))
+    value = spectrum[index]
     value = torch.where(mirrored, value.conj(), value)
     amplitude = ((2.5 * values[..., -1] * mean_log).exp() - value.abs()) / math.prod(spatial)
     one = [1] * len(spatial)

@@ -78,9 +78,9 @@ def apply_ensemble(bank: TemplateBank, params: Sequence[Ensemble], options: Synt
     """Make label maps (B, 1, z, y, x), uint8; 0 where no template is, or outside the foreground if there is one."""
     labels = paint(bank, params, options.size, first=0 if options.official_quirks else 1)
     labels = median_of_ids(labels) if options.official_quirks else majority(labels)
-    rows = [row for row, one in enumerate(params) if one.foreground is not None]
-    if rows:
-        labels[rows] = apply_foreground(labels[rows], [params[row].foreground for row in rows])
+    foregrounds = {row: one.foreground for row, one in enumerate(params) if one.foreground is not None}
+    if rows := list(foregrounds):
+        labels[rows] = apply_foreground(labels[rows], list(foregrounds.values()))
     return labels
 
 

@@ -121,7 +121,7 @@ def _shared_geometry(x: Tensor, params: Sequence[Augmentation], mode: str) -> Te
 
 
 def _change(x: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
-    steps = {
+    steps: dict[str, Callable[[Tensor, Any], Tensor]] = {
         "blur": smoothing,
         "noise": add_noise,
         "bias": partial(bias_field, basis=np.polynomial.polynomial.polyvander),
