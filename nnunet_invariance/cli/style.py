@@ -1,4 +1,4 @@
-"""``nnunet-invariance style``: what training for an unseen modality needs."""
+"""``nnunet-invariance style``: preparation of the training for an unseen modality."""
 
 import argparse
 from collections.abc import Callable
@@ -23,10 +23,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         actions, "controlnet", "train a ControlNet on the labels", steps=20_000, rate=1e-5, grad_accum_steps=8
     )
     _add_generate(actions)
-    preprocess = _folder_parser(actions, "preprocess", "put the views beside nnU-Net's preprocessed cases")
+    preprocess = _folder_parser(
+        actions, "preprocess", "preprocess the views and write them beside nnU-Net's preprocessed cases"
+    )
     _add_plans(preprocess)
-    preview = _folder_parser(actions, "preview", "picture of slices, labels and views")
-    preview.add_argument("-n", type=int, default=4, help="volumes")
+    preview = _folder_parser(actions, "preview", "write a preview image of slices, labels and views")
+    preview.add_argument("-n", type=int, default=4, help="number of volumes")
 
 
 def _add_plans(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +38,7 @@ def _add_plans(parser: argparse.ArgumentParser) -> None:
 
 def _folder_parser(actions: argparse._SubParsersAction, name: str, words: str) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=words, formatter_class=ShowDefaults)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of slices, networks and views")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with slices, networks and views")
     return parser
 
 
@@ -44,13 +46,17 @@ def _add_slices(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser("slices", help="cut the training cases into square slices")
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="name or id")
-    add("folder", type=Path, metavar="FOLDER", help="folder to be filled; the other actions work in it")
+    add("folder", type=Path, metavar="FOLDER", help="output folder; the other actions use it")
     add("--size", type=int, default=512, help="pixels, a multiple of 64 for Stable Diffusion; default: 512")
     add("--plane", choices=["axial", "coronal", "sagittal"], help="default: normal to the coarsest axis")
     add(
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="default: 1st and 99th percentile of each volume"
     )
-    add("--project", choices=["mean", "attenuation"], help="project along the plane's normal (default: coronal) first")
+    add(
+        "--project",
+        choices=["mean", "attenuation"],
+        help="first project along the normal of the plane (default: coronal)",
+    )
     add("--as-dataset", type=int, metavar="ID", help="with --project: id of the data set of projections")
 
 
@@ -61,39 +67,56 @@ def _add_training(
     add = parser.add_argument
     add("--base", type=Path, required=True, metavar="MODEL", help="folder of a model such as Stable Diffusion")
     if name == "dreambooth":
-        add("--prompt", required=True, help="plane and anatomy without the modality, as 'axial abdomen'")
+        add("--prompt", required=True, help="plane and anatomy without the modality, for example 'axial abdomen'")
     else:
-        add("--conditions", nargs="*", default=[], metavar="EXTRA", help="beside the labels: body clusters edges")
-    add("--steps", type=int, default=steps, help="of the optimiser")
-    add("--learning-rate", type=float, default=rate, help="of AdamW")
-    add("--batch-size", type=int, default=1, help="slices in one pass")
+        add(
+            "--conditions",
+            nargs="*",
+            default=[],
+            metavar="EXTRA",
+            help="conditions in addition to the labels: body clusters edges",
+        )
+    add("--steps", type=int, default=steps, help="steps of the optimiser")
+    add("--learning-rate", type=float, default=rate, help="learning rate of AdamW")
+    add("--batch-size", type=int, default=1, help="slices per pass")
     add("--grad-accum-steps", type=int, default=grad_accum_steps, help="passes per step")
     dropped = 0.0 if name == "dreambooth" else 0.1
-    add("--drop-prompt", type=float, default=dropped, help="share of slices that see an empty prompt")
-    add("--save-every", type=int, default=500, help="steps between two states to continue from")
-    add("--c", dest="resume", action="store_true", help="continue from the last state")
+    add("--drop-prompt", type=float, default=dropped, help="fraction of slices with an empty prompt")
+    add("--save-every", type=int, default=500, help="steps between two saved states")
+    add("--c", dest="resume", action="store_true", help="resume from the last state")
     _add_device(parser)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--amp", choices=["no", "fp16", "bf16"], default="no", help="mixed precision")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="where to compute")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="device")
 
 
 def _add_generate(actions: argparse._SubParsersAction) -> None:
-    parser = _folder_parser(actions, "generate", "make views of all volumes in other styles")
+    parser = _folder_parser(actions, "generate", "generate views of all volumes in other styles")
     add = parser.add_argument
-    add("--base", type=Path, required=True, metavar="MODEL", help="the model that was trained from")
-    add("--styles", nargs="+", required=True, metavar="STYLE", help="words after the prompt, as T1MRI T2MRI X-ray")
-    add("--prompts", nargs="+", default=[], metavar="PROMPT", help="that of the training where none is given")
-    add("--no-swap", dest="swap", action="store_false", help="keep the tuned U-Net (ablation)")
-    add("--strength", type=float, default=0.7, help="share of the steps run on the noised source; 1: from noise alone")
+    add("--base", type=Path, required=True, metavar="MODEL", help="the base model of the trainings")
+    add(
+        "--styles",
+        nargs="+",
+        required=True,
+        metavar="STYLE",
+        help="words appended to the prompt, for example T1MRI T2MRI X-ray",
+    )
+    add("--prompts", nargs="+", default=[], metavar="PROMPT", help="default: the prompt of the training")
+    add("--no-swap", dest="swap", action="store_false", help="use the tuned U-Net (ablation)")
+    add(
+        "--strength",
+        type=float,
+        default=0.7,
+        help="fraction of the steps that run on the noised source; 1: from noise only",
+    )
     add("--noise", default="shared", help="along the slices: shared, autoregressive or independent")
-    add("--correlation", type=float, default=0.9, help="of autoregressive noise")
+    add("--correlation", type=float, default=0.9, help="correlation of autoregressive noise")
     add("--scheduler", default="ddim", help="ddim or unipc")
-    add("--steps", type=int, default=20, help="of the scheduler")
-    add("--guidance", type=float, default=7.5, help="classifier-free; 1: none")
+    add("--steps", type=int, default=20, help="steps of the scheduler")
+    add("--guidance", type=float, default=7.5, help="classifier-free guidance; 1: none")
     add("--control-scale", type=float, default=1.0, help="weight of the ControlNet")
     add("--match", action="store_true", help="smooth mean and s.d. along the slices")
     add("--batch-size", type=int, default=4, help="slices at once")
@@ -139,8 +162,8 @@ def _slices(args: argparse.Namespace) -> None:
         print(
             f"projections: {dataset}; plan and preprocess it for 2d: nnUNetv2_plan_and_preprocess -d {args.as_dataset}"
         )
-    made = make_slices(dataset, args.folder, args.size, plane, args.window)
-    print(f"finished: slices of {counted(len(made.names), 'volume')} in {args.folder}")
+    slices = make_slices(dataset, args.folder, args.size, plane, args.window)
+    print(f"finished: slices of {counted(len(slices.names), 'volume')} in {args.folder}")
 
 
 def _training_options(args: argparse.Namespace) -> Any:

@@ -1,4 +1,4 @@
-"""``nnunet-invariance synthesize``: label maps and random appearances of them, as files."""
+"""``nnunet-invariance synthesize``: label maps and random appearances of them as files."""
 
 import argparse
 from pathlib import Path
@@ -11,20 +11,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "synthesize",
         help="make synthetic label maps with two appearances each",
-        description="Paints random label maps out of shape templates, gives each two random appearances and writes "
-        "them as NIfTI: OUT/labels, OUT/view1, OUT/view2. With --as-dataset: a labelled data set in nnUNet_raw, one "
-        "appearance a map, OUT being the data set's name. The same command continues a run that was stopped.",
+        description="Makes random label maps from shape templates and two random appearances of each, and writes them "
+        "as NIfTI files: OUT/labels, OUT/view1, OUT/view2. With --as-dataset, it writes a labelled data set named OUT "
+        "in nnUNet_raw, with one appearance per map. The same command continues a run that was stopped.",
         formatter_class=ShowDefaults,
     )
     add = parser.add_argument
-    add("out", type=Path, metavar="OUT", help="folder, or the data set's name")
-    add("-n", type=int, default=100, help="label maps")
+    add("out", type=Path, metavar="OUT", help="output folder, or name of the data set")
+    add("-n", type=int, default=100, help="number of label maps")
     add("--size", type=int, default=128, help="voxels along each axis, a multiple of 16")
-    add("--templates", type=Path, metavar="DIR", help="folder of label maps; procedural shapes when not given")
-    add("--as-dataset", type=int, metavar="ID", help="id of the data set to make in nnUNet_raw")
-    add("--preview", action="store_true", help="leave preview.png")
-    add("--seed", type=int, default=0, help="of everything random")
-    add("-device", choices=["cuda", "cpu", "mps"], default="cpu", help="where to make them")
+    add("--templates", type=Path, metavar="DIR", help="folder of label maps; default: procedural shapes")
+    add("--as-dataset", type=int, metavar="ID", help="id of the new data set in nnUNet_raw")
+    add("--preview", action="store_true", help="also write preview.png")
+    add("--seed", type=int, default=0, help="random seed")
+    add("-device", choices=["cuda", "cpu", "mps"], default="cpu", help="device that makes the volumes")
 
 
 def run(args: argparse.Namespace) -> int:

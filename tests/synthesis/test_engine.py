@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnunet_invariance.errors import OptionError, TemplateError
-from nnunet_invariance.synthesis import SynthesisEngine, SynthesisOptions
+from nnunet_invariance.synthesis import SynthesisEngine, SynthesisOptions, painting
 from nnunet_invariance.synthesis.engine import SyntheticPairs
 from nnunet_invariance.synthesis.randomness import sample_distinct
 
@@ -56,6 +56,13 @@ def test_it_needs_no_environment_variables_of_nnunet():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("torch.Size([1, 1, 32, 32, 32])")
+
+
+def test_painting_copies_two_tables_to_the_device(engine, monkeypatch):
+    copies, to_device = [], painting._to_device
+    monkeypatch.setattr(painting, "_to_device", lambda *args: copies.append(args) or to_device(*args))
+    engine.batch([0, 1])
+    assert len(copies) == 2
 
 
 def test_autocast_changes_nothing(engine):
