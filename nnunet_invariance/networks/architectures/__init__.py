@@ -1,1 +1,3 @@
 """Networks that plans can name."""
+
+__all__: list[str] = []  # import from the modules
