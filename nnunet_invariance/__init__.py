@@ -2,6 +2,8 @@
 
 import os
 
+__all__ = ["__version__"]
+
 __version__ = "0.1.0"
 
 # In a checkout, the folders `trainers/` and `plans/` are next to this package; in an installation they are inside. With

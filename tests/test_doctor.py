@@ -1,4 +1,4 @@
-"""doctor: finds what is wrong, says the remedy, and is content with what is right."""
+"""doctor reports problems with a remedy, and reports nothing if the setup is correct."""
 
 import importlib
 import os
@@ -23,7 +23,7 @@ def by_name(findings) -> dict[str, doctor.Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def test_a_sound_set_up_is_found_sound(tiny, monkeypatch, capsys):
+def test_a_correct_setup_has_no_problem(tiny, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     monkeypatch.setattr(doctor, "LEAST_FREE_GB", 0)
@@ -39,7 +39,7 @@ def test_a_sound_set_up_is_found_sound(tiny, monkeypatch, capsys):
     assert _discovery.ext_trainer_folder() in printed
 
 
-def test_something_wrong_is_marked_and_ends_with_status_1(tiny, monkeypatch, capsys):
+def test_a_problem_is_marked_and_the_exit_status_is_1(tiny, monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_results")
     assert cli.main(["doctor"]) == 1
     printed = capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_something_wrong_is_marked_and_ends_with_status_1(tiny, monkeypatch, cap
     assert "-> export nnUNet_results=" in printed
 
 
-def test_the_three_variables(tmp_path, monkeypatch):
+def test_folders_that_are_unset_missing_or_full_are_reported(tmp_path, monkeypatch):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "absent"))
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
@@ -59,12 +59,12 @@ def test_the_three_variables(tmp_path, monkeypatch):
     assert findings["nnUNet_results"].remedy.startswith("free at least 5 GB there")
 
 
-def test_an_unwritable_folder(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_reported(tmp_path, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # holds for root too, whom no mode keeps out
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # works for root as well, who may write everywhere
     findings = by_name(doctor.folders())
-    assert findings["nnUNet_raw"].remedy is None  # nnU-Net only reads there
+    assert findings["nnUNet_raw"].remedy is None  # nnU-Net only reads it
     assert "is not writable" in findings["nnUNet_results"].value
     assert findings["nnUNet_preprocessed"].remedy.startswith(f"chmod u+w '{tmp_path}'")
 
@@ -78,13 +78,13 @@ def test_an_unwritable_folder(tmp_path, monkeypatch):
         ("numpy>=1", metadata.version("numpy"), None),
     ],
 )
-def test_requirements(line, value, remedy):
+def test_a_requirement_is_compared_with_the_installed_version(line, value, remedy):
     finding = doctor.check_requirement("Installed", Requirement(line))
     assert finding.value == value
     assert finding.remedy is remedy is None or finding.remedy.startswith(remedy)
 
 
-def test_torch_2_9_and_missing_setuptools_are_told_with_the_reason(monkeypatch):
+def test_torch_2_9_and_missing_setuptools_are_reported_with_the_reason(monkeypatch):
     versions = {"torch": "2.9.1"}
 
     def version(name: str) -> str:
@@ -99,7 +99,7 @@ def test_torch_2_9_and_missing_setuptools_are_told_with_the_reason(monkeypatch):
     assert "distutils" in doctor.check_requirement("Installed", Requirement("setuptools")).remedy
 
 
-def test_traps(monkeypatch):
+def test_known_traps_are_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setenv("nnUNet_def_n_proc", "1000")
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
@@ -112,12 +112,12 @@ def test_traps(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", ["0", "many", "1.5"])
-def test_a_nonsensical_number_of_workers(workers, monkeypatch):
+def test_an_invalid_number_of_workers_is_reported(workers, monkeypatch):
     monkeypatch.setenv("nnUNet_def_n_proc", workers)
     assert by_name(doctor.traps())["nnUNet_def_n_proc"].remedy.startswith("export nnUNet_def_n_proc=")
 
 
-def test_the_default_number_of_workers_on_a_small_machine(monkeypatch):
+def test_the_default_number_of_workers_is_too_large_for_two_cores(monkeypatch):
     monkeypatch.delenv("nnUNet_def_n_proc")
     monkeypatch.setattr(doctor, "_cores", lambda: 2)
     finding = by_name(doctor.traps())["nnUNet_def_n_proc"]
@@ -139,7 +139,7 @@ def test_without_the_hook_the_remedy_is_the_shim_folder(monkeypatch):
     assert by_name(doctor.discovery())["AliceTrainer"].value == "found by nnU-Net"
 
 
-def test_torch_that_does_not_import_is_a_finding(monkeypatch):
+def test_torch_that_does_not_import_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (finding,) = doctor.devices()
     assert finding.value.startswith("import fails")

@@ -37,7 +37,7 @@ def wheel(tmp_path_factory) -> Path:
     return next(out.glob("*.whl"))
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+def test_the_wheel_contains_every_module_and_no_other_code(wheel):
     expected = {
         f"{target}/{file.relative_to(ROOT / source).as_posix()}"
         for source, target in FOLDERS.items()
@@ -50,7 +50,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     assert any(name.endswith(".safetensors") for name in names)
 
 
-def test_the_wheel_names_its_licence_entry_points_and_version(wheel):
+def test_the_wheel_has_the_licence_entry_points_and_version(wheel):
     archive = zipfile.ZipFile(wheel)
     info = f"nnunet_invariance-{__version__}.dist-info"
     points = archive.read(f"{info}/entry_points.txt").decode()
@@ -64,8 +64,8 @@ def test_the_wheel_names_its_licence_entry_points_and_version(wheel):
 
 
 @pytest.mark.parametrize("unpacked", [False, True], ids=["checkout", "wheel"])
-def test_sub_packages_import_from_elsewhere(unpacked, wheel, tmp_path):
-    """-S keeps site-packages, and with it an installed copy of this package, out of sight."""
+def test_sub_packages_can_be_imported_in_another_folder(unpacked, wheel, tmp_path):
+    """The flag -S hides site-packages, and with it an installed copy of this package."""
     path = ROOT
     if unpacked:
         path = tmp_path / "unpacked"

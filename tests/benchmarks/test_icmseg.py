@@ -1,4 +1,4 @@
-"""The data of benchmarks/icmseg_styles.py: contrasts that are what they say, and layouts without a leak."""
+"""The data of benchmarks/studies/icmseg_styles.py: the contrasts, and data sets without leakage."""
 
 import json
 import math
@@ -25,13 +25,13 @@ from nnunet_invariance.evaluation.scoring.label_maps import match_labels
 IMAGE = np.random.default_rng(0).integers(0, 40, (4, 5, 6)).astype(np.float32)
 
 
-def test_inverted_turns_the_order_around():
+def test_inverted_reverses_the_order_of_intensities():
     assert np.array_equal(
         np.argsort(-inverted(IMAGE, 0), axis=None, kind="stable"), np.argsort(IMAGE, axis=None, kind="stable")
     )
 
 
-def test_remapped_is_its_formula_of_ranks_and_not_monotone():
+def test_remapped_follows_its_formula_on_ranks_and_is_not_monotone():
     flat = IMAGE.ravel().tolist()
     for value, new in list(zip(flat, remapped(IMAGE, 0).ravel().tolist(), strict=True))[:30]:
         u = (sum(v < value for v in flat) + 0.5 * sum(v == value for v in flat)) / len(flat)
@@ -41,7 +41,7 @@ def test_remapped_is_its_formula_of_ranks_and_not_monotone():
     assert [*np.sign(np.diff(curve))[np.flatnonzero(np.diff(np.sign(np.diff(curve)))) + 1]] == [1, -1]
 
 
-def test_bias_is_smooth_of_its_own_for_each_seed_and_within_its_range():
+def test_the_bias_field_is_smooth_depends_on_the_seed_and_stays_in_its_range():
     ratio = biased(np.ones_like(IMAGE) + np.pad(np.zeros((3, 5, 6)), ((1, 0), (0, 0), (0, 0)), constant_values=-1), 3)
     field = np.log(ratio[1:])
     assert -1.2 - 1e-6 <= field.min() < field.max() <= 1.2 + 1e-6
@@ -60,7 +60,7 @@ def cases(folder: Path) -> set[str]:
     return {path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").iterdir()}
 
 
-def test_held_out_cases_are_the_same_in_every_contrast_and_in_no_training(tmp_path):
+def test_held_out_cases_are_the_same_in_every_contrast_and_never_trained_on(tmp_path):
     data = tmp_path / "data" / "Dataset004_Hippocampus"
     for i in range(8):
         write(data / "imagesTr" / f"h_{i}_0000.nii.gz", IMAGE + i)
@@ -80,7 +80,7 @@ def test_held_out_cases_are_the_same_in_every_contrast_and_in_no_training(tmp_pa
         lay_out_hippocampus(tmp_path, tmp_path / "other", 0)
 
 
-def test_the_abdomens_numbers_are_brought_together_by_the_names(tmp_path):
+def test_label_values_of_both_abdomens_are_matched_by_name(tmp_path):
     data, numbers = tmp_path / "abdomen_ct_mr", np.arange(120, dtype=np.uint8).reshape(4, 5, 6)
     for image, labels in (
         ("example_ct", "example_seg_fast_force_split"),
@@ -104,7 +104,7 @@ def test_the_abdomens_numbers_are_brought_together_by_the_names(tmp_path):
     assert described[0]["channel_names"]["0"].casefold() != "ct"
 
 
-def test_the_prostates_keep_their_patients_names(tmp_path):
+def test_prostate_cases_keep_the_names_of_the_patients(tmp_path):
     for kind in ("mr", "us"):
         for i in range(3):
             write(tmp_path / "prostate_mr_us" / f"{kind}_images" / f"case{i}.nii.gz", IMAGE)

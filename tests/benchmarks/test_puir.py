@@ -1,4 +1,4 @@
-"""The data of benchmarks/puir_real.py: patients that are apart, blocks that are means, and what is not run."""
+"""The data of benchmarks/studies/puir_real.py: separate patients, block means, and cells that did not run."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """Both collections, small: six channels of two visits each, and two scans with a mask in a larger volume."""
+    """Small versions of both collections: six channels and two visits each, and two scans with a mask."""
     rng, folder = np.random.default_rng(0), tmp_path / "data"
     pgbm = folder / "Dataset900_PGBM"
     for case in (f"{patient}_v{visit}" for patient in PATIENTS for visit in (0, 1)):
@@ -56,7 +56,7 @@ def data(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(("layout", "patients"), [(lay_out_pgbm, PATIENTS), (lay_out_brats, SCANS)])
-def test_no_patient_is_trained_on_and_tested(data, tmp_path, layout, patients):
+def test_training_and_test_patients_differ(data, tmp_path, layout, patients):
     for draw in (0, 1, 0):
         folder = tmp_path / "raw" / layout(data, tmp_path / "raw", draw).dataset
         trained, tested = names(folder / "labelsTr"), names(folder / "labelsTs")
@@ -68,7 +68,7 @@ def test_no_patient_is_trained_on_and_tested(data, tmp_path, layout, patients):
         layout(tmp_path, tmp_path / "other", 0)
 
 
-def test_voxels_are_means_of_blocks_and_tumour_is_half_of_one(data, tmp_path):
+def test_voxels_are_block_means_and_a_block_is_tumour_from_one_half_on(data, tmp_path):
     folder = tmp_path / lay_out_pgbm(data, tmp_path, 0).dataset
     for kind, name in (("images", "PGBM-001_v1_0004"), ("labels", "PGBM-001_v1")):
         whole = read(data / "Dataset900_PGBM" / f"{kind}Tr" / f"{name}.nii.gz").astype(float)
@@ -79,7 +79,7 @@ def test_voxels_are_means_of_blocks_and_tumour_is_half_of_one(data, tmp_path):
             assert blocks[z, y, x] == (pytest.approx(mean) if kind == "images" else float(mean >= 0.5))
 
 
-def test_the_brain_is_cut_out_and_brighter_than_the_background(data, tmp_path):
+def test_the_brain_is_cropped_and_brighter_than_the_background(data, tmp_path):
     source, case = data / "brats2015_2ch" / SCANS[0], SCANS[0]
     folder = tmp_path / lay_out_brats(data, tmp_path, 0).dataset
     inside = read(source / "T1c_subtrMeanDivStd.nii.gz")[2:6, 1:9, 4:10]
@@ -93,7 +93,7 @@ def test_the_brain_is_cut_out_and_brighter_than_the_background(data, tmp_path):
     assert read(folder / "labelsTr" / f"{case}.nii.gz")[1, 3, 2] == (labels[2:, 6:, 4:].mean() >= 0.5)
 
 
-def test_the_average_looks_at_what_is_given_alone():
+def test_the_average_uses_only_the_given_modalities():
     x = torch.randn(2, 3, 4, 4, 4)
     present = torch.tensor([[True, False, True], [False, True, False]])
     average = Average(1.0)(x, present)
@@ -102,7 +102,7 @@ def test_the_average_looks_at_what_is_given_alone():
     assert not Average(0.0)(x, present).any()
 
 
-def test_what_is_not_run_is_listed(tmp_path):
+def test_cells_that_did_not_run_are_listed(tmp_path):
     (tmp_path / "work" / "brats0").mkdir(parents=True)
     (tmp_path / "work" / "brats0" / "steps.json").write_text('{"plan": {"command": "x", "seconds": 1.0}}')
     (tmp_path / "work" / "brats0" / "held_out.json").write_text('{"all constraints": {"error_own": 0.5}}')

@@ -1,4 +1,4 @@
-"""nnU-Net's own commands with AnatomixTrainer: the stock network, the anatomix U-Net, and frozen features."""
+"""nnU-Net's commands with AnatomixTrainer: the stock network, the anatomix U-Net, and frozen features."""
 
 import json
 
@@ -21,14 +21,14 @@ SHORT = {"iterations_per_epoch": 1, "val_iterations_per_epoch": 1}
 
 @pytest.fixture(scope="module")
 def base(tiny) -> str:
-    """Plans of one iteration an epoch, to copy from."""
+    """Plans with one iteration per epoch; the tests copy them."""
     plans = cut_down(tiny.plans, "ShortPlans", **SHORT)
     (tiny.preprocessed / tiny.name / "ShortPlans.json").write_text(json.dumps(plans))
     return "ShortPlans"
 
 
 def train_and_predict(tiny, plans: str, out) -> None:
-    """One epoch, then prediction in a new process."""
+    """Train one epoch, then predict in a new process."""
     stock("nnUNetv2_train", "777", "3d_fullres", "0", "-p", plans, "-tr", TRAINER, "-device", "cpu")
     fold = tiny.results / tiny.name / f"{TRAINER}__{plans}__3d_fullres" / "fold_0"
     assert json.loads((fold / "transfer_report.json").read_text())["coverage"] == 1

@@ -1,4 +1,4 @@
-"""The command line itself: quick help, errors without a traceback, exit statuses."""
+"""The command line: fast help, errors without a traceback, exit statuses."""
 
 import argparse
 import importlib
@@ -31,7 +31,7 @@ def run_module(*words: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("words", [(), ("--help",), *((command, "--help") for command in cli.COMMANDS)])
 def test_help_answers_in_half_a_second(words):
-    """Of processor time, which does not depend on what else the machine does."""
+    """Processor time, because wall time depends on the load of the machine."""
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -57,7 +57,7 @@ def test_help_lists_every_command_and_imports_no_torch():
         assert re.search(rf"\n    {command}\s", result.stdout)
 
 
-def test_help_names_a_default_where_there_is_one(capsys):
+def test_help_shows_existing_defaults_only(capsys):
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "--help"])
     said = " ".join(capsys.readouterr().out.split())
@@ -90,7 +90,7 @@ def test_an_unknown_command_is_named_with_the_nearest_and_all_known_ones(capsys)
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_what_a_command_raises_becomes_one_line_and_a_status(raised, status, message, monkeypatch, capsys):
+def test_an_error_of_the_user_becomes_one_line_and_a_status(raised, status, message, monkeypatch, capsys):
     def run(args: argparse.Namespace) -> int:
         raise raised
 
@@ -101,7 +101,7 @@ def test_what_a_command_raises_becomes_one_line_and_a_status(raised, status, mes
     assert printed.out == ""
 
 
-def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+def test_a_bug_keeps_its_traceback(monkeypatch):
     def run(args: argparse.Namespace) -> int:
         raise ZeroDivisionError
 

@@ -1,4 +1,4 @@
-"""nnU-Net's own commands with PUIRTrainer and cases that lack a modality; the planner by its name."""
+"""nnU-Net's commands with PUIRTrainer and cases with a missing modality; nnU-Net finds the planner by name."""
 
 import json
 

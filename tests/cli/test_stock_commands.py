@@ -1,4 +1,4 @@
-"""nnU-Net's own commands, in processes of their own, with our trainers."""
+"""nnU-Net's commands in new processes, with our trainers."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.commands
 
 @pytest.fixture(scope="module")
 def trained(tiny) -> Path:
-    """The folder of a model that `nnUNetv2_train` trained for one epoch."""
+    """Folder of a model that `nnUNetv2_train` trained for one epoch."""
     plans = cut_down(tiny.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1)
     (tiny.preprocessed / tiny.name / f"{PLANS}.json").write_text(json.dumps(plans))
     stock("nnUNetv2_train", "777", "3d_fullres", "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu", "--npz")
