@@ -104,6 +104,16 @@ class PretrainedOptions(BaselineOptions):
         doc="Fraction of the epochs over which the encoder's learning rate rises linearly; no effect on `_scratch`.",
     )
     frozen_epochs: int = count(0, 0, doc="Number of epochs for which the encoder is frozen; no effect on `_scratch`.")
+    head: Literal["stock", "summed"] = choice(
+        "stock",
+        "summed",
+        doc="Segmentation head: nnU-Net's own, or one that also reads the maps of all other stages.",
+    )
+    head_start: Literal["probe", "zero"] = choice(
+        "probe",
+        "zero",
+        doc="Initial weights of the summed head: those of a linear probe on the training cases, or nnU-Net's own.",
+    )
 
 
 @dataclass(frozen=True)

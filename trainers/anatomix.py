@@ -21,6 +21,7 @@ from nnunet_invariance.synthesis.corruptions import apply_corruption, sample_cor
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.trainers.configuration import configuration_of
 from nnunet_invariance.trainers.dense_contrast import DenseContrastTrainer
+from nnunet_invariance.trainers.head import add_head
 from nnunet_invariance.trainers.targets import finest, tissue_labels
 from nnunet_invariance.trainers.weights import find_and_load_weights
 
@@ -70,7 +71,9 @@ class AnatomixTrainer(DenseContrastTrainer):
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, channels, num_output_channels, enable_deep_supervision
         )
-        return network if backbone is None else add_frozen_features(network, backbone, options.feature_dropout)
+        if backbone is not None:
+            network = add_frozen_features(network, backbone, options.feature_dropout)
+        return add_head(network, options.head)
 
     def prepare_views(self, encoder: nn.Module) -> None:
         """As the base; the second view leaves the running statistics of batch norm, which prediction uses, alone."""

@@ -5,14 +5,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import WeightsIncompatibleError
-from nnunet_invariance.plans.options import PretrainedOptions
+from nnunet_invariance.plans.options import PretrainedOptions, read_options
 from nnunet_invariance.trainers.baseline import BaselineTrainer
 from nnunet_invariance.trainers.configuration import check_supported, encoder_of
 from nnunet_invariance.trainers.curves import draw_curves, log_curves
+from nnunet_invariance.trainers.head import add_head, start_from_probe
 from nnunet_invariance.trainers.non_finite_guard import is_finite
 from nnunet_invariance.trainers.parameter_groups import ParameterGroup, exclude, make_sgd
 from nnunet_invariance.trainers.schedule import WarmupPolySchedule
@@ -61,6 +64,21 @@ class PretrainedTrainer(BaselineTrainer):
         super().check(plans, configuration, dataset_json)
         check_supported(plans, configuration, self.dimensions, type(self).__name__)
 
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Build the planned network, with the head that the plans block names; prediction calls this."""
+        options = read_options(PretrainedOptions, configuration_manager.configuration)
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return add_head(network, options.head)
+
     def initialize(self) -> None:
         """As nnU-Net; records the parameters' versions, to detect weights that ``-pretrained_weights`` loads later."""
         super().initialize()
@@ -106,6 +124,7 @@ class PretrainedTrainer(BaselineTrainer):
         self.print_to_log_file(f"Options of {type(self).__name__}: {self.options.to_dict()}")
         if self.current_epoch == 0:
             self.transfer_report = self.load_initial_weights()
+            self.start_head()
             if self.local_rank == 0:
                 write_json(Path(self.output_folder, "transfer_report.json"), self.transfer_report)
         super().on_train_start()
@@ -132,6 +151,26 @@ class PretrainedTrainer(BaselineTrainer):
             )
             return {"location": "-pretrained_weights"}
         return self.load_weights()
+
+    def start_head(self) -> None:
+        """Start the summed head from a linear probe on the training cases, unless an option keeps nnU-Net's start."""
+        network = self.plain_network
+        if self.options.head != "summed" or self.options.head_start == "zero":
+            return
+        if self.label_manager.has_regions:
+            self.print_to_log_file("The labels are regions: the summed head starts as nnU-Net's own head.")
+            return
+        cases, _ = self.do_split()
+        accuracy = start_from_probe(
+            network,
+            self.preprocessed_dataset_folder,
+            sorted(cases),
+            self.configuration_manager.patch_size,
+            self.label_manager.num_segmentation_heads,
+            self.label_manager.ignore_label,
+            self.options.seed or 0,
+        )
+        self.print_to_log_file(f"The summed head starts from a linear probe (accuracy {accuracy:.3f} on its voxels).")
 
     def load_weights(self) -> dict[str, Any]:
         """Find weights of this method in the four locations and load them; returns the transfer report."""

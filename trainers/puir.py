@@ -76,6 +76,10 @@ class PUIRTrainer(AuxiliaryLossTrainer):
         configuration = configuration_manager.configuration
         options = read_options(PUIRTrainerOptions, configuration)
         planned = Architecture.from_plans(configuration["architecture"], num_input_channels, num_output_channels)
+        if options.head != "stock":
+            raise UnsupportedConfigurationError(
+                'PUIRTrainer has a network of its own and no summed head. Set "head": "stock" in the plans block.'
+            )
         kind = planned.network_class_name.rsplit(".", 1)[-1]
         if kind not in {"PlainConvUNet", "ResidualEncoderUNet"}:
             raise UnsupportedConfigurationError(

@@ -155,7 +155,8 @@ def probe(
     values = [int(v) for v in manager.all_labels]
     names = {v: name for name, v in planned.dataset_json["labels"].items() if isinstance(v, int)}
     classes = tuple(names.get(v, str(v)) for v in values if v > 0)
-    patches = {n: load_patch(planned, n, planned.patch_size) for n in [*train, *test]}
+    folder = str(planned.folder)
+    patches = {n: load_patch(folder, n, planned.patch_size, manager.ignore_label) for n in [*train, *test]}
     incomplete = tuple(n for n, patch in patches.items() if not patch.complete)
     chosen = {s: tuple(subset.train for subset in subsets if subset.shots == s) for s in options.shots}
     run = _Run(patches, chosen, tuple(test), max(values) + 1, options, torch.device(device))

@@ -8,7 +8,6 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 
-from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.pretraining.data.crops import crop, crop_origin
 
 
@@ -28,12 +27,15 @@ class LabelledPatch:
     complete: bool
 
 
-def load_patch(planned: PlannedDataset, name: str, size: Sequence[int]) -> LabelledPatch:
-    """Cut the patch around the centre of the foreground's bounding box, or of an image without foreground."""
-    folder = str(planned.folder)
+def load_patch(folder: str, name: str, size: Sequence[int], ignore: int | None = None) -> LabelledPatch:
+    """Cut the patch around the centre of the foreground's bounding box, or of an image without foreground.
+
+    Args:
+        folder: of nnU-Net's preprocessed cases.
+        ignore: value of the ignore label, if there is one.
+    """
     data, segmentation, *_ = infer_dataset_class(folder)(folder, [name]).load_case(name)
     labels = np.asarray(segmentation[:])
-    ignore = planned.plans.get_label_manager(planned.dataset_json).ignore_label
     labels = np.where(labels == -1, 0, labels)
     foreground = np.argwhere((labels[0] > 0) & (labels[0] != ignore))
     ends = (

@@ -116,7 +116,7 @@ class Oracle(nn.Module):
 def test_features_that_hold_the_labels_score_one_and_random_ones_do_not(tiny):
     planned = open_planned_dataset(tiny.name, "3d_fullres")
     labelled = sorted(path.stem for path in planned.folder.glob("*.pkl"))
-    patches = [load_patch(planned, name, planned.patch_size) for name in labelled]
+    patches = [load_patch(str(planned.folder), name, planned.patch_size) for name in labelled]
     options = ProbeOptions(shots=(1, 2), draws=2, test_cases=2, random_networks=1, voxels_per_class=100)
     result = probe(planned, {"oracle": Oracle(random_network(planned, 0), patches)}, labelled, options)
     oracle, random = result.scores

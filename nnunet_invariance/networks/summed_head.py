@@ -1,0 +1,95 @@
+"""A planned U-Net whose segmentation head reads the maps of all stages, not of the finest decoder stage alone."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_invariance.errors import ShapeError
+
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class SummedHeadUNet(nn.Module):
+    r"""A U-Net of nnU-Net with logits :math:`z = S(d_0) + \sum_m \mathrm{up}(W_m f_m)`.
+
+    :math:`S` is the network's own segmentation layer on the finest decoder map :math:`d_0`, :math:`f_m` are all other
+    maps of encoder and decoder, :math:`W_m` are convolutions of one tap without bias, and up is linear interpolation to
+    the size of the image. Each :math:`W_m` starts at 0, so the network starts as the planned one. The coarser outputs
+    of deep supervision are the planned network's.
+
+    Encoder and decoder keep their names, so that pre-trained weights, and tools that read them, work as before.
+
+    Shape: (B, C, *spatial) to (B, K, *spatial), or to a list of such tensors, finest first, with deep supervision.
+
+    Args:
+        network: a U-Net of nnU-Net with ``encoder`` and ``decoder``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = network.encoder, network.decoder
+        convolution = type(self.decoder.seg_layers[-1])
+        classes = self.decoder.seg_layers[-1].out_channels
+        stages = self.encoder.output_channels
+        decoder_channels = [layer.in_channels for layer in self.decoder.seg_layers[:-1]]  # coarsest first
+        self.side_layers = nn.ModuleDict()
+        for stage, channels in enumerate(stages):
+            self.side_layers[f"encoder_{stage}"] = convolution(channels, classes, 1, bias=False)
+        for position, channels in enumerate(decoder_channels):
+            name = f"decoder_{len(decoder_channels) - position}"
+            self.side_layers[name] = convolution(channels, classes, 1, bias=False)
+        for layer in self.side_layers.values():
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """See the class."""
+        skips = self.encoder(x)
+        total = sum(self._side(f"encoder_{stage}", skip, x) for stage, skip in enumerate(skips))
+        outputs = []
+        lower = skips[-1]
+        stages = list(zip(self.decoder.transpconvs, self.decoder.stages, self.decoder.seg_layers, strict=True))
+        for position, (upsample, stage, layer) in enumerate(stages):
+            lower = stage(torch.cat((upsample(lower), skips[-(position + 2)]), 1))
+            last = position == len(stages) - 1
+            if last:
+                total = total + layer(lower)
+            else:
+                total = total + self._side(f"decoder_{len(stages) - 1 - position}", lower, x)
+                if self.decoder.deep_supervision:
+                    outputs.append(layer(lower))
+        return [total, *reversed(outputs)] if self.decoder.deep_supervision else total
+
+    def _side(self, name: str, feature_map: Tensor, x: Tensor) -> Tensor:
+        logits = self.side_layers[name](feature_map)
+        size = x.shape[2:]
+        if logits.shape[2:] == size:
+            return logits
+        return F.interpolate(logits, size=size, mode=LINEAR[len(size)], align_corners=False)
+
+    @torch.no_grad()
+    def set_head(self, weight: Tensor, bias: Tensor) -> None:
+        """Start from a linear classifier of hypercolumns.
+
+        Args:
+            weight: (K, sum of channels), in the order ``encoder_0`` to ``encoder_S``, ``decoder_S-1`` to ``decoder_0``.
+            bias: (K,).
+
+        Raises:
+            ShapeError: another number of classes or features.
+        """
+        finest = self.decoder.seg_layers[-1]
+        layers = [*self.side_layers.values(), finest]
+        widths = [layer.weight.shape[1] for layer in layers]
+        if weight.shape != (len(finest.weight), sum(widths)) or bias.shape != weight.shape[:1]:
+            expected = (len(finest.weight), sum(widths))
+            raise ShapeError(
+                f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: expected {expected} and its rows."
+            )
+        for layer, part in zip(layers, weight.split(widths, dim=1), strict=True):
+            layer.weight.copy_(part.reshape(layer.weight.shape))
+        finest.bias.copy_(bias)
+
+    def compute_conv_feature_map_size(self, input_size: tuple[int, ...]) -> int:
+        """Size of all feature maps in voxels, as nnU-Net's planner estimates memory with; without the side layers."""
+        encoder = self.encoder.compute_conv_feature_map_size(input_size)
+        return encoder + self.decoder.compute_conv_feature_map_size(input_size)

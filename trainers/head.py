@@ -1,0 +1,68 @@
+"""The summed segmentation head of a trainer, and its start from a linear probe on the training cases."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from nnunet_invariance.errors import UnsupportedConfigurationError
+from nnunet_invariance.networks.summed_head import SummedHeadUNet
+from nnunet_invariance.probing.hypercolumns import compute_hypercolumns, sample_hypercolumns
+from nnunet_invariance.probing.linear import fit_linear_probe
+from nnunet_invariance.probing.samples import load_patch, sample_voxels
+
+MOST_CASES = 10
+VOXELS_PER_CLASS = 1000
+
+
+def add_head(network: nn.Module, head: str) -> nn.Module:
+    """Return the network with the head that the options name.
+
+    Raises:
+        UnsupportedConfigurationError: the network is no U-Net with segmentation layers on its decoder stages.
+    """
+    if head == "stock":
+        return network
+    decoder = getattr(network, "decoder", None)
+    if not all(hasattr(decoder, name) for name in ("transpconvs", "stages", "seg_layers")):
+        raise UnsupportedConfigurationError(
+            f"The summed head needs PlainConvUNet or ResidualEncoderUNet, but the plans name {type(network).__name__}. "
+            'Set "head": "stock" in the plans block.'
+        )
+    return SummedHeadUNet(network)
+
+
+def start_from_probe(
+    network: SummedHeadUNet,
+    folder: str,
+    cases: Sequence[str],
+    patch_size: Sequence[int],
+    num_classes: int,
+    ignore: int | None = None,
+    seed: int = 0,
+) -> float:
+    """Set the head to a linear probe that is fitted on frozen features of the training cases.
+
+    Args:
+        folder: of nnU-Net's preprocessed cases.
+        cases: training cases; the first ten are read.
+        num_classes: background included.
+
+    Returns:
+        The probe's accuracy on its own voxels, in [0, 1].
+    """
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    training, features, labels = network.training, [], []
+    network.eval()
+    for name in cases[:MOST_CASES]:
+        patch = load_patch(folder, name, patch_size, ignore)
+        voxels, values = sample_voxels(patch.labels, num_classes, VOXELS_PER_CLASS, generator)
+        maps = compute_hypercolumns(network, patch.image.to(device))
+        features.append(sample_hypercolumns(maps, patch.labels.shape, voxels.to(device)))
+        labels.append(values.to(device))
+    network.train(training)
+    joined, known = torch.cat(features), torch.cat(labels)
+    probe = fit_linear_probe(joined, known, num_classes)
+    network.set_head(probe.weight, probe.bias)
+    return float((probe(joined).argmax(1) == known).float().mean())
