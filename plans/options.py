@@ -15,6 +15,14 @@ from nnunet_invariance.errors import OptionError
 BLOCK = "nnunet_invariance"
 
 
+def _is_axes(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and all(is_int(axis) and 0 <= axis <= 2 for axis in value)
+        and len(set(value)) == len(value)
+    )
+
+
 @dataclass(frozen=True)
 class BaselineOptions(Options):
     """Options of every trainer of this package.
@@ -40,6 +48,13 @@ class BaselineOptions(Options):
         "a whole number from 0 to 4294967295 (the range of NumPy's seeds), or null",
         lambda v: v is None or (is_int(v) and 0 <= v < 2**32),
         doc="Seed of initialisation, sampling and augmentation; null leaves them unseeded, as nnU-Net does.",
+    )
+    mirroring: str | Sequence[int] = option(
+        "all",
+        "'all', 'auto', or a list of different axes, each 0, 1 or 2",
+        lambda v: v in ("all", "auto") or _is_axes(v),
+        doc="Axes that training and prediction mirror: all that nnU-Net plans, none that turns one class into another "
+        "of the training labels, or these.",
     )
 
 
@@ -215,9 +230,6 @@ class ICMSegTrainerOptions(DenseContrastOptions):
     )
     consistency_weight: float = number(
         0.0, 0.0, 100.0, doc="Weight of the divergence between the segmentations of both views."
-    )
-    mirroring: bool = flag(
-        True, doc="Whether training and prediction mirror as nnU-Net plans it; false if left and right organs differ."
     )
     stages: Sequence[int] | None = option(
         None,

@@ -19,6 +19,7 @@ from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.plans.options import BaselineOptions, read_options
 from nnunet_invariance.trainers.configuration import check_channels, configuration_of
 from nnunet_invariance.trainers.error_display import show_message_only
+from nnunet_invariance.trainers.mirroring import mirroring_of
 from nnunet_invariance.trainers.non_finite_guard import NonFiniteGuard, is_finite, require_finite
 from nnunet_invariance.trainers.seeding import (
     Augmenter,
@@ -101,6 +102,22 @@ class BaselineTrainer(nnUNetTrainer):
             seed_everything(self.options.seed)
         super().initialize()
         self.guard.attach(self.optimizer, self.grad_scaler)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's geometry, with the axes that the option ``mirroring`` chooses; prediction mirrors the same axes."""
+        *geometry, planned = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        axes = tuple(planned or ())
+        if self.options.mirroring == "auto":
+            train, _ = self.do_split()
+            decision = mirroring_of(self.preprocessed_dataset_folder, sorted(train), self.dataset_json, axes)
+            axes = decision.axes
+            for pair in decision.pairs:
+                self.print_to_log_file(f"Mirroring: axis {pair.axis} is not mirrored, because {pair}.")
+            self.print_to_log_file(f"Mirroring: decided from the training cases to mirror the axes {axes or 'none'}.")
+        elif self.options.mirroring != "all":
+            axes = tuple(axis for axis in axes if axis in self.options.mirroring)
+        self.inference_allowed_mirroring_axes = axes or None
+        return *geometry, axes or None
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's transforms, reproducible if there is a seed."""

@@ -51,13 +51,6 @@ class ICMSegTrainer(DenseContrastTrainer):
     #: Keys of a batch that are stored views.
     stored: frozenset[str] = frozenset()
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
-        """nnU-Net's geometry, without mirroring if the options switch it off."""
-        *geometry, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if not self.options.mirroring:
-            mirror_axes = self.inference_allowed_mirroring_axes = None
-        return *geometry, mirror_axes
-
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset | DatasetWithViews, nnUNetBaseDataset]:
         """nnU-Net's data sets; training cases have stored views if the options ask for them."""
         train, val = super().get_tr_and_val_datasets()

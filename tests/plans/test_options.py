@@ -26,6 +26,9 @@ def block(**fields) -> dict:
 
 def test_no_block_gives_the_stated_defaults() -> None:
     assert read_options(DenseContrastOptions, {}).to_dict() == {
+        "mirroring": "all",
+        "head": "stock",
+        "head_start": "probe",
         "checkpoint": None,
         "min_coverage": 1.0,
         "transfer": "encoder",
@@ -47,11 +50,12 @@ def test_no_block_gives_the_stated_defaults() -> None:
 @pytest.mark.parametrize(
     ("cls", "base", "own"),
     [
-        (BaselineOptions, None, {"iterations_per_epoch", "val_iterations_per_epoch", "seed"}),
+        (BaselineOptions, None, {"iterations_per_epoch", "val_iterations_per_epoch", "seed", "mirroring"}),
         (
             PretrainedOptions,
             BaselineOptions,
-            {"checkpoint", "min_coverage", "transfer", "branch", "encoder_lr_factor", "warmup", "frozen_epochs"},
+            {"checkpoint", "min_coverage", "transfer", "branch", "encoder_lr_factor", "warmup", "frozen_epochs"}
+            | {"head", "head_start"},
         ),
         (AuxiliaryLossOptions, PretrainedOptions, {"aux", "aux_weight", "aux_ramp"}),
         (DenseContrastOptions, AuxiliaryLossOptions, {"temperature", "num_positions"}),

@@ -219,7 +219,7 @@ def test_a_seed_makes_styles_and_steps_reproducible(tiny):
 
 
 def test_mirroring_can_be_switched_off_for_training_and_prediction(tiny):
-    trainer, _ = started(tiny, "ICMSegTrainer", mirroring=False)
+    trainer, _ = started(tiny, "ICMSegTrainer", mirroring=[])
     assert trainer.inference_allowed_mirroring_axes is None
     names = [type(t).__name__ for t in trainer.dataloader_train.data_loader.loader.transforms.geometry.transforms]
     assert "MirrorTransform" not in names
@@ -283,12 +283,12 @@ def test_other_locations_are_not_searched(tiny, monkeypatch):
 
 def test_option_defaults_and_wrong_values():
     options = ICMSegTrainerOptions()
-    assert (options.style, options.consistency_weight, options.mirroring, options.stages) == ("mixed", 0.0, True, None)
+    assert (options.style, options.consistency_weight, options.mirroring, options.stages) == ("mixed", 0.0, "all", None)
     assert options.encoder_lr_factor == 1
     for field, value, expected in (
         ("style", "bezier", "one of 'mixed', 'gin'"),
         ("consistency_weight", -1, r"\[0, 100\]"),
-        ("mirroring", 1, "true or false"),
+        ("mirroring", 1, "'all', 'auto'"),
         ("stages", [], "different whole numbers"),
         ("stages", [1, 1], "different whole numbers"),
         ("stages", [-1], "different whole numbers"),
