@@ -82,13 +82,10 @@ def fit(
         range(first, options.steps), initial=first, total=options.steps, desc=target.name, unit="step",
         disable=None if accelerator.is_main_process else True,
     )  # fmt: skip
-    bad = 0
+    check_finite = _FiniteCheck(target.name)
     for step in show:
         loss = _step(model, loss_of, sampler, options, accelerator, optimizer, step)
-        bad = 0 if math.isfinite(loss) else bad + 1
-        if bad == MAX_NON_FINITE_STEPS:
-            msg = f"{target.name}: the loss was not finite in {bad} steps up to {step + 1}. "
-            raise NonFiniteLossError(f"{msg}Use a smaller --learning-rate or --amp bf16 and continue with --c.")
+        check_finite(loss, step)
         show.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if (step + 1) % options.save_every == 0 and step + 1 < options.steps and accelerator.is_main_process:
             _save(state_file, model, optimizer, accelerator, record, step + 1)
@@ -97,6 +94,19 @@ def fit(
         state_file.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return target
+
+
+class _FiniteCheck:
+    """Raises an error after several consecutive losses that are not finite."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.bad = name, 0
+
+    def __call__(self, loss: float, step: int) -> None:
+        self.bad = 0 if math.isfinite(loss) else self.bad + 1
+        if self.bad == MAX_NON_FINITE_STEPS:
+            msg = f"{self.name}: the loss was not finite in {self.bad} steps up to {step + 1}. "
+            raise NonFiniteLossError(f"{msg}Use a smaller --learning-rate or --amp bf16 and continue with --c.")
 
 
 def _step(

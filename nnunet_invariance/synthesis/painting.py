@@ -111,13 +111,12 @@ def _column(values: Tensor) -> Tensor:
 
 def _stencil(bank: TemplateBank, maps: Sequence[PlacedTemplates], counts: Sequence[int], side: int) -> _Stencil:
     """Make all tables on the CPU and copy them to the device in two transfers, one of floats and one of integers."""
-    most = max(len(one.templates) for one in maps)
-    order = [(row, k) for k in range(most) for row in range(len(maps)) if len(maps[row].templates) > k]
-    owners = torch.tensor([row for row, _ in order])
-    chosen, matrices, shifts = (
-        torch.stack([values[row][k] for row, k in order])
-        for values in ([m.templates for m in maps], [m.matrices for m in maps], [m.shifts for m in maps])
-    )
+    numbers = torch.cat([torch.arange(len(one.templates)) for one in maps])  # k of each template
+    order = numbers.argsort(stable=True)
+    owners = torch.cat([torch.full((len(one.templates),), row) for row, one in enumerate(maps)])[order]
+    chosen = torch.cat([one.templates for one in maps])[order]
+    matrices = torch.cat([one.matrices for one in maps])[order]
+    shifts = torch.cat([one.shifts for one in maps])[order]
     periods = bank.periods[chosen]
     lines = [matrices[:, :, a, None] * torch.arange(n * side) / periods[..., None] for a, n in enumerate(counts)]
     lines[1] = lines[1] + ((shifts + 0.5) / periods)[..., None]  # + 0.5: rounding down then gives the nearest voxel
@@ -129,8 +128,8 @@ def _stencil(bank: TemplateBank, maps: Sequence[PlacedTemplates], counts: Sequen
     tables = {"periods": period[..., 0], "fronts": front[..., 0], "extents": extent[..., 0]}
     reached = _reaching(shaped, **tables).nonzero()
     found = torch.bincount(reached[:, 0], minlength=len(order)).cumsum(0).tolist()
-    starts = [0, *(found[t] for t in range(len(order)) if t + 1 == len(order) or order[t + 1][1] != order[t][1])]
-    return _Stencil(shaped, **tables, offsets=offsets, owners=owners, counts=counts, reached=reached, ends=starts)
+    ends = [0, *(found[last - 1] for last in torch.bincount(numbers).cumsum(0).tolist())]
+    return _Stencil(shaped, **tables, offsets=offsets, owners=owners, counts=counts, reached=reached, ends=ends)
 
 
 def _reaching(lines: Sequence[Tensor], periods: Tensor, fronts: Tensor, extents: Tensor) -> Tensor:
