@@ -1,4 +1,4 @@
-"""The contract of the losses, one class per loss, and that no public loss is without one."""
+"""The contract tests of the losses, one class per loss; every public loss must have one."""
 
 from typing import ClassVar
 
@@ -27,7 +27,7 @@ def other_values(rows: Tensor, valid: Tensor) -> Tensor:
 
 
 def constant_after_first(function):
-    """``function``, which returns its first result for ever."""
+    """``function``, which returns its first result in all later calls."""
     results = []
 
     def call(*arguments):
@@ -155,7 +155,7 @@ class TestModalityInvarianceLoss(LossContract):
         return {**inputs, "estimates": other_values(inputs["estimates"], maps)}
 
     def test_the_gradient_equals_finite_differences(self, device, monkeypatch):
-        """With the anchors held constant, as the stopped gradient demands."""
+        """The anchors are held constant, because their gradient is stopped."""
         inputs, loss = self.given(device, torch.float64), self.make(device, torch.float64)
         estimates = inputs["estimates"].requires_grad_()
         (expected,) = torch.autograd.grad(loss(**inputs), estimates)
@@ -246,7 +246,7 @@ class TestIndividualContrast(LossContract):
         return {"anchors": random(4, 5), "anchor_ids": ids[:4], "keys": random(6, 5, seed=1), "key_ids": ids}
 
     def disturbed(self, inputs):
-        return None  # its mask is a key without a case, tested below
+        return None  # it has no mask; a key without a case is tested below
 
     def test_an_empty_key_has_no_influence(self, device):
         inputs, loss = self.given(device, torch.float32), self.make(device)

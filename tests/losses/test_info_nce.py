@@ -1,4 +1,4 @@
-"""Patch-wise InfoNCE against the slow loop of its equation, and the laws that follow from it."""
+"""Patch-wise InfoNCE: equality with a slow loop of its equation, and properties that follow from it."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_gradient_equals_finite_differences(valid):
 
 
 @pytest.mark.parametrize("rubbish", [0.0, 1e6, math.inf, math.nan])
-def test_positions_that_do_not_count_have_exactly_no_influence(rubbish):
+def test_masked_positions_have_no_influence(rubbish):
     a, b = embeddings(dtype=torch.float32)
     results = []
     for fill in (None, rubbish):
@@ -67,7 +67,7 @@ def test_positions_that_do_not_count_have_exactly_no_influence(rubbish):
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
-def test_no_position_at_all_is_zero_and_still_connected():
+def test_without_valid_positions_the_loss_is_zero_and_has_a_zero_gradient():
     a, b = (x.requires_grad_() for x in embeddings())
     loss = PatchInfoNCE()(a, b, torch.zeros(2, 5, dtype=torch.bool))
     loss.backward()
@@ -76,7 +76,7 @@ def test_no_position_at_all_is_zero_and_still_connected():
     assert (b.grad == 0).all()
 
 
-def test_one_position_has_no_negative_and_no_loss():
+def test_a_single_position_has_no_negatives_and_zero_loss():
     a, b = embeddings(batch=1, positions=1)
     assert PatchInfoNCE()(a, b).item() == pytest.approx(0, abs=1e-12)
 
@@ -85,7 +85,7 @@ def test_equal_views_are_easier_than_unrelated_ones():
     a, b = embeddings(positions=64, features=16)
     equal, near, unrelated = (PatchInfoNCE()(a, x).item() for x in (a, a + 0.3 * b, b))
     assert equal < near < unrelated
-    assert unrelated > math.log(2 * 2 * 64 - 1)  # worse than a uniform guess, on average
+    assert unrelated > math.log(2 * 2 * 64 - 1)  # higher than the loss of equal rows, on average
 
 
 def test_order_of_positions_samples_and_views_does_not_matter():

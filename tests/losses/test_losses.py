@@ -1,4 +1,4 @@
-"""Self-distillation and masked reconstruction against slow loops from their formulas."""
+"""Self-distillation and masked reconstruction: equality with slow loops of their equations."""
 
 import math
 
@@ -19,7 +19,7 @@ def _slow_cross_entropy(student, teacher, center, tau_s, tau_t):
     return -sum(math.exp(a - top_t) / total_t * (b - log_total_s) for a, b in zip(t, s, strict=True))
 
 
-def test_self_distillation_equals_the_slow_loop_and_leaves_out_padding():
+def test_self_distillation_equals_the_slow_loop_and_ignores_masked_tokens():
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 4, 6), torch.randn(3, 4, 6)
     weight = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
@@ -40,7 +40,7 @@ def test_self_distillation_equals_the_slow_loop_and_leaves_out_padding():
     assert (student.grad[weight == 1] != 0).any()
 
 
-def test_self_distillation_is_least_where_student_equals_target_and_gives_the_teacher_no_gradient():
+def test_self_distillation_is_minimal_if_the_student_equals_the_target_and_the_teacher_gets_no_gradient():
     loss = SelfDistillationLoss(5, student_temperature=0.1)
     teacher = torch.randn(2, 5, requires_grad=True)
     matching = torch.log(loss.target(teacher, 0.5)) * 0.1

@@ -1,4 +1,4 @@
-"""The losses of PUIR against slow loops from their formulas, and their laws."""
+"""The losses of PUIR: equality with slow loops of their equations, and their properties."""
 
 import pytest
 import torch
@@ -47,23 +47,25 @@ def slow_invariance(x: Tensor, present: Tensor, anchor: str, order: list[list[in
 
 
 @pytest.mark.parametrize("anchor", ["others", "running"])
-def test_invariance_is_the_formula(anchor):
+def test_invariance_equals_the_slow_loop(anchor):
     x, order = estimates(), [[2, 0, 3, 1], [3, 2, 1, 0], [1, 2, 3, 0]]
     loss = ModalityInvarianceLoss(anchor)(x, PRESENT, torch.tensor(order))
     assert loss.item() == pytest.approx(slow_invariance(x, PRESENT, anchor, order))
 
 
 @pytest.mark.parametrize("anchor", ["others", "running"])
-def test_laws_of_invariance(anchor):
+def test_invariance_ignores_scale_and_absent_modalities(anchor):
     loss, x = ModalityInvarianceLoss(anchor), estimates()
     equal = x[:, :1].expand(-1, 4, -1, -1, -1, -1)
     assert loss(equal, PRESENT).item() == pytest.approx(0, abs=1e-12)
     full = torch.ones_like(PRESENT)
-    assert loss(1000 * x, full).item() == pytest.approx(loss(x, full).item(), rel=1e-4)  # shrinking is no way down
+    assert loss(1000 * x, full).item() == pytest.approx(
+        loss(x, full).item(), rel=1e-4
+    )  # a smaller scale does not lower the loss
     x.requires_grad_()
     loss(x, PRESENT).backward()
     assert not x.grad[~PRESENT].any()
-    assert not x.grad[1].any()  # one modality has nothing to agree with
+    assert not x.grad[1].any()  # a single modality has no anchor
     assert loss(x, torch.zeros_like(PRESENT)).item() == 0
 
 
@@ -74,7 +76,7 @@ def test_the_anchor_has_no_gradient():
     assert x.grad[0, 1].any()
 
 
-def test_decomposition_is_the_formula():
+def test_decomposition_equals_the_slow_loop():
     generator = torch.Generator().manual_seed(1)
     outputs, image = torch.randn(3, 2, 4, 2, 3, 2, generator=generator), torch.randn(3, 4, 2, 3, 2, generator=generator)
     image[:, :, 0] = -3.0  # background
@@ -98,7 +100,7 @@ def test_decomposition_is_the_formula():
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
 
 
-def test_foreground_is_everything_where_the_image_is_flat():
+def test_foreground_of_a_constant_image_is_the_whole_valid_mask():
     flat = torch.zeros(1, 2, 3, 3, 3)
     inside, both = torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)
     inside[..., 0] = False
@@ -114,7 +116,7 @@ def test_equivariance_losses():
     a, b = torch.randn(2, 3, 2, 2, 2), torch.randn(2, 3, 2, 2, 2).requires_grad_()
     p, q = (x.exp() / x.exp().sum(1, keepdim=True) for x in (a, b))
     assert OutputEquivarianceLoss()(a, b).item() == pytest.approx((p - q).square().sum(1).mean().item(), rel=1e-5)
-    assert not OutputEquivarianceLoss()(a, b).requires_grad  # the reference is fixed
+    assert not OutputEquivarianceLoss()(a, b).requires_grad  # the reference gets no gradient
     assert OutputEquivarianceLoss()(a, a).item() == 0
     expected = (a.sigmoid() - b.sigmoid()).square().mean().item()
     assert OutputEquivarianceLoss(multilabel=True)(a, b).item() == pytest.approx(expected)
@@ -127,7 +129,7 @@ def test_equivariance_losses():
     assert FeatureEquivarianceLoss()(x, 3 * x, PRESENT).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_contrast_is_the_formula():
+def test_contrast_equals_the_slow_loop():
     generator = torch.Generator().manual_seed(2)
     anchors, keys = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (3, 7))
     own = torch.tensor([[0, 0], [0, 1], [5, 2]])
@@ -145,7 +147,7 @@ def test_contrast_is_the_formula():
     assert IndividualContrast()(anchors, own, keys, ids).item() == pytest.approx(total / number, rel=1e-4)
 
 
-def test_contrast_without_negatives_is_nothing_and_finite():
+def test_contrast_without_negatives_is_zero_with_a_finite_gradient():
     anchors = torch.randn(2, 4, requires_grad=True)
     ids = torch.tensor([[0, 0], [0, 0]])
     loss = IndividualContrast()(anchors, ids, torch.randn(2, 4), ids)
@@ -154,7 +156,7 @@ def test_contrast_without_negatives_is_nothing_and_finite():
     assert not anchors.grad.any()
 
 
-def test_gradients_are_right():
+def test_gradients_equal_finite_differences():
     x = estimates()[:, :3, :2, :1, :1, :1].clone().requires_grad_()
     y = estimates().flip(0)[:, :3, :2, :1, :1, :1].clone()
     present = PRESENT[:, :3]
@@ -165,7 +167,7 @@ def test_gradients_are_right():
     assert torch.autograd.gradcheck(lambda a: IndividualContrast()(a, ids, keys, ids), rows)
 
 
-def test_all_48_symmetries_of_a_cube_are_there_and_undone_exactly():
+def test_a_cube_has_48_symmetries_and_each_has_an_exact_inverse():
     table = symmetries([(4, 4, 4), (2, 2, 2)])
     assert table.shape == (48, 6)
     x = torch.randn(4, 4, 4)
@@ -180,7 +182,7 @@ def test_all_48_symmetries_of_a_cube_are_there_and_undone_exactly():
     assert {tuple(t.flatten().tolist()) for t in twice} == known
 
 
-def test_a_map_of_cells_turns_with_its_image():
+def test_symmetries_commute_with_pooling():
     table = symmetries([(4, 4, 4)])
     image = torch.randn(48, 2, 4, 4, 4)
     pool = torch.nn.AvgPool3d(2)
@@ -191,7 +193,7 @@ def test_a_map_of_cells_turns_with_its_image():
     ("sizes", "reflections", "count"),
     [([(8, 4, 4)], True, 16), ([(4, 4, 4), (1, 2, 2)], False, 8), ([(4, 8, 4)], False, 8), ([(2, 4, 8)], True, 8)],
 )  # fmt: skip
-def test_only_what_keeps_the_shape(sizes, reflections, count):
+def test_symmetries_preserve_the_shape(sizes, reflections, count):
     table = symmetries(sizes, reflections)
     assert len(table) == count
     assert not table[0].any()
@@ -201,8 +203,8 @@ def test_only_what_keeps_the_shape(sizes, reflections, count):
         assert torch.equal(invert_symmetry(apply_symmetry(x, elements), elements), x)
 
 
-def test_estimates_that_turn_with_the_image_have_no_loss():
-    """An encoder without strides and context is equivariant; its own turns undone, the invariance loss is 0."""
+def test_equivariant_estimates_have_zero_invariance_loss():
+    """A 1x1x1 convolution is equivariant, so the loss is 0 after the inverse symmetries."""
     table, image = symmetries([(4, 4, 4)]), torch.randn(2, 1, 4, 4, 4).expand(2, 3, 4, 4, 4)
     elements = sample_symmetries(table, 6, torch.Generator().manual_seed(0))
     encoder = torch.nn.Conv3d(1, 5, 1)
@@ -215,7 +217,7 @@ def test_estimates_that_turn_with_the_image_have_no_loss():
     assert ModalityInvarianceLoss()(not_undone, present).item() > 0.01
 
 
-def test_cutout_hides_boxes_up_to_the_share():
+def test_cutout_masks_boxes_up_to_the_maximum_share():
     generator = torch.Generator().manual_seed(0)
     hidden = sample_boxes((40, 1, 20, 20, 20), 0.3, generator)
     share = hidden.flatten(1).float().mean(1)

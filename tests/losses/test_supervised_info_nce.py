@@ -1,4 +1,4 @@
-"""The core of InfoNCE and its supervised form against slow loops of the equations, and the laws that follow."""
+"""The core of InfoNCE and its supervised form: equality with slow loops of the equations, and their properties."""
 
 import itertools
 import math
@@ -189,7 +189,7 @@ def test_never_holds_a_matrix_of_all_pairs():
 
 
 @pytest.mark.parametrize("tile", [1, 50, 2**22])
-def test_blocks_are_computed_apart(tile):
+def test_blocks_equal_the_dense_form_with_groups(tile):
     """Blocks in one call, in tiles of a part of a block, one block or several, equal the dense form with groups."""
     z, classes = batch(maps=4, rows=7, features=5)
     valid = torch.rand(4, 7, generator=torch.Generator().manual_seed(2)) < 0.8
@@ -259,7 +259,7 @@ def test_equal_rows_are_a_uniform_guess():
     assert balanced.item() == pytest.approx(math.log(2))  # each of two classes has mass 1
 
 
-def test_balance_makes_the_size_of_a_class_matter_less():
+def test_the_denominator_weight_reduces_the_influence_of_class_sizes():
     z, labels = batch(maps=1, rows=40, labels=2)
     grown, more = torch.cat((z, z[:, labels[0] == 1]), 1), torch.cat((labels, labels[:, labels[0] == 1]), 1)
     change = {}
@@ -269,7 +269,7 @@ def test_balance_makes_the_size_of_a_class_matter_less():
     assert change["inverse"] < change["inverse_sqrt"] < change["none"]
 
 
-def test_labels_are_names_only():
+def test_only_the_equality_of_labels_matters():
     z, labels = batch()
     loss = SupervisedInfoNCE(positives="across", denominator_class_weight="inverse")
     assert torch.allclose(loss(z, labels), loss(z, -1000 * labels + 7))
@@ -279,7 +279,7 @@ def test_labels_are_names_only():
     assert torch.allclose(within(z, labels), within(z, labels + 10 * torch.arange(3)[:, None]))
 
 
-def test_a_row_without_a_positive_is_met_but_is_no_anchor():
+def test_a_row_without_a_positive_is_a_negative_but_no_anchor():
     z, labels = batch(maps=1, rows=5)
     labels = torch.tensor([[0, 0, 1, 1, 2]])
     loss = SupervisedInfoNCE()
@@ -295,7 +295,7 @@ def test_a_row_without_a_positive_is_met_but_is_no_anchor():
 
 
 @pytest.mark.parametrize("rubbish", [math.inf, math.nan])
-def test_rows_that_do_not_count_have_no_influence(rubbish):
+def test_masked_rows_have_no_influence(rubbish):
     z, labels = batch(maps=2)
     valid = torch.rand(2, 6, generator=torch.Generator().manual_seed(5)) < 0.7
     other = z.masked_fill(~valid[..., None], rubbish).requires_grad_()
@@ -307,7 +307,7 @@ def test_rows_that_do_not_count_have_no_influence(rubbish):
     assert other.grad.isfinite().all()
 
 
-def test_computes_in_float32_under_autocast_backwards_too():
+def test_forward_and_backward_compute_in_float32_under_autocast():
     z, labels = batch(dtype=torch.float32)
     gradients = []
     for enabled in (False, True):

@@ -94,7 +94,7 @@ def test_skips_heads_and_deep_supervision(unet):
     assert torch.equal(unet(x), logits[0])
 
 
-def test_the_tap_reads_the_encoder(unet):
+def test_the_feature_hook_reads_the_encoder(unet):
     network = AnatomixUNet(1, 2)
     hook = EncoderFeatureHook(network.encoder)
     network(image(2, 1, 32, 32, 32))
@@ -109,7 +109,7 @@ def narrow(design) -> AnatomixUNet:
 
 
 @torch.no_grad()
-def test_the_large_one_averages_and_interpolates():
+def test_the_dev_variant_uses_average_pooling_and_interpolation():
     network = narrow(DESIGNS["anatomix-dev"])
     x = image(1, 1, 64, 64, 64)
     kinds = {type(module).__name__ for module in network.modules()}
@@ -123,7 +123,7 @@ def test_the_large_one_averages_and_interpolates():
 
 
 @torch.no_grad()
-def test_separate_channels_are_runs_of_the_same_network(unet):
+def test_separate_channels_share_the_network(unet):
     two = AnatomixUNet(2, 2, channels="separate").eval()
     weights = {name: value for name, value in unet.state_dict().items() if "seg_layers" not in name}
     assert not two.load_state_dict(weights, strict=False).unexpected_keys
@@ -135,7 +135,7 @@ def test_separate_channels_are_runs_of_the_same_network(unet):
 
 
 @torch.no_grad()
-def test_nnunet_builds_it_from_plans_whatever_the_classes():
+def test_nnunet_builds_it_from_plans_with_any_number_of_classes():
     network = get_network_from_plans(NETWORK, arch_kwargs("anatomix"), [], 3, 5, deep_supervision=True)
     assert network.encoder.model["0"].weight.shape == (16, 3, 3, 3, 3)
     assert [head.out_channels for head in network.decoder.seg_layers] == [5, 5, 5, 5]
@@ -145,7 +145,7 @@ def test_nnunet_builds_it_from_plans_whatever_the_classes():
 
 
 @pytest.mark.parametrize("size", [(16, 32, 32), (40, 32, 32)])
-def test_a_size_that_cannot_be_halved_is_named(unet, size):
+def test_an_indivisible_size_is_an_error_that_names_the_divisor(unet, size):
     with pytest.raises(ShapeError, match="multiples of 16 and at least 32"):
         unet(torch.zeros(1, 1, *size))
 
@@ -158,7 +158,7 @@ def test_a_size_that_cannot_be_halved_is_named(unet, size):
         ([32, 160, 128], "anatomix-dev", [64, 160, 128]),
     ],
 )
-def test_the_nearest_patch(patch, variant, fitting):
+def test_fitting_patch_is_the_nearest_one(patch, variant, fitting):
     assert fitting_patch(patch, variant) == fitting
     check_patch(fitting, variant)
     if patch != fitting:
@@ -166,7 +166,7 @@ def test_the_nearest_patch(patch, variant, fitting):
             check_patch(patch, variant)
 
 
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_errors_that_name_them():
     with pytest.raises(OptionError, match="no anatomix U-Net 'anatomix-xl'"):
         AnatomixUNet(1, 2, variant="anatomix-xl")
     with pytest.raises(OptionError, match="expected 'averaged' or 'separate'"):

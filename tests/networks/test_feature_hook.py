@@ -1,4 +1,4 @@
-"""The feature hook, compiled and not, and the positions and head that read its feature maps."""
+"""The feature hook with and without compilation, sampled positions, and the projection head."""
 
 import copy
 import gc
@@ -55,7 +55,7 @@ def image(dimensions=3):
 @pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_taken_maps_equal_a_direct_call_and_carry_its_gradients(backend, residual, dimensions):
+def test_popped_maps_equal_a_direct_call_and_have_its_gradients(backend, residual, dimensions):
     plain = network(residual, dimensions)
     hooked = copy.deepcopy(plain)
     hook = EncoderFeatureHook(hooked.encoder)
@@ -90,7 +90,7 @@ def test_both_losses_reach_the_encoder_in_one_compiled_backward():
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])
-def test_off_in_evaluation_and_on_again_in_training(backend):
+def test_the_hook_is_inactive_in_evaluation_mode(backend):
     hooked = network()
     hook = EncoderFeatureHook(hooked.encoder)
     run = hooked if backend is None else torch.compile(hooked, backend=backend)
@@ -105,7 +105,7 @@ def test_off_in_evaluation_and_on_again_in_training(backend):
     assert len(hook.pop()) == 3
 
 
-def test_leaves_the_network_as_it_was():
+def test_the_hook_does_not_change_the_network():
     plain, hooked = network(), network()
     EncoderFeatureHook(hooked.encoder)
     assert list(hooked.state_dict()) == list(plain.state_dict())
@@ -114,7 +114,7 @@ def test_leaves_the_network_as_it_was():
 
 
 @pytest.mark.parametrize("release", ["pop", "clear"])
-def test_lets_go_of_the_maps(release):
+def test_the_hook_releases_the_maps(release):
     hooked = network()
     hook = EncoderFeatureHook(hooked.encoder)
     hooked(image())
@@ -143,7 +143,7 @@ def test_stage_is_the_deepest_one_with_enough_positions(patch, strides, position
     assert contrast_stage(patch, total, positions) == stage
 
 
-def test_positions_are_drawn_inside_the_image_and_without_repetition():
+def test_positions_are_sampled_inside_the_image_without_replacement():
     content = torch.zeros(3, 1, 8, 8, 8)
     content[0, :, :5] = 1  # map rows 0, 1 full, row 2 half: still content
     content[1] = 1

@@ -35,7 +35,7 @@ def test_decode_is_the_stock_forward_pass(kind, strides):
     assert [f.shape[1] for f in features] == [8, 4]
 
 
-def test_unique_tensors_names_every_tensor_once_and_misses_none():
+def test_unique_tensors_contains_every_tensor_exactly_once():
     network = architecture("ResidualEncoderUNet").build()
     tensors = unique_tensors(network)
     pointers = {t.data_ptr() for t in network.state_dict().values()}
@@ -43,7 +43,7 @@ def test_unique_tensors_names_every_tensor_once_and_misses_none():
     assert {t.data_ptr() for t in tensors.values()} == pointers
 
 
-def test_casa_is_direct_attention_with_residuals():
+def test_casa_equals_attention_computed_token_by_token():
     torch.manual_seed(0)
     casa = CrossAttentionAlignment(dim=12, heads=3, hidden=20).eval()
     query, target = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
@@ -66,7 +66,7 @@ def test_casa_is_direct_attention_with_residuals():
     assert torch.allclose(casa(query, target, valid), expected, atol=1e-5)
 
 
-def test_casa_gives_padding_no_influence():
+def test_casa_ignores_padding():
     casa = CrossAttentionAlignment(dim=8, heads=2, hidden=8).eval()
     query, target = torch.randn(1, 3, 8), torch.randn(1, 4, 8)
     valid = torch.tensor([[True, True, False, True]])

@@ -1,4 +1,4 @@
-"""PUIRNet: what a missing modality must not do, what the gates start as, and what fits into it."""
+"""PUIRNet: missing modalities have no influence; gates, prior, presence, memory estimate and parameter names."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ PATCH = (16, 16, 16)
 def network(name: str = "PlainConvUNet", channels: int = 3, tokens: str = "spatial", seed: int = 0) -> PUIRNet:
     torch.manual_seed(seed)
     net = PUIRNet(architecture(name, channels), PATCH, tokens, length=5)
-    for fusion in net.fusions:  # away from the start, where all modalities weigh the same
+    for fusion in net.fusions:  # initially all modalities have the same weight
         torch.nn.init.normal_(fusion.score.weight)
         torch.nn.init.normal_(fusion.modality)
     return net
@@ -32,7 +32,7 @@ def test_an_absent_modality_has_no_influence_and_no_gradient(name, tokens):
     present = torch.tensor([[True, False, True], [False, True, False]])
     other = torch.where(present[..., None, None, None], x, 100 * torch.randn_like(x))
     assert torch.equal(net(x, present), net(other, present))
-    constant = torch.where(present[..., None, None, None], x, -3.5)  # recognised without being told
+    constant = torch.where(present[..., None, None, None], x, -3.5)  # recognised without the mask
     assert torch.equal(net(x, present), net(constant))
     x.requires_grad_()
     net(x, present).square().sum().backward()
@@ -48,7 +48,7 @@ def test_a_modality_that_is_present_has_influence():
         assert not torch.allclose(net(x), net(other))
 
 
-def test_nothing_present_is_finite_and_always_the_same():
+def test_without_present_modalities_the_output_is_finite_and_constant():
     net = network()
     outputs = [net(x) for x in (torch.zeros(1, 3, *PATCH), torch.full((1, 3, *PATCH), 7.0))]
     outputs.append(net(torch.randn(1, 3, *PATCH), torch.zeros(1, 3, dtype=torch.bool)))
@@ -59,7 +59,7 @@ def test_nothing_present_is_finite_and_always_the_same():
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_gates_start_as_the_mean_and_are_a_softmax_over_those_present():
+def test_gates_are_initially_uniform_and_a_softmax_over_present_modalities():
     maps, present = torch.randn(2, 3, 4, 2, 2, 2), torch.tensor([[True, False, True], [True, True, True]])
     fusion = GatedFusion(torch.nn.Conv3d, 4, 3)
     expected = torch.stack([maps[0, [0, 2]].mean(0), maps[1].mean(0)])
@@ -91,7 +91,7 @@ def test_equal_estimates_fuse_to_the_estimate():
     torch.testing.assert_close(fusion(estimate.expand(-1, 3, -1, -1, -1, -1), present), estimate[:, 0])
 
 
-def test_prior_attention_is_the_formula():
+def test_prior_attention_equals_its_equation():
     for tokens in ("spatial", "channel"):
         module = PriorAttention(8, (2, 2, 2), tokens, 5).double()
         z = torch.randn(1, 8, 2, 2, 2, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_presence_under_padding_and_ct_normalisation():
 
 @pytest.mark.parametrize("value", [0, 7])
 @pytest.mark.parametrize("scheme", ["ZScore", "CT", "No", "RescaleTo01", "RGBTo01"])
-def test_an_empty_slot_is_recognised_after_every_normalisation_of_nnunet(scheme, value):
+def test_a_missing_modality_is_recognised_after_every_normalisation_of_nnunet(scheme, value):
     properties = {"mean": 35.0, "std": 9.0, "percentile_00_5": -50.0, "percentile_99_5": 50.0}
     kind = getattr(default_normalization_schemes, f"{scheme}Normalization")
     slot = kind(False, properties).run(np.full((6, 6, 6), value, np.float32))
@@ -159,7 +159,7 @@ def test_shapes_with_anisotropic_strides_and_deep_supervision():
     assert BottleneckDecoder(net.encoder, 2)(profile).shape == x.shape
 
 
-def test_any_encoder_of_one_channel_fits_and_names_are_nnunets():
+def test_any_one_channel_encoder_can_be_loaded_and_parameter_names_are_those_of_nnunet():
     single = build(architecture(channels=1), seed=3)
     net = network()
     net.encoder.load_state_dict(single.encoder.state_dict())
@@ -171,7 +171,7 @@ def test_any_encoder_of_one_channel_fits_and_names_are_nnunets():
     assert torch.equal(net(x), again(x))
 
 
-def test_memory_counts_the_encoder_and_the_gates_once_a_modality():
+def test_the_memory_estimate_counts_encoder_and_gates_once_per_modality():
     stock, (whole, half, quarter) = build(architecture(channels=1), 0), (16**3, 8**3, 4**3)
     encoder = stock.encoder.compute_conv_feature_map_size(PATCH) + 4 * whole + 8 * half + 16 * quarter
     rebuilt = 8 * quarter + 8 * half / 2 + 4 * half + 4 * whole / 2 + 4 * whole
