@@ -120,6 +120,11 @@ def locate(wanted: Descriptors, embedding: Embedding) -> tuple[Tensor, Tensor]:
 def match_points(source: Embedding, target: Embedding, points: Tensor) -> Matches:
     """Match points (N, 3), in voxels of the source, to the target, and the matches back to the source.
 
+    >>> fine, coarse = (F.normalize(torch.randn(8, n, n, n), dim=0) for n in (8, 1))
+    >>> embedding = make_embedding(fine, coarse, (2, 2, 2), (16, 16, 16), (16, 16, 16), (1.0, 1.0, 1.0))
+    >>> match_points(embedding, embedding, torch.tensor([[3.0, 5.0, 7.0]])).points
+    tensor([[3., 5., 7.]])
+
     Raises:
         ValueError: the embeddings are of different networks.
     """

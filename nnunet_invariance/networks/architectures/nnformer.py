@@ -158,9 +158,8 @@ class NNFormerUNet(nn.Module):
     """:class:`NNFormerEncoder` with :class:`SkipDecoder`, as a network that plans can name.
 
     >>> import torch
-    >>> with torch.device("meta"):
-    ...     logits = NNFormerUNet(1, 3, deep_supervision=False)(torch.rand(1, 1, 64, 64, 64))
-    >>> logits.shape
+    >>> network = NNFormerUNet(1, 3, features_per_stage=(8, 8, 16, 32, 64), deep_supervision=False)
+    >>> network(torch.rand(1, 1, 64, 64, 64)).shape
     torch.Size([1, 3, 64, 64, 64])
 
     Args:

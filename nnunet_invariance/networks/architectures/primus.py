@@ -90,10 +90,8 @@ class Primus(nn.Module):
     """:class:`PrimusEncoder` and :class:`PrimusDecoder`, made of the network of dynamic_network_architectures.
 
     >>> import torch
-    >>> with torch.device("meta"):
-    ...     logits = Primus(1, 3, variant="S", input_shape=(32, 32, 32))(torch.rand(1, 1, 32, 32, 32))
-    >>> logits.shape
-    torch.Size([1, 3, 32, 32, 32])
+    >>> Primus(1, 3, variant="S", input_shape=(16, 16, 16))(torch.rand(1, 1, 16, 16, 16)).shape
+    torch.Size([1, 3, 16, 16, 16])
 
     Args:
         n_stages, strides: of the encoder's maps, with the image as the first; nnU-Net reads them from the plans.

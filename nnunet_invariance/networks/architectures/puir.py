@@ -40,9 +40,15 @@ class PUIRNet(nn.Module):
     pre-trained on one channel fits. Channel i of the image is modality i. A missing modality is a constant
     (:func:`present_channels`); it has no influence on the output and gets no gradient.
 
-    >>> net = PUIRNet(Architecture.from_plans(plans, 3, 4), patch_size=(64, 64, 64))  # doctest: +SKIP
-    >>> net(torch.rand(1, 3, 64, 64, 64)).shape  # doctest: +SKIP
-    torch.Size([1, 4, 64, 64, 64])
+    >>> kwargs = {
+    ...     "n_stages": 2, "features_per_stage": [4, 8], "strides": [[1] * 3, [2] * 3], "kernel_sizes": [[3] * 3] * 2,
+    ...     "conv_op": "torch.nn.Conv3d", "norm_op": "torch.nn.InstanceNorm3d", "nonlin": "torch.nn.LeakyReLU",
+    ...     "n_conv_per_stage": 1, "n_conv_per_stage_decoder": 1,
+    ... }
+    >>> name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    >>> planned = Architecture(name, kwargs, ("conv_op", "norm_op", "nonlin"), input_channels=3, num_classes=4)
+    >>> PUIRNet(planned, patch_size=(8, 8, 8))(torch.rand(1, 3, 8, 8, 8)).shape
+    torch.Size([1, 4, 8, 8, 8])
 
     Args:
         architecture: the planned network; its input channels are the modalities.
