@@ -44,7 +44,7 @@ def find_and_load_weights(
 
     def fits(path: Path) -> bool:
         checkpoint, branch = _load(path, options)
-        return transfer.can_load(network, adapt(checkpoint), **_rules(options, branch))
+        return transfer.can_load(network, adapt(checkpoint), **_rules(options, branch), allow_deeper_network=True)
 
     found = find_weights(method, *names, options.checkpoint, fits)
     return load_checkpoint_into(network, found, options, log, method, adapt)
@@ -67,7 +67,8 @@ def load_checkpoint_into(
     checkpoint, branch = _load(found.path, options)
     if method is not None:
         check_method(checkpoint, method)
-    report = transfer.load_pretrained(network, adapt(checkpoint), **_rules(options, branch))
+    rules = _rules(options, branch)
+    report = transfer.load_pretrained(network, adapt(checkpoint), **rules, allow_deeper_network=found.shipped)
     log(report.to_text())
     return {"location": found.location, **report.to_dict()}
 

@@ -37,8 +37,8 @@ from nnunet_invariance.pretraining.engine.target import preset_target
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
 from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPretrainingOptions
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nnunet_invariance.weights.comparison import SEGMENTATION
 from nnunet_invariance.weights.locate import LATEST, SHIPPED
-from nnunet_invariance.weights.transfer import SEGMENTATION
 
 UNSEEN = HELD_OUT + 1000  # index of pairs that early stopping did not use either
 VOXELS_A_LABEL = 200

@@ -86,7 +86,7 @@ def transfer_table(report: dict[str, Any]) -> str:
         parameters = sum(entry["parameters"] for entry in report[kind])
         rows.append((kind, str(len(report[kind])), f"{parameters:,}"))
     facts = (
-        f"{report['coverage']:.0%} of the encoder's parameters come from {Path(report['checkpoint']).name} "
+        f"{report['coverage']:.0%} of the encoder's stages come from {Path(report['checkpoint']).name} "
         f"({report['branch']}); decoder: {report['decoder']}."
     )
     return f"<p>{html.escape(facts)}</p>\n" + table(("", "tensors", "parameters"), rows, numbers=2)

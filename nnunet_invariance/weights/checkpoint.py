@@ -1,4 +1,4 @@
-"""The checkpoint file: one safetensors file with sections, and metadata that say what it is."""
+"""Checkpoint file: one safetensors file with tensors in sections, and metadata in its header."""
 
 import hashlib
 import json
@@ -18,35 +18,12 @@ from torch import Tensor
 from nnunet_invariance.common.atomic import atomic_write, previous_of
 from nnunet_invariance.common.file_types import mistaken_file_type
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsNotFoundError
+from nnunet_invariance.weights.metadata import FORMAT, KEY, from_header, problem_of, to_header
 
-FORMAT = 1
-KEY = "nnunet_invariance"
 SUFFIX = ".safetensors"
 #: Prefix of the method in imported checkpoints whose importer declares no method, as in ``import:nnssl``.
 IMPORTED = "import:"
 SECTIONS = ("network", "teacher", "heads", "optimizer", "rng")
-REQUIRED = (
-    "method",
-    "finished",
-    "step",
-    "total_steps",
-    "architecture",
-    "channel_names",
-    "normalization_schemes",
-    "spacing",
-    "patch_size",
-    "dataset_name",
-    "plans_name",
-    "configuration",
-    "data_identifier",
-    "plans",
-    "pretrained",
-    "options",
-    "manifest_sha256",
-    "versions",
-    "citation",
-    "parent_sha256",
-)
 
 _DTYPES = {
     torch.float64: "F64",
@@ -64,12 +41,17 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read from a checkpoint file.
+    """Content of a checkpoint file.
 
     Attributes:
         path: the file.
-        metadata: native types, see :data:`REQUIRED`; also ``format``, ``created`` and ``sha256``.
+        metadata: built-in types, see :data:`~nnunet_invariance.weights.metadata.REQUIRED`; also ``format``,
+            ``created`` and ``sha256`` (of the tensors).
         tensors: by full name, section prefix included.
+
+    >>> checkpoint = Checkpoint(Path("a.safetensors"), {}, {"teacher.encoder.bias": torch.zeros(4)})
+    >>> list(checkpoint.section("teacher"))
+    ['encoder.bias']
     """
 
     path: Path
@@ -77,7 +59,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
     def section(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one section without their prefix; empty where the file (or what was read of it) has none."""
+        """The tensors of one section without prefix; empty if the section is missing or was not loaded."""
         prefix = f"{name}."
         return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
 
@@ -85,43 +67,45 @@ class Checkpoint:
 def save_checkpoint(
     path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep_previous: bool = True
 ) -> None:
-    """Write a checkpoint atomically; ``format``, ``created`` and ``sha256`` are added to the metadata.
+    """Write a checkpoint atomically; adds ``format``, ``created`` and ``sha256`` to the metadata.
 
     Args:
         path: a ``.safetensors`` file.
-        tensors: by full name, ``<section>.<name>`` with a section of :data:`SECTIONS`; written from CPU, dtypes kept.
-        metadata: native types, with every key of :data:`REQUIRED`.
-        keep_previous: keep the file that is replaced as ``<stem>.previous.safetensors``.
+        tensors: by full name, ``<section>.<name>`` with a section of :data:`SECTIONS`; copied to the CPU, dtypes kept.
+        metadata: built-in types, with every key of :data:`~nnunet_invariance.weights.metadata.REQUIRED`.
+        keep_previous: keep the replaced file as ``<stem>.previous.safetensors``.
 
     Raises:
-        OutputError: the disk is full, the place not writable; an older file there stays as it was.
+        OutputError: the disk is full or the folder is not writable; an older file at ``path`` is unchanged.
+        ValueError: the metadata or the names of the tensors are not as described.
     """
-    lacking = [key for key in REQUIRED if key not in metadata]
-    if lacking:
-        raise ValueError(f"Checkpoint metadata lack {', '.join(lacking)}.")
+    if problem := problem_of(metadata, added=False):
+        raise ValueError(f"Checkpoint metadata {problem}.")
     strange = [name for name in tensors if name.split(".", 1)[0] not in SECTIONS or "." not in name]
     if strange:
         raise ValueError(f"Tensors outside the sections {', '.join(SECTIONS)}: {', '.join(strange[:5])}.")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    metadata = {"created": created, **metadata, "format": FORMAT, "sha256": tensors_sha256(tensors)}
-    atomic_write(path, lambda file: _write(file, tensors, metadata), keep_previous)
+    complete = {"created": created, **metadata, "format": FORMAT, "sha256": tensors_sha256(tensors)}
+    atomic_write(path, lambda file: _write(file, tensors, complete), keep_previous)
 
 
 def load_checkpoint(path: str | os.PathLike, sections: Iterable[str] | None = None) -> Checkpoint:
-    """Read a checkpoint (or only some sections of it) and verify the checksum over all of its tensors.
+    """Load a checkpoint, or some sections of it; verifies the checksums of the metadata and of all tensors.
 
     Raises:
         WeightsNotFoundError: there is no such file.
-        CheckpointCorruptError: the file is truncated, of another format, or does not match its checksum.
+        CheckpointCorruptError: the file is truncated, of another format, or does not match a checksum.
     """
     path = _existing(path)
     wanted = None if sections is None else tuple(f"{section}." for section in sections)
     tensors, digest = {}, hashlib.sha256()
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = _parse(path, file.metadata() or {})
+            metadata = _metadata(path, file.metadata())
             for name in sorted(file.keys()):
+                if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES.values():
+                    raise _corrupt(path, f"{name} has dtype {dtype}, expected one of {', '.join(_DTYPES.values())}")
                 tensor = file.get_tensor(name)
                 _update(digest, name, tensor)
                 if wanted is None or name.startswith(wanted):
@@ -129,13 +113,13 @@ def load_checkpoint(path: str | os.PathLike, sections: Iterable[str] | None = No
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
     if digest.hexdigest() != metadata["sha256"]:
-        found, expected = digest.hexdigest()[:12], str(metadata["sha256"])[:12]
+        found, expected = digest.hexdigest()[:12], metadata["sha256"][:12]
         raise _corrupt(path, f"its tensors have the checksum {found}..., but its header says {expected}...")
     return Checkpoint(path, metadata, tensors)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The metadata of a checkpoint; reads the header only and verifies no checksum.
+    """The metadata of a checkpoint; reads the header only and verifies the checksum of the metadata only.
 
     Raises:
         WeightsNotFoundError: there is no such file.
@@ -144,13 +128,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     path = _existing(path)
     try:
         with safe_open(path, framework="np") as file:
-            return _parse(path, file.metadata() or {})
+            return _metadata(path, file.metadata())
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
 
 
 def holds_metadata(path: str | os.PathLike) -> bool:
-    """Whether a file has our header, or none that can be read; False for the safetensors files of other tools."""
+    """Whether a file has our metadata or an unreadable header; False for safetensors files of other tools."""
     try:
         with safe_open(path, framework="np") as file:
             return KEY in (file.metadata() or {})
@@ -167,7 +151,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The raw little-endian bytes of a tensor, C order; no copy where it is contiguous and on the CPU."""
+    """The raw little-endian bytes of a tensor in C order; no copy if it is contiguous and on the CPU."""
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
@@ -177,14 +161,14 @@ def _update(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
 
 
 def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Stream the safetensors format.
+    """Write the safetensors format to an open file.
 
-    The library's own writer renames a file of its own making (readable by its owner alone) or holds all bytes in
-    memory a second time; neither goes with :func:`atomic_write`.
+    The writers of the library either create a file themselves (readable by its owner only) or need a second copy of all
+    bytes in memory; :func:`atomic_write` needs neither.
     """
     # Widest types first keeps every tensor aligned to its own element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(metadata)}}
+    header: dict[str, Any] = {"__metadata__": to_header(metadata)}
     offset = 0
     for name in names:
         tensor = tensors[name]
@@ -200,49 +184,35 @@ def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 def _existing(path: str | os.PathLike) -> Path:
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         msg = f"{path} is a folder, not a checkpoint. Name the file in it, for example checkpoint_final{SUFFIX}."
         raise WeightsNotFoundError(msg)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsNotFoundError(f"There is no checkpoint {path}. Check the spelling of the path.")
     return path
 
 
-def _parse(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    if KEY not in header:
-        what = f"it is a safetensors file without our metadata (header key {KEY!r})"
-        raise _corrupt(path, f"{what}; of another tool, `nnunet-invariance weights import` makes it ours")
+def _metadata(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:
     try:
-        metadata = json.loads(header[KEY])
-    except json.JSONDecodeError as error:
-        raise _corrupt(path, f"its metadata are not JSON ({error})") from error
-    version = metadata.get("format") if isinstance(metadata, dict) else None
-    if version != FORMAT:
-        msg = f"{path} has checkpoint format {version!r}, but this version of nnunet-invariance reads format {FORMAT}. "
-        raise CheckpointCorruptError(msg + "Use the version that wrote it, or pre-train again.")
-    lacking = [key for key in (*REQUIRED, "created", "sha256") if key not in metadata]
-    if lacking:
-        raise _corrupt(path, f"its metadata lack {', '.join(lacking)}")
-    return metadata
+        return from_header(header or {})
+    except ValueError as error:
+        raise _corrupt(path, str(error)) from error
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointCorruptError:
-    """Name the usual mistakes by their first bytes."""
+    """The error for a file that safetensors cannot read; recognises frequent mistakes by the first bytes."""
     with open(path, "rb") as file:
         start = file.read(4)
     what = mistaken_file_type(path) or f"it is truncated or not a safetensors file ({error})"
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        what = (
-            "it is a PyTorch file (.pth), not a checkpoint of nnunet-invariance "
-            "(`nnunet-invariance weights import` makes it one)"
-        )
+        what = "it is a PyTorch file (.pth), which `nnunet-invariance weights import` converts to a checkpoint"
     return _corrupt(path, what)
 
 
 def _corrupt(path: Path, what: str) -> CheckpointCorruptError:
     previous = previous_of(path)
-    if previous.is_file():
-        remedy = f"The version before it is kept: {previous}."
+    if os.path.isfile(previous):
+        remedy = f"The previous version is kept: {previous}."
     else:
-        remedy = "Copy it again from where it came, or pre-train again."
+        remedy = "Copy it again from its origin, or pre-train again."
     return CheckpointCorruptError(f"{path} cannot be used: {what}. {remedy}")

@@ -1,7 +1,9 @@
-"""The one place that opens files of other programs (.pth, .pt, .safetensors), and it never runs code from one.
+"""The only module that opens files of other programs (.pth, .pt, .safetensors); it never runs code from a file.
 
-``torch.load(weights_only=True)`` calls nothing but PyTorch's own constructors and those of :data:`ALLOWED`. NumPy's
-constructors are replaced by ours: a crafted state could declare the bytes of a number to be object pointers.
+:mod:`~nnunet_invariance.weights.foreign_limits` checks the size, the archive and the pickle first. Then
+``torch.load(weights_only=True)`` calls PyTorch's own constructors and those of :data:`ALLOWED` only. NumPy's
+constructors are replaced by ours, because a crafted state could declare the bytes of a number to be object pointers.
+Memory: at most twice the file, and 100 bytes for each byte of its pickle.
 """
 
 import argparse
@@ -19,11 +21,11 @@ from safetensors.torch import load_file
 
 from nnunet_invariance.common.file_types import mistaken_file_type
 from nnunet_invariance.errors import CheckpointCorruptError, UnsafeCheckpointError, WeightsNotFoundError
-from nnunet_invariance.weights.foreign_limits import check_file, check_tensors, check_torch
+from nnunet_invariance.weights.foreign_limits import check_file, check_pickles, check_tensors, check_torch
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype``: numbers and truth values only, and of a state only the byte order."""
+    """Replacement of ``numpy.dtype``: accepts numbers and booleans only, and reads only the byte order of a state."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[?]|b1|[iufc](1|2|4|8|16)", code):
@@ -36,24 +38,26 @@ class _Dtype:
 
 
 def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
-    """Stands for ``numpy._core.multiarray.scalar``."""
+    """Replacement of ``numpy._core.multiarray.scalar``."""
     return np.frombuffer(data, dtype.value, count=1)[0]
 
 
 class _Array(np.ndarray):
-    """Stands for ``numpy.ndarray``."""
+    """Replacement of ``numpy.ndarray``."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
-        super().__setstate__((1, shape, dtype.value, fortran, bytes(data)))
+        if not isinstance(data, bytes):
+            raise pickle.UnpicklingError(f"the values of an array are a {type(data).__name__}, expected bytes")
+        super().__setstate__((1, shape, dtype.value, fortran, data))
 
 
 def _reconstruct(subtype: type, shape: tuple, code: bytes) -> _Array:
-    """Stands for ``numpy._core.multiarray._reconstruct``, which makes an empty array for ``__setstate__``."""
+    """Replacement of ``numpy._core.multiarray._reconstruct``, which makes an empty array for ``__setstate__``."""
     return np.empty(0).view(_Array)
 
 
-#: What a file may name beside PyTorch's own list: numbers as stock nnU-Net logs them, and command-line arguments.
+#: Names that a file may use beside PyTorch's own list: numbers as nnU-Net logs them, and command-line arguments.
 ALLOWED = (
     (_Dtype, "numpy.dtype"),
     (_scalar, "numpy.core.multiarray.scalar"),
@@ -66,21 +70,27 @@ ALLOWED = (
 
 
 def open_foreign(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Open a checkpoint that another program wrote: PyTorch's format, or safetensors by its suffix.
+    """Open a checkpoint that another program wrote: PyTorch's format, or safetensors if the suffix says so.
 
     Raises:
         WeightsNotFoundError: there is no such file.
-        UnsafeCheckpointError: it names a function or class outside the list (nothing of it was called), it breaks a
-            limit of :mod:`~nnunet_invariance.weights.foreign_limits`, or torch is older than 2.6.
-        CheckpointCorruptError: it is not a PyTorch checkpoint, is truncated, or does not hold a dictionary.
+        UnsafeCheckpointError: it names a function or class outside the list (which was not called), it exceeds a limit
+            of :mod:`~nnunet_invariance.weights.foreign_limits`, or torch is older than 2.6.
+        CheckpointCorruptError: it is not a PyTorch checkpoint, is truncated or damaged, or is not a dictionary.
+
+    >>> open_foreign("no_such_file.pth")
+    Traceback (most recent call last):
+    nnunet_invariance.errors.WeightsNotFoundError: There is no file no_such_file.pth. Check the spelling of the path.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsNotFoundError(f"There is no file {path}. Check the spelling of the path.")
     check_torch()
     if what := mistaken_file_type(path):
         raise CheckpointCorruptError(f"{path} cannot be read as a checkpoint: {what}.")
     check_file(path)
+    if path.suffix != ".safetensors":
+        check_pickles(path)
     try:
         if path.suffix == ".safetensors":
             content = load_file(path, device=str(map_location))
@@ -89,11 +99,11 @@ def open_foreign(path: str | os.PathLike, map_location: str | torch.device = "cp
                 content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
-    except Exception as error:  # unreadable bytes raise what they like, down in torch and zip code
+    except Exception as error:  # torch and safetensors raise errors of any type on damaged bytes
         first_line = str(error).split("\n")[0]
         raise _unreadable(path, f"{type(error).__name__}: {first_line}") from error
     if not isinstance(content, dict):
-        msg = f"{path} holds a {type(content).__name__}, expected a dictionary of weights. "
+        msg = f"{path} contains a {type(content).__name__}, expected a dictionary of weights. "
         raise CheckpointCorruptError(msg + "Save it again as a dictionary, for example module.state_dict().")
     check_tensors(path, content)
     return content
@@ -101,7 +111,7 @@ def open_foreign(path: str | os.PathLike, map_location: str | torch.device = "cp
 
 @contextmanager
 def _only(allowed: tuple) -> Iterator[None]:
-    """Allow exactly these beside PyTorch's own, whatever other packages of this process have allowed."""
+    """Allow exactly these names beside PyTorch's own, whatever other packages of this process have allowed."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(allowed))
@@ -113,11 +123,11 @@ def _only(allowed: tuple) -> Iterator[None]:
 
 
 def _refused(path: Path, reason: str) -> UnsafeCheckpointError | CheckpointCorruptError:
-    """Name the global that was refused; a pickle that breaks otherwise is not one that torch.save writes."""
+    """The error for a name that PyTorch refused; any other error of its unpickler means a damaged file."""
     reason = reason.partition("WeightsUnpickler error: ")[2] or reason
     found = re.search(r"GLOBAL (.+?)(?: was not| whose module|$)", reason, re.MULTILINE)
     if found is None:
-        return _unreadable(path, reason.split("\n")[0].strip())
+        return _unreadable(path, reason.strip().split("\n")[0])
     return UnsafeCheckpointError(
         f"{path} was not opened: it needs {found.group(1)}, which could run code. "
         "Ask its author for a file with tensors and plain values only (a state_dict, or safetensors)."
@@ -126,4 +136,4 @@ def _refused(path: Path, reason: str) -> UnsafeCheckpointError | CheckpointCorru
 
 def _unreadable(path: Path, reason: str) -> CheckpointCorruptError:
     msg = f"{path} cannot be read as a checkpoint ({reason}). "
-    return CheckpointCorruptError(msg + "It is truncated or of another kind: copy it again from where it came.")
+    return CheckpointCorruptError(msg + "It is truncated, damaged or of another kind: copy it again from its origin.")

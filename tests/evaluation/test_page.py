@@ -149,7 +149,7 @@ def test_the_score_table_holds_means_and_paired_differences(demo):
 def test_the_transfer_table_adds_up(demo):
     report = json.loads(next(demo.rglob("transfer_report.json")).read_text())
     lines = cells(transfer_table(report))
-    assert lines[0] == "100% of the encoder's parameters come from weights.safetensors (teacher); decoder: random."
+    assert lines[0] == "100% of the encoder's stages come from weights.safetensors (teacher); decoder: random."
     assert lines[2:] == ["matched23,000", "adapted00", "skipped00", "missing11,500"]
 
 

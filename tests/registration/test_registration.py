@@ -24,7 +24,7 @@ from nnunet_invariance.registration.options import RegistrationOptions
 from nnunet_invariance.registration.pipeline import Pair
 from nnunet_invariance.registration.volumes import fill_outside, read_mask, read_volume, resample_to_grid, working_grid
 from nnunet_invariance.weights.checkpoint import save_checkpoint
-from nnunet_invariance.weights.transfer import SEGMENTATION
+from nnunet_invariance.weights.comparison import SEGMENTATION
 from tests.helpers import small_checkpoints
 
 TURN = (0.0, -1.0, 0.0, 0.0, 0.0, -1.0, 1.0, 0.0, 0.0)  # a direction that is no mirror and not the identity

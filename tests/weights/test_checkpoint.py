@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import random
 import stat
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.errors import CheckpointCorruptError, OutputError, WeightsNotFoundError
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from nnunet_invariance.weights.foreign import open_foreign
+from nnunet_invariance.weights.inspection import inspect
 from tests.helpers.small_checkpoints import architecture, metadata, tensors, write
 
 ODD = {
@@ -126,7 +130,6 @@ def cut(keep: int):
         (lambda p: save_file({"a": torch.zeros(2)}, p, {"nnunet_invariance": "{"}), "not JSON"),
         (lambda p: save_file({"a": torch.zeros(2)}, p, {"nnunet_invariance": '{"format": 99}'}), "format 99"),
         (lambda p: save_file({"a": torch.zeros(2)}, p, {"nnunet_invariance": "[]"}), "format None"),
-        (lambda p: save_file({"a": torch.zeros(2)}, p, {"nnunet_invariance": '{"format": 1}'}), "lack method"),
     ],
 )
 def test_unusable_files_say_what_they_are(tmp_path: Path, make, found: str) -> None:
@@ -136,6 +139,39 @@ def test_unusable_files_say_what_they_are(tmp_path: Path, make, found: str) -> N
         with pytest.raises(CheckpointCorruptError, match=found) as error:
             read(path)
         assert str(path) in str(error.value)
+
+
+def whole_metadata() -> dict:
+    return {**metadata(architecture()), "format": 2, "created": "now", "sha256": "0" * 64}
+
+
+def test_every_flipped_bit_of_the_header_is_found(tmp_path: Path) -> None:
+    """The metadata have a checksum of their own; names, dtypes and shapes are part of the tensors' checksum."""
+    path = write(tmp_path / "c.safetensors", options={"betas": [0.9, 0.999]})
+    whole = path.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    rng = random.Random(0)
+    at = whole.index(b"[0.9") + 3
+    for position in [at, *(rng.randrange(8, 8 + length) for _ in range(300))]:
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << (0 if position == at else rng.randrange(8))
+        path.write_bytes(flipped)
+        try:
+            found = load_checkpoint(path)
+        except CheckpointCorruptError as error:
+            assert str(path) in str(error)
+            continue
+        assert flipped[position : position + 1].isspace(), "only a blank of the padding may change unseen"
+        assert found.metadata["options"] == {"betas": [0.9, 0.999]}
+
+
+def test_names_that_are_too_long_for_the_system_are_named_errors(tmp_path: Path) -> None:
+    long = tmp_path / ("a" * 300 + ".safetensors")
+    for read in (read_metadata, load_checkpoint, open_foreign, inspect):
+        with pytest.raises(WeightsNotFoundError, match="There is no"):
+            read(long)
+    with pytest.raises(OutputError, match="File name too long"):
+        save_checkpoint(long, {}, metadata(architecture()))
 
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_file_without_a_teacher_gives_its_only_network(tmp_path, form, capsys)
     file, out = write(tmp_path / "c.safetensors", teacher=False), tmp_path / "out"
     words = ["weights", "export", str(file), str(out), "--format", form]
     assert main([*words, "--branch", "teacher"]) == 2
-    assert f"{file} holds no teacher. Ask for its student: --branch student." in capsys.readouterr().err
+    assert f"{file} has no teacher. Use its student: --branch student." in capsys.readouterr().err
     assert not out.exists()
     assert main(words) == 0
     first = load_checkpoint(file).section("network")
@@ -166,7 +166,7 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         export_nnssl(write(tmp_path / "a.safetensors", spacing=None), tmp_path / "out.pth")
     file = write(tmp_path / "c.safetensors", teacher=False)
     for export in (export_nnssl, export_card):
-        with pytest.raises(WeightsIncompatibleError, match="holds no teacher"):
+        with pytest.raises(WeightsIncompatibleError, match="has no teacher"):
             export(file, tmp_path / "out", branch="teacher")
         (tmp_path / "there").touch()
         with pytest.raises(OutputError, match="there exists"):

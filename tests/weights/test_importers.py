@@ -11,10 +11,11 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import CheckpointCorruptError, InvarianceError, OutputError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
-from nnunet_invariance.weights.checkpoint import REQUIRED, load_checkpoint
+from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.importers.importing import import_foreign, recognise
 from nnunet_invariance.weights.importers.nnssl import IMPORTED, RESENC_L
 from nnunet_invariance.weights.inspection import inspect
+from nnunet_invariance.weights.metadata import REQUIRED
 from nnunet_invariance.weights.nnunet_export import export_nnunet
 from nnunet_invariance.weights.transfer import load_pretrained
 from nnunet_invariance.weights.trusted_architecture import architecture_of

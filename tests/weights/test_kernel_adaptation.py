@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_invariance.weights.transfer import _adapt, load_pretrained
+from nnunet_invariance.weights.kernel_rules import adapt_kernel
+from nnunet_invariance.weights.transfer import load_pretrained
 from tests.helpers.small_checkpoints import FLAT, FULL, NETWORKS, architecture, build, checkpoint, with_kernels
 
 
@@ -21,7 +22,7 @@ def slow_sum(kernel: Tensor) -> Tensor:
 
 def test_summed_taps_answer_as_before_to_what_is_constant_along_the_axis():
     kernel = torch.randn(4, 2, 3, 3, 3)
-    value, rule = _adapt(kernel, torch.empty(4, 2, 1, 3, 3), takes_image=False)
+    value, rule = adapt_kernel(kernel, (4, 2, 1, 3, 3), takes_image=False)
     assert rule == "kernel axis 0: 3 -> 1, sum over the taps"
     torch.testing.assert_close(value, slow_sum(kernel))
     image = torch.randn(1, 2, 1, 9, 9).expand(-1, -1, 7, -1, -1)
@@ -30,7 +31,7 @@ def test_summed_taps_answer_as_before_to_what_is_constant_along_the_axis():
 
 def test_a_centred_tap_is_the_same_function_on_any_image():
     kernel = torch.randn(4, 2, 1, 3, 3)
-    value, rule = _adapt(kernel, torch.empty(4, 2, 5, 3, 3), takes_image=False)
+    value, rule = adapt_kernel(kernel, (4, 2, 5, 3, 3), takes_image=False)
     assert rule == "kernel axis 0: 1 -> 5, in the centre"
     image = torch.randn(1, 2, 7, 9, 9)
     expected = F.conv3d(image, kernel, padding=(0, 1, 1))
@@ -38,7 +39,7 @@ def test_a_centred_tap_is_the_same_function_on_any_image():
 
 
 def test_channels_and_several_axes_are_adapted_together():
-    value, rule = _adapt(torch.ones(4, 2, 3, 3, 1), torch.empty(4, 3, 1, 1, 3), takes_image=True)
+    value, rule = adapt_kernel(torch.ones(4, 2, 3, 3, 1), (4, 3, 1, 1, 3), takes_image=True)
     assert value.shape == (4, 3, 1, 1, 3)
     assert rule.startswith("input channels 2 -> 3; kernel axis 0")
     assert rule.count(";") == 3
@@ -48,8 +49,8 @@ def test_channels_and_several_axes_are_adapted_together():
 
 @pytest.mark.parametrize("wanted", [(4, 2, 5, 3, 3), (4, 2, 2, 3, 3), (5, 2, 1, 3, 3), (4, 3, 1, 3, 3), (4, 2, 3, 3)])
 def test_other_shapes_are_not_adapted(wanted):
-    assert _adapt(torch.ones(4, 2, 3, 3, 3), torch.empty(wanted), takes_image=False) is None
-    assert _adapt(torch.ones(4), torch.empty(5), takes_image=False) is None
+    assert adapt_kernel(torch.ones(4, 2, 3, 3, 3), wanted, takes_image=False) is None
+    assert adapt_kernel(torch.ones(4), (5,), takes_image=False) is None
 
 
 @pytest.mark.parametrize("network", NETWORKS)

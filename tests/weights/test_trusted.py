@@ -15,7 +15,8 @@ from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.pretraining.data.embedder import Embedder
 from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_invariance.weights.trusted_architecture import LAYERS, trusted_architecture
-from tests.helpers.small_checkpoints import write
+from tests.helpers.hostile_files import our_file
+from tests.helpers.small_checkpoints import architecture, metadata, write
 
 ROOT = Path(__file__).parents[2]
 #: Calls that import or run what a string names, and the files that may make them.
@@ -108,16 +109,15 @@ def test_names_and_sizes_outside_the_allow_list_are_refused(embedding, tmp_path,
 
 
 @pytest.mark.parametrize("entry", [None, "PlainConvUNet", {}, []], ids=str)
-def test_a_header_without_an_architecture_is_an_error_message(embedding, tmp_path, entry, capsys):
-    loaded = load_checkpoint(embedding)
-    save_checkpoint(tmp_path / "odd.safetensors", loaded.tensors, {**loaded.metadata, "architecture": entry})
-    with pytest.raises(CheckpointCorruptError, match="architecture in its header lacks network_class_name"):
-        trusted_architecture(load_checkpoint(tmp_path / "odd.safetensors"))
-    assert (
-        main(["weights", "export", str(tmp_path / "odd.safetensors"), str(tmp_path / "x.pth"), "--format", "nnunet"])
-        == 2
-    )
-    assert "Traceback" not in capsys.readouterr().err
+def test_a_header_without_an_architecture_is_an_error_message(tmp_path, entry, capsys):
+    path, out = tmp_path / "odd.safetensors", tmp_path / "x.pth"
+    whole = {**metadata(architecture()), "format": 2, "created": "now", "sha256": "0" * 64}
+    path.write_bytes(our_file({**whole, "architecture": entry}))
+    with pytest.raises(CheckpointCorruptError, match=r"'architecture': .*expected a mapping with network_class_name"):
+        load_checkpoint(path)
+    for action in (["inspect", path], ["export", path, out, "--format", "nnunet"], ["plan", "778", path]):
+        assert main(["weights", *map(str, action)]) == 2
+        assert "Traceback" not in capsys.readouterr().err
 
 
 def test_every_allowed_layer_exists():

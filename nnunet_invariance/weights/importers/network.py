@@ -12,7 +12,7 @@ from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatible
 from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import tensor_bytes
-from nnunet_invariance.weights.transfer import SEGMENTATION
+from nnunet_invariance.weights.comparison import SEGMENTATION
 from nnunet_invariance.weights.transfer_report import DECODER, ENCODER, shortened
 from nnunet_invariance.weights.trusted_architecture import malformed
 
