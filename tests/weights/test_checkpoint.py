@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import stat
 import struct
 import subprocess
@@ -156,13 +157,8 @@ def test_every_flipped_bit_of_the_header_is_found(tmp_path: Path) -> None:
         flipped = bytearray(whole)
         flipped[position] ^= 1 << (0 if position == at else rng.randrange(8))
         path.write_bytes(flipped)
-        try:
-            found = load_checkpoint(path)
-        except CheckpointCorruptError as error:
-            assert str(path) in str(error)
-            continue
-        assert flipped[position : position + 1].isspace(), "only a blank of the padding may change unseen"
-        assert found.metadata["options"] == {"betas": [0.9, 0.999]}
+        with pytest.raises(CheckpointCorruptError, match=re.escape(str(path))):
+            load_checkpoint(path)
 
 
 def test_names_that_are_too_long_for_the_system_are_named_errors(tmp_path: Path) -> None:

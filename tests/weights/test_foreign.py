@@ -88,9 +88,7 @@ def test_code_is_not_run_and_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert canary.exists()  # the file is as hostile as it should be
     canary.unlink()
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(
-        UnsafeCheckpointError, match=r"hostile\.pth was not opened: it needs builtins\.exec, .*state_dict"
-    ):
+    with pytest.raises(UnsafeCheckpointError, match=r"hostile\.pth was not opened: .*builtins\.exec, .*state_dict"):
         open_foreign(path)
     assert not canary.exists()
 

@@ -44,9 +44,9 @@ def decoder_step(decoder: nn.Module, level: int, coarse: Tensor, skip: Tensor) -
 
 @pytest.mark.parametrize("network_class", NETWORKS)
 def test_four_stages_fill_the_finest_of_six_and_compute_the_same(path: Path, image: Tensor, network_class: str) -> None:
-    source = build(planned(FOUR, network_class), seed=2)  # the teacher of the file
+    source = build(planned(FOUR, network_class), seed=2).eval()  # the teacher of the file
     file = checkpoint(path, planned(FOUR, network_class))
-    network = build(planned(SIX, network_class), seed=9)
+    network = build(planned(SIX, network_class), seed=9).eval()
     before = {name: tensor.detach().clone() for name, tensor in unique_tensors(network).items()}
     report = load_pretrained(network, file, min_coverage=0.6, **ALL)
 
@@ -73,9 +73,9 @@ def test_four_stages_fill_the_finest_of_six_and_compute_the_same(path: Path, ima
 
 
 def test_six_stages_fill_all_of_four(path: Path, image: Tensor) -> None:
-    source = build(planned(SIX), seed=2)
+    source = build(planned(SIX), seed=2).eval()
     file = checkpoint(path, planned(SIX))
-    network = build(planned(FOUR), seed=9)
+    network = build(planned(FOUR), seed=9).eval()
     report = load_pretrained(network, file, **ALL)
     assert (report.coverage, report.decoder) == (1, "from the file")
     with torch.no_grad():
@@ -132,8 +132,8 @@ FLAT_FIRST = {
 
 def test_anisotropic_plans_give_the_same_output_where_the_input_is_constant_along_the_axis(path: Path) -> None:
     """Upsampling with two taps becomes upsampling with one, whose output is the mean over the taps."""
-    source = build(planned(FOUR), seed=2)
-    network = build(planned(SIX, **FLAT_FIRST), seed=9)
+    source = build(planned(FOUR), seed=2).eval()
+    network = build(planned(SIX, **FLAT_FIRST), seed=9).eval()
     report = load_pretrained(network, checkpoint(path, planned(FOUR)), allow_deeper_network=True, **ALL)
     rules = {entry.name: entry.rule for entry in report.adapted}
     assert rules["decoder.transpconvs.4.weight"].startswith("kernel axis 0: 2 -> 1, mean over the taps")

@@ -219,7 +219,7 @@ def test_method_must_be_the_trainers(path: Path) -> None:
 def test_a_file_without_teacher_says_so(path: Path) -> None:
     file = checkpoint(path, teacher=False)
     with pytest.raises(WeightsIncompatibleError, match=r'has no teacher.*"branch": "student"'):
-        load_pretrained(build(architecture(), seed=9), file)
+        load_pretrained(build(architecture(), seed=9), file, branch="teacher")
     assert load_pretrained(build(architecture(), seed=9), file, branch="student").coverage == 1
 
 
