@@ -1,18 +1,20 @@
-"""Pre-trained weights as a folder to give away: weights, what they expect, what was measured, and a page to read."""
+"""Model card: a folder with weights, their preprocessing, their metrics and a page, ready for publication."""
 
 import csv
+import html
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.hashing import sha256_of_file
+from nnunet_invariance.errors import printable
 from nnunet_invariance.weights.checkpoint import save_checkpoint
 from nnunet_invariance.weights.output import refuse_existing
-from nnunet_invariance.weights.transfer import load_network
+from nnunet_invariance.weights.transfer import Branch, load_network
 
 MODEL, SUMS, PAGE = "model.safetensors", "SHA256SUMS", "README.md"
 CONFIG = ("method", "architecture", "channel_names", "pretrained", "options", "step", "total_steps", "finished")
@@ -22,25 +24,30 @@ PREPROCESSING = ("spacing", "patch_size", "normalization_schemes", "data_identif
 def export_card(
     checkpoint_path: str | os.PathLike,
     folder: str | os.PathLike,
-    branch: Literal["teacher", "student"] | None = None,
+    branch: Branch | None = None,
 ) -> Path:
-    """Write ``model.safetensors``, ``config.json``, ``preprocessing.json``, ``metrics.json``, ``SHA256SUMS``, a page.
+    """Write a folder with the weights, JSON files about them, checksums and a README page.
 
-    The model holds the chosen network alone (no heads, optimiser or random state) in our format, under its own section.
-    Metrics are those of the last epoch in the ``metrics.csv`` beside the checkpoint; without one, none are claimed.
+    The files are ``model.safetensors``, ``config.json``, ``preprocessing.json``, ``metrics.json``, ``SHA256SUMS`` and
+    ``README.md``. The model contains one network in our format, without heads, optimizer and random state. The metrics
+    are those of the last epoch in the ``metrics.csv`` beside the checkpoint; without this file they are empty.
 
     Args:
-        branch: not given: the teacher where there is one, else the student.
+        branch: default: the teacher if the checkpoint has one, else the student.
 
     Raises:
-        WeightsIncompatibleError: no such network. OutputError: the folder exists or cannot be written.
-        WeightsNotFoundError, CheckpointCorruptError
+        WeightsIncompatibleError: no such branch. OutputError: the folder exists or cannot be written.
+        WeightsNotFoundError: no such file. CheckpointCorruptError: it is damaged.
+
+    >>> export_card("no_such_file.safetensors", "card")
+    Traceback (most recent call last):
+    nnunet_invariance.errors.WeightsNotFoundError: There is no checkpoint no_such_file.safetensors. ...
     """
     folder = Path(folder)
     refuse_existing(folder)
     checkpoint, branch = load_network(checkpoint_path, branch)
     metadata = checkpoint.metadata
-    # Made beside its place and renamed: a card is there as a whole, or not at all.
+    # The folder is written under another name and renamed, so that it is complete or does not exist.
     making = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(making, ignore_errors=True)
     save_checkpoint(making / MODEL, checkpoint.tensors, metadata)
@@ -68,26 +75,36 @@ def _metrics(path: Path) -> dict[str, str]:
 
 def _page(metadata: Mapping[str, Any], branch: str) -> str:
     kind = metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
-    parent = metadata["parent_sha256"]
-    return f"""# {metadata["method"]}, {kind}
+    method = metadata["method"]
+    rows = {
+        "pre-training": f"{method}, step {metadata['step']} of {metadata['total_steps']}",
+        "data": f"{metadata['dataset_name']}, {metadata['plans_name']}, {metadata['configuration']}",
+        "channels": ", ".join(metadata["channel_names"]),
+        "normalisation": ", ".join(metadata["normalization_schemes"]),
+        "spacing (mm), patch (voxels)": f"{metadata['spacing']}, {metadata['patch_size']}",
+        "imported from a file with SHA-256": metadata["parent_sha256"] or "none: trained from random weights",
+        "cite": metadata["citation"],
+    }
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    return f"""# {_cell(method)}, {_cell(kind)}
 
-Pre-trained {" and ".join(metadata["pretrained"])} ({branch}) for nnU-Net v2, a checkpoint of nnunet_invariance.
+Pre-trained {_cell(" and ".join(metadata["pretrained"]))} ({branch}) for nnU-Net v2, a checkpoint of nnunet_invariance.
 
 | | |
 |---|---|
-| pre-training | {metadata["method"]}, step {metadata["step"]} of {metadata["total_steps"]} |
-| data | {metadata["dataset_name"]}, {metadata["plans_name"]}, {metadata["configuration"]} |
-| channels | {", ".join(metadata["channel_names"])} |
-| normalisation | {", ".join(metadata["normalization_schemes"])} |
-| spacing (mm), patch (voxels) | {metadata["spacing"]}, {metadata["patch_size"]} |
-| made from a file with SHA-256 | {parent or "none: trained from random weights"} |
-| cite | {metadata["citation"]} |
+{table}
 
     sha256sum -c {SUMS}
     nnunet-invariance weights plan DATASET {MODEL}
 
-The second command writes plans that name this file, and says how to train with them. Not a medical device.
+The second command writes plans that start from this file, and prints the training command. Not a medical device.
 """
+
+
+def _cell(value: str) -> str:
+    """Text of the metadata for a Markdown table: without HTML, line breaks, column separators or links."""
+    plain = html.escape(printable(" ".join(value.split())))
+    return "".join(f"\\{c}" if c in "|[]`*_" else c for c in plain)
 
 
 def _json(value: Any) -> str:

@@ -1,8 +1,7 @@
-"""Pre-trained weights as a file that nnssl, and nnU-Net's fine-tuning of its checkpoints, read."""
+"""Export of pre-trained weights to a file that nnssl, and nnU-Net's fine-tuning of nnssl checkpoints, read."""
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -11,27 +10,32 @@ from nnunet_invariance.errors import CheckpointCorruptError
 from nnunet_invariance.weights.importers.nnssl import PLAN
 from nnunet_invariance.weights.nnssl_format import adaptation_plan, citations_of
 from nnunet_invariance.weights.output import refuse_existing
-from nnunet_invariance.weights.transfer import TransferReport, load_network, load_pretrained
-from nnunet_invariance.weights.transfer_report import ENCODER
+from nnunet_invariance.weights.transfer import Branch, load_network, load_pretrained
+from nnunet_invariance.weights.transfer_report import ENCODER, TransferReport
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 
 def export_nnssl(
     checkpoint_path: str | os.PathLike,
     out_path: str | os.PathLike,
-    branch: Literal["teacher", "student"] | None = None,
+    branch: Branch | None = None,
 ) -> TransferReport:
-    """Write nnssl's checkpoint: tensors and native types only, with the adaptation plan that says how to take it.
+    """Write a checkpoint of nnssl with its adaptation plan; tensors and built-in types only.
 
-    ``network_weights`` are the whole state dict, aliases included; the encoder's alone where the decoder was not
-    pre-trained, because its readers take the encoder only.
+    ``network_weights`` is the complete state dict with all aliases, or the part of the encoder if the decoder was not
+    pre-trained: the readers of the format use the encoder only.
 
     Args:
-        branch: not given: the teacher where there is one, else the student.
+        branch: default: the teacher if the checkpoint has one, else the student.
 
     Raises:
-        WeightsIncompatibleError: no such network. CheckpointCorruptError: damaged, or metadata that lack something.
+        WeightsIncompatibleError: no such branch, or a network that nnssl does not know.
+        CheckpointCorruptError: damaged, or without a spacing. WeightsNotFoundError: no such file.
         OutputError: ``out_path`` exists or cannot be written.
+
+    >>> export_nnssl("no_such_file.safetensors", "nnssl.pth")
+    Traceback (most recent call last):
+    nnunet_invariance.errors.WeightsNotFoundError: There is no checkpoint no_such_file.safetensors. ...
     """
     out_path = Path(out_path)
     refuse_existing(out_path)
@@ -41,7 +45,7 @@ def export_nnssl(
     network = trusted_architecture(checkpoint).build()
     report = load_pretrained(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", branch=branch)
     if not metadata["spacing"]:
-        msg = f"{checkpoint.path} cannot be exported: it does not say its spacing, which nnssl needs. "
+        msg = f"{checkpoint.path} cannot be exported: its metadata have no spacing, which nnssl needs. "
         raise CheckpointCorruptError(msg + "Export it with --format nnunet.")
     state = dict(network.state_dict())
     content = {

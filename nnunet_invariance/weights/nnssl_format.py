@@ -1,4 +1,4 @@
-"""What nnssl, and nnU-Net's fine-tuning after it, read of a checkpoint: the keys, and where they get their values."""
+"""Keys of nnssl's checkpoint format, which nnU-Net's fine-tuning reads too, and their values for our checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,12 +26,12 @@ _CARRIED = (
 
 
 def is_known_to_nnssl(network: nn.Module) -> bool:
-    """Whether nnssl's tools can build this network, by the name of its class."""
+    """Whether the network names its parts as nnssl's tools require."""
     return hasattr(network, NAMES[0])
 
 
 def names_of(architecture: Architecture) -> dict[str, Any]:
-    """Where the network keeps encoder, stem, first convolution and position embedding (none, hence None).
+    """Names of encoder, stem, first convolution and position embedding in the network; None for a part it lacks.
 
     Raises:
         WeightsIncompatibleError: a network that nnssl does not know.
@@ -39,26 +39,26 @@ def names_of(architecture: Architecture) -> dict[str, Any]:
     with torch.device("meta"):
         network = architecture.build()
     if not is_known_to_nnssl(network):
-        msg = f"nnssl's format has no place for a {type(network).__name__}. "
+        msg = f"The format of nnssl does not support a {type(network).__name__}. "
         raise WeightsIncompatibleError(msg + "Export it for nnU-Net instead (--format nnunet).")
     return {name: list(v) if isinstance(v := getattr(network, name), tuple) else v for name in NAMES}
 
 
 def recommended_patch(metadata: Mapping[str, Any]) -> list[int]:
-    """The patch that its authors recommend for training on, where they do; else that of the pre-training."""
+    """The patch size that the authors recommend for fine-tuning; default: the patch size of the pre-training."""
     return list(metadata["options"].get("recommended_downstream_patchsize") or metadata["patch_size"])
 
 
 def citations_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """In the form that nnU-Net's fine-tuning prints."""
+    """The citation in the form that nnU-Net's fine-tuning prints."""
     return [{"type": "Pre-training", "name": metadata["method"], "apa_citations": [str(metadata["citation"])]}]
 
 
 def adaptation_plan(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The ``nnssl_adaptation_plan`` of a checkpoint of ours.
+    """The ``nnssl_adaptation_plan`` of one of our checkpoints.
 
-    What nnssl asks for and no checkpoint of ours holds is what holds of the preprocessed files: axes as they lie there
-    (``transpose_forward`` 0, 1, 2) and the spacing of the configuration as the median.
+    Two values are not in our checkpoints and describe the preprocessed files: ``transpose_forward`` is 0, 1, 2, and the
+    median spacing is the spacing of the configuration.
     """
     metadata, architecture = checkpoint.metadata, trusted_architecture(checkpoint)
     spacing, axes = metadata["spacing"], list(range(len(metadata["patch_size"])))
@@ -91,7 +91,7 @@ def adaptation_plan(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def pretrain_info(checkpoint: Checkpoint, nnssl_path: Path) -> dict[str, Any]:
-    """The block of a plans file that nnU-Net's own fine-tuning reads; ``nnssl_path`` is the export it opens."""
+    """The block of a plans file that nnU-Net's own fine-tuning reads; ``nnssl_path`` is the exported file."""
     metadata = checkpoint.metadata
     architecture = trusted_architecture(checkpoint)
     return {

@@ -1,7 +1,8 @@
-"""The one place that turns what a file says of a network into classes that are called.
+"""The only module that builds networks from the description in a file.
 
-A checkpoint, ours or another tool's, names the network class and the layers to build it from. Whoever builds a network
-from a file asks :func:`architecture_of` or :func:`trusted_architecture`, which accept names of a fixed list only.
+A checkpoint, ours or that of another tool, names the network class and its layers, and building calls them. Every
+caller that builds a network from a file uses :func:`architecture_of` or :func:`trusted_architecture`, which accept
+names from a fixed list only.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ CLASSES = {
     for name in ("PlainConvUNet", "ResidualEncoderUNet")
 }
 SWIN, PUIR_SWIN, PRIMUS = "SwinUNETR", "PUIRSwinUNETR", "Primus"
-#: Network classes of ours that check their own arguments.
+#: Our network classes that check their own arguments.
 OURS = {
     NNFORMER: f"nnunet_invariance.networks.architectures.nnformer.{NNFORMER}",
     SWIN: SWIN_NETWORK,
@@ -34,8 +35,7 @@ OURS = {
     PRIMUS: PRIMUS_NETWORK,
 }
 CLASSES |= OURS
-ENTRY = ("network_class_name", "arch_kwargs", "_kw_requires_import", "input_channels", "num_classes")
-#: Layers of ``torch.nn`` that nnU-Net's planners put into plans; each may also be named by its module.
+#: Layers of ``torch.nn`` that nnU-Net's planners write into plans; their module may be part of the name.
 LAYERS = {
     **{
         f"{kind}{d}d": module
@@ -63,32 +63,36 @@ MOST_VALUES, DEEPEST = 100_000, 40
 
 
 def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) -> Architecture:
-    """The architecture in the header of a checkpoint of ours, checked like that of a foreign file.
+    """The architecture in the metadata of our checkpoint, checked like that of a foreign file.
 
     Args:
-        channels: input channels in place of the file's own.
+        channels: input channels; default: those of the file.
 
     Raises:
-        WeightsIncompatibleError: another network. CheckpointCorruptError: arguments that no plans would hold.
+        WeightsIncompatibleError: our trainers cannot use the network. CheckpointCorruptError: arguments that plans
+            never have.
     """
     entry = checkpoint.metadata["architecture"]
     lacking = [key for key in ENTRY if not isinstance(entry, Mapping) or key not in entry]
     if lacking:
-        raise malformed(checkpoint.path, f"the architecture in its header lacks {', '.join(lacking)}", ", ".join(ENTRY))
+        raise malformed(
+            checkpoint.path, f"the architecture in its metadata lacks {', '.join(lacking)}", ", ".join(ENTRY)
+        )
     return architecture_of(checkpoint.path, entry, channels or entry["input_channels"], entry["num_classes"])
 
 
 def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes: int) -> Architecture:
-    """An architecture that a foreign file describes, where it is one that our trainers can use.
+    """The architecture that a foreign file describes, if our trainers can use it.
 
-    The file decides which classes are imported and called, so only nnU-Net's two U-Nets, network classes of ours and
-    layers of ``torch.nn`` in sizes within reason are accepted.
+    The file decides which classes are imported and called. Therefore only nnU-Net's two U-Nets, our network classes and
+    layers of ``torch.nn`` are accepted, in sizes within limits.
 
     Args:
-        entry: ``network_class_name`` (a bare name will do), ``arch_kwargs``, ``_kw_requires_import``.
+        entry: ``network_class_name`` (with or without its module), ``arch_kwargs``, ``_kw_requires_import``.
 
     Raises:
-        WeightsIncompatibleError: another network. CheckpointCorruptError: arguments that no plans would hold.
+        WeightsIncompatibleError: our trainers cannot use the network. CheckpointCorruptError: arguments that plans
+            never have.
     """
     full_name = str(entry["network_class_name"])
     name = full_name.rsplit(".", 1)[-1]
@@ -97,8 +101,8 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
     if full_name in FIXED:
         return Architecture(full_name, FIXED[full_name](path, entry["arch_kwargs"]), (), channels, classes)
     if name not in CLASSES:
-        msg = f"{path} holds a {name}, which none of our trainers can use: they take {', '.join(CLASSES)}. "
-        raise WeightsIncompatibleError(msg + "Train it with the tool that made it.")
+        msg = f"{path} contains a {name}, which our trainers cannot use: they use {', '.join(CLASSES)}. "
+        raise WeightsIncompatibleError(msg + "Use it with the tool that wrote it.")
     arguments, required = plain(path, entry["arch_kwargs"]), tuple(plain(path, entry["_kw_requires_import"]))
     for key in required:
         value = arguments.get(key)
@@ -118,7 +122,7 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
 
 
 def _anatomix_arguments(path: Path, given: Any) -> dict[str, Any]:
-    """Arguments of an anatomix U-Net: names of fixed lists."""
+    """Arguments of an anatomix U-Net: names from fixed lists."""
     arguments = plain(path, given)
     variant, rule = arguments.get("variant"), arguments.get("channels")
     if variant not in DESIGNS or rule not in ("averaged", "separate"):
@@ -128,28 +132,33 @@ def _anatomix_arguments(path: Path, given: Any) -> dict[str, Any]:
 
 
 def _no_arguments(path: Path, given: Any) -> dict[str, Any]:
-    """Arguments of SAM's ResNet: none."""
+    """SAM's ResNet takes no arguments."""
     if given != {}:
         raise malformed(path, f"its network has the arguments {plain(path, given)}", "none")
     return {}
 
 
-#: Network classes of ours whose arguments a file chooses from fixed lists, and the check of these arguments.
+#: Our network classes whose arguments a file chooses from fixed lists, and the check of these arguments.
 FIXED = {ANATOMIX: _anatomix_arguments, RESNET_NETWORK: _no_arguments}
 
 
 def plain(path: Path, value: Any) -> Any:
-    """A copy in JSON's types; NumPy numbers and arrays become Python's own.
+    """A copy with the types of JSON; NumPy numbers and arrays become built-in types.
 
     Raises:
-        CheckpointCorruptError: another type, or more values than plans ever hold.
+        CheckpointCorruptError: another type, or more values than plans ever have.
+
+    >>> plain(Path("a.pth"), {"spacing": (1.0, 2.0)})
+    {'spacing': [1.0, 2.0]}
     """
     budget = [MOST_VALUES]
 
     def copy(item: Any, depth: int) -> Any:
         budget[0] -= 1
         if budget[0] < 0 or depth > DEEPEST:
-            raise malformed(path, "its plans unfold without end", f"at most {MOST_VALUES:,} values")
+            raise malformed(
+                path, "its plans have too many values or too many levels", f"at most {MOST_VALUES:,} values"
+            )
         if item is None or type(item) in (bool, int, float, str):
             return item
         if isinstance(item, Mapping):
@@ -158,7 +167,7 @@ def plain(path: Path, value: Any) -> Any:
             return [copy(entry, depth + 1) for entry in item]
         if hasattr(item, "tolist") and not isinstance(item, Tensor):
             return copy(item.tolist(), depth + 1)
-        raise malformed(path, f"its plans hold a {type(item).__name__}", "numbers, text, lists and dictionaries")
+        raise malformed(path, f"its plans contain a {type(item).__name__}", "numbers, text, lists and dictionaries")
 
     return copy(value, 0)
 
@@ -174,6 +183,6 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def malformed(path: Path, found: str, expected: str) -> CheckpointCorruptError:
-    """The error of a file that says something of its network which no plans would hold."""
+    """The error for a description of a network that plans never have."""
     msg = f"{path} cannot be imported: {found}; expected {expected}. "
-    return CheckpointCorruptError(msg + "Take the file as its authors released it.")
+    return CheckpointCorruptError(msg + "Use the file as its authors released it.")

@@ -137,7 +137,7 @@ def test_export_for_nnunet_gives_a_file_it_takes_and_for_nnssl_says_why_not(tmp_
     export_nnunet(checkpoint, tmp_path / "stock.pth", branch="student")
     weights = torch.load(tmp_path / "stock.pth", weights_only=True)["network_weights"]
     assert weights.keys() == AnatomixUNet(1, 1).state_dict().keys()
-    with pytest.raises(WeightsIncompatibleError, match="no place for a AnatomixUNet"):
+    with pytest.raises(WeightsIncompatibleError, match="does not support a AnatomixUNet"):
         names_of(trusted_architecture(load_checkpoint(checkpoint)))
 
 

@@ -136,7 +136,7 @@ def test_files_that_do_not_hold_what_they_say_are_refused(tmp_path, tiny_size):
         import_foreign(write_primus(tmp_path / "a.pth", source, state=state))
     with pytest.raises(WeightsIncompatibleError, match=r"pos_embed: \[1, 24, 24\] in the file, \[1, 8, 24\]"):
         import_foreign(write_primus(tmp_path / "b.pth", source, patch=[16, 16, 16]))
-    with pytest.raises(WeightsIncompatibleError, match="holds a PrimusV2M, which none of our trainers can use"):
+    with pytest.raises(WeightsIncompatibleError, match="contains a PrimusV2M, which our trainers cannot use"):
         import_foreign(write_primus(tmp_path / "c.pth", source, size="V2M"))
     with pytest.raises(UnsupportedConfigurationError, match=r"\[16, 16, 20\].*multiple of 8"):
         import_foreign(write_primus(tmp_path / "d.pth", source, patch=[16, 16, 20]))
@@ -165,7 +165,7 @@ def test_other_sizes_and_broken_tables_do_not_fit(tmp_path, tiny_size, monkeypat
 
 def test_it_is_not_exported_to_nnssl_but_told_why(tmp_path, tiny_size):
     out = import_foreign(write_primus(tmp_path / "a.pth", released_network()))
-    with pytest.raises(WeightsIncompatibleError, match="no place for a Primus"):
+    with pytest.raises(WeightsIncompatibleError, match="does not support a Primus"):
         export_nnssl(out, tmp_path / "out.pth", branch="student")
     assert not (tmp_path / "out.pth").exists()
 

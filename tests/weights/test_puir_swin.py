@@ -118,7 +118,7 @@ def test_another_layout_is_refused_key_by_key(tmp_path, change):
         "lacking": r"attn_for_mod\.out_proj\.bias: not in the file",
         "more": r"extra\.weight: not in the release",
         "shape": r"rotation_head\.bias: \[5\] in the file, \[4\] in the release",
-        "before": r"169 tensors, where that has 202",
+        "before": r"169 tensors instead of 202",
     }
     with pytest.raises(WeightsIncompatibleError, match=said[change]):
         import_foreign(save(state, tmp_path / "a.pt"))

@@ -131,7 +131,7 @@ def test_import_and_export_are_bit_equal(tmp_path):
     back = torch.load(tmp_path / "back.pth", weights_only=True)["network_weights"]
     for name, tensor in theirs().state_dict().items():
         assert name.startswith("out.") or torch.equal(back[own_name(name)], tensor), name
-    with pytest.raises(WeightsIncompatibleError, match="no place for a SwinUNETR"):
+    with pytest.raises(WeightsIncompatibleError, match="does not support a SwinUNETR"):
         names_of(trusted_architecture(load_checkpoint(out)))
 
 
@@ -170,7 +170,7 @@ def broken(state: dict) -> dict:
     ("change", "error", "said"),
     [
         (lambda s: without(s, "swinViT.layers2.0.blocks.1.norm1.bias"), WeightsIncompatibleError, "not in the file"),
-        (flat, WeightsIncompatibleError, "holds a 2-D SwinUNETR"),
+        (flat, WeightsIncompatibleError, "contains a 2-D SwinUNETR"),
         (deep, WeightsIncompatibleError, "more than two blocks"),
         (narrow, WeightsIncompatibleError, r"\[7\] in the file, \[12\]"),
         (broken, CheckpointCorruptError, "NaN"),

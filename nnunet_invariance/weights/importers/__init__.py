@@ -1,1 +1,1 @@
-"""Checkpoints of other tools: recognised by their keys, one file a source."""
+"""Importers of checkpoints of other tools: one module per format, which is recognised by its keys."""

@@ -1,4 +1,4 @@
-"""The released U-Nets of anatomix (arXiv 2411.02372): a bare list of tensors, checked key by key."""
+"""Importer of the released U-Nets of anatomix (arXiv 2411.02372): a state dict without metadata, checked key by key."""
 
 import re
 from collections.abc import Mapping
@@ -23,22 +23,26 @@ _LAYER = re.compile(r"model\.\d+\.\w+")
 
 @dataclass(frozen=True)
 class ReleasedUNet:
-    """The files of one variant, a source of :data:`~nnunet_invariance.weights.importers.importing.IMPORTERS`."""
+    """Importer of the files of one variant.
+
+    >>> ReleasedUNet("anatomix").KEYS
+    ('model.0.weight', 'model.65.weight')
+    """
 
     variant: str
 
     @property
     def DESCRIPTION(self) -> str:
-        """What ``weights inspect`` calls these files."""
+        """Description of the files in messages."""
         return f"the anatomix U-Net {self.variant!r} of {SIZES[self.variant]} million parameters"
 
     @property
     def KEYS(self) -> tuple[str, ...]:
-        """First and last kernel."""
+        """Names of the first and last kernel."""
         return "model.0.weight", f"model.{9 + 14 * design_of(self.variant).levels}.weight"
 
     def recognises(self, content: Mapping[str, Any]) -> bool:
-        """Whether all keys are layers of a flat list, with batch norm or without as the variant has it."""
+        """Whether all keys are layers of a flat list, with batch norm if and only if the variant has it."""
         state = without_wrappers(content)
         layers = "model.0.weight" in state and all(_LAYER.fullmatch(str(key)) for key in state)
         return layers and ("model.1.running_mean" in state) == design_of(self.variant).batch_norm
@@ -46,10 +50,10 @@ class ReleasedUNet:
     def read(
         self, path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str
     ) -> ForeignNetwork:
-        """The U-Net of the file; ``plans`` and ``configuration`` are not needed.
+        """The U-Net of the file; ``plans`` and ``configuration`` are ignored.
 
         Raises:
-            WeightsIncompatibleError: a key or a shape is not that of the variant.
+            WeightsIncompatibleError: a key or a shape differs from the variant.
         """
         state = without_wrappers(content)
         self._check(path, state)
@@ -88,10 +92,10 @@ class ReleasedUNet:
             first = state["model.0.weight"]
             width = first.shape[0] if isinstance(first, Tensor) and first.ndim else 0
             raise WeightsIncompatibleError(
-                f"{path} is of the family of {self.DESCRIPTION}, but not it ({len(state)} keys where that has "
+                f"{path} is similar to {self.DESCRIPTION}, but differs from it ({len(state)} keys instead of "
                 f"{len(wanted)}; {width} channels at full resolution):\n" + "\n".join(shortened(lines)) + "\n"
-                "Files published as anatomix-dev until July 2026 hold 20 channels, and how they pool is not known "
-                "here. Take the file as it is published now."
+                "Files published as anatomix-dev until July 2026 have 20 channels, and their pooling is not known "
+                "here. Use the file as it is published now."
             )
 
 

@@ -1,4 +1,4 @@
-"""The released transformer of anatomix: recognised, and refused with the reason."""
+"""Importer of the released transformer of anatomix: it recognises the file and refuses it with the reason."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,10 @@ from nnunet_invariance.weights.importers.network import without_wrappers
 
 DESCRIPTION = "the anatomix transformer 'anatomix-dev-vit' of 26.2 million parameters"
 KEYS = ("register_tokens", "eva.blocks.0.attn.q_norm.", "eva.blocks.0.attn.k_norm.", "eva.pos_embed")
-#: Why no trainer of ours takes it; ``weights inspect`` says so.
+#: Reason why our trainers cannot use it, for ``weights inspect``.
 UNUSABLE = (
     "a transformer without stages, which works at patches of 128 voxels only and normalises queries and keys, as "
-    "nnU-Net's own transformers do not; our trainers need an encoder of stages. Take 'anatomix' or 'anatomix-dev'"
+    "nnU-Net's own transformers do not; our trainers need an encoder with stages. Use 'anatomix' or 'anatomix-dev'"
 )
 
 
@@ -23,9 +23,9 @@ def recognises(content: Mapping[str, Any]) -> bool:
 
 
 def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> NoReturn:
-    """Refuse.
+    """Refuse the file.
 
     Raises:
-        WeightsIncompatibleError: always.
+        WeightsIncompatibleError: always, with the reason.
     """
     raise WeightsIncompatibleError(f"{path} is {DESCRIPTION}: {UNUSABLE}.")

@@ -1,4 +1,4 @@
-"""A bare state dict of an encoder, which says nothing of itself: the plans it was trained with come beside it."""
+"""Importer of a state dict of an encoder without metadata; the user gives the plans of its training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from nnunet_invariance.weights.importers.nnunet import from_plans
 from nnunet_invariance.weights.transfer_report import ENCODER
 from nnunet_invariance.weights.trusted_architecture import plain
 
-DESCRIPTION = "a bare state dict of an nnU-Net encoder (give its plans with --plans)"
+DESCRIPTION = "a state dict of an nnU-Net encoder without metadata (give its plans with --plans)"
 KEYS = ("encoder.stages.", "stages.", "encoder.stem.", "stem.")
 BOXES = ("state_dict", "model_state_dict", "model")
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a file has the keys of this source."""
+    """Whether this importer reads a file with this content."""
     state = _state(content)
     return bool(state) and any(str(key).startswith(("encoder.stages.", "stages.")) for key in state)
 
@@ -30,8 +30,8 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
         WeightsIncompatibleError: no plans given, or another network. CheckpointCorruptError: plans that lack something.
     """
     if plans is None:
-        msg = f"{path} holds tensors only and does not say of which network. "
-        raise WeightsIncompatibleError(msg + "Give the plans that it was trained with (--plans FILE -c CONFIGURATION).")
+        msg = f"{path} contains tensors only and does not describe its network. "
+        raise WeightsIncompatibleError(msg + "Give the plans of its training (--plans FILE -c CONFIGURATION).")
     state = _state(content)
     if not any(key.startswith(ENCODER) for key in state):
         state = {ENCODER + key: tensor for key, tensor in state.items()}

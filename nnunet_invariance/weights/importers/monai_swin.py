@@ -1,4 +1,4 @@
-"""Files of MONAI's SwinUNETR: its self-supervised pre-training, in both spellings of the keys, and whole networks."""
+"""Importer of MONAI's SwinUNETR: its self-supervised pre-training in both spellings, and complete networks."""
 
 import re
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ _DEEPER = re.compile(r"encoder\.swin\.layers\d\.0\.blocks\.(?![01]\.)\d+\.")
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a file has the keys of this source."""
+    """Whether this importer reads a file with this content."""
     return has_transformer(tensors_of(content))
 
 
 def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> ForeignNetwork:
-    """The network of the file; ``plans`` and ``configuration`` are not needed.
+    """The network of the file; ``plans`` and ``configuration`` are ignored.
 
     Raises:
         WeightsIncompatibleError: 2-D, or with more blocks than ours.
@@ -39,26 +39,26 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file in MONAI's spelling of today, wherever they lie in it."""
+    """The tensors of a file in MONAI's current spelling, from any of its usual containers."""
     box = next((content[name] for name in BOXES if isinstance(content.get(name), Mapping)), content)
     state = without_wrappers({str(key): value for key, value in box.items() if isinstance(value, Tensor)})
     return {spelled(key): value for key, value in state.items()}
 
 
 def spelled(key: str) -> str:
-    """MONAI's name of today: a transformer called ``swin_vit``, or not called at all, and ``fc1`` for ``linear1``."""
+    """MONAI's current name of a key: older files have ``swin_vit`` or no prefix, and ``fc1`` instead of ``linear1``."""
     key = re.sub(r"^swin_vit\.", TRANSFORMER, key)
     key = TRANSFORMER + key if _BARE.match(key) else key
     return re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", key) if key.startswith(TRANSFORMER) else key
 
 
 def has_transformer(state: Mapping[str, Tensor]) -> bool:
-    """Whether all beginnings of :data:`KEYS` are there."""
+    """Whether the file has all prefixes of :data:`KEYS`."""
     return all(any(key.startswith(own) for key in state) for own in KEYS)
 
 
 def swin_network(path: Path, state: Mapping[str, Tensor], citation: str, network: str = SWIN) -> ForeignNetwork:
-    """A network in MONAI's spelling under our names; what it was pre-trained with beside them is left out.
+    """A network in MONAI's spelling under our names, without the heads of its pre-training.
 
     Raises:
         WeightsIncompatibleError: 2-D, or with more blocks than ours.
@@ -66,11 +66,11 @@ def swin_network(path: Path, state: Mapping[str, Tensor], citation: str, network
     own = {own_name(key): value for key, value in state.items()}
     kernel = own[f"{OURS}patch_embed.proj.weight"]
     if kernel.ndim != 5:
-        msg = f"{path} holds a {kernel.ndim - 2}-D SwinUNETR; our trainers take 3-D ones. "
-        raise WeightsIncompatibleError(msg + "Take a 3-D checkpoint.")
+        msg = f"{path} contains a {kernel.ndim - 2}-D SwinUNETR; our trainers use 3-D ones. "
+        raise WeightsIncompatibleError(msg + "Use a 3-D checkpoint.")
     if deeper := [name for name in own if _DEEPER.match(name)]:
-        msg = f"{path} holds a SwinUNETR with more than two blocks in a stage ({deeper[0]}). "
-        raise WeightsIncompatibleError(msg + "Take one of MONAI's usual depths, 2, 2, 2, 2.")
+        msg = f"{path} contains a SwinUNETR with more than two blocks per stage ({deeper[0]}). "
+        raise WeightsIncompatibleError(msg + "Use one with MONAI's usual depths, 2, 2, 2, 2.")
     width, channels = kernel.shape[:2]
     version = 2 if any(name.startswith(f"{OURS}layers1c.") for name in own) else 1
     head = own.get("decoder.seg_layers.4.weight")
@@ -81,7 +81,7 @@ def swin_network(path: Path, state: Mapping[str, Tensor], citation: str, network
 
 
 def own_name(key: str) -> str:
-    """Our name of a tensor of MONAI's; one that our network lacks keeps its name."""
+    """Our name of a tensor of MONAI; a tensor that our network lacks keeps its name."""
     if key.startswith(TRANSFORMER):
         return OURS + key.removeprefix(TRANSFORMER)
     if key.startswith("out.conv.conv."):

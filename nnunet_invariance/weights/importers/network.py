@@ -1,4 +1,4 @@
-"""What an importer hands over, and the checks that make its tensors those of a network that nnU-Net can plan."""
+"""Result of an importer, and the checks that turn its tensors into those of a network that nnU-Net can build."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,15 +24,19 @@ class ForeignNetwork:
     """A network of another tool, before its tensors are checked.
 
     Attributes:
-        state: names as in nnU-Net's ``state_dict()``, aliases allowed.
-        architecture: checked by :func:`architecture_of`.
+        state: names as in nnU-Net's ``state_dict()``; aliases are allowed.
+        architecture: checked by :func:`.architecture_of`.
         facts: ``dataset_name``, ``plans_name``, ``configuration``, ``data_identifier``, ``spacing``, ``patch_size``,
             ``channel_names``, ``normalization_schemes`` and ``plans`` (the configuration), in JSON's types.
-        epochs: how long it was trained; None where the file does not say.
-        citation: what its authors ask to be cited.
-        method: whose trainer takes the weights; None where it is none's in particular, and the source is named instead.
-        notes: what else should be kept, for the options of the imported file.
-        heads: what stands beside the encoder of an anatomical embedding, by our names.
+        epochs: length of the training; None if the file does not say it.
+        citation: the publication that the authors ask users to cite.
+        method: pre-training method whose trainer may load the weights; None if only a trainer for any weights may.
+        notes: further facts, which go into the options of the imported checkpoint.
+        heads: heads of an anatomical embedding, by our names.
+
+    >>> planned = Architecture("PlainConvUNet", {}, (), 1, 2)
+    >>> ForeignNetwork({}, planned, {}).citation
+    'none given in the file'
     """
 
     state: dict[str, Tensor]
@@ -48,7 +52,7 @@ class ForeignNetwork:
 def facts_without_plans(
     patch_size: Sequence[int], channel_names: Sequence[str], normalization_schemes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The facts of a network from a tool without plans; ``patch_size`` in voxels is what its authors used."""
+    """The facts of a network from a tool without plans; ``patch_size`` in voxels is that of its training."""
     unknown = dict.fromkeys(("dataset_name", "plans_name", "data_identifier"), "not said in the file")
     return {
         **unknown,
@@ -62,7 +66,7 @@ def facts_without_plans(
 
 
 def without_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the prefixes that DDP and ``torch.compile`` put before every name."""
+    """The state without the prefixes that DDP and ``torch.compile`` add to every name."""
     state = dict(state)
     while prefix := next((p for p in _WRAPPERS if state and all(str(k).startswith(p) for k in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -70,23 +74,23 @@ def without_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int:
-    """Output channels, from the last segmentation layer; 1 where there is none."""
+    """Number of output channels, from the last segmentation layer; 1 if there is none."""
     heads = [tensor.shape[0] for name, tensor in state.items() if name.startswith(SEGMENTATION) and tensor.ndim > 1]
     return heads[-1] if heads else 1
 
 
 def own_tensors(path: Path, network: ForeignNetwork) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """The tensors by the names of ``named_parameters()``, what is really there, and what was left out.
+    """The tensors by the names of ``named_parameters()``, the complete parts of the network, and the unused names.
 
     nnU-Net's networks name a tensor several times (``conv`` and ``all_modules.0``, and the encoder inside the decoder).
-    Names of one tensor must agree bit by bit: which of them a loader believes depends on their order.
+    All values of one tensor must be equal bit by bit, because the order of the names decides which one a loader uses.
 
     Returns:
-        tensors, ``["encoder"]`` or ``["encoder", "decoder"]``, names in the file that the network lacks.
+        tensors, ``["encoder"]`` or ``["encoder", "decoder"]``, and names in the file that the network lacks.
 
     Raises:
-        WeightsIncompatibleError: the encoder lacks tensors or has others. CheckpointCorruptError: names disagree, or
-            values are not finite numbers.
+        WeightsIncompatibleError: the encoder is not complete. CheckpointCorruptError: the values of one tensor differ,
+            or are not finite numbers.
     """
     target = _skeleton(path, network.architecture)
     wanted = unique_tensors(target)
@@ -102,8 +106,8 @@ def own_tensors(path: Path, network: ForeignNetwork) -> tuple[dict[str, Tensor],
         if own not in found:
             found[own] = tensor
         elif found[own].shape != tensor.shape or tensor_bytes(found[own]) != tensor_bytes(tensor):
-            msg = f"{path} holds two values of {own}, which is also named {alias}. "
-            raise CheckpointCorruptError(msg + "It was edited by halves: take the file as its authors released it.")
+            msg = f"{path} contains two values of {own}, which is also named {alias}. "
+            raise CheckpointCorruptError(msg + "It was edited incompletely: use the file as its authors released it.")
     encoder, decoder = (_fitting(wanted, found, part) for part in (ENCODER, DECODER))
     if encoder is None:
         raise _incomplete(path, wanted, found)
@@ -114,10 +118,10 @@ def own_tensors(path: Path, network: ForeignNetwork) -> tuple[dict[str, Tensor],
 
 
 def own_heads(path: Path, network: ForeignNetwork) -> dict[str, Tensor]:
-    """The heads of an anatomical embedding, all of them and in their shapes; empty where a network has none to have.
+    """The heads of an anatomical embedding, checked to be complete; empty for other networks.
 
     Raises:
-        WeightsIncompatibleError: one is missing or of another shape. CheckpointCorruptError: values not finite.
+        WeightsIncompatibleError: a tensor is missing or has another shape. CheckpointCorruptError: values not finite.
     """
     if not network.heads:
         return {}
@@ -127,13 +131,13 @@ def own_heads(path: Path, network: ForeignNetwork) -> dict[str, Tensor]:
     found = network.heads
     differ = [n for n in {**wanted, **found} if n not in wanted or n not in found or wanted[n].shape != found[n].shape]
     if differ:
-        msg = f"{path} does not hold the heads of an anatomical embedding as published; these differ:\n"
+        msg = f"{path} does not contain the heads of an anatomical embedding as published; these differ:\n"
         raise WeightsIncompatibleError(msg + "\n".join(shortened([f"  {name}" for name in differ])))
     return {name: _checked(path, name, tensor, wanted[name]) for name, tensor in found.items()}
 
 
 def _skeleton(path: Path, architecture: Architecture) -> nn.Module:
-    """The network without memory for its values: the file decides how large it is."""
+    """The network on the meta device, without memory: the file decides how large it is."""
     try:
         with torch.device("meta"):
             return architecture.build()
@@ -146,16 +150,16 @@ def _checked(path: Path, name: str, tensor: Any, wanted: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise malformed(path, f"{name} is a {type(tensor).__name__}", "a tensor")
     if wanted.is_floating_point() and not tensor.is_floating_point():
-        raise malformed(path, f"{name} holds {tensor.dtype}", "floating-point numbers")
-    if tensor.is_floating_point() and not wanted.is_floating_point():  # indices, and batch norm's count of batches
-        raise malformed(path, f"{name} holds {tensor.dtype}", "whole numbers")
+        raise malformed(path, f"{name} has dtype {tensor.dtype}", "floating-point numbers")
+    if tensor.is_floating_point() and not wanted.is_floating_point():  # indices and counters
+        raise malformed(path, f"{name} has dtype {tensor.dtype}", "whole numbers")
     if not tensor.isfinite().all():
-        raise malformed(path, f"{name} holds NaN or infinite values", "finite numbers")
+        raise malformed(path, f"{name} has NaN or infinite values", "finite numbers")
     return tensor
 
 
 def _fitting(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], part: str) -> dict[str, Tensor] | None:
-    """The tensors of encoder or decoder; None unless each is there in its shape (segmentation layers may differ)."""
+    """The tensors of encoder or decoder; None if one other than a segmentation layer is missing or has another shape."""
     names = [name for name in wanted if name.startswith(part)]
     fits = {name for name in names if name in found and found[name].shape == wanted[name].shape}
     if any(name not in fits and not name.startswith(SEGMENTATION) for name in names):
@@ -171,5 +175,5 @@ def _incomplete(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Te
         elif found[name].shape != wanted[name].shape:
             shapes = [list(t.shape) for t in (found[name], wanted[name])]
             lines.append(f"  {name}: {shapes[0]} in the file, {shapes[1]} by its plans")
-    msg = f"{path} does not hold the encoder that its plans describe:\n" + "\n".join(shortened(lines))
-    return WeightsIncompatibleError(msg + "\nGive the plans that it was trained with.")
+    msg = f"{path} does not contain the encoder that its plans describe:\n" + "\n".join(shortened(lines))
+    return WeightsIncompatibleError(msg + "\nGive the plans of its training.")

@@ -1,4 +1,4 @@
-"""Checkpoints of nnssl (and what was released in its format), whose adaptation plan says how to take the encoder."""
+"""Importer of checkpoints in nnssl's format, whose adaptation plan describes the encoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ ENCODER_KEY = "encoder.stages"
 EVA, POSITIONS = "eva", "eva.pos_embed"
 PRIMUS_ENCODER = ("eva.", "down_projection.")
 
-#: nnssl names this network without arguments: nnU-Net's residual encoder preset L.
+#: Arguments of the network that nnssl names without arguments: nnU-Net's residual encoder preset L.
 RESENC_L: dict[str, Any] = {
     "n_stages": 6,
     "features_per_stage": [32, 64, 128, 256, 320, 320],
@@ -38,12 +38,12 @@ IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a file has the keys of this source."""
+    """Whether this importer reads a file with this content."""
     return PLAN in content and "network_weights" in content
 
 
 def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> ForeignNetwork:
-    """The network of the file; ``plans`` and ``configuration`` are not needed, the file has its own.
+    """The network of the file; ``plans`` and ``configuration`` are ignored, because the file has its own.
 
     Raises:
         WeightsIncompatibleError: a network that none of our trainers can use. CheckpointCorruptError
@@ -65,7 +65,7 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
 
 
 def _words(citations: Any) -> str:
-    """Of entries in nnssl's form, the references; anything else as it is printed."""
+    """The references of entries in nnssl's form; any other value as text."""
     entries = citations if isinstance(citations, list) else [citations]
     named = [e.get("apa_citations") or e.get("bibtex_citations") or [str(e)] if isinstance(e, Mapping) else [str(e)]
              for e in entries]  # fmt: skip
@@ -73,16 +73,16 @@ def _words(citations: Any) -> str:
 
 
 def _own_names(path: Path, state: Mapping[str, Any], key_to_encoder: str) -> dict[str, Any]:
-    """Without the path under which a method keeps its encoder, such as ``student.encoder.stages``."""
+    """Names without the path of the encoder in a method, such as ``student.encoder.stages``."""
     if not key_to_encoder.endswith(ENCODER_KEY):
-        msg = f"{path} cannot be imported: its encoder stands at {key_to_encoder!r}; expected ...{ENCODER_KEY}. "
-        raise CheckpointCorruptError(msg + "Train it with the tool that made it.")
+        msg = f"{path} cannot be imported: its encoder is at {key_to_encoder!r}; expected ...{ENCODER_KEY}. "
+        raise CheckpointCorruptError(msg + "Use it with the tool that wrote it.")
     prefix = key_to_encoder.removesuffix(ENCODER_KEY)
     return {key.removeprefix(prefix): value for key, value in state.items()} if prefix else dict(state)
 
 
 def _primus_names(state: Mapping[str, Any], key_to_encoder: str) -> dict[str, Any]:
-    """Transformer and patch embedding by our names; a class token goes, as in nnssl's own fine-tuning."""
+    """Transformer and patch embedding by our names, without the class token, as in nnssl's own fine-tuning."""
     prefix = key_to_encoder.removesuffix(EVA)
     inside = {key.removeprefix(prefix): value for key, value in state.items()} if prefix else dict(state)
     if f"{EVA}.cls_token" in inside:
@@ -103,13 +103,13 @@ def _architecture(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _patch(plan: Mapping[str, Any]) -> list[int]:
-    """Of the pre-training, which some methods say apart from the first configuration."""
+    """Patch size of the pre-training, which some methods store apart from the first configuration."""
     entry = next(iter(plan["pretrain_plan"]["configurations"].values()))
     return plan.get("pretrain_patch_size") or entry["patch_size"]
 
 
 def _facts(plan: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """The first configuration is the one that was trained."""
+    """Facts from the first configuration, which is the one that was trained."""
     trained = plan["pretrain_plan"]
     name, entry = next(iter(trained["configurations"].items()))
     schemes = list(entry["normalization_schemes"])

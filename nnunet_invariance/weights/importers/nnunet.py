@@ -1,4 +1,4 @@
-"""Checkpoints of nnU-Net v2 itself, whose plans stand in ``init_args``."""
+"""Importer of checkpoints of nnU-Net v2, whose plans are in ``init_args``."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,12 +16,12 @@ CITATION = "Isensee et al., Nature Methods 18, 2021"
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a file has the keys of this source."""
+    """Whether this importer reads a file with this content."""
     return all(key in content for key in KEYS)
 
 
 def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> ForeignNetwork:
-    """The network of the file; ``plans`` and ``configuration`` are not needed, the file has its own.
+    """The network of the file; ``plans`` and ``configuration`` are ignored, because the file has its own.
 
     Raises:
         WeightsIncompatibleError, CheckpointCorruptError
@@ -40,10 +40,10 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
 def from_plans(
     path: Path, state: dict[str, Any], plans: Mapping[str, Any], configuration: str, channel_names: list[str]
 ) -> ForeignNetwork:
-    """A state dict under a configuration of plans, of nnU-Net v2 of any age.
+    """The network of a state dict and its plans, of any version of nnU-Net v2.
 
     Raises:
-        WeightsIncompatibleError: another network. CheckpointCorruptError: one that no plans would hold.
+        WeightsIncompatibleError: our trainers cannot use the network. CheckpointCorruptError: malformed plans.
     """
     entry = PlansManager(dict(plans)).get_configuration(configuration).configuration
     schemes = entry["normalization_schemes"]

@@ -1,4 +1,4 @@
-"""Weights that PUIR's authors release (arXiv 2411.06106): a SwinUNETR with a prior, for four tiled channels."""
+"""Importer of the weights of PUIR's authors (arXiv 2411.06106): a SwinUNETR with a prior, for four tiled channels."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -20,25 +20,25 @@ from nnunet_invariance.weights.trusted_architecture import PUIR_SWIN
 DESCRIPTION = "the SwinUNETR with a prior that PUIR's authors release"
 KEYS = ("static_prior", "swinViT1.patch_embed.proj.", "attn_for_x.", "fuse_to_X.")
 CITATION = "PUIR, ICCV 2025, arXiv 2411.06106 (its repository names no licence: ask the authors about the weights)"
-CHANNELS = 4  # one image, tiled: the kernels below are summed over them, which is the same function of that image
+CHANNELS = 4  # one image, tiled; kernels summed over the channels compute the same function of that image
 STEM = ("swinViT1.patch_embed.proj.weight", "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight")
 PRIOR = ("static_prior", "attn_for_x.", "tansfer_for_mod.", "fuse_to_X.")
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a file has the keys of this source."""
+    """Whether this importer reads a file with this content."""
     state = _state(content)
     return all(any(key.startswith(own) for key in state) for own in KEYS)
 
 
 def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> ForeignNetwork:
-    """The network of the file for one channel; ``plans`` and ``configuration`` are not needed.
+    """The network of the file for one channel; ``plans`` and ``configuration`` are ignored.
 
     Every key and every shape is checked. The kernels that take the image are summed over their four input channels,
     ``w'[o] = sum_i w[o, i]``, because the release gives all of them the same image.
 
     Raises:
-        WeightsIncompatibleError: a key or a shape is not that of the release.
+        WeightsIncompatibleError: a key or a shape differs from the release.
     """
     state = _state(content)
     stem = state[STEM[0]]
@@ -55,7 +55,7 @@ def layout(width: int) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the released file, of a network of this width; 48 is the release's.
 
     Raises:
-        UnsupportedConfigurationError: no multiple of 12.
+        UnsupportedConfigurationError: the width is not a multiple of 12.
     """
     with torch.device("meta"):
         network = PUIRSwinUNETR(CHANNELS, CHANNELS, **arch_kwargs(width, 1))
@@ -65,7 +65,7 @@ def layout(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _beside(width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What the release has beside: an attention that it never calls, two heads, two decoders of pre-training."""
+    """Further tensors of the release: an attention that it never calls, two heads, two decoders of pre-training."""
     deepest, cells = features(width)[-1], SIDE**3
     yield "attn_for_mod.in_proj_weight", (3 * cells, cells)
     yield "attn_for_mod.in_proj_bias", (3 * cells,)
@@ -90,8 +90,8 @@ def _check(path: Path, state: Mapping[str, Tensor], width: int) -> None:
         if key in state and tuple(state[key].shape) != shape:
             lines.append(f"  {key}: {list(state[key].shape)} in the file, {list(shape)} in the release")
     if lines:
-        msg = f"{path} is not {DESCRIPTION} ({len(state)} tensors, where that has {len(wanted)}); these differ:\n"
-        raise WeightsIncompatibleError(msg + "\n".join(shortened(lines)) + "\nTake the file as it was released.")
+        msg = f"{path} is not {DESCRIPTION} ({len(state)} tensors instead of {len(wanted)}); these differ:\n"
+        raise WeightsIncompatibleError(msg + "\n".join(shortened(lines)) + "\nUse the file as it was released.")
 
 
 def _own(key: str) -> str:
@@ -102,7 +102,7 @@ def _own(key: str) -> str:
 
 
 def _theirs(name: str) -> str | None:
-    """The way back; None for heads of deep supervision that the release does not have."""
+    """The name in the release; None for heads of deep supervision, which the release lacks."""
     if name.startswith("decoder.seg_layers."):
         head = "decoder.seg_layers.4."
         return f"out.conv.conv.{name.removeprefix(head)}" if name.startswith(head) else None

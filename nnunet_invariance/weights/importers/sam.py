@@ -1,4 +1,4 @@
-"""Released checkpoints of SAM / UAE (Self-supervised Anatomical eMbedding), whose plain embedding is taken."""
+"""Importer of released checkpoints of SAM / UAE (Self-supervised Anatomical eMbedding): the plain embedding."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ CITATION = "Yan et al., IEEE TMI 2022, arXiv 2012.02383 (SAM.pth: MIT-licensed c
 USE = "pretrain sam DATASET CONFIGURATION --set backbone=resnet start={file}"
 COUNTER = "num_batches_tracked"  # no statistic depends on it
 
-#: Names in the file and in our heads, by their beginnings.
+#: Prefixes of names in the file and in our heads.
 HEADS = {
     **{f"neck.lateral_convs.{i}.conv.": f"fine.lateral.{i}." for i in range(3)},
     "neck.fpn_convs.0.conv.": "fine.smooth.",
@@ -25,7 +25,7 @@ HEADS = {
     "read_out_head.fpn_convs.0.conv.": "coarse.smooth.",
 }
 
-#: What the network was trained on: 2 mm voxels, windows of 32 x 96 x 96 (z, y, x), one CT channel.
+#: The training of the release: 2 mm voxels, windows of 32 x 96 x 96 (z, y, x), one CT channel.
 FACTS: dict[str, Any] = {
     "dataset_name": "SAM",
     "plans_name": "SAM",
@@ -40,15 +40,15 @@ FACTS: dict[str, Any] = {
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a file has the keys of this source."""
+    """Whether this importer reads a file with this content."""
     state = _state(content)
     return all(any(key.startswith(own) for key in state) for own in KEYS)
 
 
 def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None, configuration: str) -> ForeignNetwork:
-    """The encoder and, as ``heads``, the two embeddings; other branches of the file (semantic ones) are left out.
+    """The encoder and, as ``heads``, the two embeddings, without other (semantic) heads of the file.
 
-    ``plans`` and ``configuration`` are not needed.
+    ``plans`` and ``configuration`` are ignored.
     """
     state, heads = {}, {}
     for key, tensor in _state(content).items():
