@@ -73,11 +73,6 @@ def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) ->
             never have.
     """
     entry = checkpoint.metadata["architecture"]
-    lacking = [key for key in ENTRY if not isinstance(entry, Mapping) or key not in entry]
-    if lacking:
-        raise malformed(
-            checkpoint.path, f"the architecture in its metadata lacks {', '.join(lacking)}", ", ".join(ENTRY)
-        )
     return architecture_of(checkpoint.path, entry, channels or entry["input_channels"], entry["num_classes"])
 
 
