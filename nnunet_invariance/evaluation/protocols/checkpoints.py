@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.errors import ComparisonError
@@ -88,9 +88,8 @@ def _fits(path: Path, arm: Arm, planned: PlannedDataset) -> bool:
     network = getattr(getattr(network, "encoder", None), "backbone", network)  # frozen features
     options = read_options(trainer.options_class, configuration.configuration)
     checkpoint = load_checkpoint(path, SECTION_OF.values())
-    branch: Literal["teacher", "student"]
-    branch = options.branch or ("teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student")
-    return can_load(network, checkpoint, transfer=options.transfer, branch=branch, min_coverage=options.min_coverage)
+    rules = {"transfer": options.transfer, "branch": options.branch, "min_coverage": options.min_coverage}
+    return can_load(network, checkpoint, **rules, allow_deeper_network=True)
 
 
 def folder_name(method: str, planned: PlannedDataset) -> str:

@@ -159,7 +159,7 @@ def _checked(path: Path, name: str, tensor: Any, wanted: Tensor) -> Tensor:
 
 
 def _fitting(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], part: str) -> dict[str, Tensor] | None:
-    """The tensors of encoder or decoder; None if a tensor outside the segmentation layers is missing or does not fit."""
+    """The tensors of encoder or decoder; None if one (except of segmentation layers) is missing or does not fit."""
     names = [name for name in wanted if name.startswith(part)]
     fits = {name for name in names if name in found and found[name].shape == wanted[name].shape}
     if any(name not in fits and not name.startswith(SEGMENTATION) for name in names):
