@@ -92,7 +92,7 @@ class PretrainedOptions(BaselineOptions):
         doc="Checkpoint to start from, as `weights plan` writes it; null searches the other locations.",
     )
     min_coverage: float = number(
-        1.0, 0.0, 1.0, doc="Minimum fraction of the encoder's parameters that must come from the file."
+        1.0, 0.0, 1.0, doc="Minimum share of the encoder's stages that the file must fill completely."
     )
     transfer: Literal["encoder", "encoder+decoder"] = choice(
         "encoder",

@@ -100,13 +100,14 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    from nnunet_invariance.common.json_files import read_json
     from nnunet_invariance.weights.checkpoint import SUFFIX
     from nnunet_invariance.weights.hub import local_file
-    from nnunet_invariance.weights.importers.importing import import_foreign, read_plans
+    from nnunet_invariance.weights.importers.importing import import_foreign
     from nnunet_invariance.weights.importers.registry import get_importer
     from nnunet_invariance.weights.inspection import inspect
 
-    plans = read_plans(args.plans) if args.plans else None
+    plans = read_json(args.plans, remedy="Give the plans that nnU-Net wrote.") if args.plans else None
     file = local_file(args.file)
     # A file of the hub is in the hub's cache, which is not the place for our file.
     default = None if file == args.file else Path(file.stem + SUFFIX)

@@ -152,7 +152,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The raw little-endian bytes of a tensor in C order; no copy if it is contiguous and on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _update(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:

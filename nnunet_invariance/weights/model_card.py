@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.hashing import sha256_of_file
+from nnunet_invariance.common.json_files import write_text
 from nnunet_invariance.errors import printable
 from nnunet_invariance.weights.checkpoint import save_checkpoint
 from nnunet_invariance.weights.output import refuse_existing
@@ -58,9 +58,9 @@ def export_card(
         PAGE: _page(metadata, branch),
     }
     for name, text in texts.items():
-        _write(making / name, text)
+        write_text(making / name, text)
     sums = "".join(f"{sha256_of_file(making / name)}  {name}\n" for name in sorted([MODEL, *texts]))
-    _write(making / SUMS, sums)
+    write_text(making / SUMS, sums)
     making.rename(folder)
     return folder
 
@@ -109,7 +109,3 @@ def _cell(value: str) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    atomic_write(path, lambda file: file.write(text.encode()))

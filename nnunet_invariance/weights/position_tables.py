@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ def fitting_positions(
     if name != getattr(network, "positions", None):
         return None
     shape = checkpoint.metadata["architecture"]["arch_kwargs"]["input_shape"]
-    wanted, stride = network.encoder.grid, network.encoder.strides[-1]
+    encoder: Any = network.encoder
+    wanted, stride = encoder.grid, encoder.strides[-1]
     found = [size // step for size, step in zip(shape, stride, strict=True)]
     if value.ndim != 3 or value.shape[1] != math.prod(found):
         msg = f"{checkpoint.path} has positions of shape {list(value.shape)}, but its patch {shape} has {found} cells."

@@ -331,7 +331,7 @@ def test_plans_that_are_no_json_are_named(tmp_path, capsys):
     (tmp_path / "a.json").write_text("{")
     command = ["weights", "import", "encoder", str(tmp_path / "a.pth"), "--plans", str(tmp_path / "a.json")]
     assert main(command) == 2
-    assert "a.json is not a plans file" in capsys.readouterr().err
+    assert "a.json is not a valid JSON file" in capsys.readouterr().err
 
 
 def test_helpers_are_as_the_formats_say():

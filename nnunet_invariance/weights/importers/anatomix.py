@@ -57,7 +57,7 @@ class ReleasedUNet:
         """
         state = without_wrappers(content)
         self._check(path, state)
-        facts = {
+        facts: dict[str, Any] = {
             "dataset_name": "synthetic volumes",
             "plans_name": "none",
             "configuration": "3d_fullres",

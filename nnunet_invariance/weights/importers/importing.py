@@ -1,14 +1,13 @@
 """Import of a file of another tool: recognise the file, check its network, write a checkpoint in our format."""
 
 import importlib.metadata
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.hashing import sha256_of_file
-from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError, WeightsNotFoundError
+from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.weights.checkpoint import IMPORTED, SUFFIX, save_checkpoint
 from nnunet_invariance.weights.foreign import open_foreign
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_heads, own_tensors
@@ -117,18 +116,3 @@ def import_foreign(
     sections = (("network", tensors), ("heads", heads))
     save_checkpoint(out, {f"{section}.{key}": t for section, named in sections for key, t in named.items()}, metadata)
     return out
-
-
-def read_plans(path: Path) -> dict[str, Any]:
-    """The content of a plans file.
-
-    Raises:
-        WeightsNotFoundError: there is no such file. CheckpointCorruptError: it is not JSON.
-    """
-    if not path.is_file():
-        raise WeightsNotFoundError(f"There is no plans file {path}. Check the spelling of the path.")
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        msg = f"{path} is not a plans file: it is not JSON ({error}). Give the plans that nnU-Net wrote."
-        raise CheckpointCorruptError(msg) from error

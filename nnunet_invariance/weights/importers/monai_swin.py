@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def swin_network(path: Path, state: Mapping[str, Tensor], citation: str, network
         msg = f"{path} contains a SwinUNETR with more than two blocks per stage ({deeper[0]}). "
         raise WeightsIncompatibleError(msg + "Use one with MONAI's usual depths, 2, 2, 2, 2.")
     width, channels = kernel.shape[:2]
-    version = 2 if any(name.startswith(f"{OURS}layers1c.") for name in own) else 1
+    version: Literal[1, 2] = 2 if any(name.startswith(f"{OURS}layers1c.") for name in own) else 1
     head = own.get("decoder.seg_layers.4.weight")
     classes = 1 if head is None else head.shape[0]
     entry = {"network_class_name": network, "arch_kwargs": arch_kwargs(width, version), "_kw_requires_import": []}

@@ -16,6 +16,7 @@ from nnunet_invariance.weights.comparison import SEGMENTATION
 from nnunet_invariance.weights.transfer_report import DECODER, ENCODER, shortened
 from nnunet_invariance.weights.trusted_architecture import malformed
 
+UNKNOWN_CITATION = "none given in the file"
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -43,7 +44,7 @@ class ForeignNetwork:
     architecture: Architecture
     facts: dict[str, Any]
     epochs: int | None = None
-    citation: str = "none given in the file"
+    citation: str = UNKNOWN_CITATION
     method: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
@@ -125,7 +126,7 @@ def own_heads(path: Path, network: ForeignNetwork) -> dict[str, Tensor]:
     """
     if not network.heads:
         return {}
-    encoder = _skeleton(path, network.architecture).encoder
+    encoder: Any = _skeleton(path, network.architecture).encoder
     with torch.device("meta"):
         wanted = unique_tensors(EmbeddingHead(encoder.output_channels, encoder.strides))
     found = network.heads

@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_invariance.errors import CheckpointCorruptError
 from nnunet_invariance.networks.architectures.primus import SIZES, arch_kwargs
-from nnunet_invariance.weights.importers.network import ForeignNetwork, classes_of, without_wrappers
+from nnunet_invariance.weights.importers.network import UNKNOWN_CITATION, ForeignNetwork, classes_of, without_wrappers
 from nnunet_invariance.weights.transfer_report import ENCODER
 from nnunet_invariance.weights.trusted_architecture import PRIMUS, architecture_of, plain
 
@@ -59,9 +59,9 @@ def read(path: Path, content: Mapping[str, Any], plans: Mapping[str, Any] | None
         "recommended_downstream_patchsize": plan.get("recommended_downstream_patchsize"),
     }
     epochs, citations = content.get("current_epoch"), plain(path, content.get("citations"))
-    words = {} if citations is None else {"citation": _words(citations)}
+    citation = UNKNOWN_CITATION if citations is None else _words(citations)
     epochs = epochs if isinstance(epochs, int) else None
-    return ForeignNetwork(state, architecture, _facts(plan, channels), epochs, notes=notes, **words)
+    return ForeignNetwork(state, architecture, _facts(plan, channels), epochs, citation, notes=notes)
 
 
 def _words(citations: Any) -> str:

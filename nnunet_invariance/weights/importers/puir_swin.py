@@ -58,9 +58,10 @@ def layout(width: int) -> dict[str, tuple[int, ...]]:
         UnsupportedConfigurationError: the width is not a multiple of 12.
     """
     with torch.device("meta"):
-        network = PUIRSwinUNETR(CHANNELS, CHANNELS, **arch_kwargs(width, 1))
+        arguments: dict[str, Any] = arch_kwargs(width, 1)
+        network = PUIRSwinUNETR(CHANNELS, CHANNELS, **arguments)
     ours = {name: tuple(tensor.shape) for name, tensor in unique_tensors(network).items()}
-    kept = {_theirs(name): shape for name, shape in ours.items() if _theirs(name)}
+    kept = {theirs: shape for name, shape in ours.items() if (theirs := _theirs(name))}
     return {**kept, **dict(_beside(width))}
 
 
