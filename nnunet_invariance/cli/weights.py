@@ -119,8 +119,10 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from nnunet_invariance.weights import export_card, export_nnssl, export_nnunet
     from nnunet_invariance.weights.hub import local_file
+    from nnunet_invariance.weights.model_card import export_card
+    from nnunet_invariance.weights.nnssl_export import export_nnssl
+    from nnunet_invariance.weights.nnunet_export import export_nnunet
 
     if args.random_decoder and args.format != "nnunet":
         msg = f"--random-decoder applies to --format nnunet only; the format {args.format} needs no decoder. "

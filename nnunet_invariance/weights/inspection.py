@@ -105,7 +105,7 @@ def inspect(path: str | os.PathLike) -> CheckpointInfo:
 
 
 def _is_foreign(path: Path) -> bool:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return False
     return path.suffix != SUFFIX or not holds_metadata(path)
 

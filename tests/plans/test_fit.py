@@ -125,7 +125,7 @@ def test_only_nnunets_network_classes_are_imported_from_a_header(planned, tmp_pa
     hostile = architecture()
     entry = {**hostile.to_dict(), "network_class_name": "os.system"}
     file = write(tmp_path / "c.safetensors", hostile, architecture=entry)
-    with pytest.raises(WeightsIncompatibleError, match="holds a system"):
+    with pytest.raises(WeightsIncompatibleError, match="contains a system"):
         fit_plans_to_checkpoint(NAME, file, keep="checkpoint")
 
 

@@ -114,7 +114,7 @@ def test_the_transformer_is_named_and_refused(tmp_path, monkeypatch):
     state = vit_state()
     assert len(state) == 411
     assert sum(v.numel() for k, v in state.items() if "all_modules" not in k) > 26_221_076
-    with pytest.raises(WeightsIncompatibleError, match=r"anatomix-dev-vit.*our trainers need an encoder of stages"):
+    with pytest.raises(WeightsIncompatibleError, match=r"anatomix-dev-vit.*our trainers need an encoder with stages"):
         read_network(tmp_path / "vit.pth", state)
     small = {key: torch.zeros(1) for key in state}
     torch.save(small, tmp_path / "vit.pth")

@@ -162,7 +162,7 @@ def test_only_tensors_and_native_types(tmp_path):
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):
-    with pytest.raises(CheckpointCorruptError, match="does not say its spacing"):
+    with pytest.raises(CheckpointCorruptError, match="have no spacing, which nnssl needs"):
         export_nnssl(write(tmp_path / "a.safetensors", spacing=None), tmp_path / "out.pth")
     file = write(tmp_path / "c.safetensors", teacher=False)
     for export in (export_nnssl, export_card):

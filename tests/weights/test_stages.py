@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def image() -> Tensor:
-    return torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    return torch.randn(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def decoder_step(decoder: nn.Module, level: int, coarse: Tensor, skip: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def test_six_stages_fill_all_of_four(path: Path, image: Tensor) -> None:
     with torch.no_grad():
         theirs, ours = source.encoder(image), network.encoder(image)
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs[:4], strict=True))
-        coarse = torch.randn(1, 16, 4, 4, 4)
+        coarse = torch.randn(1, 16, *theirs[3].shape[2:])
         expected = decoder_step(source.decoder, 2, coarse, theirs[2])
         assert torch.equal(decoder_step(network.decoder, 2, coarse, ours[2]), expected)
     coarser = [entry for entry in report.skipped if "coarser than the decoder" in entry.rule]

@@ -27,8 +27,11 @@ CALLS = {
     },
     "import_module": {
         "nnunet_invariance/_discovery.py",  # modules of the registry
+        "nnunet_invariance/registry.py",  # modules of methods and trainers
+        "nnunet_invariance/common/lazy.py",  # modules of public names, as in the next lines
+        *(f"nnunet_invariance/{package}/__init__.py" for package in ("evaluation", "pretraining", "probing")),
+        *(f"{package}/__init__.py" for package in ("trainers", "plans")),
         "nnunet_invariance/cli/main.py",  # modules of the verbs
-        "nnunet_invariance/weights/__init__.py",  # modules of its public names
         "nnunet_invariance/weights/importers/registry.py",  # modules of the importers
         "nnunet_invariance/demo/run.py",  # modules of the demos
         "nnunet_invariance/doctor.py",  # torchvision, by its literal name
