@@ -246,3 +246,37 @@ def test_module_does_not_import_torch() -> None:
     code = "import sys, nnunet_invariance.cli.weights; sys.exit('torch' in sys.modules or 'nnunetv2' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_list_shows_the_shipped_files_without_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    assert main(["weights", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "shipped  anatomix_plain4  finished, step 450 of 2000" in out
+    assert "nnUNet_results is not set" in out
+
+
+HOSTILE = "\x1b[31mred\x07 <script>alert(1)</script> | [x](y)"
+
+
+def test_text_of_a_file_reaches_neither_the_terminal_nor_a_page_as_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = write(tmp_path / "c.safetensors", citation=HOSTILE, dataset_name=HOSTILE)
+    assert main(["weights", "inspect", str(path)]) == 0
+    assert main(["weights", "export", str(path), str(tmp_path / "card"), "--format", "card"]) == 0
+    torch.save({HOSTILE: torch.zeros(1)}, tmp_path / "unknown.pth")
+    assert main(["weights", "inspect", str(tmp_path / "unknown.pth")]) == 2
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert "red" in text
+        assert not any(ord(c) < 32 and c != "\n" for c in text)
+    page = (tmp_path / "card" / "README.md").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+    assert not any(ord(c) < 32 and c != "\n" for c in page)
+    lines = [line for line in page.splitlines() if "red" in line]
+    assert len(lines) == 2  # the data set and the citation, each in its own row
+    assert all(line.count(" | ") == 1 for line in lines)

@@ -1,5 +1,6 @@
-"""Every source that can be used, by one contract: recognised, whole or refused, and bit-equal on a round trip."""
+"""Contract of the importers: each recognises its own files only, imports them bit by bit and refuses gaps."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,14 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import InvarianceError, WeightsIncompatibleError
 from nnunet_invariance.networks.architectures import primus
 from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.registry import ANY_METHOD
 from nnunet_invariance.weights import hub
 from nnunet_invariance.weights.checkpoint import load_checkpoint, tensor_bytes
 from nnunet_invariance.weights.foreign import open_foreign
 from nnunet_invariance.weights.importers.importing import import_foreign, recognise
-from nnunet_invariance.weights.importers.registry import IMPORTERS
+from nnunet_invariance.weights.importers.registry import IMPORTERS, get_importer
 from nnunet_invariance.weights.model_card import export_card
-from nnunet_invariance.weights.transfer import load_pretrained
+from nnunet_invariance.weights.transfer import check_method, load_pretrained
 from nnunet_invariance.weights.transfer_report import ENCODER
 from tests.helpers.anatomix_files import write_released
 from tests.helpers.foreign_checkpoints import FILES as PLANNED
@@ -32,9 +34,7 @@ from tests.helpers.sam_files import released_state as released_sam
 from tests.helpers.small_checkpoints import NETWORKS, architecture, write
 from tests.helpers.swin_files import MONAI, VOCO, released_puir, save
 
-pytest.importorskip("monai")
-
-#: A source and an architecture, and how its file is written.
+#: Importer and architecture, and a function that writes such a file.
 CELLS: dict[tuple[str, str], Callable[[Path], object]] = {
     **{
         (source, network): lambda path, source=source, network=network: write_foreign(
@@ -51,9 +51,18 @@ CELLS: dict[tuple[str, str], Callable[[Path], object]] = {
     ("voco", "SwinUNETR"): lambda path: save(VOCO["backbone"](), path),
     ("nnssl", "Primus"): lambda path: write_primus(path, primus_network()),
 }
-IDS = ["-".join(cell) for cell in CELLS]
-#: The same importer and network class at 94 million parameters; and one that says itself that it cannot be used.
+NEEDS_MONAI = {"puir-swin", "monai-swin", "voco"}
+HAS_MONAI = importlib.util.find_spec("monai") is not None
+PARAMETERS = [
+    pytest.param(*cell, id="-".join(cell), marks=[] if HAS_MONAI or cell[0] not in NEEDS_MONAI else pytest.mark.skip)
+    for cell in CELLS
+]
+#: The importer of "anatomix" at 94 million parameters, and an importer that refuses every file.
 ELSEWHERE = {"anatomix-dev", "anatomix-dev-vit"}
+#: Formats with all keys of another format; the more specific importer comes first.
+EXTENDS = {"nnssl": {"nnunet"}, "voco": {"monai-swin"}}
+#: Importers of releases of a method, whose trainer may load the files.
+METHODS = {"alice": "alice", "anatomix": "anatomix", "sam": "sam"}
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +71,11 @@ def small_primus(monkeypatch):
 
 
 def plans_of(source: str, path: Path) -> dict:
-    """A bare encoder's plans lie beside it."""
+    """The plans beside an encoder without metadata."""
     return {"plans": json.loads(path.with_suffix(".json").read_text())} if source == "encoder" else {}
 
 
-def test_every_source_has_a_cell_and_a_name_on_the_command_line():
+def test_every_importer_is_covered():
     assert {source for source, _ in CELLS} | ELSEWHERE == set(IMPORTERS)
 
 
@@ -84,12 +93,16 @@ def without_one_of_the_encoder(content: dict, first: dict) -> None:
     raise AssertionError("no tensor of the encoder stands in the file as it is")
 
 
-@pytest.mark.parametrize(("source", "network"), CELLS, ids=IDS)
-def test_recognised_bit_equal_on_a_round_trip_and_refused_where_it_is_not_whole(tmp_path, source, network):
+@pytest.mark.parametrize(("source", "network"), PARAMETERS)
+def test_files_are_imported_bit_by_bit_and_refused_with_a_gap(tmp_path, source, network):
     file = tmp_path / "a.pth"
     CELLS[source, network](file)
-    assert recognise(file, open_foreign(file)) == source
+    content = open_foreign(file)
+    assert recognise(file, content) == source
+    recognised = {name for name in IMPORTERS if get_importer(name).recognises(content)}
+    assert recognised - {source} <= EXTENDS.get(source, set())
     checkpoint = load_checkpoint(import_foreign(file, configuration="cfg", **plans_of(source, file)))
+    assert checkpoint.metadata["method"] == METHODS.get(source, f"import:{source}")
     entry = checkpoint.metadata["architecture"]
     assert entry["network_class_name"].rsplit(".", 1)[-1] == network
     ours = Architecture.from_plans(entry, entry["input_channels"], 2).build()
@@ -108,6 +121,14 @@ def test_recognised_bit_equal_on_a_round_trip_and_refused_where_it_is_not_whole(
     with pytest.raises(InvarianceError, match=r"not in the file|cannot be read|cannot be imported"):
         import_foreign(file, configuration="cfg", **plans_of(source, file))
     assert not checkpoint.path.exists()
+
+
+def test_a_trainer_of_a_method_with_the_name_of_an_importer_does_not_accept_its_files(tmp_path):
+    write_foreign("nnssl", tmp_path / "a.pth", architecture())
+    checkpoint = load_checkpoint(import_foreign(tmp_path / "a.pth"))
+    with pytest.raises(WeightsIncompatibleError, match=r"'import:nnssl', but this trainer needs 'nnssl'.*Transfer"):
+        check_method(checkpoint, "nnssl")
+    check_method(checkpoint, ANY_METHOD)
 
 
 def test_two_dimensional_files_are_taken_for_two_dimensional_plans_only(tmp_path, monkeypatch, capsys):
