@@ -1,12 +1,16 @@
 """The named exceptions of the package.
 
-Every message says which file, field or case is meant, what was found, what was expected, and the remedy. The command
-line prints the message without a traceback and exits with status 2.
+Every message names the file, field or case, what was found, what was expected, and the remedy. The command line prints
+the message without a traceback and exits with status 2.
+
+>>> raise WeightsNotFoundError("There is no checkpoint a.safetensors. Check the spelling of the path.")
+Traceback (most recent call last):
+nnunet_invariance.errors.WeightsNotFoundError: There is no checkpoint a.safetensors. Check the spelling of the path.
 """
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, except tab and newline: text from a file cannot steer a terminal.
+    """Escape control characters except tab and newline, so that text from a file cannot control the terminal.
 
     >>> printable("red: \x1b[31m")
     'red: \\\\x1b[31m'
@@ -27,19 +31,19 @@ class OptionError(InvarianceError, ValueError):
 
 
 class EnvironmentNotSetError(InvarianceError):
-    """One of nnU-Net's own environment variables is not set, or points to a place that does not exist."""
+    """One of nnU-Net's own environment variables is not set, or names a folder that does not exist."""
 
 
 class DatasetNotFoundError(InvarianceError):
-    """No dataset of that name or id stands in nnUNet_raw or nnUNet_preprocessed."""
+    """nnUNet_raw and nnUNet_preprocessed contain no data set of that name or id."""
 
 
 class NotPreprocessedError(InvarianceError):
-    """The plans file or the preprocessed folder of a dataset is missing or empty."""
+    """The plans file or the preprocessed folder of a data set is missing or empty."""
 
 
 class UnknownConfigurationError(InvarianceError):
-    """The plans hold no configuration of that name."""
+    """The plans contain no configuration of that name."""
 
 
 class UnsupportedConfigurationError(InvarianceError):
@@ -47,39 +51,39 @@ class UnsupportedConfigurationError(InvarianceError):
 
 
 class ImagesFolderError(InvarianceError):
-    """A folder of unlabelled images is missing, empty, or mixes channel counts."""
+    """A folder of unlabelled images is missing or empty, or its images have different numbers of channels."""
 
 
 class TemplateError(InvarianceError):
-    """A folder or file of shape templates is missing, empty, unreadable, or holds no label."""
+    """A folder or file of shape templates is missing, empty or unreadable, or contains no label."""
 
 
 class TooFewVolumesError(InvarianceError):
-    """Fewer usable volumes are left than a method needs."""
+    """The data have fewer usable volumes than a method needs."""
 
 
 class WeightsNotFoundError(InvarianceError):
-    """None of the four places holds weights for this trainer."""
+    """There is no such file, or none of the four locations has weights for this trainer."""
 
 
 class WeightsIncompatibleError(InvarianceError):
-    """The weights belong to another method or architecture, or cover too little of the encoder."""
+    """The weights belong to another method or architecture, or fill too few stages of the encoder."""
 
 
 class CheckpointCorruptError(InvarianceError):
-    """A checkpoint is truncated, not safetensors, or does not match its checksum."""
+    """A checkpoint is truncated, of another format, or does not match its checksum."""
 
 
 class UnsafeCheckpointError(InvarianceError):
-    """A foreign checkpoint would need code to be run in order to be opened; it was not opened."""
+    """Opening a checkpoint of another tool would run code or exhaust the memory; it was not opened."""
 
 
 class OutputError(InvarianceError):
-    """A file could not be written (disk full, permission); nothing half-written is left behind."""
+    """A file could not be written (disk full, permission); no incomplete file remains."""
 
 
 class DamagedFileError(InvarianceError):
-    """A JSON or CSV file is missing, truncated, or holds other keys, columns or types than expected."""
+    """A JSON or CSV file is missing or truncated, or has other keys, columns or types than expected."""
 
 
 class FolderLockedError(InvarianceError):
@@ -91,11 +95,11 @@ class NonFiniteLossError(InvarianceError):
 
 
 class ComparisonError(InvarianceError):
-    """A comparison cannot be run or scored as asked (labels missing, too few cases, a stock command failed)."""
+    """A comparison cannot be run or scored as requested (labels missing, too few cases, a stock command failed)."""
 
 
 class MissingPackageError(InvarianceError):
-    """A package of an extra is needed for what was asked, and is not installed."""
+    """The request needs a package of an extra that is not installed."""
 
 
 class ShapeError(InvarianceError, ValueError):
@@ -103,7 +107,7 @@ class ShapeError(InvarianceError, ValueError):
 
 
 class VolumeError(InvarianceError):
-    """An image or mask handed to ``register`` cannot be used (unreadable, not 3-D, not finite, empty, constant)."""
+    """An image or mask for ``register`` cannot be used (unreadable, not 3-D, not finite, empty, constant)."""
 
 
 class BaseModelError(InvarianceError):
@@ -115,7 +119,7 @@ class StyleFolderError(InvarianceError):
 
 
 class DeviceMemoryError(InvarianceError):
-    """The device's memory is too small for the resolution or batch that was asked for."""
+    """The device's memory is too small for the requested resolution or batch size."""
 
 
 class MethodContractError(InvarianceError):
