@@ -88,8 +88,14 @@ def _fits(path: Path, arm: Arm, planned: PlannedDataset) -> bool:
     network = getattr(getattr(network, "encoder", None), "backbone", network)  # frozen features
     options = read_options(trainer.options_class, configuration.configuration)
     checkpoint = load_checkpoint(path, SECTION_OF.values())
-    rules = {"transfer": options.transfer, "branch": options.branch, "min_coverage": options.min_coverage}
-    return can_load(network, checkpoint, **rules, allow_deeper_network=True)
+    return can_load(
+        network,
+        checkpoint,
+        transfer=options.transfer,
+        branch=options.branch,
+        min_coverage=options.min_coverage,
+        allow_deeper_network=True,
+    )
 
 
 def folder_name(method: str, planned: PlannedDataset) -> str:
