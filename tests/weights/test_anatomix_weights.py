@@ -147,7 +147,7 @@ def test_export_for_nnunet_gives_a_file_it_takes_and_for_nnssl_says_why_not(tmp_
 def test_a_path_never_asks_the_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert hub.local_file("a/b.pth") == Path("a/b.pth")
-    with pytest.raises(MissingPackageError, match=r"pip install 'nnunet_invariance\[hub\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'huggingface_hub"):
         hub.local_file("hf:owner/name/file.pth")
 
 

@@ -96,7 +96,7 @@ def test_other_networks_are_refused(change):
 def test_a_missing_monai_is_named(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "monai" else real(name))
-    with pytest.raises(MissingPackageError, match=r"pip install 'nnunet_invariance\[swin\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'monai"):
         SwinUNETR(1, 1)
 
 

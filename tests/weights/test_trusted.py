@@ -51,6 +51,7 @@ ARCHITECTURES = {
     "nnunet_invariance/modality_translation/translator.py",  # the user's plans
     "trainers/puir.py",  # the user's plans
     "plans/fit.py",  # the user's plans
+    "nnunet_invariance/probing/protocol.py",  # the user's plans
 }
 
 
