@@ -1,8 +1,8 @@
-"""The preprocessed volumes a pre-training reads, each looked at once before it is used."""
+"""Preprocessed volumes of a pre-training; each is inspected once before it is used."""
 
 import hashlib
-import json
 import logging
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +13,30 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
-from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.hashing import sha256_of_json
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.common.wording import counted
-from nnunet_invariance.errors import NotPreprocessedError, TooFewVolumesError
+from nnunet_invariance.errors import DamagedFileError, NotPreprocessedError, TooFewVolumesError
+
+__all__ = ["Case", "CaseVolume", "Manifest", "SkippedCase", "load_volume", "make_manifest", "scan_cases"]
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # of what is remembered of a volume; another one is looked at again
+CACHE_FORMAT = 2  # of the cached inspections; a volume with another format is inspected again
+#: Errors of nnU-Net, blosc2 and pickle about damaged files.
+_DAMAGE = (
+    OSError, RuntimeError, ValueError, EOFError, AssertionError, LookupError, TypeError, AttributeError, ImportError,
+    pickle.UnpicklingError,
+)  # fmt: skip
+ENDINGS = (".b2nd", ".npz")  # of preprocessed images, nnU-Net's present and former format
 
 
 @dataclass(frozen=True)
 class Case:
     """One usable volume.
+
+    >>> Case("case_000", "nnUNetPlans_3d_fullres", (64, 64, 64), ((0, 64), (8, 60), (10, 50))).name
+    'case_000'
 
     Attributes:
         name: identifier of the case in its folder.
@@ -32,7 +44,7 @@ class Case:
         shape: spatial size in voxels.
         body: bounding box of the bright part (above Otsu's threshold of the first channel that is not constant),
             ((lo, hi), ...) in voxels.
-        content: hash of thinned out voxels.
+        content: hash of a subset of the voxels.
     """
 
     name: str
@@ -50,30 +62,68 @@ class SkippedCase:
     reason: str
 
 
-def load_volume(case: Case) -> Any:
-    """The preprocessed image (C, *spatial), float32, opened lazily: only the part that is indexed is read."""
-    return infer_dataset_class(case.folder)(case.folder, [case.name]).load_case(case.name)[0]
+class CaseVolume:
+    r"""Preprocessed image (C, \*spatial), float32; only the part that is indexed is read.
+
+    Raises:
+        NotPreprocessedError: a file of the case is missing or damaged; also when a part is read.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        try:
+            self._image = _open_image(Path(case.folder), case.name)
+        except _DAMAGE as error:
+            raise self._error(error) from error
+        self.shape: tuple[int, ...] = tuple(self._image.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        try:
+            return np.asarray(self._image[index])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> NotPreprocessedError:
+        return NotPreprocessedError(
+            f"The preprocessed case {self.case.name} in {self.case.folder} cannot be read "
+            f"({type(error).__name__}: {error}). It was deleted or damaged after it was inspected. Preprocess it again "
+            "(nnUNetv2_preprocess; scans of --images: repeat the command), then continue with --c."
+        )
+
+
+def load_volume(case: Case) -> CaseVolume:
+    """Open a preprocessed image.
+
+    Raises:
+        NotPreprocessedError: a file of the case is missing or damaged.
+    """
+    return CaseVolume(case)
+
+
+def _open_image(folder: Path, name: str) -> Any:
+    """Image of a case by nnU-Net's data set classes, which read the properties too."""
+    return infer_dataset_class(str(folder))(str(folder), [name]).load_case(name)[0]
 
 
 def _thinned(shape: Sequence[int]) -> tuple[slice, ...]:
-    """Every n-th voxel of an axis, so that 64 to 127 are left of a long one."""
+    """Every n-th voxel of an axis, such that 64 to 127 remain of a long one."""
     return tuple(slice(None, None, max(1, n // 64)) for n in shape)
 
 
-def _looked_at(image: np.ndarray) -> tuple[slice, ...]:
-    """Which voxels tell the body: thinned out ones, or all where these are constant."""
+def _sampled(image: np.ndarray) -> tuple[slice, ...]:
+    """Voxels that determine the body: a subset, or all voxels if the subset is constant."""
     step = _thinned(image.shape)
     return step if np.ptp(image[step]) > 0 else (slice(None, None, 1),) * image.ndim
 
 
 def body_threshold(image: np.ndarray) -> float:
-    """Otsu's threshold of one channel that is not constant; what is brighter is body."""
-    return float(threshold_otsu(image[_looked_at(image)]))
+    """Otsu's threshold of one channel that is not constant; brighter voxels belong to the body."""
+    return float(threshold_otsu(image[_sampled(image)]))
 
 
 def body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Bounding box of the bright part (above Otsu's threshold) of one channel, ((lo, hi), ...) in voxels."""
-    step = _looked_at(image)
+    step = _sampled(image)
     bright = np.argwhere(image[step] > body_threshold(image))
     low, high = bright.min(0), bright.max(0) + 1
     return tuple(
@@ -83,9 +133,9 @@ def body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
 
 def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missing: bool) -> Case | SkippedCase:
     try:
-        image = np.asarray(infer_dataset_class(str(folder))(str(folder), [name]).load_case(name)[0][:])
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        return SkippedCase(name, f"cannot be read ({error})")
+        image = np.asarray(_open_image(folder, name)[:])
+    except _DAMAGE as error:
+        return SkippedCase(name, f"cannot be read ({type(error).__name__}: {error})")
     shape = image.shape[1:]
     if image.shape[0] != channels:
         return SkippedCase(name, f"has {image.shape[0]} channels, expected {channels}")
@@ -101,91 +151,137 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missin
 
 
 def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], missing: bool) -> str:
-    files = sorted(folder.glob(f"{name}.b2nd")) or sorted(folder.glob(f"{name}.npz"))
-    stat = files[0].stat()
-    words = (CACHE_FORMAT, stat.st_size, stat.st_mtime_ns, channels, "x".join(map(str, cell)))
-    return ":".join(map(str, words)) + ":missing" * missing
+    """Changes with the file of a case and with everything that decides whether it can be used; "" if it is gone."""
+    file = next((file for ending in ENDINGS if (file := folder / f"{name}{ending}").is_file()), None)
+    if file is None:
+        return ""
+    stat = file.stat()
+    parts = (CACHE_FORMAT, stat.st_size, stat.st_mtime_ns, channels, "x".join(map(str, cell)))
+    return ":".join(map(str, parts)) + ":missing" * missing
 
 
 def scan_cases(
     folder: Path, channels: int, cell: Sequence[int], missing: bool = False
 ) -> tuple[list[Case], list[SkippedCase]]:
-    """Look at every volume of a preprocessed folder once: readable, finite, not constant, at least one ``cell`` large.
+    """Inspect every volume of a preprocessed folder: readable, finite, not constant, at least one cell large.
 
-    With ``missing``, channels may be constant as long as one is not.
+    The results are cached in ``FOLDER.nnunet_invariance_scan.json`` beside the folder, so that a second run starts at
+    once; a damaged cache is rebuilt.
 
-    What was seen is remembered in ``nnunet_invariance_scan.json`` beside the folder, so that a second run starts at
-    once.
+    Args:
+        folder: preprocessed cases.
+        channels: expected number of channels.
+        cell: smallest size in voxels.
+        missing: channels may be constant if at least one is not.
 
     Raises:
-        NotPreprocessedError: the folder is missing or holds no preprocessed case.
+        NotPreprocessedError: the folder is missing or contains no preprocessed case.
     """
-    names = sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder))) if _holds_cases(folder) else []
+    names = _identifiers(folder)
     if not names:
-        msg = f"{folder} holds no preprocessed case. "
+        msg = f"{folder} contains no preprocessed case. "
         raise NotPreprocessedError(f"{msg}Run `nnUNetv2_preprocess` for these plans and this configuration first.")
     cache_file = folder.parent / f"{folder.name}.nnunet_invariance_scan.json"
-    cache = json.loads(cache_file.read_text()) if cache_file.is_file() else {}
+    cache = _read_cache(cache_file)
     seen: dict[str, Any] = {}
-    cases, skipped = [], []
-    for name in tqdm(names, desc=f"looking at the volumes of {folder.name}", unit="volume", disable=None):
+    cases: list[Case] = []
+    skipped: list[SkippedCase] = []
+    for name in tqdm(names, desc=f"inspecting the volumes of {folder.name}", unit="volume", disable=None):
         key = _cache_key(folder, name, channels, cell, missing)
-        known = cache.get(name)
-        if known and known["key"] == key:
-            found = _from_json(known, name, str(folder))
-        else:
+        found = _from_cache(cache.get(name), key, name, str(folder))
+        if found is None:
             found = _inspect(name, folder, channels, cell, missing)
         seen[name] = {"key": key, **asdict(found)}
-        (cases if isinstance(found, Case) else skipped).append(found)
+        if isinstance(found, Case):
+            cases.append(found)
+        else:
+            skipped.append(found)
     if seen != cache:
-        atomic_write(cache_file, lambda file: file.write(json.dumps(seen).encode()))
+        write_json(cache_file, seen, indent=None)
     return cases, skipped
 
 
-def _holds_cases(folder: Path) -> bool:
-    return folder.is_dir() and any(p.suffix in {".b2nd", ".npz"} for p in folder.iterdir())
+def _identifiers(folder: Path) -> list[str]:
+    """Names of the cases, as nnU-Net's data set classes find them.
+
+    Raises:
+        NotPreprocessedError: the folder mixes both formats of preprocessed cases.
+    """
+    suffixes = {path.suffix for path in folder.iterdir()} & set(ENDINGS) if folder.is_dir() else set()
+    if len(suffixes) > 1:
+        msg = f"{folder} contains cases of two formats, {' and '.join(sorted(suffixes))}; expected one. "
+        raise NotPreprocessedError(f"{msg}Delete the folder and run `nnUNetv2_preprocess` again.")
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder))) if suffixes else []
 
 
-def _from_json(known: dict[str, Any], name: str, folder: str) -> Case | SkippedCase:
-    if "reason" in known:
-        return SkippedCase(name, known["reason"])
-    return Case(name, folder, tuple(known["shape"]), tuple(tuple(b) for b in known["body"]), known["content"])
+def _read_cache(file: Path) -> dict[str, Any]:
+    """Cached inspections; empty if there are none or the file is damaged."""
+    try:
+        content = read_json(file, default={})
+    except DamagedFileError as error:
+        logger.warning("%s is damaged and is written again (%s)", file, error)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _from_cache(known: Any, key: str, name: str, folder: str) -> Case | SkippedCase | None:
+    """Cached inspection of a case; None if there is none, it is outdated, or it is incomplete."""
+    if not isinstance(known, dict) or not key or known.get("key") != key:
+        return None
+    try:
+        if "reason" in known:
+            return SkippedCase(name, str(known["reason"]))
+        body = tuple((int(low), int(high)) for low, high in known["body"])
+        return Case(name, folder, tuple(int(n) for n in known["shape"]), body, str(known["content"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The data of one pre-training: what is used, what was left out and why."""
+    """Data of one pre-training: the cases that are used, and those that are skipped with the reason."""
 
     cases: tuple[Case, ...]
     skipped: tuple[SkippedCase, ...]
 
     @property
     def sha256(self) -> str:
-        """Hash of names, shapes, boxes and voxels in order; the same files give the same hash on another machine."""
-        rows = [(c.name, c.shape, c.body, c.content) for c in self.cases]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        """Hash of names, shapes, boxes and voxels in order; the same files give the same hash on every machine."""
+        return sha256_of_json([(c.name, c.shape, c.body, c.content) for c in self.cases])
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``manifest.json`` holds."""
+        """Content of ``manifest.json``."""
         rows = [{"name": c.name, "source": Path(c.folder).name, "shape": list(c.shape)} for c in self.cases]
         return {"sha256": self.sha256, "cases": rows, "skipped": [asdict(s) for s in self.skipped]}
 
 
 def make_manifest(
-    folders: Sequence[Path], channels: int, cell: Sequence[int], minimum: int, missing: bool = False
+    folders: Sequence[Path],
+    channels: int,
+    cell: Sequence[int],
+    minimum: int,
+    missing: bool = False,
+    already_skipped: Sequence[SkippedCase] = (),
 ) -> Manifest:
-    """Scan all folders. Volumes that cannot be used are named in the log and counted.
+    """Inspect the volumes of all folders; those that cannot be used are named in the log and counted.
+
+    Args:
+        folders: of preprocessed cases.
+        channels, cell, missing: see :func:`scan_cases`.
+        minimum: number of usable volumes that the method needs.
+        already_skipped: scans that were skipped before preprocessing; they enter the manifest.
 
     Raises:
+        NotPreprocessedError: a folder contains no preprocessed case.
         TooFewVolumesError: fewer than ``minimum`` usable volumes.
     """
     cases: list[Case] = []
-    skipped: list[SkippedCase] = []
+    skipped = list(already_skipped)
     for folder in folders:
         good, bad = scan_cases(folder, channels, cell, missing)
         cases += good
         skipped += bad
-    for case in skipped:
+    for case in skipped[len(already_skipped) :]:
         logger.warning("skipped %s: %s", case.name, case.reason)
     logger.info("using %s, skipping %d", counted(len(cases), "volume"), len(skipped))
     if len(cases) < minimum:

@@ -1,16 +1,17 @@
-"""A dataset as nnU-Net planned and preprocessed it: where it lies, and everything that can be wrong with that."""
+"""A data set as nnU-Net planned and preprocessed it: its files, and named errors about everything that is wrong."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import (
+    DamagedFileError,
     DatasetNotFoundError,
     EnvironmentNotSetError,
     NotPreprocessedError,
@@ -21,6 +22,10 @@ from nnunet_invariance.networks.architectures.nnformer import NNFORMER, check_pa
 from nnunet_invariance.registry import PLANNED_NETWORKS, pretrain_methods
 
 ENVIRONMENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+PLANS_KEYS = ("dataset_name", "plans_name", "transpose_forward", "transpose_backward", "image_reader_writer",
+              "configurations")  # fmt: skip
+CONFIGURATION_KEYS = ("data_identifier", "patch_size", "spacing", "normalization_schemes")
+DESCRIPTIONS = {dict: "an object", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,71 @@ def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nn
         raise NotPreprocessedError(
             f"Plans file {plans_file} does not exist; found there: {found or 'no plans'}. {remedy}"
         )
-    plans = PlansManager(load_json(str(plans_file)))
+    plans = read_plans(plans_file)
     if configuration not in plans.available_configurations:
         known = ", ".join(plans.available_configurations)
         raise UnknownConfigurationError(f"{plans_file} has no configuration {configuration!r}; it has: {known}.")
-    manager = plans.get_configuration(configuration)
+    manager = _configuration(plans_file, plans, configuration)
     folder = base / manager.data_identifier
-    return PlannedDataset(name, plans, configuration, manager, load_json(str(base / "dataset.json")), base, folder)
+    return PlannedDataset(name, plans, configuration, manager, read_dataset_json(base / "dataset.json"), base, folder)
+
+
+def read_plans(path: Path) -> PlansManager:
+    """Read a plans file.
+
+    Raises:
+        DamagedFileError: it is not valid JSON, or lacks what every plans file has.
+    """
+    remedy = "Plan again with nnUNetv2_plan_experiment, or restore the file."
+    content = read_json(path, remedy=remedy)
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} holds a JSON list, expected the object of a plans file. {remedy}")
+    missing = [key for key in PLANS_KEYS if key not in content]
+    if missing or not isinstance(content["configurations"], dict):
+        what = f"lacks {', '.join(missing)}" if missing else "has configurations that are no object"
+        raise DamagedFileError(f"{path} {what}, so it is no plans file of nnU-Net v2. {remedy}")
+    return PlansManager(content)
+
+
+def _configuration(path: Path, plans: PlansManager, name: str) -> ConfigurationManager:
+    """One configuration, with those that it inherits from.
+
+    Raises:
+        DamagedFileError: a parent or a required key is missing, or a size is no list of positive numbers.
+    """
+    where, remedy = f"Configuration {name!r} of {path}", "Plan again with nnUNetv2_plan_experiment."
+    try:
+        manager = plans.get_configuration(name)
+        found = manager.configuration
+        missing = [key for key in CONFIGURATION_KEYS if key not in found]
+        if missing:
+            raise DamagedFileError(f"{where} lacks {', '.join(missing)}. {remedy}")
+        for key in ("patch_size", "spacing"):
+            if not all(isinstance(n, int | float) and n > 0 for n in found[key]):
+                raise DamagedFileError(f"{where}: {key} is {found[key]}, expected positive numbers. {remedy}")
+    except (KeyError, RuntimeError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{where} cannot be resolved ({type(error).__name__}: {error}). {remedy}") from error
+    return manager
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """Read a ``dataset.json``.
+
+    Raises:
+        DamagedFileError: it is missing, not valid JSON, or lacks channel names, labels or the file ending.
+    """
+    remedy = "Restore it; nnU-Net's documentation of the data set format describes its keys."
+    content = read_json(path, remedy=remedy)
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} holds a JSON list, expected an object. {remedy}")
+    names = content.get("channel_names") or content.get("modality")
+    if not isinstance(names, dict) or not names or not all(str(key).isdigit() for key in names):
+        raise DamagedFileError(f'{path}: channel_names is {names!r}, expected names by number, "0" first. {remedy}')
+    for key, kind in (("labels", dict), ("file_ending", str)):
+        if not isinstance(content.get(key), kind):
+            found = repr(content.get(key))
+            raise DamagedFileError(f"{path}: {key} is {found}, expected {DESCRIPTIONS[kind]}. {remedy}")
+    return content
 
 
 def training_images(dataset: PlannedDataset) -> dict[str, list[Path]]:

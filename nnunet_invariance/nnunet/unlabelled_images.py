@@ -1,11 +1,12 @@
-"""Unlabelled scans from any folder, sent through nnU-Net's own preprocessor under the dataset's plans."""
+"""Unlabelled scans from any folder, preprocessed by nnU-Net's own preprocessor with the plans of a data set."""
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
-from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.image_files import check_image
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.common.wording import counted
-from nnunet_invariance.errors import ImagesFolderError
+from nnunet_invariance.errors import DamagedFileError, ImagesFolderError, InvarianceError, WorkerError
+from nnunet_invariance.nnunet.cases import SkippedCase
 from nnunet_invariance.nnunet.grids import READ_BY_SIMPLEITK, check_same_grid
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
+
+__all__ = ["PreprocessedImages", "find_scans", "preprocess_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +32,7 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 
 def find_scans(folder: Path, dataset: PlannedDataset) -> dict[str, list[Path]]:
-    """Group the images of a folder into scans: ``NAME_0000.nii.gz`` and so on by channel, or one bare file a scan.
+    """Group the images of a folder into scans: by channel, ``NAME_0000.nii.gz`` and so on, or one file per scan.
 
     Raises:
         ImagesFolderError: the folder is missing or holds no image, or a scan has another number of channels.
@@ -56,24 +61,49 @@ def find_scans(folder: Path, dataset: PlannedDataset) -> dict[str, list[Path]]:
     return scans
 
 
+@dataclass(frozen=True)
+class PreprocessedImages:
+    """A folder of scans after preprocessing.
+
+    Attributes:
+        folder: the preprocessed scans.
+        skipped: scans that could not be used, and why.
+    """
+
+    folder: Path
+    skipped: tuple[SkippedCase, ...]
+
+
 def preprocess_scan(
     target: str, files: list[str], plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
 ) -> None:
-    """Preprocess one scan to ``target``.b2nd, ``target``_seg.b2nd and ``target``.pkl (written last, marks it done)."""
+    """Check and preprocess one scan to ``target``.b2nd, ``target``_seg.b2nd and ``target``.pkl (last: it is complete).
+
+    Raises:
+        VolumeError: a file is damaged.
+        ImagesFolderError: the channels lie on different grids.
+    """
     manager = PlansManager(plans)
     chosen = manager.get_configuration(configuration)
-    if len(files) > 1 and plans["image_reader_writer"] in READ_BY_SIMPLEITK:
-        check_same_grid([Path(file) for file in files])  # nnU-Net names neither the file nor the difference
+    if plans["image_reader_writer"] in READ_BY_SIMPLEITK:  # SimpleITK hides the damage of a file
+        for file in files:
+            check_image(Path(file), dimensions=3 if len(chosen.patch_size) == 3 else None)
+        if len(files) > 1:
+            check_same_grid([Path(file) for file in files])  # nnU-Net names neither the file nor the difference
     working = f"{target}.part"
     chosen.preprocessor_class(verbose=False).run_case_save(working, files, None, manager, chosen, dataset_json)
     for ending in (".b2nd", "_seg.b2nd", ".pkl"):
         Path(working + ending).replace(target + ending)
 
 
-def preprocess_images(folders: Sequence[Path], dataset: PlannedDataset) -> list[Path]:
-    """Preprocess all scans of ``folders`` into a cache beside the dataset's own cases; done ones are not done again.
+def preprocess_images(folders: Sequence[Path], dataset: PlannedDataset) -> list[PreprocessedImages]:
+    """Preprocess all scans of some folders into a cache beside the data set's own cases; finished scans are reused.
 
-    A scan that nnU-Net cannot read or preprocess is named in the log and left out. Returns one cache folder a folder.
+    A scan that is damaged, or that nnU-Net cannot preprocess, is named in the log and skipped.
+
+    Raises:
+        ImagesFolderError: a folder is missing, or none of its scans can be used.
+        WorkerError: a worker process died.
     """
     result = []
     for folder in folders:
@@ -89,53 +119,65 @@ def preprocess_images(folders: Sequence[Path], dataset: PlannedDataset) -> list[
         _forget_changed(cache, scans)
         todo = {name: paths for name, paths in scans.items() if not (cache / f"{name}.pkl").is_file()}
         logger.info("%s: %s, %d to preprocess", folder, counted(len(scans), "scan"), len(todo))
-        failed = _preprocess_all(cache, todo, dataset)
-        for name, reason in failed.items():
-            logger.warning("skipped scan %s of %s: %s", name, folder, reason)
-        if len(failed) == len(scans):
-            reason = next(iter(failed.values()))
-            msg = f"Images folder {folder}: no scan could be preprocessed; the first failed with: {reason} "
-            raise ImagesFolderError(f"{msg}Look at these files, or give another folder.")
-        result.append(cache)
+        skipped = _preprocess_all(cache, todo, dataset)
+        for case in skipped:
+            logger.warning("skipped scan %s of %s: %s", case.name, folder, case.reason)
+        if len(skipped) == len(scans):
+            msg = f"Images folder {folder}: no scan can be used; the first one: {skipped[0].reason} "
+            raise ImagesFolderError(f"{msg}Replace these files, or give another folder.")
+        result.append(PreprocessedImages(cache, tuple(skipped)))
     return result
 
 
 def _forget_changed(cache: Path, scans: dict[str, list[Path]]) -> None:
-    """Drop cached scans whose files changed or went away, so that the cache always mirrors the folder."""
+    """Delete cached scans whose files changed or disappeared, so that the cache always mirrors the folder."""
     record = cache.with_suffix(".json")
     now = {name: [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths] for name, paths in scans.items()}
-    before = json.loads(record.read_text()) if record.is_file() else {}
+    try:
+        before = read_json(record, default={})
+    except DamagedFileError as error:
+        logger.warning("%s; all scans of this folder are preprocessed again", error)
+        before = {path.stem: None for path in cache.glob("*.pkl")}
     for name in before:
         if before[name] != now.get(name):
             for ending in (".pkl", ".b2nd", "_seg.b2nd"):
                 (cache / f"{name}{ending}").unlink(missing_ok=True)
     for leftover in cache.glob("*.part*"):
         leftover.unlink()
-    atomic_write(record, lambda file: file.write(json.dumps(now).encode()))
+    write_json(record, now, indent=None)
 
 
-def _preprocess_all(cache: Path, todo: dict[str, list[Path]], dataset: PlannedDataset) -> dict[str, str]:
+def _preprocess_all(cache: Path, todo: dict[str, list[Path]], dataset: PlannedDataset) -> list[SkippedCase]:
     if not todo:
-        return {}
-    jobs = {
-        name: (
-            str(cache / name),
-            [str(p) for p in paths],
-            dataset.plans.plans,
-            dataset.configuration_name,
-            dataset.dataset_json,
-        )
-        for name, paths in todo.items()
-    }
-    failed: dict[str, str] = {}
-    bar = tqdm(total=len(jobs), desc=f"preprocessing {cache.name}", unit="scan", disable=None)
-    workers = min(default_num_processes, len(jobs))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(preprocess_scan, *job): name for name, job in jobs.items()}
+        return []
+    settings = (dataset.plans.plans, dataset.configuration_name, dataset.dataset_json)
+    skipped: list[SkippedCase] = []
+    workers = min(default_num_processes, len(todo))
+    with (
+        tqdm(total=len(todo), desc=f"preprocessing {cache.name}", unit="scan", disable=None) as bar,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        futures = {
+            pool.submit(preprocess_scan, str(cache / name), [str(p) for p in paths], *settings): name
+            for name, paths in todo.items()
+        }
         for future in as_completed(futures):
             error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise _worker_error(cache, todo, workers) from error
             if error is not None:
-                failed[futures[future]] = f"{type(error).__name__}: {error}"
+                reason = str(error) if isinstance(error, InvarianceError) else f"{type(error).__name__}: {error}"
+                skipped.append(SkippedCase(futures[future], reason))
             bar.update()
-    bar.close()
-    return failed
+    return sorted(skipped, key=lambda case: case.name)
+
+
+def _worker_error(cache: Path, todo: dict[str, list[Path]], workers: int) -> WorkerError:
+    """Error about a worker that the system killed; every scan without a result may be the one that killed it."""
+    unfinished = [name for name in todo if not (cache / f"{name}.pkl").is_file()]
+    return WorkerError(
+        f"A worker process that preprocesses scans died; the system kills a process if the memory is full. "
+        f"{len(todo) - len(unfinished)} of {len(todo)} scans are finished and are kept; unfinished: "
+        f"{', '.join(unfinished[:5])}{' ...' if len(unfinished) > 5 else ''}. Use fewer workers than {workers} (set "
+        "nnUNet_def_n_proc), or a machine with more memory, and repeat the command."
+    )

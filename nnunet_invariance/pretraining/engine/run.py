@@ -181,11 +181,13 @@ def _collect(
     cell = cumulative_strides(strides)[token_stage(strides)]
 
     def collect() -> Manifest:
-        folders = preprocess_images(images, planned)
+        scans = preprocess_images(images, planned)
+        folders = [found.folder for found in scans]
         if not folders or planned.folder.is_dir():
             folders = [planned.folder, *folders]
+        skipped = [case for found in scans for case in found.skipped]
         channels = len(planned.channel_names)
-        return make_manifest(folders, channels, cell, kind.least_volumes, kind.allows_missing_channels)
+        return make_manifest(folders, channels, cell, kind.least_volumes, kind.allows_missing_channels, skipped)
 
     if group.is_main:
         manifest = collect()
