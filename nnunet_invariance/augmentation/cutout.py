@@ -26,15 +26,15 @@ def sample_boxes(shape: Sequence[int], most: float, generator: torch.Generator) 
     for n in size:
         edge = uniform(count, BOXES, 1) * (EDGE[1] - EDGE[0]) + EDGE[0]
         start = uniform(count, BOXES, 1) * (1 - edge)
-        place = (torch.arange(n, device=generator.device) + 0.5) / n
-        lines.append(((place >= start) & (place < start + edge)).float())  # (N, K, n)
+        position = (torch.arange(n, device=generator.device) + 0.5) / n
+        lines.append(((position >= start) & (position < start + edge)).float())  # (N, K, n)
     volume = torch.stack([line.mean(2) for line in lines]).prod(0)
-    taken = (volume.cumsum(1) - volume < share).float()
+    selected = (volume.cumsum(1) - volume < share).float()
     first, *rest = lines
     plane = rest[0]
     for line in rest[1:]:
         plane = (plane[..., None] * line[:, :, None]).flatten(2)
-    number = (first * taken[..., None]).transpose(
+    number = (first * selected[..., None]).transpose(
         1, 2
     ) @ plane  # number of boxes over each voxel, without a loop over boxes
     return (number > 0).view(count, 1, *size)

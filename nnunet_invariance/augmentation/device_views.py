@@ -42,10 +42,10 @@ def sample_affine(
     matrix = torch.diag_embed(scales)
     for axis in range(3):
         a, b = [i for i in range(3) if i != axis]
-        turn = torch.eye(3, device=angles.device).repeat(batch, 1, 1)
+        step = torch.eye(3, device=angles.device).repeat(batch, 1, 1)
         cos, sin = angles[:, axis].cos(), angles[:, axis].sin()
-        turn[:, a, a], turn[:, a, b], turn[:, b, a], turn[:, b, b] = cos, -sin, sin, cos
-        matrix = turn @ matrix
+        step[:, a, a], step[:, a, b], step[:, b, a], step[:, b, b] = cos, -sin, sin, cos
+        matrix = step @ matrix
     return matrix
 
 

@@ -14,6 +14,11 @@ class ZeroMissingChannels(BasicTransform):
 
     Noise and contrast would turn a constant channel into an image, and rotation blurs its border with the padding. The
     output of the pipeline may repeat the channels of the image, as views do, and append further channels.
+
+    >>> from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    >>> image = torch.stack((torch.zeros(4, 4, 4), torch.rand(4, 4, 4)))
+    >>> ZeroMissingChannels(ComposeTransforms([]))(image=image)["image"][0].abs().max()
+    tensor(0.)
     """
 
     def __init__(self, pipeline: BasicTransform) -> None:

@@ -54,6 +54,11 @@ class MultiView(BasicTransform):
         channels: C, if an image can be (2C, ...); the second half is then the input of the second view. Default: all.
         second: False uses the clean view as the second one, for trainers that do not need it.
 
+    >>> view = MultiView(ComposeTransforms([]), channels=1)
+    >>> sample = view(image=torch.ones(1, 4, 4, 4), segmentation=torch.zeros(1, 4, 4, 4))
+    >>> sample["image"].shape  # two views, the clean view and the valid mask
+    torch.Size([4, 4, 4, 4])
+
     Raises:
         UnsupportedConfigurationError: the pipeline has an unknown transform or another order.
     """
@@ -70,7 +75,7 @@ class MultiView(BasicTransform):
         sample = self.geometry(**data_dict)
         count = self.channels or len(sample["image"])
         own, other = sample["image"][:count], sample["image"][-count:]
-        # Several transforms work in place, so each view starts from a copy.
+        # Several transforms change their input, so each view starts from a copy.
         images = (own, other, own)
         views = [
             self.masking(**part(**{**sample, "image": image.clone()}))["image"]
@@ -85,12 +90,12 @@ def _partition(pipeline: ComposeTransforms) -> list[ComposeTransforms]:
     parts: dict[str, list[BasicTransform]] = {part: [] for part in PARTS}
     reached = 0
     for transform in pipeline.transforms:
-        place = PARTS.index(_part(transform, pipeline))
+        number = PARTS.index(_part(transform, pipeline))
         mirrored_early = isinstance(transform, MirrorTransform) and reached < PARTS.index("labels")
-        if place < reached and not mirrored_early:
+        if number < reached and not mirrored_early:
             raise _unknown(transform, pipeline, f"comes after the {PARTS[reached]} transforms")
-        parts[PARTS[place]].append(transform)
-        reached = max(reached, place)
+        parts[PARTS[number]].append(transform)
+        reached = max(reached, number)
     return [ComposeTransforms(parts[part]) for part in PARTS]
 
 

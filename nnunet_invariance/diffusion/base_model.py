@@ -77,7 +77,7 @@ class BaseModel:
         """Check that the model does not round a resolution.
 
         Raises:
-            BaseModelError: ``size`` is no multiple of what the networks divide by.
+            BaseModelError: ``size`` is not a multiple of the number by which the networks divide it.
         """
         multiple = size_multiple(self.unet, self.vae)
         if size % multiple:

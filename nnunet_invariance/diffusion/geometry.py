@@ -16,6 +16,9 @@ class Geometry:
         shape: (h, w) of a slice.
         scaled: (h, w) of the slice inside the square.
         size: R, the side of the square.
+
+    >>> Geometry.fit((100, 50), (1.0, 1.0), 64).scaled
+    (64, 32)
     """
 
     shape: tuple[int, int]

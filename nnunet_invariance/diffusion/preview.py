@@ -38,19 +38,19 @@ def write_preview(root: Path, n: int = 4) -> Path:
         z = int((labels > 0).sum(others).argmax())
         files = [view / f"{name}{raw.ending}" for view in views]
         volumes = [sitk.GetArrayFromImage(sitk.ReadImage(str(f))) if f.is_file() else None for f in files]
-        for place, volume in zip(row, (source, labels, *volumes), strict=True):
-            place.set(xticks=[], yticks=[])
+        for cell, volume in zip(row, (source, labels, *volumes), strict=True):
+            cell.set(xticks=[], yticks=[])
             if volume is None:
-                place.text(0.5, 0.5, "left out", ha="center", va="center", transform=place.transAxes)
+                cell.text(0.5, 0.5, "left out", ha="center", va="center", transform=cell.transAxes)
                 continue
             plane = np.take(volume, z, case.axis)
             shown = (
                 {"cmap": "tab20", "vmin": 0, "vmax": 19} if volume is labels else {"cmap": "gray", "vmin": 0, "vmax": 1}
             )
-            place.imshow(plane if volume is labels else to_unit(plane, case.window), interpolation="nearest", **shown)
+            cell.imshow(plane if volume is labels else to_unit(plane, case.window), interpolation="nearest", **shown)
         row[0].set_ylabel(name)
-    for place, title in zip(axes[0], columns, strict=True):
-        place.set_title(title)
+    for cell, title in zip(axes[0], columns, strict=True):
+        cell.set_title(title)
     path = root / "preview.png"
     atomic_write_path(path, lambda temporary: figure.savefig(temporary, dpi=100))
     return path

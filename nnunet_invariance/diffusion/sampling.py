@@ -1,7 +1,7 @@
 """Sampling of slices from noise, a condition and a prompt.
 
-The pipelines of diffusers do not accept given noise for image-to-image. They also round sizes, and take a condition of
-four channels for latents, without a warning. This loop over their networks and schedulers gives the same results as
+The pipelines of diffusers do not accept given noise for image-to-image. They also round sizes, and treat a condition of
+four channels as latents, without a warning. This loop over their networks and schedulers gives the same results as
 the pipelines where those apply.
 """
 
@@ -42,7 +42,7 @@ def sample_slices(
         source: latents of the source slices; with a strength below 1, sampling starts from them with noise added.
 
     Raises:
-        ShapeError: the condition has another size or number of channels than the networks take.
+        ShapeError: the condition has another size or number of channels than the networks expect.
     """
     _check_condition(condition, control, noise, base)
     device, dtype = unet.device, unet.dtype

@@ -31,8 +31,8 @@ def view_names(prompts: Sequence[str], styles: Sequence[str]) -> dict[str, str]:
     ]
     double = [name for name in names if names.count(name) > 1 or not name]
     if not pairs or double:
-        what = f"two or more views would be named {double[0]!r}" if double else "no style is given"
-        raise OptionError(f"--styles: {what}. Give different words, for example --styles T1MRI T2MRI X-ray")
+        problem = f"two or more views would be named {double[0]!r}" if double else "no style is given"
+        raise OptionError(f"--styles: {problem}. Give different words, for example --styles T1MRI T2MRI X-ray")
     return dict(zip(names, (f"{prompt} {style}" for prompt, style in pairs), strict=True))
 
 

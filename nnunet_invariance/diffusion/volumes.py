@@ -61,8 +61,10 @@ def open_raw_dataset(dataset: str) -> RawDataset:
     cases = {case: (Path(found["images"][0]), Path(found["label"])) for case, found in sorted(files.items())}
     missing = [label.name for _, label in cases.values() if not label.is_file()]
     if missing or not cases:
-        what = f"no labels for {len(missing)} of {len(cases)} cases: {', '.join(missing[:5])}" if cases else "no cases"
-        raise StyleFolderError(f"{folder} holds {what}. Slices need both: add the labels or move the images away.")
+        problem = (
+            f"no labels for {len(missing)} of {len(cases)} cases: {', '.join(missing[:5])}" if cases else "no cases"
+        )
+        raise StyleFolderError(f"{folder} holds {problem}. Slices need both: add the labels or move the images away.")
     flat = [v for value in content["labels"].values() for v in (value if isinstance(value, list) else [value])]
     return RawDataset(name, content, cases, max(flat) + 1)
 

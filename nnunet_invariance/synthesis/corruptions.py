@@ -146,8 +146,8 @@ def spike(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     one = [1] * len(spatial)
     phase = value.angle().reshape(*x.shape[:2], *one)
     for axis, n in enumerate(spatial):
-        turns = (position[..., axis, None] * torch.arange(n, device=x.device)) % n * (2 * math.pi / n)
-        phase = phase + turns.reshape(*x.shape[:2], *one[:axis], n, *one[axis + 1 :])
+        angles = (position[..., axis, None] * torch.arange(n, device=x.device)) % n * (2 * math.pi / n)
+        phase = phase + angles.reshape(*x.shape[:2], *one[:axis], n, *one[axis + 1 :])
     return x + amplitude.reshape(*x.shape[:2], *one) * phase.cos_()
 
 

@@ -123,15 +123,15 @@ class SynthesisEngine:
         return self._with(size, device).batch(range(n), seed)
 
     def _with(self, size: int | tuple[int, int, int] | None, device: torch.device | str | None) -> "SynthesisEngine":
-        """This engine for another size or device; engines are kept, because their templates take time to make."""
+        """This engine for another size or device; engines are cached, because making their templates takes time."""
         wanted = self.options.size if size is None else (size, size, size) if isinstance(size, int) else size
-        place = self.device if device is None else torch.device(device)
-        if (wanted, place) == (self.options.size, self.device):
+        target = self.device if device is None else torch.device(device)
+        if (wanted, target) == (self.options.size, self.device):
             return self
-        if (wanted, place) not in self._resized:
+        if (wanted, target) not in self._resized:
             options = replace(self.options, size=wanted)
-            self._resized[wanted, place] = SynthesisEngine(options, self.templates, place, self.seed)
-        return self._resized[wanted, place]
+            self._resized[wanted, target] = SynthesisEngine(options, self.templates, target, self.seed)
+        return self._resized[wanted, target]
 
     @without_autocast
     def sample(self, generator: torch.Generator) -> Element:

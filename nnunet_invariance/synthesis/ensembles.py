@@ -67,10 +67,10 @@ def rotations(angles: Tensor) -> Tensor:
     """R_0 R_1 R_2 (n, 3, 3), rotations about the three axes by angles (n, 3) in radians."""
     product = torch.eye(3).repeat(len(angles), 1, 1)
     for axis, (a, b) in enumerate(((1, 2), (2, 0), (0, 1))):
-        turn = torch.eye(3).repeat(len(angles), 1, 1)
+        step = torch.eye(3).repeat(len(angles), 1, 1)
         cos, sin = angles[:, axis].cos(), angles[:, axis].sin()
-        turn[:, a, a], turn[:, a, b], turn[:, b, a], turn[:, b, b] = cos, -sin, sin, cos
-        product = product @ turn
+        step[:, a, a], step[:, a, b], step[:, b, a], step[:, b, b] = cos, -sin, sin, cos
+        product = product @ step
     return product
 
 

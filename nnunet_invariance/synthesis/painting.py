@@ -94,10 +94,10 @@ class _Stencil:
         positions = []
         for axis in range(3):
             along = [line[template, axis, at] for line, at in zip(self.lines, (z, y, x), strict=True)]
-            turns = along[0][:, :, None, None] + along[1][:, None, :, None] + along[2][:, None, None, :]
-            turns.sub_(turns.floor())
+            phase = along[0][:, :, None, None] + along[1][:, None, :, None] + along[2][:, None, None, :]
+            phase.sub_(phase.floor())
             period, front, extent = (_column(t[template, axis]) for t in (self.periods, self.fronts, self.extents))
-            position = turns.mul_(period).floor_().sub_(front)
+            position = phase.mul_(period).floor_().sub_(front)
             positions.append(position.clamp_(min=0).clamp_(max=extent - 1))
         plane, line = (_column(self.extents[template, axis]) for axis in (1, 2))
         rows = positions[0].mul_(plane).add_(positions[1])  # integers far below 2^24: exact
@@ -140,7 +140,7 @@ def _reaching(lines: Sequence[Tensor], periods: Tensor, fronts: Tensor, extents:
     wide = (slice(None), slice(None), None, None, None)
     away = middle - ((fronts + extents / 2) / periods)[wide]
     away = (away - away.round()).abs()  # to the nearest copy
-    # The empty border of the crop, one voxel per side, is more than rounding can take away.
+    # The empty border of the crop, one voxel per side, is larger than any rounding error.
     return (away <= (extents / 2 / periods + reach)[wide]).all(1).flatten(1)
 
 

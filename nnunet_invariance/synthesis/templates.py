@@ -25,13 +25,13 @@ class TemplateBank:
     """
 
     def __init__(self, masks: Iterable[np.ndarray], size: Sequence[int]) -> None:
-        flat, extents, offsets, place = [], [], [], 0
+        flat, extents, offsets, offset = [], [], [], 0
         for mask in masks:
             crop = np.pad(_crop(mask), 1)
             extents.append(crop.shape)
-            offsets.append(place)
+            offsets.append(offset)
             flat.append(crop.astype(np.uint8).ravel())
-            place += crop.size
+            offset += crop.size
         self.flat = torch.from_numpy(np.concatenate(flat))
         self.extents = torch.tensor(extents)
         self.offsets = torch.tensor(offsets)

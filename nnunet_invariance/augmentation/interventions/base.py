@@ -22,6 +22,9 @@ class Domain(NamedTuple):
         shape: (B, C, *spatial) of the images.
         classes: number of labels; they run from 0 to ``classes`` - 1.
         coarse: spatial axes (0 is the first) along which kernels have size 1.
+
+    >>> Domain((1, 1, 8, 32, 32), classes=2, coarse=(0,)).kernel(3)
+    (1, 3, 3)
     """
 
     shape: tuple[int, ...]
