@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.cli.help import ShowDefaults
+from nnunet_invariance.common.options import Options
 from nnunet_invariance.common.wording import counted
 
 
@@ -169,8 +170,11 @@ def _slices(args: argparse.Namespace) -> None:
 def _training_options(args: argparse.Namespace) -> Any:
     from nnunet_invariance.diffusion.options import TrainingOptions
 
-    names = TrainingOptions.__dataclass_fields__
-    return TrainingOptions(**{name: getattr(args, name) for name in names})
+    return TrainingOptions(**_options(TrainingOptions, args))
+
+
+def _options(kind: type[Options], args: argparse.Namespace) -> dict[str, Any]:
+    return {option.name: getattr(args, option.name) for option in kind.describe()}
 
 
 def _dreambooth(args: argparse.Namespace) -> None:
@@ -191,7 +195,7 @@ def _generate(args: argparse.Namespace) -> None:
     from nnunet_invariance.diffusion.generate import generate_views
     from nnunet_invariance.diffusion.options import SamplingOptions, ViewOptions
 
-    sampling = SamplingOptions(**{name: getattr(args, name) for name in SamplingOptions.__dataclass_fields__})
+    sampling = SamplingOptions(**_options(SamplingOptions, args))
     options = ViewOptions(sampling, args.swap, args.match, args.seed, args.amp, args.batch_size)
     counts = generate_views(args.folder, args.base, args.styles, options, args.prompts, args.device)
     for view, count in counts.items():
