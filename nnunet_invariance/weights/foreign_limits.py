@@ -18,6 +18,8 @@ MAX_BYTES = 32 * 2**30
 MAX_ENTRIES = 100_000
 MAX_HEADER = 16 * 2**20
 MAX_PICKLE = 16 * 2**20
+#: Number of bytes that the calls in the pickle of a small file may allocate.
+SMALLEST_BUDGET = 2**16
 #: First pickle of PyTorch's old format, and the number of pickles in such a file.
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 OLD_PICKLES = 4
@@ -67,12 +69,12 @@ def check_pickles(path: Path) -> None:
         UnsafeCheckpointError: a call outside the list, more memory than the file has bytes, or a pickle that
             ``torch.save`` did not write. CheckpointCorruptError: the pickle is truncated or damaged.
     """
-    size = os.path.getsize(path)
+    budget = max(os.path.getsize(path), SMALLEST_BUDGET)
     try:
         if _is_archive(path):
-            _scan_archive(path, size)
+            _scan_archive(path, budget)
         else:
-            _scan_old_format(path, size)
+            _scan_old_format(path, budget)
     except PickleRefused as error:
         msg = f"{path} was not opened: {error}. "
         raise UnsafeCheckpointError(
@@ -82,17 +84,17 @@ def check_pickles(path: Path) -> None:
         raise _damaged(path, str(error).split("\n")[0]) from error
 
 
-def _scan_archive(path: Path, size: int) -> None:
+def _scan_archive(path: Path, budget: int) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry.file_size for entry in archive.infolist()}
         pickles = [name for name in entries if PurePosixPath(name).name == "data.pkl"]
         if len(pickles) != 1:
             raise ValueError(f"its archive has {len(pickles)} entries named data.pkl, expected one")
         folder = pickles[0].removesuffix("data.pkl")
-        scan_pickle(archive.read(pickles[0]), lambda key: entries.get(f"{folder}data/{key}"), size, MAX_PICKLE)
+        scan_pickle(archive.read(pickles[0]), lambda key: entries.get(f"{folder}data/{key}"), budget, MAX_PICKLE)
 
 
-def _scan_old_format(path: Path, size: int) -> None:
+def _scan_old_format(path: Path, budget: int) -> None:
     """A file without an archive: magic number, protocol, system information, content and storage keys as pickles."""
     with open(path, "rb") as file:
         start = file.read(len(MAGIC))
@@ -101,7 +103,7 @@ def _scan_old_format(path: Path, size: int) -> None:
                 raise PickleRefused("it is a plain pickle that torch.save did not write, and reading it could run code")
             raise ValueError("its first bytes are not those of a PyTorch file")
         for _ in range(OLD_PICKLES):
-            scan_pickle(file, None, size, MAX_PICKLE)
+            scan_pickle(file, None, budget, MAX_PICKLE)
 
 
 def _is_archive(path: Path) -> bool:

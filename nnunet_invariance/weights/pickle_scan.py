@@ -1,8 +1,8 @@
 """Scan of the pickles in a PyTorch file before they are loaded.
 
 The scan follows the instructions of a pickle without running any of them. It refuses every call that is not in a fixed
-list, and every call that would allocate more memory than the file has bytes. PyTorch's own loader runs afterwards, with
-its own list of allowed calls.
+list, and calls that would together allocate more memory than the file has bytes. PyTorch's own loader runs afterwards,
+with its own list of allowed calls.
 """
 
 import _compat_pickle
@@ -96,7 +96,7 @@ def scan_pickle(source: bytes | BinaryIO, size_of: SizeOf | None, budget: int, l
 
     >>> scan_pickle(b"cbuiltins\\nbytearray\\n(J\\xff\\xff\\xff\\x7ftR.", None, budget=100, limit=100)
     Traceback (most recent call last):
-    nnunet_invariance.weights.pickle_scan.PickleRefused: it would allocate 2,147,483,647 bytes, ...
+    nnunet_invariance.weights.pickle_scan.PickleRefused: it would allocate 2,147,483,647 bytes; expected at most 100
     """
     _Scan(size_of, budget).run(source, limit)
 
@@ -131,7 +131,7 @@ class _Scan:
                 raise PickleRefused(f"its pickle is longer than {limit:,} bytes")
             try:
                 self._follow(opcode.name, argument)
-            except (IndexError, KeyError, AttributeError, TypeError) as error:
+            except (IndexError, KeyError, AttributeError, TypeError, RecursionError) as error:
                 raise ValueError(f"broken pickle at byte {position}, {opcode.name}") from error
 
     def _follow(self, opcode: str, argument: Any) -> None:
@@ -182,7 +182,9 @@ class _Scan:
         self.left -= max(nbytes, 0)
         if self.left < 0:
             asked = self.budget - self.left
-            raise PickleRefused(f"it would allocate {asked:,} bytes, more than the {self.budget:,} bytes of the file")
+            raise PickleRefused(
+                f"it would allocate {asked:,} bytes; expected at most {self.budget:,}, as many as the file has"
+            )
 
     def load_storage(self, pid: Any) -> _Storage:
         """The memory that a persistent id describes."""

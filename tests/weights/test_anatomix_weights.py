@@ -1,4 +1,4 @@
-"""The released anatomix files: recognised, checked key by key, imported, named when they are another variant."""
+"""Importer of the released anatomix files: recognition, check of every key, and messages for other variants."""
 
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_each_variant_is_recognised_and_read_to_its_last_key(tmp_path, variant):
     assert network.architecture.arch_kwargs["variant"] == variant
 
 
-def test_import_then_transfer_answers_as_the_released_network(tmp_path):
+def test_imported_network_computes_the_same_as_the_release(tmp_path):
     state = write_released(tmp_path / "anatomix.pth", prefix="_orig_mod.")
     checkpoint = load_checkpoint(import_foreign(tmp_path / "anatomix.pth"))
     assert checkpoint.metadata["method"] == "anatomix"
@@ -70,7 +70,7 @@ def test_import_then_transfer_answers_as_the_released_network(tmp_path):
         torch.testing.assert_close(pair.features(x.expand(-1, 2, -1, -1, -1)), oracle(x)[65], atol=2e-4, rtol=1e-3)
 
 
-def test_the_large_one_is_refused_for_the_small_one_by_name(tmp_path):
+def test_the_large_variant_is_refused_by_the_importer_of_the_small_one(tmp_path):
     checkpoint = load_checkpoint(import_foreign(Path(_file(tmp_path, "anatomix"))))
     with torch.device("meta"):
         large = AnatomixUNet(1, 2, variant="anatomix-dev")
@@ -104,7 +104,7 @@ def test_a_key_or_shape_too_many_is_refused(tmp_path, change, said):
         read_network(tmp_path / "x.pth", state)
 
 
-def test_the_earlier_file_of_the_large_variant_is_told_apart(tmp_path):
+def test_the_earlier_file_of_the_large_variant_is_recognised(tmp_path):
     state = {key: value[:20] for key, value in released_state("anatomix-dev", device="meta").items()}
     with pytest.raises(WeightsIncompatibleError, match=r"20 channels at full resolution[\s\S]*until July 2026"):
         read_network(tmp_path / "x.pth", dict(state))
@@ -132,7 +132,7 @@ def test_the_command_line_imports_and_inspects(tmp_path, capsys):
     assert "AnatomixUNet" in capsys.readouterr().out
 
 
-def test_export_for_nnunet_gives_a_file_it_takes_and_for_nnssl_says_why_not(tmp_path):
+def test_export_works_for_nnunet_and_is_refused_with_a_reason_for_nnssl(tmp_path):
     checkpoint = import_foreign(_file(tmp_path, "anatomix"))
     export_nnunet(checkpoint, tmp_path / "stock.pth", branch="student")
     weights = torch.load(tmp_path / "stock.pth", weights_only=True)["network_weights"]
@@ -144,7 +144,7 @@ def test_export_for_nnunet_gives_a_file_it_takes_and_for_nnssl_says_why_not(tmp_
 # ---- hub -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_path_never_asks_the_hub(monkeypatch):
+def test_a_local_path_does_not_use_the_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert hub.local_file("a/b.pth") == Path("a/b.pth")
     with pytest.raises(MissingPackageError, match=r"pip install 'huggingface_hub"):
@@ -157,7 +157,7 @@ def test_an_incomplete_name_is_refused(name):
         hub.local_file(name)
 
 
-def test_the_hub_is_asked_for_that_file_and_its_failure_is_named(monkeypatch, tmp_path, capsys):
+def test_the_file_is_requested_from_the_hub_and_its_error_is_reported(monkeypatch, tmp_path, capsys):
     module = pytest.importorskip("huggingface_hub")
     file = _file(tmp_path, "anatomix")
     asked = []

@@ -1,4 +1,4 @@
-"""The checkpoint file: what goes in comes out, damage is found, and a failed write leaves everything as it was."""
+"""Checkpoint file: round trip, detection of damage, and failed writes that change nothing."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def test_everything_comes_back_with_its_dtype_and_shape(tmp_path: Path) -> None:
     assert names_in(path.parent) == ["c.safetensors"]
 
 
-def test_checksum_is_the_stated_one(tmp_path: Path) -> None:
+def test_checksum_is_computed_as_documented(tmp_path: Path) -> None:
     values = {"heads.b": np.array([[1, 2]], dtype="<i4"), "heads.a": np.array([0.5, -1], dtype="<f4")}
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, {name: torch.from_numpy(v) for name, v in values.items()}, metadata(architecture()))
@@ -133,7 +133,7 @@ def cut(keep: int):
         (lambda p: save_file({"a": torch.zeros(2)}, p, {"nnunet_invariance": "[]"}), "format None"),
     ],
 )
-def test_unusable_files_say_what_they_are(tmp_path: Path, make, found: str) -> None:
+def test_errors_of_unusable_files_describe_the_file(tmp_path: Path, make, found: str) -> None:
     path = tmp_path / "c.safetensors"
     make(path)
     for read in (read_metadata, load_checkpoint):
@@ -161,7 +161,7 @@ def test_every_flipped_bit_of_the_header_is_found(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
-def test_names_that_are_too_long_for_the_system_are_named_errors(tmp_path: Path) -> None:
+def test_file_names_that_are_too_long_raise_our_errors(tmp_path: Path) -> None:
     long = tmp_path / ("a" * 300 + ".safetensors")
     for read in (read_metadata, load_checkpoint, open_foreign, inspect):
         with pytest.raises(WeightsNotFoundError, match="There is no"):
@@ -276,7 +276,7 @@ def test_an_error_while_writing_passes_through_and_leaves_nothing(tmp_path: Path
     assert names_in(tmp_path) == ["a.json"]
 
 
-def test_leftovers_of_a_killed_process_are_taken_over(tmp_path: Path) -> None:
+def test_the_temporary_file_of_a_killed_process_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".a.json.tmp").write_text("half a file from before")
     atomic_write(tmp_path / "a.json", lambda f: f.write(b"new"))
     assert (tmp_path / "a.json").read_text() == "new"

@@ -1,4 +1,4 @@
-"""Exported files, read by nnU-Net's own loader."""
+"""Exported files load with nnU-Net's own loader."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.helpers.small_checkpoints import NETWORKS, architecture, build, write
 
 @pytest.mark.parametrize("network_class", NETWORKS)
 @pytest.mark.parametrize(("branch", "seed"), [("teacher", 2), ("student", 1)])
-def test_stock_loader_takes_the_file_for_other_classes(
+def test_stock_loader_reads_the_file_with_other_classes(
     tmp_path: Path, network_class: str, branch: str, seed: int
 ) -> None:
     planned = architecture(network_class, classes=1)
@@ -32,7 +32,7 @@ def test_stock_loader_takes_the_file_for_other_classes(
         assert torch.equal(tensor, wanted), name
 
 
-def test_file_is_native_small_and_says_what_it_is(tmp_path: Path) -> None:
+def test_file_has_builtin_types_and_metadata(tmp_path: Path) -> None:
     path = write(tmp_path / "c.safetensors")
     export_nnunet(path, tmp_path / "out.pth")
     content = torch.load(tmp_path / "out.pth", weights_only=True)
@@ -44,7 +44,7 @@ def test_file_is_native_small_and_says_what_it_is(tmp_path: Path) -> None:
     assert sum(elements.values()) == sum(t.numel() for t in unique_tensors(build(architecture(), 0)).values())
 
 
-def test_a_random_decoder_needs_the_flag_and_is_said(tmp_path: Path) -> None:
+def test_a_random_decoder_needs_the_flag_and_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "c.safetensors", pretrained=["encoder"])
     out = tmp_path / "out.pth"
     with pytest.raises(
@@ -76,7 +76,7 @@ def test_existing_files_are_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "out.pth").read_text() == "keep"
 
 
-def test_unwritable_place_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported_and_nothing_remains(tmp_path: Path) -> None:
     path = write(tmp_path / "c.safetensors")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file/out\.pth could not be written"):

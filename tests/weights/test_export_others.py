@@ -1,4 +1,4 @@
-"""Exports in nnssl's format, against its written rules, and the folder to give away."""
+"""Export in nnssl's format, checked against its documented rules, and the model card."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def load_as_upstream(path: Path, channels: int, classes: int) -> torch.nn.Module
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("pretrained", [["encoder"], ["encoder", "decoder"]])
-def test_the_file_follows_the_written_rules_and_loads_by_them(tmp_path, network, pretrained):
+def test_the_file_follows_the_documented_rules_and_loads_by_them(tmp_path, network, pretrained):
     planned = architecture(network, channels=2)
     export_nnssl(write(tmp_path / "c.safetensors", planned, pretrained=pretrained), tmp_path / "out.pth")
     content = torch.load(tmp_path / "out.pth", weights_only=True)
@@ -86,7 +86,7 @@ def test_the_file_follows_the_written_rules_and_loads_by_them(tmp_path, network,
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_out_and_in_again_is_bit_equal(tmp_path, network):
+def test_export_and_import_are_bit_equal(tmp_path, network):
     file = write(tmp_path / "c.safetensors", architecture(network, classes=3), spacing=[2.0, 1.0, 1.0])
     export_nnssl(file, tmp_path / "out.pth", branch="student")
     back = load_checkpoint(import_foreign(tmp_path / "out.pth"))
@@ -101,7 +101,7 @@ def test_out_and_in_again_is_bit_equal(tmp_path, network):
 @pytest.mark.skipif("NNSSL_CHECKOUT" not in os.environ, reason="set NNSSL_CHECKOUT to a checkout of MIC-DKFZ/nnssl")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("pretrained", [["encoder"], ["encoder", "decoder"]])
-def test_nnssls_own_verification_takes_the_file_and_no_spoilt_one(tmp_path, monkeypatch, pretrained, channels):
+def test_nnssls_verification_accepts_the_file_and_refuses_a_damaged_one(tmp_path, monkeypatch, pretrained, channels):
     monkeypatch.syspath_prepend(Path(os.environ["NNSSL_CHECKOUT"], "src"))
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnssl_{name}", str(tmp_path))
@@ -119,7 +119,7 @@ def test_nnssls_own_verification_takes_the_file_and_no_spoilt_one(tmp_path, monk
 
 
 @pytest.mark.parametrize("form", ["nnssl", "card"])
-def test_a_random_decoder_is_for_nnunet_alone(tmp_path, form, capsys):
+def test_a_random_decoder_is_for_nnunet_only(tmp_path, form, capsys):
     file = write(tmp_path / "c.safetensors", pretrained=["encoder"])
     words = ["weights", "export", str(file), str(tmp_path / "out"), "--format", form]
     assert main([*words, "--random-decoder"]) == 2
@@ -161,7 +161,7 @@ def test_only_tensors_and_native_types(tmp_path):
     assert to_builtin(torch.load(tmp_path / "out.pth", weights_only=True))
 
 
-def test_what_cannot_be_exported_is_named(tmp_path):
+def test_files_that_cannot_be_exported_are_refused(tmp_path):
     with pytest.raises(CheckpointCorruptError, match="have no spacing, which nnssl needs"):
         export_nnssl(write(tmp_path / "a.safetensors", spacing=None), tmp_path / "out.pth")
     file = write(tmp_path / "c.safetensors", teacher=False)
@@ -174,7 +174,7 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_is_whole_checked_and_loads(tmp_path):
+def test_the_model_card_is_complete_and_its_weights_load(tmp_path):
     file = write(tmp_path / "run" / "c.safetensors")
     (tmp_path / "run" / "metrics.csv").write_text("epoch,loss\n1,2.5\n2,1.5\n")
     folder = export_card(file, tmp_path / "card")

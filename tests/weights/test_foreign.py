@@ -1,4 +1,4 @@
-"""Foreign .pth files: stock nnU-Net's open, and nothing in any file is ever called."""
+"""Foreign .pth files: stock nnU-Net checkpoints open, and no code in a file runs."""
 
 import argparse
 import io
@@ -103,7 +103,7 @@ def test_system_call_in_the_old_format_is_not_run(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-def test_what_other_packages_allow_is_not_allowed_here(tmp_path: Path) -> None:
+def test_the_allow_lists_of_other_packages_do_not_apply(tmp_path: Path) -> None:
     torch.save({"x": Calls(sorted, [2, 1])}, tmp_path / "a.pth")
     before = set(torch.serialization.get_safe_globals())
     torch.serialization.add_safe_globals([sorted])

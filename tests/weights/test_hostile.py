@@ -1,4 +1,4 @@
-"""Files made to do harm: each is refused with a reason, nothing of it is run, and nothing is written."""
+"""Hostile files: each is refused with a reason, none of its code runs, and nothing is written."""
 
 import io
 import os
@@ -178,7 +178,7 @@ def test_hostile_files_are_refused_with_a_reason_and_nothing_is_run(tmp_path, mo
     assert [p.name for p in tmp_path.rglob("*")] == ["inner", "a.pth"]
 
 
-def test_the_payloads_would_work_if_they_were_let(tmp_path):
+def test_the_payloads_run_with_an_unsafe_loader(tmp_path):
     """The oracle of the test above: an unsafe loader does make the canary."""
     for make in (system, system_old_format, object_array):
         make(tmp_path / "a.pth", tmp_path / "canary")
@@ -231,7 +231,7 @@ ALIASES = [KERNEL, KERNEL.replace("conv.w", "all_modules.0.w")]
     ],
     ids=["nan", "inf", "int", "complex", "bool", "sparse", "expanded", "list"],
 )
-def test_weights_that_are_no_finite_numbers_are_refused(tmp_path, value, reason):
+def test_weights_must_be_finite_floating_point_numbers(tmp_path, value, reason):
     planned = architecture()
     nnunet_file(tmp_path / "a.pth", planned, build(planned, 3))
     content = torch.load(tmp_path / "a.pth", weights_only=False)
@@ -264,7 +264,7 @@ def test_limits_of_size(tmp_path, monkeypatch):
         open_foreign(tmp_path / "a.pth")
 
 
-def test_a_pickle_that_holds_itself_ends(tmp_path):
+def test_a_pickle_that_contains_itself_is_read(tmp_path):
     content: dict = {"a": torch.zeros(2)}
     content["self"] = [content]
     torch.save(content, tmp_path / "a.pth")

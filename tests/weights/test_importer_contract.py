@@ -131,7 +131,7 @@ def test_a_trainer_of_a_method_with_the_name_of_an_importer_does_not_accept_its_
     check_method(checkpoint, ANY_METHOD)
 
 
-def test_two_dimensional_files_are_taken_for_two_dimensional_plans_only(tmp_path, monkeypatch, capsys):
+def test_two_dimensional_files_fit_two_dimensional_plans_only(tmp_path, monkeypatch, capsys):
     write_planned(tmp_path, monkeypatch)
     write_foreign("nnssl", tmp_path / "flat.pth", architecture(dimensions=2))
     flat = import_foreign(tmp_path / "flat.pth")
@@ -155,7 +155,7 @@ def test_plans_for_a_file_of_the_hub(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_that_must_be_imported_first_says_so(tmp_path, monkeypatch, capsys, suffix):
+def test_the_error_of_a_foreign_file_names_the_import_command(tmp_path, monkeypatch, capsys, suffix):
     write_planned(tmp_path, monkeypatch)
     file = tmp_path / f"a{suffix}"
     write_foreign("nnssl", file, architecture()) if suffix == ".pth" else save_file({"a": torch.zeros(1)}, file)

@@ -1,4 +1,4 @@
-"""Every (source x architecture) cell of the importers, and what they refuse."""
+"""Importers of nnU-Net, nnssl and state dicts for every network, and the files that they refuse."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def take(source: str, path: Path, **changes) -> Path:
 
 
 @pytest.mark.parametrize(("source", "network"), CELLS)
-def test_every_cell_is_recognised_imported_and_answers_as_its_source(tmp_path, source, network):
+def test_imported_networks_compute_the_same_as_the_original(tmp_path, source, network):
     planned = architecture(network, channels=2, classes=3)
     theirs = write_foreign(source, tmp_path / "theirs.pth", planned)
     assert recognise(tmp_path, torch.load(tmp_path / "theirs.pth", weights_only=False)) == source
@@ -67,7 +67,7 @@ def test_every_cell_is_recognised_imported_and_answers_as_its_source(tmp_path, s
 
 
 @pytest.mark.parametrize(("source", "network"), [cell for cell in CELLS if cell[0] != "encoder"])
-def test_import_and_export_give_the_state_dict_back_bit_by_bit(tmp_path, source, network):
+def test_import_and_export_restore_the_state_dict(tmp_path, source, network):
     theirs = write_foreign(source, tmp_path / "theirs.pth", architecture(network, classes=3))
     out = take(source, tmp_path / "theirs.pth")
     export_nnunet(out, tmp_path / "back.pth", branch="student")
@@ -78,7 +78,7 @@ def test_import_and_export_give_the_state_dict_back_bit_by_bit(tmp_path, source,
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_prefixes_of_wrappers_are_taken_off(tmp_path, wrapper):
+def test_prefixes_of_wrappers_are_removed(tmp_path, wrapper):
     planned = architecture()
     network = build(planned, 3)
     encoder_file(tmp_path / "a.pth", planned, network)
@@ -90,7 +90,7 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path, wrapper):
     assert all(torch.equal(section[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_bare_safetensors_file_is_taken_too(tmp_path, capsys):
+def test_a_safetensors_file_without_metadata_is_imported(tmp_path, capsys):
     planned = architecture()
     network = encoder_file(tmp_path / "a.pth", planned, build(planned, 3)).with_suffix(".json")
     tensors = {name: t.clone() for name, t in build(planned, 3).encoder.state_dict().items()}
@@ -126,7 +126,7 @@ def test_a_file_of_the_residual_encoder_l_is_imported(tmp_path):
     assert load_pretrained(architecture_of(Path("a"), entry, 1, 4).build(), checkpoint, branch="student").coverage == 1
 
 
-def test_an_encoder_below_a_methods_own_name_is_found_and_the_rest_is_said(tmp_path):
+def test_an_encoder_inside_another_module_is_found_and_other_tensors_are_listed(tmp_path):
     planned = architecture("ResidualEncoderUNet")
     network = build(planned, 3)
     nnssl_file(tmp_path / "a.pth", planned, network, key_to_encoder="student.encoder.stages")
@@ -140,7 +140,7 @@ def test_an_encoder_below_a_methods_own_name_is_found_and_the_rest_is_said(tmp_p
     assert load_pretrained(build(planned, 9), checkpoint, branch="student").coverage == 1
 
 
-def test_what_nnssl_says_of_its_training_is_kept(tmp_path):
+def test_facts_about_nnssls_training_are_kept(tmp_path):
     planned = architecture(channels=2)
     nnssl_file(tmp_path / "a.pth", planned, build(planned, 3), pretrain_patch_size=[16, 16, 16])
     metadata = load_checkpoint(import_foreign(tmp_path / "a.pth")).metadata
@@ -183,7 +183,7 @@ def test_names_of_one_tensor_that_disagree_are_refused(tmp_path):
     assert not (tmp_path / "a.safetensors").exists()
 
 
-def test_a_decoder_that_is_not_whole_is_left_out(tmp_path):
+def test_an_incomplete_decoder_is_not_imported(tmp_path):
     planned = architecture()
     nnunet_file(tmp_path / "a.pth", planned, build(planned, 3))
     content = torch.load(tmp_path / "a.pth", weights_only=False)
@@ -197,20 +197,20 @@ def test_a_decoder_that_is_not_whole_is_left_out(tmp_path):
 # ---- refused ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_encoder_that_is_not_that_of_its_plans_is_named(tmp_path):
+def test_an_encoder_that_differs_from_its_plans_is_refused(tmp_path):
     encoder_file(tmp_path / "a.pth", architecture(features=(4, 12, 16)), build(architecture(), 3))
     with pytest.raises(WeightsIncompatibleError) as error:
         take("encoder", tmp_path / "a.pth")
     assert "encoder.stages.1.0.convs.0.conv.weight: [8, 4, 3, 3, 3] in the file, [12, 4, 3, 3, 3]" in str(error.value)
 
 
-def test_a_bare_encoder_needs_plans(tmp_path):
+def test_an_encoder_without_metadata_needs_plans(tmp_path):
     encoder_file(tmp_path / "a.pth", architecture(), build(architecture(), 3))
     with pytest.raises(WeightsIncompatibleError, match="--plans FILE -c CONFIGURATION"):
         import_foreign(tmp_path / "a.pth")
 
 
-def test_unknown_files_are_named_by_their_keys_and_the_nearest_source(tmp_path):
+def test_the_error_of_an_unknown_file_lists_its_keys_and_the_nearest_importer(tmp_path):
     torch.save({"network_weights": {}, "trainer_name": "x", "epoch": 1}, tmp_path / "a.pth")
     with pytest.raises(WeightsIncompatibleError) as error:
         import_foreign(tmp_path / "a.pth")
@@ -221,7 +221,7 @@ def test_unknown_files_are_named_by_their_keys_and_the_nearest_source(tmp_path):
         inspect(tmp_path / "b.pth")
 
 
-def test_another_source_than_the_one_named_is_said(tmp_path):
+def test_the_wrong_importer_is_refused(tmp_path):
     write_foreign("nnssl", tmp_path / "a.pth", architecture())
     with pytest.raises(WeightsIncompatibleError, match="of nnssl, which the importer 'nnunet' does not read"):
         import_foreign(tmp_path / "a.pth", importer="nnunet")
@@ -232,7 +232,7 @@ def test_another_source_than_the_one_named_is_said(tmp_path):
     [("version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"), ("\n<!DOCTYPE html>", "web page")],
 )
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_pointers_and_pages_are_called_what_they_are(tmp_path, text, said, name, capsys):
+def test_lfs_pointers_and_web_pages_are_recognised(tmp_path, text, said, name, capsys):
     (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointCorruptError, match=said):
         import_foreign(tmp_path / name)
@@ -277,7 +277,7 @@ def laughs() -> list:
     ],
     ids=["class", "layer", "attribute", "stages", "features", "type", "lacking", "endless", "laughs", "none"],
 )
-def test_plans_that_no_planner_writes_are_refused_by_name(tmp_path, change):
+def test_plans_that_no_planner_writes_are_refused(tmp_path, change):
     planned = architecture()
     nnunet_file(tmp_path / "a.pth", planned, build(planned, 3))
     content = torch.load(tmp_path / "a.pth", weights_only=False)
@@ -291,7 +291,7 @@ def test_plans_that_no_planner_writes_are_refused_by_name(tmp_path, change):
 @pytest.mark.parametrize(
     "key", ["architecture_plans", "pretrain_plan", "key_to_encoder", "pretrain_num_input_channels"]
 )
-def test_adaptation_plans_by_halves_are_refused(tmp_path, key):
+def test_incomplete_adaptation_plans_are_refused(tmp_path, key):
     planned = architecture()
     nnssl_file(tmp_path / "a.pth", planned, build(planned, 3))
     content = torch.load(tmp_path / "a.pth", weights_only=False)
@@ -304,7 +304,7 @@ def test_adaptation_plans_by_halves_are_refused(tmp_path, key):
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 
-def test_inspect_names_a_foreign_file_and_what_it_expects(tmp_path, capsys):
+def test_inspect_describes_a_foreign_file(tmp_path, capsys):
     write_foreign("nnunet", tmp_path / "a.pth", architecture(channels=2))
     assert main(["weights", "inspect", str(tmp_path / "a.pth")]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
@@ -316,7 +316,7 @@ def test_inspect_names_a_foreign_file_and_what_it_expects(tmp_path, capsys):
     assert lines["normalization"] == "ZScoreNormalization, ZScoreNormalization"
 
 
-def test_import_writes_and_says_what_comes_next(tmp_path, capsys):
+def test_import_writes_the_file_and_prints_the_next_command(tmp_path, capsys):
     write_foreign("nnssl", tmp_path / "a.pth", architecture())
     out = tmp_path / "ours.safetensors"
     assert main(["weights", "import", "nnssl", str(tmp_path / "a.pth"), str(out)]) == 0
@@ -326,7 +326,7 @@ def test_import_writes_and_says_what_comes_next(tmp_path, capsys):
     assert load_checkpoint(out).metadata["data_identifier"] == "nnsslPlans_onemmiso"
 
 
-def test_plans_that_are_no_json_are_named(tmp_path, capsys):
+def test_plans_that_are_not_json_are_refused(tmp_path, capsys):
     encoder_file(tmp_path / "a.pth", architecture(), build(architecture(), 3))
     (tmp_path / "a.json").write_text("{")
     command = ["weights", "import", "encoder", str(tmp_path / "a.pth"), "--plans", str(tmp_path / "a.json")]
@@ -334,6 +334,6 @@ def test_plans_that_are_no_json_are_named(tmp_path, capsys):
     assert "a.json is not a valid JSON file" in capsys.readouterr().err
 
 
-def test_helpers_are_as_the_formats_say():
+def test_the_helpers_follow_the_formats():
     assert adaptation_plan(architecture())["key_to_lpe"] is None
     assert plans_of(architecture())["configurations"].keys() == {"cfg"}

@@ -1,4 +1,4 @@
-"""Kernels of one tap on an axis where the other has several: both rules against convolutions themselves."""
+"""Adaptation of kernels between one tap and several, compared with convolutions."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def slow_sum(kernel: Tensor) -> Tensor:
     return result
 
 
-def test_summed_taps_answer_as_before_to_what_is_constant_along_the_axis():
+def test_summed_taps_give_the_same_output_on_an_image_that_is_constant_along_the_axis():
     kernel = torch.randn(4, 2, 3, 3, 3)
     value, rule = adapt_kernel(kernel, (4, 2, 1, 3, 3), takes_image=False)
     assert rule == "kernel axis 0: 3 -> 1, sum over the taps"
@@ -54,7 +54,7 @@ def test_other_shapes_are_not_adapted(wanted):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_centring_leaves_the_whole_encoder_as_it_was(tmp_path: Path, network: str) -> None:
+def test_a_centred_tap_keeps_the_output_of_the_whole_encoder(tmp_path: Path, network: str) -> None:
     full = architecture(network)
     flat = with_kernels(full, [FLAT, FULL, FULL])
     file = checkpoint(tmp_path / "a.safetensors", flat)
@@ -68,7 +68,7 @@ def test_centring_leaves_the_whole_encoder_as_it_was(tmp_path: Path, network: st
             torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-5)
 
 
-def test_summing_fills_the_encoder_and_says_so(tmp_path: Path) -> None:
+def test_summed_taps_fill_the_encoder_and_are_reported(tmp_path: Path) -> None:
     full = architecture()
     file = checkpoint(tmp_path / "a.safetensors", full)
     ours = build(with_kernels(full, [FLAT, FULL, FULL]), 9)

@@ -1,4 +1,4 @@
-"""The four places: order, no falling through, and an error that says what was looked at."""
+"""The four locations of weights: their order, when a search stops, and the error that lists them."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ def empty_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results"
 
 
-def test_folder_is_the_one_the_design_names(empty_results: Path) -> None:
+def test_the_folder_of_a_pretraining(empty_results: Path) -> None:
     expected = empty_results / "Dataset777_Tiny" / "pretraining" / "alice__nnUNetPlans__3d_fullres"
     assert pretraining_folder(*RUN) == expected
 
 
-def test_each_place_wins_over_those_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_location_wins_over_the_later_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = write(tmp_path / "shipped" / "alice_anything.safetensors")
     write(tmp_path / "shipped" / "a_puir.safetensors", method="puir")
     assert find_weights(*RUN) == locate.FoundWeights(shipped, "shipped with the package", shipped=True)
@@ -47,7 +47,7 @@ def test_each_place_wins_over_those_after_it(tmp_path: Path, monkeypatch: pytest
     assert find_weights(*RUN, checkpoint=str(planned)).path == planned
 
 
-def test_weights_of_others_are_not_taken(tmp_path: Path) -> None:
+def test_weights_of_other_runs_are_not_used(tmp_path: Path) -> None:
     for run in (("puir", *RUN[1:]), ("alice", "Dataset778_Other", *RUN[2:]), (*RUN[:2], "otherPlans", RUN[3])):
         write(pretraining_folder(*run) / "checkpoint_final.safetensors")
     write(tmp_path / "shipped" / "puir.safetensors", method="puir")
@@ -58,9 +58,7 @@ def test_weights_of_others_are_not_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "folder"])
-def test_a_named_file_that_is_not_there_stops_the_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_a_missing_named_file_stops_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     good = write(pretraining_folder(*RUN) / "checkpoint_final.safetensors")
     bad = tmp_path / "bad.safetensors"
     if what == "folder":
@@ -90,7 +88,7 @@ def test_a_damaged_unfinished_run_is_named() -> None:
         find_weights(*RUN)
 
 
-def test_nothing_found_lists_the_places_and_the_command(empty_results: Path) -> None:
+def test_the_error_lists_the_locations_and_the_command(empty_results: Path) -> None:
     with pytest.raises(WeightsNotFoundError) as error:
         find_weights(*RUN)
     message = str(error.value)

@@ -1,4 +1,4 @@
-"""The original backbone of Alice: shapes, attention, axes, plans, importer, and training under a plan that names it."""
+"""Alice's original backbone: shapes, attention, axes, plans, importer, and training with plans that name it."""
 
 import argparse
 import itertools

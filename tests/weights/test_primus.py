@@ -1,4 +1,4 @@
-"""Primus: dynamic_network_architectures' function under our contract, nnssl's files, and positions of other patches."""
+"""Primus: the function of dynamic_network_architectures, nnssl's files, and tables for other patch sizes."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_names_and_sizes_are_those_of_nnssl(size):
     assert found == wanted
 
 
-def test_a_file_is_recognised_whole_and_answers_as_its_source(tmp_path, tiny_size):
+def test_an_imported_network_computes_the_same_as_the_original(tmp_path, tiny_size):
     source = released_network()
     file = write_primus(tmp_path / "a.pth", source)
     assert recognise(file, torch.load(file, weights_only=True)) == "nnssl"
@@ -129,7 +129,7 @@ def test_an_encoder_below_a_methods_own_name_is_found(tmp_path, tiny_size):
 # ---- refused ---------------------------------------------------------------------------------------------------------
 
 
-def test_files_that_do_not_hold_what_they_say_are_refused(tmp_path, tiny_size):
+def test_files_that_contradict_their_plans_are_refused(tmp_path, tiny_size):
     source = released_network()
     state = {name: tensor for name, tensor in source.state_dict().items() if name != "eva.blocks.1.gamma_1"}
     with pytest.raises(WeightsIncompatibleError, match=r"encoder\.eva\.blocks\.1\.gamma_1: not in the file"):
@@ -143,7 +143,7 @@ def test_files_that_do_not_hold_what_they_say_are_refused(tmp_path, tiny_size):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_networks_that_are_none_are_refused(tiny_size):
+def test_impossible_networks_are_refused(tiny_size):
     with pytest.raises(OptionError, match=r"no Primus 'Q'\. Take one of S, B, M, L"):
         Primus(1, 1, "Q", PATCH)
     with pytest.raises(UnsupportedConfigurationError, match="expected 2 and"):
@@ -163,7 +163,7 @@ def test_other_sizes_and_broken_tables_do_not_fit(tmp_path, tiny_size, monkeypat
         load_pretrained(build(tiny_size), lying, branch="student")
 
 
-def test_it_is_not_exported_to_nnssl_but_told_why(tmp_path, tiny_size):
+def test_export_to_nnssl_is_refused_with_a_reason(tmp_path, tiny_size):
     out = import_foreign(write_primus(tmp_path / "a.pth", released_network()))
     with pytest.raises(WeightsIncompatibleError, match="does not support a Primus"):
         export_nnssl(out, tmp_path / "out.pth", branch="student")

@@ -1,4 +1,4 @@
-"""PUIR's released network and its files, generated in the layout of the release."""
+"""PUIR's released network and files in the layout of the release."""
 
 import math
 
@@ -75,7 +75,7 @@ def imported(tmp_path_factory):
     return load_checkpoint(import_foreign(file))
 
 
-def test_a_released_file_is_taken_whole(imported):
+def test_a_released_file_is_imported_completely(imported):
     metadata = imported.metadata
     assert metadata["architecture"]["network_class_name"] == NETWORK
     assert metadata["architecture"]["input_channels"] == 1
@@ -94,7 +94,7 @@ def test_a_released_file_is_taken_whole(imported):
     assert torch.equal(section[f"encoder.swin.{name}"], released[f"swinViT1.{name}"])
 
 
-def test_one_channel_answers_as_four_tiled_ones(imported):
+def test_one_channel_gives_the_output_of_four_tiled_ones(imported):
     """The release tiles one image into four channels; the first layers are linear in them."""
     section, released = imported.section("network"), released_puir()
     image = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -126,7 +126,7 @@ def test_another_layout_is_refused_key_by_key(tmp_path, change):
 
 
 @pytest.mark.slow
-def test_the_whole_network_of_one_channel_answers_as_that_of_four(imported):
+def test_the_network_for_one_channel_gives_the_output_of_that_for_four(imported):
     one, four = (PUIRSwinUNETR(channels, 4, **arch_kwargs(WIDTH, 1)).eval() for channels in (1, 4))
     load_pretrained(one, imported, transfer="encoder+decoder", branch="student")
     stems = dict(zip(OWN_STEM, (released_puir()[name] for name in STEM), strict=True))

@@ -1,4 +1,4 @@
-"""Released SAM / UAE files: taken strictly, semantic branches left out, and a start for `pretrain sam`."""
+"""Importer of released SAM / UAE files, and their use as a start of `pretrain sam`."""
 
 import pytest
 import torch
@@ -78,6 +78,6 @@ def test_a_file_that_lacks_a_tensor_is_refused(released, tmp_path, key, error):
     assert [p.name for p in tmp_path.iterdir()] == ["SAM.pth"]
 
 
-def test_other_files_are_not_taken_for_it(tmp_path):
+def test_other_files_are_not_recognised(tmp_path):
     with pytest.raises(WeightsIncompatibleError, match="No importer reads"):
         recognise(tmp_path / "x.pth", {"backbone.conv1.conv.weight": torch.ones(1)})

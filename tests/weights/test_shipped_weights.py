@@ -1,4 +1,4 @@
-"""The fourth place: half-precision weights in the package, taken where the plans fit; the script that makes them."""
+"""Weights that ship with the package: half precision, which plans they fit, and the script that trains them."""
 
 import importlib.util
 import json
@@ -81,7 +81,7 @@ def test_the_first_file_that_fits_is_taken(shipped):
     assert report["checkpoint"] == str(other)
 
 
-def test_what_ships_is_what_its_checksums_say_and_fits_the_stock_four_stage_network(tmp_path, monkeypatch):
+def test_the_shipped_file_matches_its_checksums_and_fits_the_stock_four_stage_network(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.delenv(locate.ENVIRONMENT_VARIABLE, raising=False)
     folder = Path(locate.__file__).parent / "shipped"

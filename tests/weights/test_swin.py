@@ -1,4 +1,4 @@
-"""SwinUNETR: MONAI's function under our contract, and the files of MONAI and VoCo on it."""
+"""SwinUNETR: same function as in MONAI, and the files of MONAI and VoCo."""
 
 import importlib.util
 import json
@@ -42,7 +42,7 @@ def maps_of(network: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_it_is_monais_function_in_the_order_of_axes_of_its_pretraining(version):
+def test_it_computes_monais_function_in_the_axis_order_of_its_pretraining(version):
     ours = SwinUNETR(1, 3, **arch_kwargs(WIDTH, version)).eval()
     state = {own_name(name): tensor for name, tensor in theirs(version).state_dict().items()}
     missing = ours.load_state_dict(state, strict=False)
@@ -104,7 +104,7 @@ def test_a_missing_monai_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(("source", "name", "content", "version"), FILES, ids=[f"{f[0]}-{f[1]}" for f in FILES])
-def test_every_spelling_is_recognised_and_answers_as_its_source(tmp_path, source, name, content, version):
+def test_every_spelling_is_imported_and_computes_the_same(tmp_path, source, name, content, version):
     content = content()
     file = save(content, tmp_path / "a.pt")
     assert recognise(file, content) == source
@@ -135,7 +135,7 @@ def test_import_and_export_are_bit_equal(tmp_path):
         names_of(trusted_architecture(load_checkpoint(out)))
 
 
-def test_several_channels_answer_as_one_where_they_are_equal(tmp_path):
+def test_equal_channels_give_the_output_of_one(tmp_path):
     checkpoint = load_checkpoint(import_foreign(save(MONAI["swin_vit"](), tmp_path / "a.pt")))
     network = SwinUNETR(3, 2, **arch_kwargs(WIDTH, 1)).eval()
     report = load_pretrained(network, checkpoint, branch="student")
@@ -177,14 +177,14 @@ def broken(state: dict) -> dict:
     ],
     ids=["lacking", "2-D", "deeper", "shape", "NaN"],
 )
-def test_what_is_not_our_network_is_refused_and_leaves_nothing(tmp_path, change, error, said):
+def test_other_networks_are_refused_and_nothing_is_written(tmp_path, change, error, said):
     state = {f"swinViT.{name}": tensor for name, tensor in transformer().items()}
     with pytest.raises(error, match=said):
         import_foreign(save(change(state), tmp_path / "a.pt"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_a_file_that_is_nearly_one_is_told_so(tmp_path):
+def test_the_error_of_a_similar_file_names_the_missing_key(tmp_path):
     state = {f"swinViT.{name}": t for name, t in transformer().items() if not name.startswith("layers4")}
     with pytest.raises(WeightsIncompatibleError, match=r"nearest .* (monai-swin|voco).*lacks .*swinViT\.layers4"):
         import_foreign(save(state, tmp_path / "a.pt"))
@@ -217,7 +217,7 @@ def test_plans_that_keep_the_checkpoint_name_it(tmp_path, monkeypatch, capsys):
     assert entry["data_identifier"] == "nnUNetPlans_3d_fullres"
 
 
-def test_inspect_says_what_it_is(tmp_path):
+def test_inspect_describes_the_file(tmp_path):
     info = inspect(save(VOCO["backbone"](), tmp_path / "a.pt"))
     assert info.format == "voco: a SwinUNETR of VoCo"
     assert info.architecture == "SwinUNETR"
@@ -225,7 +225,7 @@ def test_inspect_says_what_it_is(tmp_path):
     assert "nnunet-invariance weights import voco " in info.remark
 
 
-def test_buffers_that_are_never_saved_are_nobodys_tensors():
+def test_buffers_that_are_never_saved_are_ignored():
     module = torch.nn.BatchNorm1d(2)
     module.register_buffer("made_anew", torch.zeros(1), persistent=False)
     assert unique_tensors(module).keys() == module.state_dict().keys()

@@ -1,4 +1,4 @@
-"""Transfer into planned networks: what the report says is in the network, and nothing happens in silence."""
+"""Transfer into planned networks: the report and the network agree."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def names(entries) -> set[str]:
 @pytest.mark.parametrize("network_class", NETWORKS)
 @pytest.mark.parametrize("transfer", ["encoder", "encoder+decoder"])
 @pytest.mark.parametrize(("branch", "section"), [("teacher", "teacher"), ("student", "network")])
-def test_what_was_asked_for_is_in_the_network_and_the_rest_is_untouched(
+def test_the_requested_tensors_are_copied_and_the_others_unchanged(
     path: Path, network_class: str, transfer: str, branch: str, section: str
 ) -> None:
     file = checkpoint(path, architecture(network_class, classes=2))
@@ -77,7 +77,7 @@ def test_aliases_of_nnunet_show_the_new_values(path: Path, network_class: str) -
 
 
 @pytest.mark.parametrize("network_class", NETWORKS)
-def test_transferred_encoder_computes_what_the_pretrained_one_computed(path: Path, network_class: str) -> None:
+def test_the_loaded_encoder_computes_the_same_as_the_pretrained_one(path: Path, network_class: str) -> None:
     planned = architecture(network_class)
     file = checkpoint(path, planned)
     network = build(planned, seed=9)
@@ -136,7 +136,7 @@ def test_every_tensor_is_accounted_for_once(path: Path, network_class: str, foun
     assert all(torch.equal(unique_tensors(network)[n], theirs[n]) for n in fits)
 
 
-def test_too_little_coverage_stops_and_leaves_the_network_alone(path: Path) -> None:
+def test_too_little_coverage_is_an_error_and_changes_nothing(path: Path) -> None:
     file = checkpoint(path, architecture(features=(4, 8, 16)))
     network = build(architecture(features=(4, 8, 16, 16)), seed=9)
     before = snapshot(network)
@@ -206,7 +206,7 @@ def test_two_dimensional_weights_fit_two_dimensional_plans(path: Path) -> None:
     assert load_pretrained(build(architecture(dimensions=2), seed=9), file).coverage == 1
 
 
-def test_method_must_be_the_trainers(path: Path) -> None:
+def test_weights_must_be_of_the_method_of_the_trainer(path: Path) -> None:
     file = checkpoint(path, method="puir")
     check_method(file, "puir")
     with pytest.raises(
@@ -216,7 +216,7 @@ def test_method_must_be_the_trainers(path: Path) -> None:
         check_method(file, "alice")
 
 
-def test_a_file_without_teacher_says_so(path: Path) -> None:
+def test_the_error_of_a_file_without_teacher_names_the_option(path: Path) -> None:
     file = checkpoint(path, teacher=False)
     with pytest.raises(WeightsIncompatibleError, match=r'has no teacher.*"branch": "student"'):
         load_pretrained(build(architecture(), seed=9), file, branch="teacher")
@@ -256,7 +256,7 @@ def test_half_precision_networks_hold_the_rounded_values(path: Path) -> None:
     assert torch.equal(unique_tensors(network)[name], file.section("teacher")[name].half())
 
 
-def test_report_is_native_and_readable(path: Path) -> None:
+def test_the_report_has_builtin_types_and_readable_text(path: Path) -> None:
     file = checkpoint(path, architecture(channels=4, features=(4, 8, 16, 16)))
     report = load_pretrained(build(architecture(channels=1, features=(4, 8, 24)), seed=9), file, min_coverage=0.1)
     plain = report.to_dict()
@@ -282,7 +282,7 @@ def test_report_is_native_and_readable(path: Path) -> None:
     assert len(text.splitlines()) < 40
 
 
-def test_loading_one_section_is_enough(path: Path) -> None:
+def test_one_section_is_enough(path: Path) -> None:
     write(path)
     file: Checkpoint = load_checkpoint(path, sections=["teacher"])
     assert load_pretrained(build(architecture(), seed=9), file).coverage == 1

@@ -1,4 +1,4 @@
-"""A file may name network classes and layers; only names of an allow-list are ever called."""
+"""Only names from an allow-list are called when a network is built from the description in a file."""
 
 import ast
 import re
@@ -78,7 +78,7 @@ def embedding(tmp_path):
     return path
 
 
-def test_a_sam_checkpoint_runs_nothing_that_its_header_names(embedding, tmp_path):
+def test_a_sam_checkpoint_runs_no_code_that_its_header_names(embedding, tmp_path):
     canary = tmp_path / "canary"
     path = with_architecture(
         tmp_path / "evil.safetensors", embedding, nonlin="os.system", nonlin_kwargs={"command": f"touch {canary}"}
@@ -140,7 +140,7 @@ def calls() -> list[tuple[str, str]]:
     return found
 
 
-def test_no_other_place_builds_what_a_string_names():
+def test_only_listed_files_import_or_build_by_name():
     for file, called in calls():
         for name, allowed in CALLS.items():
             if called == name or (len(name) > 5 and called.endswith(f".{name}")):
