@@ -182,9 +182,7 @@ class _Scan:
         self.left -= max(nbytes, 0)
         if self.left < 0:
             asked = self.budget - self.left
-            raise PickleRefused(
-                f"it would allocate {asked:,} bytes; expected at most {self.budget:,}, as many as the file has"
-            )
+            raise PickleRefused(f"it would allocate {asked:,} bytes; expected at most {self.budget:,}")
 
     def load_storage(self, pid: Any) -> _Storage:
         """The memory that a persistent id describes."""
