@@ -1,4 +1,4 @@
-"""Runs the ``>>>`` examples of every module of the package.
+"""Runs the ``>>>`` examples of every module of the package, and finds public classes without one.
 
 ``pytest --doctest-modules`` would import ``trainers/x.py`` as ``trainers.x``, a second copy of
 ``nnunet_invariance.trainers.x``. This test imports each module by its public name instead.
@@ -6,6 +6,7 @@
 
 import doctest
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,13 @@ def modules_with_examples() -> list[str]:
     return names
 
 
+def packages() -> list[str]:
+    """Names of the packages that say what is public."""
+    found = [file.parent.relative_to(ROOT) for file in sorted((ROOT / "nnunet_invariance").rglob("__init__.py"))]
+    names = [".".join(folder.parts) for folder in found if folder.name != "_ext_trainers"]
+    return [*names, "nnunet_invariance.plans", "nnunet_invariance.trainers"]
+
+
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -39,3 +47,14 @@ def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
     found = sum(len(test.examples) for test in doctest.DocTestFinder().find(module))
     assert found, f"{name} has a `>>>` that doctest does not find"
     assert doctest.testmod(module, optionflags=FLAGS).failed == 0, "see the report of doctest above"
+
+
+@pytest.mark.parametrize("name", packages())
+def test_every_public_class_has_an_example(name):
+    package = importlib.import_module(name)
+    public = [(member, getattr(package, member)) for member in package.__all__]
+    classes = [(member, value) for member, value in public if inspect.isclass(value) and not inspect.isabstract(value)]
+    missing = [
+        member for member, value in classes if not issubclass(value, Exception) and ">>> " not in (value.__doc__ or "")
+    ]
+    assert missing == []

@@ -20,6 +20,9 @@ class HypercolumnMaps:
     Attributes:
         names: ``encoder_0`` (finest) to ``encoder_S``, then ``decoder_S-1`` to ``decoder_0`` (finest).
         maps: (B, C_m, *spatial_m) each.
+
+    >>> HypercolumnMaps(("encoder_0",), (torch.zeros(1, 8, 4, 4, 4),)).channels
+    [8]
     """
 
     names: tuple[str, ...]

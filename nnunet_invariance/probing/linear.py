@@ -15,6 +15,9 @@ class LinearProbe:
 
     Attributes:
         weight: (K, C). bias: (K,).
+
+    >>> LinearProbe(torch.eye(2), torch.tensor([0.0, 1.0]))(torch.tensor([[2.0, 3.0]]))
+    tensor([[2., 4.]])
     """
 
     weight: Tensor

@@ -41,6 +41,9 @@ def _is_shots(value: object) -> bool:
 class ProbeOptions(Options):
     """Settings of a probe.
 
+    >>> ProbeOptions(shots=(1, 10)).draws
+    3
+
     Raises:
         OptionError: a value has the wrong type or is out of range.
     """

@@ -24,7 +24,11 @@ ZERO_TO_ONE = ("RescaleTo01Normalization",)
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network in evaluation mode, the window it sees, and how its image is normalised."""
+    """A network in evaluation mode, the size of its window, and the normalisation of its image.
+
+    >>> FeatureNetwork(nn.Identity(), (64, 64, 64), "ZScoreNormalization").patch
+    (64, 64, 64)
+    """
 
     network: nn.Module
     patch: tuple[int, ...]

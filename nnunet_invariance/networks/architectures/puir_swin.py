@@ -44,7 +44,11 @@ class PriorRefinement(nn.Module):
 
 
 class PUIRSwinUNETR(SwinUNETR):
-    """:class:`SwinUNETR` whose deepest map passes through :class:`PriorRefinement`."""
+    """:class:`SwinUNETR` whose deepest map passes through :class:`PriorRefinement`.
+
+    >>> PUIRSwinUNETR(1, 3)(torch.rand(1, 1, 64, 64, 64)).shape  # doctest: +SKIP
+    torch.Size([1, 3, 64, 64, 64])
+    """
 
     def refinement(self, width: int) -> nn.Module:
         """The prior and the attention that reads it."""

@@ -56,6 +56,10 @@ class Setup:
         unit_range: whether images are scaled to [0, 1] (otherwise they are z-scored).
         cases: the volumes; empty if the method makes its own images.
         channel_names: as in dataset.json.
+
+    >>> planned = Architecture("package.UNet", {"n_stages": 4}, (), 1, 1)
+    >>> Setup(planned, (32, 32, 32), (1.0, 1.0, 1.0), batch_size=2, unit_range=False, cases=()).channel_names
+    ()
     """
 
     architecture: Architecture
@@ -76,6 +80,9 @@ class NetworkPreset:
         patch_size: voxels.
         normalization_scheme: how nnU-Net will normalise the images that the network is later applied to.
         batch_size: as if it were planned.
+
+    >>> NetworkPreset({"network_class_name": "package.UNet"}, (128, 128, 128), "ZScoreNormalization").batch_size
+    2
     """
 
     architecture: Mapping[str, Any]
@@ -93,6 +100,9 @@ class StepOutput:
         diagnostics: scalars without gradient by name; logged as means over the epoch.
         state: tensors for :meth:`Method.after_step` that are means over samples; averaged over accumulated batches.
         rows: tensors (N, ...) for :meth:`Method.after_step`, one row per sample; concatenated over accumulated batches.
+
+    >>> StepOutput({"reconstruction": torch.tensor(0.5)}).diagnostics
+    {}
     """
 
     losses: dict[str, Tensor]

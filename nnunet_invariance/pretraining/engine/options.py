@@ -84,7 +84,11 @@ class LoopOptions(Options):
 
 @dataclass(frozen=True)
 class MethodOptions(Options):
-    """Base of the options of a method. No field may have the name of a field of :class:`LoopOptions`."""
+    """Base of the options of a method. No field may have the name of a field of :class:`LoopOptions`.
+
+    >>> MethodOptions().presets
+    {}
+    """
 
     #: Values of several fields under one name, for ``--set preset=NAME`` and :meth:`from_preset`.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
