@@ -184,7 +184,7 @@ def test_prompts_and_training_options_that_are_wrong(styled, model, capsys):
         ({"steps": 0}, "--steps is 0; expected a whole number of at least 1"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"learning_rate": 0.0}, "--learning-rate is 0"),
-        ({"drop_prompt": 2.0}, r"--drop-prompt is 2.0; expected a number in \\[0, 1\\]"),
+        ({"drop_prompt": 2.0}, r"--drop-prompt is 2.0; expected a number in \[0, 1\]"),
         ({"amp": "fp8"}, "one of 'no', 'fp16', 'bf16'"),
     ):
         with pytest.raises(OptionError, match=words):
