@@ -51,7 +51,8 @@ def perturbed(network, seed=1, by=0.1):
 
 def test_missing_and_broken_packages_are_named(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "diffusers", None)
+        for name in [name for name in sys.modules if name.split(".")[0] == "diffusers"]:
+            patch.setitem(sys.modules, name, None)
         with pytest.raises(MissingPackageError, match=r"diffusers.*pip install 'nnunet_invariance\[diffusion\]'"):
             importlib.reload(packages)
 
