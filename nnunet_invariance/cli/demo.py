@@ -1,4 +1,4 @@
-"""``nnunet-invariance demo``: one method end to end on data it makes itself."""
+"""``nnunet-invariance demo``: one method end to end on synthetic data."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the command and its flags."""
     parser = subparsers.add_parser(
         "demo",
-        help="one method end to end on data it makes itself; leaves one HTML page",
-        description="Makes a small data set, plans, trains with the method and without, predicts and scores, in about "
-        "five minutes on two CPU cores, and leaves index.html. It shows the pipeline and is no evidence.",
+        help="run one method end to end on synthetic data; writes one HTML page",
+        description="Creates a small data set, plans, trains with and without the method, predicts and scores, in "
+        "about five minutes on two CPU cores, and writes index.html. It shows the pipeline and is no evidence.",
     )
     parser.add_argument("method", nargs="?", choices=list(DEMOS), default="alice", help="the method (default: alice)")
     parser.add_argument(

@@ -18,9 +18,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     few_shot = protocols.add_parser(
         "few-shot",
         help="train on k labelled cases, test on the same held-out cases",
-        description="Draws k labelled cases by seed, trains every trainer, its _scratch twin and the baselines on them "
-        "with nnUNetv2_train, predicts the test cases with nnUNetv2_predict, and writes scores, statistics and a page. "
-        "The same command continues a run that was stopped, or adds trainers, draws and shots to it.",
+        description="Samples k labelled cases by seed, trains every trainer, its _scratch twin and the baselines on "
+        "them with nnUNetv2_train, predicts the test cases with nnUNetv2_predict, writes scores, statistics, a page. "
+        "The same command continues a run that was stopped; with more trainers, draws or shots it adds these.",
         formatter_class=ShowDefaults,
     )
     _add_what(few_shot)
@@ -30,26 +30,26 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "missing-modality",
         help="as few-shot, tested on every subset of the modalities",
         description="Trains as few-shot does and predicts the test cases once for each subset of the modalities, with "
-        "images of zeros in the slots of the others. A case that lacks a modality itself is left out of the subsets "
-        "that hold it. Writes Dice per class and subset, statistics, and a page with a heat map.",
+        "images of zeros for the others. A case that lacks a modality itself is left out of the subsets that contain "
+        "it. Writes Dice per class and subset, statistics, and a page with a heat map.",
         formatter_class=ShowDefaults,
     )
     _add_what(missing, ["PUIRTrainer"], ["BaselineTrainer", "ChannelDropoutTrainer"])
     _add_drawn(missing, ["all"])
     _add_how(missing)
-    missing.add_argument("--subsets", nargs="+", metavar="A+B", help="subsets of the channels by name; not given: all")
+    missing.add_argument("--subsets", nargs="+", metavar="A+B", help="subsets of the channels by name (default: all)")
     cross = protocols.add_parser(
         "cross-modality",
         help="train on one data set, test on others of another modality",
         description="Trains every trainer on the source with nnUNetv2_train, predicts all labelled cases of the "
         "targets with nnUNetv2_predict, and scores the classes that both label maps have, matched by name. The same "
-        "command continues a run that was stopped, or adds trainers and draws to it.",
+        "command continues a run that was stopped; with more trainers or draws it adds these.",
         formatter_class=ShowDefaults,
     )
     _add_what(cross)
     _add_targets(cross)
     _add_how(cross)
-    report = protocols.add_parser("report", help="rebuild the page and the tables from what is stored")
+    report = protocols.add_parser("report", help="rebuild the page and the tables of a comparison from its folder")
     report.add_argument("folder", type=Path, metavar="DIR", help="folder of a comparison")
 
 
@@ -68,21 +68,21 @@ def _add_what(
         required=trainers is None,
         default=trainers,
         metavar="NAME",
-        help="each is run with its _scratch twin where it has weights; NAME@PLANS: options of another plans copy",
+        help="each is run with its _scratch twin if it loads weights; NAME@PLANS: options of another plans copy",
     )
     against = "trainers that every other one is compared with"
     add("--baselines", nargs="*", default=list(baselines), metavar="NAME", help=against)
     add("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
     add("--draws", type=int, default=1, metavar="N", help="independent draws of the training cases")
     add("--n-val", type=int, default=2, metavar="N", help="validation cases beside the training cases")
-    add("--seed", type=int, default=0, help="of the draws")
-    add("--tolerance", type=float, default=1.0, metavar="MM", help="of the normalised surface distance")
+    add("--seed", type=int, default=0, help="seed of the draws and of the intervals")
+    add("--tolerance", type=float, default=1.0, metavar="MM", help="tolerance of the normalised surface distance")
     add(
         "--pretrain",
         nargs="*",
         metavar="KEY=VALUE",
-        help="make missing pre-trainings first, without the test cases; settings as for pretrain --set, for one method "
-        "with METHOD: before them",
+        help="run missing pre-trainings first, without the test cases; settings as for pretrain --set, prefixed with "
+        "METHOD: if they are for one method",
     )
     add("--transductive", action="store_true", help="allow test cases that a pre-training has seen")
 
@@ -92,7 +92,13 @@ def _add_drawn(parser: argparse.ArgumentParser, shots: Sequence[int | str] = (5,
     add = parser.add_argument
     add("--shots", nargs="+", type=_shots, default=list(shots), metavar="K", help="numbers of training cases, or all")
     test = parser.add_mutually_exclusive_group()
-    test.add_argument("--n-test", type=int, default=20, metavar="N", help="draw N test cases no pre-training has seen")
+    test.add_argument(
+        "--n-test",
+        type=int,
+        default=20,
+        metavar="N",
+        help="number of sampled test cases",
+    )
     test.add_argument("--test", nargs="+", metavar="CASE", help="test cases, or a folder with imagesTs and labelsTs")
 
 
@@ -100,9 +106,15 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
     """Which cases cross-modality takes."""
     add = parser.add_argument
     add("--targets", nargs="+", required=True, metavar="DATASET", help="raw data sets to test on, by name or id")
-    add("--names", type=Path, metavar="FILE", help="JSON: classes that a target names or numbers otherwise")
+    add("--names", type=Path, metavar="FILE", help="JSON file: classes with other names or numbers in a target")
     add("--shots", nargs="+", type=_shots, default=["all"], metavar="K", help="numbers of training cases, or all")
-    add("--n-source", type=int, default=0, metavar="N", help="source cases to hold out and test, too")
+    add(
+        "--n-source",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of source cases that are tested, too",
+    )
     add("--parts", type=int, metavar="N", help="same case name, same patient: cross-validate over patients in N parts")
 
 
@@ -112,14 +124,14 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where to train and predict")
     add("--disable_tta", action="store_true", help="predict without mirroring")
     add("--jobs", type=_positive, default=1, metavar="N", help="trainings at a time")
-    add("--devices", nargs="+", default=[], metavar="ID", help="GPUs, dealt out over the trainings")
-    add("--submit", choices=["slurm"], help="hand the trainings to Slurm as an array, --jobs at a time")
+    add("--devices", nargs="+", default=[], metavar="ID", help="GPUs that the trainings are assigned to")
+    add("--submit", choices=["slurm"], help="submit the trainings to Slurm as an array, --jobs at a time")
     add(
         "--slurm",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="submitit's parameters; timeout_min=MINUTES must be given",
+        help="parameters of submitit; timeout_min=MINUTES is required",
     )
     add(
         "--out",

@@ -1,1 +1,1 @@
-"""One method end to end on data it makes itself: shows the pipeline and is no evidence."""
+"""Demos: one method end to end on synthetic data; they show the pipeline and are no evidence."""

@@ -1,4 +1,4 @@
-"""Alice: pre-training on images without labels, then its trainer and the twin that starts at random."""
+"""Alice: pre-training on images without labels, then its trainer and its twin from random weights."""
 
 from nnunet_invariance.demo.data import write_dataset
 from nnunet_invariance.demo.next_steps import next_steps
@@ -27,7 +27,7 @@ def arms() -> list[str]:
 
 
 def run(demo: Demo) -> None:
-    """Make data, plan, pre-train, train with and without, predict, score."""
+    """Create data, plan, pre-train, train with and without the weights, predict and score."""
     with demo.step("making a small data set: the same shapes, another contrast in every case"):
         write_dataset(demo.raw, N_TRAIN, N_TEST, unlabelled=(demo.out / "unlabelled", N_UNLABELLED), seed=SEED)
     plan(demo, ITERATIONS)
@@ -37,7 +37,7 @@ def run(demo: Demo) -> None:
 
 
 def draw(demo: Demo) -> Page:
-    """What the steps left."""
+    """The page with the results of the steps."""
     return Page(
         "alice: from unlabelled images to a scored segmentation",
         [

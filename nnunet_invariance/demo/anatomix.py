@@ -1,4 +1,4 @@
-"""anatomix: pre-training on synthetic volumes alone, then its trainer and the twin that starts at random."""
+"""anatomix: pre-training on synthetic volumes alone, then its trainer and its twin from random weights."""
 
 from nnunet_invariance.common.html import inline
 from nnunet_invariance.demo.data import write_dataset
@@ -40,7 +40,7 @@ def arms() -> list[str]:
 
 
 def run(demo: Demo) -> None:
-    """Make data, plan, show and pre-train on synthetic volumes, train with and without, predict, score."""
+    """Create data, plan, show and pre-train on synthetic volumes, train with and without the weights, score."""
     with demo.step("making a small data set: the same shapes, another contrast in every case"):
         write_dataset(demo.raw, N_TRAIN, N_TEST, seed=SEED)
     plan(demo, ITERATIONS)
@@ -53,7 +53,7 @@ def run(demo: Demo) -> None:
 
 
 def draw(demo: Demo) -> Page:
-    """What the steps left."""
+    """The page with the results of the steps."""
     picture = (demo.out / "synthetic" / "preview.png").read_bytes()
     synthetic = inline(picture, "Random label maps, each in two random appearances")
     return Page(

@@ -1,4 +1,4 @@
-"""Small labelled data sets in nnU-Net's raw layout, of random or given contrast."""
+"""Small synthetic data sets in nnU-Net's raw format, with random or given contrast."""
 
 import json
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def make_case(rng: np.random.Generator, levels: Sequence[float] | None = None) -
     """An organ with a core, and a second, unlabelled organ, in a body; image (float32) and labels (uint8), both 3-D.
 
     The shapes are about the same in every case. ``levels`` are the intensities of air, body, second organ, organ and
-    core; without them they are drawn anew and may come in any order, so that a network has to learn the shapes.
+    core; without them they are sampled and can have any order, so that a network has to learn the shapes.
     """
     tissue, grid = _draw_tissues(rng)
     drawn = 40 + 160 * (rng.permutation(5) + rng.uniform(0.2, 0.8, 5)) / 5
@@ -81,7 +81,7 @@ def write_modalities(raw: Path, n_train: int, n_test: int, seed: int) -> None:
 def make_modalities(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The organs of :func:`make_case` in three modalities (3, *spatial), float32, and their labels.
 
-    Intensities of tissues are the same for everybody. The organ stands out in the first modality, the core in the
+    Intensities of tissues are the same in every case. The organ stands out in the first modality, the core in the
     second, both a little in the third.
     """
     tissue, grid = _draw_tissues(rng)
@@ -91,10 +91,10 @@ def make_modalities(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_tissues(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Air 0, body 1, another organ 2, organ 3 and core 4 of one individual, and the grid they are drawn on."""
+    """Tissue map of one individual (air 0, body 1, another organ 2, organ 3, core 4), and its coordinates."""
     size = rng.integers(38, 45, 3)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij"), axis=-1)
-    grid = grid + 0.04 * np.sin(4 * grid[..., [1, 2, 0]] + rng.uniform(0, 2 * np.pi, 3))  # no two are quite alike
+    grid = grid + 0.04 * np.sin(4 * grid[..., [1, 2, 0]] + rng.uniform(0, 2 * np.pi, 3))  # another shape each
     shift = rng.uniform(-0.08, 0.08, 3)
     tissue = np.zeros(size, dtype=np.uint8)
     radii = rng.uniform(0.9, 1.1, 4)

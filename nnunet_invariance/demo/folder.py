@@ -1,4 +1,4 @@
-"""A demo's folder, which holds nothing of anyone else's, and nnU-Net's variables that point into it."""
+"""The folder of a demo, and nnU-Net's environment variables that point into it."""
 
 import os
 import shutil
@@ -13,14 +13,14 @@ OWN_FOLDERS = (*TREES, "unlabelled", "synthetic", "comparison", "logs")
 
 
 def empty(out: Path) -> None:
-    """Make the folder, or remove what an earlier demo left in it and nothing else.
+    """Create the folder, or remove the files of an earlier demo; other files are never removed.
 
     Raises:
-        OutputError: it holds something that no demo has made.
+        OutputError: the folder contains files that no demo has made.
     """
     found = {p.name for p in out.iterdir()} if out.is_dir() else set()
     if strangers := found - {*OWN_FOLDERS, "index.html"}:
-        msg = f"{out} holds {', '.join(sorted(strangers)[:3])}, which no demo has made. Give a new folder with --out."
+        msg = f"{out} contains {', '.join(sorted(strangers)[:3])}, which no demo has made. Give another --out."
         raise OutputError(msg)
     for name in found:
         path = out / name
@@ -30,15 +30,15 @@ def empty(out: Path) -> None:
 
 @contextmanager
 def environment(out: Path) -> Iterator[None]:
-    """nnU-Net's three variables point into the demo, and it starts as few processes as it can."""
+    """Set nnU-Net's environment variables to the demo's folders and to as few processes as possible."""
     values: Mapping[str, str] = {
         **{name: str(out / name) for name in TREES},
-        # Each process that nnU-Net starts costs as much as half of a training here.
+        # Starting one process of nnU-Net takes as long as half of a training here.
         "nnUNet_def_n_proc": "1",
         "nnUNet_n_proc_DA": "1",
         "nnUNet_npp": "0",
         "nnUNet_nps": "0",
-        # Waiting threads sleep: spinning ones slow everything down tenfold once the cores have other work, too.
+        # Spinning threads make everything ten times slower if the cores have other work.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     before = {name: os.environ.get(name) for name in values}

@@ -47,7 +47,7 @@ def arms() -> list[str]:
 
 
 def run(demo: Demo) -> None:
-    """Make data, plan, train with styles and without, predict all three contrasts, score."""
+    """Create data, plan, train with and without styles, predict and score all three contrasts."""
     source, *targets = LEVELS
     with demo.step("making three small data sets: the same shapes, each set in a contrast of its own"):
         for number, (name, levels) in enumerate(LEVELS.items()):
@@ -66,7 +66,7 @@ def run(demo: Demo) -> None:
 
 
 def draw(demo: Demo) -> Page:
-    """What the steps left, and what the interventions do to a training image."""
+    """The page: results of the steps, and a training image in the style of every intervention."""
     image, labels = (
         demo.raw / f"{kind}Tr" / f"set0_000{end}{ENDING}" for kind, end in (("images", "_0000"), ("labels", ""))
     )
@@ -81,7 +81,7 @@ def draw(demo: Demo) -> Page:
                 "Each data set has a contrast of its own; only the first is trained on.",
                 [demo.raw.with_name(n) for n in LEVELS],
             ),
-            Section("The interventions, drawn three times each on a training image", styles),
+            Section("The interventions, three samples each, on a training image", styles),
             training_section(demo),
             prediction_section(demo),
         ],

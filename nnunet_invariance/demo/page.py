@@ -74,7 +74,7 @@ def pretraining_section(heading: str, folder: Path) -> Section:
 def transfer_section(demo: Demo) -> Section:
     """The transfer report of the first arm."""
     report = json.loads((stored_jobs(demo.comparison)[0].model / "transfer_report.json").read_text())
-    return Section("What the trainer took from it", transfer_table(report))
+    return Section("Weights that the trainer took from it", transfer_table(report))
 
 
 def training_section(demo: Demo) -> Section:

@@ -28,7 +28,7 @@ def draw_cases(raw: Path) -> bytes:
 
 
 def draw_predictions(cases: Sequence[LabelledCase], folders: Mapping[str, Path]) -> bytes:
-    """A row a test case: image, reference outlines, and the outlines that each arm left in its folder, as PNG."""
+    """One row per test case: image, outlines of the reference, and outlines of each arm's prediction, as PNG."""
     figure, axes = panels(len(cases), 2 + len(folders))
     for row, case in zip(axes, cases, strict=True):
         image, reference = read(case.images[0]), read(case.label)
@@ -60,10 +60,10 @@ def draw_training(folders: Mapping[str, Path]) -> bytes:
 
 
 def best_slice(segmentation: np.ndarray) -> int:
-    """The slice with most of the last class."""
+    """Index of the slice with the most voxels of the last class."""
     return int((segmentation == max(LABELS.values())).sum(axis=(1, 2)).argmax())
 
 
 def read(path: Path) -> np.ndarray:
-    """Voxels of a file (slices, height, width)."""
+    """Read the voxels of a file (slices, height, width)."""
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

@@ -1,4 +1,4 @@
-"""PUIR: pre-training on several modalities, modality transfer, and segmentation where modalities are missing."""
+"""PUIR: pre-training on several modalities, modality translation, and segmentation with missing modalities."""
 
 from pathlib import Path
 
@@ -29,9 +29,9 @@ from nnunet_invariance.modality_translation.evaluate import CONVENTIONS, EXAMPLE
 STEPS = 5
 N_TRAIN, N_TEST = 9, 3
 PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 3, 15
-TRANSFER_EPOCHS, TRANSFER_ITERATIONS = 3, 10
+TRANSLATION_EPOCHS, TRANSLATION_ITERATIONS = 3, 10
 EPOCHS, ITERATIONS = 5, 12
-#: Each prediction costs a start of nnU-Net, so not all seven subsets are shown.
+#: Not all seven subsets, because each prediction starts nnU-Net anew.
 SUBSETS = [JOIN.join(MODALITIES), next(iter(MODALITIES))]
 NEXT_STEPS = next_steps(
     "PUIRTrainer",
@@ -48,40 +48,40 @@ def arms() -> list[str]:
 
 
 def run(demo: Demo) -> None:
-    """Make data, plan, pre-train, train and score a transfer, train both arms and predict under each subset."""
-    with demo.step("making a small data set: three modalities of everybody, some of them missing"):
+    """Create data, plan, pre-train, train and score the translation, train both arms, predict every subset."""
+    with demo.step("making a small data set: three modalities per case, some of them missing"):
         write_modalities(demo.raw, N_TRAIN, N_TEST, SEED)
     plan(demo, ITERATIONS, prior=16)
     with demo.step(f"pre-training puir on {N_TRAIN} cases, without labels"):
         pretrain(demo, "puir", PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS, ["--set", "prior=16"])
-    with demo.step(f"modality transfer: training, and scores on {N_TEST} test cases"):
+    with demo.step(f"modality translation: training, and scores on {N_TEST} test cases"):
         words = ["nnunet-invariance", "translate"]
         where = [DATASET, CONFIGURATION, "-p", PLANS, "-device", "cpu"]
-        length = ["--epochs", str(TRANSFER_EPOCHS), "--iterations", str(TRANSFER_ITERATIONS), "--seed", str(SEED)]
-        demo.run("transfer_train", [*words, "train", *where, *length, "--set", "prior=16", "lr=0.001"])
-        images, scores = (str(path.relative_to(demo.out)) for path in (demo.raw / "imagesTs", _transfer(demo)))
-        demo.run("transfer_evaluate", [*words, "evaluate", *where, "-i", images, "-o", scores])
+        length = ["--epochs", str(TRANSLATION_EPOCHS), "--iterations", str(TRANSLATION_ITERATIONS), "--seed", str(SEED)]
+        demo.run("translate_train", [*words, "train", *where, *length, "--set", "prior=16", "lr=0.001"])
+        images, scores = (str(path.relative_to(demo.out)) for path in (demo.raw / "imagesTs", _translation(demo)))
+        demo.run("translate_evaluate", [*words, "evaluate", *where, "-i", images, "-o", scores])
     channels = list(MODALITIES)
     conditions = missing_modalities(channels, choose_subsets(channels, SUBSETS), ENDING)
     compare(demo, arms(), N_TRAIN, protocol=PROTOCOL, conditions=conditions)
 
 
 def draw(demo: Demo) -> Page:
-    """What the steps left."""
+    """The page with the results of the steps."""
     return Page(
         "puir: any subset of the modalities",
         [
             _subset_section(demo),
             _data_section(demo),
             pretraining_section("Pre-training, without labels", pretraining_folder(demo, "puir")),
-            _transfer_section(demo),
+            _translation_section(demo),
             transfer_section(demo),
             training_section(demo),
         ],
     )
 
 
-def _transfer(demo: Demo) -> Path:
+def _translation(demo: Demo) -> Path:
     return demo.out / "nnUNet_results" / DATASET / "transfer"
 
 
@@ -95,15 +95,15 @@ def _data_section(demo: Demo) -> Section:
             axis.imshow(image[len(image) // 2], cmap="gray", vmin=0, vmax=200)
             axis.set_title(f"case_{number:03d}, {name}{': missing' if missing else ''}", fontsize=8)
             axis.set_axis_off()
-    text = "<p>Intensities of tissues are the same for everybody. Every third training case lacks a modality.</p>\n"
+    text = "<p>Intensities of tissues are the same in every case. Every third training case lacks a modality.</p>\n"
     return Section("The data", text + inline(png(figure), "Three cases in three modalities, one of them missing"))
 
 
-def _transfer_section(demo: Demo) -> Section:
-    """Scores and pictures of the transfer from each modality to each other."""
-    folder = _transfer(demo)
-    picture = inline((folder / EXAMPLES).read_bytes(), "Real images, then what was transferred from each modality")
-    return Section("Modality transfer", CONVENTIONS + table(HEAD, summarise(read_pairs(folder)), 7) + picture)
+def _translation_section(demo: Demo) -> Section:
+    """Scores and pictures of the translation from each modality to each other."""
+    folder = _translation(demo)
+    picture = inline((folder / EXAMPLES).read_bytes(), "Real images, and the images predicted from each modality")
+    return Section("Modality translation", CONVENTIONS + table(HEAD, summarise(read_pairs(folder)), 7) + picture)
 
 
 def _subset_section(demo: Demo) -> Section:
@@ -112,5 +112,5 @@ def _subset_section(demo: Demo) -> Section:
     picture = inline(
         draw_heat_map([mean for mean in means if mean.metric == "dice"]), "Mean Dice by modalities and class"
     )
-    text = f"<p>Modalities that are not named are images of zeros. {arms()[1]} is nnU-Net.</p>\n"
-    return Section("Dice where modalities are missing", text + picture)
+    text = f"<p>Modalities that are not in the name are images of zeros. {arms()[1]} is nnU-Net.</p>\n"
+    return Section("Dice with missing modalities", text + picture)

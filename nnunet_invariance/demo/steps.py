@@ -1,4 +1,4 @@
-"""The steps that demos share, each said aloud with the time it takes."""
+"""The steps that demos share; the log names each step and its time."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ N_VAL = 2
 
 @dataclass
 class Step:
-    """A step that is done: what was run, and its wall time in seconds."""
+    """A finished step: its commands and its wall time in seconds."""
 
     name: str
     commands: list[str]
@@ -36,7 +36,7 @@ class Step:
 
 
 class Demo:
-    """Says which step runs, runs its commands, and remembers both."""
+    """Logs the current step, runs its commands, and records both."""
 
     def __init__(self, out: Path, total: int) -> None:
         self.out = out
@@ -71,7 +71,7 @@ class Demo:
 
 
 def plan(demo: Demo, iterations: int, **options: Any) -> None:
-    """Plan and preprocess, then write a plans copy that two cores train in a minute; ``options`` of its block.
+    """Plan and preprocess, then write a plans copy that two cores can train in a minute.
 
     Patch 32^3, batch 2, stages of 8, 16, 32 and 64 features.
     """
@@ -127,12 +127,12 @@ def _read_rows(metrics: Path) -> list[dict[str, str]]:
 
 
 def pretraining_folder(demo: Demo, method: str) -> Path:
-    """Where the pre-training leaves its checkpoint and curves."""
+    """Folder of the pre-training's checkpoint and curves."""
     return demo.out / "nnUNet_results" / DATASET / "pretraining" / f"{method}__{PLANS}__{CONFIGURATION}"
 
 
 def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> None:
-    """The few-shot comparison of the arms on the cases of labelsTs; ``protocol``: more arguments of ``few_shot``."""
+    """Compare the arms on the cases of labelsTs; ``protocol``: further arguments of `run_few_shot`."""
     test = sorted(p.name.split(".")[0] for p in (demo.raw / "labelsTs").iterdir())
     with demo.step(f"training {' and '.join(arms)}, predicting and scoring {len(test)} test cases"):
         run_few_shot(
@@ -146,11 +146,11 @@ def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> N
 
 
 def settings(demo: Demo, **others: Any) -> ProtocolOptions:
-    """Of the comparison of a demo."""
+    """Options of a demo's comparison."""
     return ProtocolOptions(n_val=N_VAL, seed=SEED, device="cpu", mirroring=False, out=demo.comparison, **others)
 
 
 def remember_commands(demo: Demo) -> None:
-    """Add the stock commands that a comparison ran, as its record tells, to the present step."""
+    """Add the commands in a comparison's record to the current step."""
     jobs: dict[str, Any] = json.loads((demo.comparison / "comparison.json").read_text())["jobs"]
     demo.steps[-1].commands += [c for job in jobs.values() for step in job.values() for c in step["commands"]]

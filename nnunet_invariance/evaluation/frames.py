@@ -116,6 +116,23 @@ def to_scores(scores: Scores) -> list[Score]:
     frame = pd.DataFrame(scores)
     if "class" not in frame and "label" in frame:
         frame = frame.rename(columns={"label": "class"})
+    metrics = _metrics_of(frame)
+    frame = frame.assign(**{name: value for name, value in OPTIONAL_COLUMNS.items() if name not in frame})
+    if (repeated := frame.duplicated(KEY)).any():
+        found = ", ".join(f"{name} {value!r}" for name, value in frame.loc[repeated, KEY].iloc[0].items())
+        raise ComparisonError(f"The scores have more than one row for {found}. Keep one, or add a draw or condition.")
+    for name in metrics:
+        _check_range(frame[name], name)
+    nan = np.full(len(frame), np.nan)
+    columns: dict[str, Any] = {name: frame[name].astype(float) if name in metrics else nan for name in METRICS}
+    columns |= {name: frame[name].astype(str) for name in ("condition", "arm", "case")}
+    columns |= {"label": frame["class"].astype(str), "draw": frame["draw"].astype(int)}
+    columns |= dict.fromkeys(("n_ref", "n_pred"), [0] * len(frame))  # unknown, and used by no statistic
+    return [Score(*row) for row in zip(*(columns[field.name] for field in fields(Score)), strict=True)]
+
+
+def _metrics_of(frame: pd.DataFrame) -> list[str]:
+    """The metrics that have a column; refuses a frame without a required column."""
     metrics = [name for name in METRICS if name in frame]
     if missing := [name for name in ("arm", "case") if name not in frame] or ([] if metrics else list(METRICS)):
         known = ", ".join(map(str, frame.columns)) or "none"
@@ -123,23 +140,7 @@ def to_scores(scores: Scores) -> list[Score]:
             f"The scores have the columns {known}; missing: {', '.join(missing)}. Give arm, case and at least one of "
             f"{', '.join(METRICS)}."
         )
-    frame = frame.assign(**{name: value for name, value in OPTIONAL_COLUMNS.items() if name not in frame})
-    if (repeated := frame.duplicated(KEY)).any():
-        found = ", ".join(f"{name} {value!r}" for name, value in frame.loc[repeated, KEY].iloc[0].items())
-        raise ComparisonError(f"The scores have more than one row for {found}. Keep one, or add a draw or condition.")
-    for name in metrics:
-        _check_range(frame[name], name)
-    values = {name: frame[name].astype(float) if name in metrics else np.full(len(frame), np.nan) for name in METRICS}
-    keys = frame[KEY].rename(columns={"class": "label"})
-    texts = {name: keys[name].astype(str) for name in ("condition", "arm", "case", "label")}
-    columns = {
-        **texts,
-        "draw": keys["draw"].astype(int),
-        **values,
-        "n_ref": [0] * len(frame),
-        "n_pred": [0] * len(frame),
-    }
-    return [Score(*row) for row in zip(*(columns[field.name] for field in fields(Score)), strict=True)]
+    return metrics
 
 
 def _check_range(column: pd.Series, name: str) -> None:

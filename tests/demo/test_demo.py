@@ -18,6 +18,7 @@ from nnunet_invariance.evaluation.report.style_pictures import draw_intervention
 
 PRETRAINING = {"PRETRAINING_EPOCHS": 1, "PRETRAINING_ITERATIONS": 2}
 TRAINING = {"EPOCHS": 1, "ITERATIONS": 2}
+TRANSLATION = {"TRANSLATION_EPOCHS": 1, "TRANSLATION_ITERATIONS": 2}
 
 
 def test_cases_are_the_same_for_a_seed_and_hold_both_classes():
@@ -109,7 +110,7 @@ def test_an_earlier_demo_is_replaced_and_anything_else_is_left_alone(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "nnUNet_raw").mkdir()
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(OutputError, match=r"holds thesis\.docx, which no demo has made.*--out"):
+    with pytest.raises(OutputError, match=r"contains thesis\.docx, which no demo has made.*--out"):
         empty(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nnUNet_raw", "thesis.docx"]
 
@@ -155,7 +156,11 @@ def test_the_commands_for_other_data_are_valid():
         ("alice", {**PRETRAINING, **TRAINING}, 4),
         ("anatomix", {**PRETRAINING, **TRAINING}, 5),
         ("icmseg", TRAINING, 8),
-        ("puir", {**PRETRAINING, **TRAINING, "TRANSFER_EPOCHS": 1, "TRANSFER_ITERATIONS": 2, "SUBSETS": ["T1"]}, 5),
+        (
+            "puir",
+            {**PRETRAINING, **TRAINING, "TRANSLATION_EPOCHS": 1, "TRANSLATION_ITERATIONS": 2, "SUBSETS": ["T1"]},
+            5,
+        ),
     ],
 )
 def test_a_demo_from_end_to_end(tmp_path, monkeypatch, caplog, method, short, pictures):

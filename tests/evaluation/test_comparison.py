@@ -402,7 +402,7 @@ def compare(tiny, plans_name: str, out: Path, **changes) -> Path:
         ),
         ({"shots": [4]}, r"4 shots and 1 validation cases need 5 .*found 4"),
         ({"test": None, "n_test": 7}, r"7 test cases .* 6 of the 6 labelled"),
-        ({"test": Path("nowhere")}, r"nowhere holds no test image: expected imagesTs/CASE_0000\.nii\.gz"),
+        ({"test": Path("nowhere")}, r"nowhere contains no test image: expected imagesTs/CASE_0000\.nii\.gz"),
         ({"pretraining": [], "slurm": {"timeout_min": 9}}, r"--pretrain runs here, not on Slurm"),
     ],
 )

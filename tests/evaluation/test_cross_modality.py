@@ -308,7 +308,7 @@ def test_an_arm_may_have_the_options_of_another_plans_copy(tiny, planned):
 def test_stock_variants_keep_their_augmentation_or_are_refused(tiny, planned):
     stock = open_planned_dataset(tiny.name, tiny.configuration)
     assert choose_arms(["ICMSegTrainer"], ["nnUNetTrainerDA5"], stock).arms[1].name == "nnUNetTrainerDA5"
-    with pytest.raises(ComparisonError, match=r"nnUNetTrainerNoDA knows nnU-Net's own numbers.*nnUNetTrainerDA5"):
+    with pytest.raises(ComparisonError, match=r"nnUNetTrainerNoDA supports nnU-Net's own numbers.*nnUNetTrainerDA5"):
         choose_arms(["ICMSegTrainer"], ["nnUNetTrainerNoDA"], planned)
 
 

@@ -96,9 +96,9 @@ def test_twins():
 
 
 def test_lengths_must_be_equal_and_names_known(stock):
-    with pytest.raises(ComparisonError, match=r"lengths differ \(_2epochs, _5epochs\): equal iterations"):
+    with pytest.raises(ComparisonError, match=r"lengths differ \(_2epochs, _5epochs\): all arms need equal"):
         choose_arms(["AliceTrainer_5epochs", "MAETrainer_2epochs"], [], stock)
-    with pytest.raises(ComparisonError, match=r"no trainer 'AlcieTrainer'; near names: AliceTrainer"):
+    with pytest.raises(ComparisonError, match=r"no trainer 'AlcieTrainer'; similar names: AliceTrainer"):
         choose_arms(["AlcieTrainer"], [], stock)
 
 

@@ -130,7 +130,7 @@ def test_slurm_gets_one_array(jobs, monkeypatch, tmp_path):
     write_scores_of(jobs[0])
     tasks = submit_slurm(jobs, tmp_path / "slurm", 3, {"timeout_min": 60, "slurm_partition": "short"})
     assert tasks == [f"77_{i}" for i in range(11)]
-    with pytest.raises(ComparisonError, match=r"(?s)Slurm took no job .*colour.*Correct --slurm"):
+    with pytest.raises(ComparisonError, match=r"(?s)Slurm accepted no job .*colour.*Correct --slurm"):
         submit_slurm(jobs, tmp_path / "slurm", 3, {"colour": "blue"})
     script = (tmp_path / "script").read_text()
     assert "--array=0-10%3" in script

@@ -1,4 +1,4 @@
-"""Which arms a comparison has: trainers with their twins, and baselines of the same length."""
+"""The arms of a comparison: trainers with their twins, and baselines of the same length."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from nnunet_invariance.registry import LENGTH_SUFFIX
 logger = logging.getLogger(__name__)
 
 STOCK = "nnUNetTrainer"
-#: Stock trainers, and what stands in for each where length or iterations are not nnU-Net's own.
+#: Stock trainers, and the replacement of each if epochs or iterations are not nnU-Net's own.
 WITH_OPTIONS = {STOCK: "BaselineTrainer", "nnUNetTrainerDA5": "BaselineTrainerDA5"}
 STOCK_ITERATIONS = {"iterations_per_epoch": 250, "val_iterations_per_epoch": 50}
 TWINS = "own twin"
@@ -25,7 +25,7 @@ TWINS = "own twin"
 
 @dataclass(frozen=True)
 class Selection:
-    """The arms, what is compared with what (empty: all with the last), and why trainers were left out."""
+    """The chosen arms, the contrasts (empty: every arm with the last one), and why trainers were left out."""
 
     arms: tuple[Arm, ...]
     contrasts: tuple[Contrast, ...] = ()
@@ -86,7 +86,7 @@ def open_comparison(
 
 
 def make_arm(name: str, planned: PlannedDataset) -> Arm:
-    """The arm of a word ``NAME`` or ``NAME@PLANS``.
+    """The arm with the name ``NAME`` or ``NAME@PLANS``.
 
     Raises:
         ComparisonError: the plans are for other preprocessed cases, or for another number of iterations.
@@ -104,12 +104,12 @@ def make_arm(name: str, planned: PlannedDataset) -> Arm:
         found = [block.get(key) or number for block in blocks]
         if found[0] != found[1]:
             msg = f"{name}: {key} is {found[1]} in {plans} and {found[0]} in {planned.plans.plans_name}. "
-            raise ComparisonError(f"{msg}Equal iterations are compared: give both the same number.")
+            raise ComparisonError(f"{msg}A comparison needs equal numbers of iterations: give both the same.")
     return Arm(name, trainer, plans=plans)
 
 
 def twin_of(name: str) -> str | None:
-    """The name of the same trainer without pre-trained weights; None where there is none, or for a twin itself."""
+    """Name of the same trainer without pre-trained weights; None if there is none, or for a twin itself."""
     trainer, at, plans = name.partition("@")
     length = LENGTH_SUFFIX.search(trainer)
     base = trainer[: length.start()] if length else trainer
@@ -118,16 +118,16 @@ def twin_of(name: str) -> str | None:
 
 
 def _common_length(names: Sequence[str]) -> str:
-    """The suffix that says the length; "" where no name has one."""
+    """The suffix with the number of epochs; "" if no name has one."""
     lengths = {match[0] for name in names if (match := LENGTH_SUFFIX.search(name.partition("@")[0]))}
     if len(lengths) > 1:
-        msg = f"The trainers' lengths differ ({', '.join(sorted(lengths))}): equal iterations are compared. "
+        msg = f"The trainers' lengths differ ({', '.join(sorted(lengths))}): all arms need equal iterations. "
         raise ComparisonError(f"{msg}Give all names the same one.")
     return next(iter(lengths), "")
 
 
 def _of_length(name: str, length: str, planned: PlannedDataset) -> str:
-    """The name with the common length; what stands in for a stock trainer where iterations are not stock."""
+    """The name with the common length; a stock trainer is replaced if the iterations are not nnU-Net's own."""
     trainer, at, plans = name.partition("@")
     base = LENGTH_SUFFIX.sub("", trainer)
     block = planned.configuration.configuration.get(BLOCK, {})
@@ -135,14 +135,14 @@ def _of_length(name: str, length: str, planned: PlannedDataset) -> str:
     if base.startswith(STOCK) and (length or not stock):
         if base not in WITH_OPTIONS:
             known = " and ".join(WITH_OPTIONS)
-            msg = f"{base} knows nnU-Net's own numbers of epochs and iterations only, and others are compared here. "
-            raise ComparisonError(f"{msg}Leave it out; {known} have forms of any length.")
+            msg = f"{base} supports nnU-Net's own numbers of epochs and iterations only; others are compared here. "
+            raise ComparisonError(f"{msg}Leave it out; {known} have variants of any length.")
         base = WITH_OPTIONS[base]
     return f"{base}{length}{at}{plans}"
 
 
 def why_not(name: str, planned: PlannedDataset) -> str | None:
-    """Why a trainer cannot be trained on these plans; None where it can.
+    """Why a trainer cannot be trained on these plans; None if it can.
 
     Reads the class attributes ``dimensions`` (numbers of spatial dimensions) and ``least_channels``.
 
@@ -155,7 +155,7 @@ def why_not(name: str, planned: PlannedDataset) -> str | None:
         if name.startswith(STOCK):
             return None
         near = ", ".join(nearest_trainers(name)) or "none"
-        raise ComparisonError(f"There is no trainer {name!r}; near names: {near}. Correct it.")
+        raise ComparisonError(f"There is no trainer {name!r}; similar names: {near}. Correct it.")
     dimensions, channels = getattr(trainer, "dimensions", ()), len(planned.channel_names)
     if dimensions and len(planned.patch_size) not in dimensions:
         needed = " or ".join(f"{d}-D" for d in dimensions)

@@ -1,4 +1,4 @@
-"""What a comparison may draw from: labelled raw cases, preprocessed cases, and what a pre-training has seen."""
+"""The cases of a comparison: labelled raw cases, preprocessed cases, and cases that a pre-training has seen."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -12,13 +12,17 @@ from nnunet_invariance.weights.checkpoint import read_metadata
 
 logger = logging.getLogger(__name__)
 
-# What nnU-Net may have left of one preprocessed case, beside CASE.pkl.
+# Endings of the files that nnU-Net may have written for one preprocessed case.
 PREPROCESSED_ENDINGS = (".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy", ".pkl")
 
 
 @dataclass(frozen=True)
 class LabelledCase:
-    """One raw case: one image file a channel, in order, and the reference segmentation."""
+    """One raw case: one image file per channel, in order, and the reference segmentation.
+
+    >>> LabelledCase("a", (Path("a_0000.nii.gz"),), Path("a.nii.gz")).name
+    'a'
+    """
 
     name: str
     images: tuple[Path, ...]
@@ -35,13 +39,13 @@ def labelled_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Labelle
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     if not raw.is_dir():
-        msg = f"{raw} does not exist; the test images are read from there. Set nnUNet_raw to where the dataset lies."
+        msg = f"{raw} does not exist; the test images are read from it. Set nnUNet_raw to the folder of the datasets."
         raise DatasetNotFoundError(msg)
     train = "dataset" in dataset_json or (raw / "imagesTr").is_dir()
     found = get_filenames_of_train_images_and_targets(str(raw), dataset_json) if train else {}
     cases = {name: LabelledCase(name, tuple(map(Path, c["images"])), Path(c["label"])) for name, c in found.items()}
     apart = {name: case for name, case in _test_images(raw, dataset_json).items() if case.label.is_file()}
-    _require_channels(apart, dataset_json)  # of the cases that can be tested; others need not be complete
+    _require_channels(apart, dataset_json)  # only of cases that can be tested
     return {name: case for name, case in cases.items() if case.label.is_file()} | apart
 
 
@@ -54,7 +58,7 @@ def test_folder_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, L
     cases = _test_images(folder, dataset_json)
     if not cases:
         ending = dataset_json["file_ending"]
-        msg = f"{folder} holds no test image: expected imagesTs/CASE_0000{ending} and labelsTs/CASE{ending} in it."
+        msg = f"{folder} contains no test image: expected imagesTs/CASE_0000{ending} and labelsTs/CASE{ending} in it."
         raise ComparisonError(f"{msg} Give a folder that does, or names of cases.")
     _require_channels(cases, dataset_json)
     labels, own = dataset_json["labels"], read_json(folder / "dataset.json", default={}).get("labels")
@@ -65,7 +69,7 @@ def test_folder_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, L
 
 
 def _test_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, LabelledCase]:
-    """What stands in ``imagesTs``, complete or not, and where the labels would be."""
+    """The cases of ``imagesTs``, complete or not, with the paths of their labels, which may be missing."""
     from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
     ending, images = dataset_json["file_ending"], folder / "imagesTs"
@@ -81,10 +85,9 @@ def _require_channels(cases: Mapping[str, LabelledCase], dataset_json: dict[str,
     channels = len(dataset_json["channel_names"])
     for name, case in cases.items():
         if (found := len(case.images)) != channels:
-            msg = (
-                f"Case {name} in {case.images[0].parent} has {found} image file(s), expected {channels}, one a channel."
-            )
-            raise ComparisonError(f"{msg} Add what is missing or leave the case out.")
+            where = case.images[0].parent
+            msg = f"Case {name} in {where} has {found} image file(s), expected {channels}, one per channel"
+            raise ComparisonError(f"{msg}. Add the missing files or leave the case out.")
 
 
 def require_labelled(wanted: Iterable[str], cases: Mapping[str, LabelledCase]) -> None:
@@ -102,7 +105,7 @@ def require_labelled(wanted: Iterable[str], cases: Mapping[str, LabelledCase]) -
 
 
 def preprocessed_cases(folder: Path, ground_truth: Path, ending: str) -> set[str]:
-    """Names of the cases that nnU-Net has preprocessed and whose segmentation stands in ``gt_segmentations``."""
+    """Names of the cases that nnU-Net has preprocessed and whose segmentation is in ``gt_segmentations``."""
     names = {p.name[: -len(".pkl")] for p in folder.glob("*.pkl")}
     return {name for name in names if (ground_truth / f"{name}{ending}").is_file()}
 
@@ -110,7 +113,7 @@ def preprocessed_cases(folder: Path, ground_truth: Path, ending: str) -> set[str
 def seen_cases(checkpoints: Iterable[Path], besides: str | None = None) -> set[str]:
     """Names of all cases in the manifests beside the checkpoints; a checkpoint without one is named in the log.
 
-    Cases in preprocessed folders of the name ``besides`` do not count.
+    Cases in preprocessed folders with the name ``besides`` are left out.
 
     Raises:
         ComparisonError: a manifest is not that of its checkpoint.
@@ -121,10 +124,10 @@ def seen_cases(checkpoints: Iterable[Path], besides: str | None = None) -> set[s
         if file.is_file():
             manifest = read_json(file)
             if manifest["sha256"] != read_metadata(path)["manifest_sha256"]:
-                msg = f"{file} lists other cases than {path.name} was trained on, so that what it has seen is unknown. "
+                msg = f"{file} lists other cases than those of {path.name}, whose training cases are unknown. "
                 raise ComparisonError(f"{msg}Restore the manifest, or pre-train again.")
             cases = manifest["cases"]
             names |= {case["name"] for case in cases if besides is None or case.get("source") != besides}
         else:
-            logger.warning("%s has no manifest.json beside it: whether it has seen test cases cannot be checked", path)
+            logger.warning("%s has no manifest.json beside it: it may have seen test cases", path)
     return names

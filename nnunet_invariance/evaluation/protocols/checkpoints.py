@@ -116,7 +116,7 @@ def require_unseen(checkpoints: Mapping[str, Path], test: Collection[str]) -> No
 
 
 def require_all(arms: Sequence[Arm], checkpoints: Mapping[str, Path], planned: PlannedDataset) -> None:
-    """Refuse to begin while an arm lacks its weights.
+    """Refuse a comparison in which an arm has no weights.
 
     Raises:
         ComparisonError: lists every arm without weights and the command that makes them.

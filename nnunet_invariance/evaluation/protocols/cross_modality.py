@@ -1,4 +1,4 @@
-"""The cross-modality protocol: train on one data set, test on others of another modality, classes matched by name."""
+"""The cross-modality protocol: train on one data set, test on others of another modality."""
 
 import json
 import logging
@@ -112,7 +112,7 @@ def _choose_cases(
 def _target_sets(
     planned: PlannedDataset, targets: Sequence[str], names: Mapping[str, Mapping[str, Named]]
 ) -> list[CaseSet]:
-    """One set a target, each checked."""
+    """One test set per target, each checked."""
     found = [_target_name(target) for target in targets]
     if not found or len(set(found)) < len(found) or planned.name in found:
         msg = f"Targets {', '.join(found) or 'none'}: expected at least one, each once, and not {planned.name} itself."
@@ -128,19 +128,19 @@ def _target_name(target: str) -> str:
     name = dataset_name_of(target)
     file = Path(os.environ["nnUNet_raw"]) / name / "dataset.json"
     if not file.is_file():
-        raise DatasetNotFoundError(f"{file} does not exist. A target needs it, beside its images and labels.")
+        raise DatasetNotFoundError(f"{file} does not exist. A target needs one besides images and labels.")
     return name
 
 
 def _target_set(planned: PlannedDataset, target: str, names: Mapping[str, Named]) -> CaseSet:
-    """All labelled cases of a target, whose files fit the source."""
+    """All labelled cases of a target; its channels, endings and labels must match the source."""
     raw = Path(os.environ["nnUNet_raw"]) / target
     described: dict[str, Any] = json.loads((raw / "dataset.json").read_text())
     channels = [channel_names_of(dataset) for dataset in (planned.dataset_json, described)]
     if len(channels[0]) != len(channels[1]):
         msg = f"{target} has {len(channels[1])} channel(s) ({', '.join(channels[1])}), {planned.name} has "
         msg += f"{len(channels[0])} ({', '.join(channels[0])}). "
-        raise ComparisonError(f"{msg}Make a target with as many, one modality for each that the network takes.")
+        raise ComparisonError(f"{msg}Create a target with as many channels, one for each input of the network.")
     endings = [dataset["file_ending"] for dataset in (planned.dataset_json, described)]
     if endings[0] != endings[1]:
         msg = f"Files of {target} end with {endings[1]}, those of {planned.name} with {endings[0]}. "
@@ -154,7 +154,7 @@ def _target_set(planned: PlannedDataset, target: str, names: Mapping[str, Named]
             logger.info("%s: not scored, because only %s has them: %s", target, kind, ", ".join(classes))
     cases = [case for _, case in sorted(labelled_cases(raw, described).items())]
     if not cases:
-        raise ComparisonError(f"{raw} holds no image with a label. A target needs both, in imagesTr and labelsTr.")
+        raise ComparisonError(f"{raw} contains no image with a label. A target needs both, in imagesTr and labelsTr.")
     reader, known = planned.plans.image_reader_writer_class(), {"labels": {str(v): v for v in matched.values}}
     for case in cases:
         require_known_labels(case.label, reader.read_seg(str(case.label))[0], known)

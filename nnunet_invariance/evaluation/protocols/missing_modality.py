@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL = "missing-modality"
 JOIN = "+"
-#: Folder of a comparison with the images that stand for missing modalities.
+#: Folder of a comparison with the images of zeros that replace missing modalities.
 EMPTY = "empty_slots"
 
 
@@ -68,7 +68,7 @@ def missing_modality(
 
 
 def choose_subsets(channels: Sequence[str], words: Sequence[str] | None = None) -> list[tuple[int, ...]]:
-    """Indices of the modalities of each subset: those that the words name ("T1+FLAIR"), or all 2^n - 1, largest first.
+    """Indices of the modalities of each subset: the given ones ("T1+FLAIR"), or all 2^n - 1, largest first.
 
     Raises:
         ComparisonError: a subset is empty or names a modality that is not there, or there is one modality only.
@@ -85,7 +85,7 @@ def choose_subsets(channels: Sequence[str], words: Sequence[str] | None = None) 
 
 
 def _subset(word: str, channels: Sequence[str]) -> tuple[int, ...]:
-    if word in channels:  # a name may hold the sign itself
+    if word in channels:  # a name may contain the sign itself
         return (channels.index(word),)
     names = [name.strip() for name in word.split(JOIN) if name.strip()]
     if not names:
@@ -103,9 +103,9 @@ def _subset(word: str, channels: Sequence[str]) -> tuple[int, ...]:
 def missing_modalities(
     channels: Sequence[str], subsets: Sequence[tuple[int, ...]], ending: str
 ) -> Callable[[Sequence[LabelledCase], Path], list[CaseSet]]:
-    """The ``conditions`` of ``few_shot``: a test set for each subset, zeros in the slots of the other modalities.
+    """The ``conditions`` of `run_few_shot`: one test set per subset, with zeros in place of the other modalities.
 
-    A case that lacks a modality itself (a constant image) is in the sets only for which it has all.
+    A case that lacks a modality itself (a constant image) is only in the sets whose modalities it has.
     """
 
     def conditions(cases: Sequence[LabelledCase], out: Path) -> list[CaseSet]:
@@ -133,7 +133,7 @@ def _present(case: LabelledCase) -> set[int]:
 
 
 def _reduced(case: LabelledCase, subset: tuple[int, ...], folder: Path, ending: str) -> LabelledCase:
-    """The case with images of zeros in place of the modalities that are not in the subset."""
+    """The case with images of zeros for the modalities that are not in the subset."""
     images = tuple(
         path if channel in subset else _empty_slot(path, folder / f"{case.name}_{channel:04d}{ending}")
         for channel, path in enumerate(case.images)
@@ -142,7 +142,7 @@ def _reduced(case: LabelledCase, subset: tuple[int, ...], folder: Path, ending: 
 
 
 def _empty_slot(like: Path, path: Path) -> Path:
-    """An image of zeros in the geometry of another; an existing one stays."""
+    """Write an image of zeros with the geometry of another one; an existing file is kept."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():

@@ -122,7 +122,7 @@ def require_methods(settings: Sequence[str]) -> None:
 def _arms_to_pretrain(
     planned: PlannedDataset, arms: Sequence[Arm], checkpoints: Mapping[str, Path], test: Collection[str]
 ) -> list[Arm]:
-    """Arms whose pre-trainings are not there or have seen a test case.
+    """Arms whose pre-training is missing or has seen a test case.
 
     Raises:
         ComparisonError: an arm lacks weights that cannot be made here.
@@ -145,7 +145,7 @@ def pretrain(
     options: Sequence[str] = (),
     keep_open: Sequence[int] = (),
 ) -> Path:
-    """Run or continue ``pretrain METHOD`` on the preprocessed cases that are not tested, in a tree of its own.
+    """Run or continue ``pretrain METHOD`` on the preprocessed cases that are not tested, in a folder of its own.
 
     ``options`` are settings ``key=value`` for all methods, or ``METHOD:key=value``.
 
@@ -157,7 +157,7 @@ def pretrain(
     copy_plans(base, planned)
     names = {p.name[: -len(".pkl")] for p in planned.folder.glob("*.pkl")}
     for file in [base / planned.folder.name / f"{case}{ending}" for case in test for ending in PREPROCESSED_ENDINGS]:
-        file.unlink(missing_ok=True)  # of an earlier call, which tested others
+        file.unlink(missing_ok=True)  # of an earlier call with other test cases
     link_preprocessed(base, planned, names - set(test))
     folder = own_folder(out, planned) / folder_name(method, planned)
     begun = (folder / LATEST).is_file() and not seen_cases([folder / LATEST]) & set(test)
@@ -175,5 +175,5 @@ def pretrain(
 
 
 def own_folder(out: Path, planned: PlannedDataset) -> Path:
-    """Where the comparison keeps the pre-trainings that it has made."""
+    """Folder of the pre-trainings that the comparison has made."""
     return out / OWN / "nnUNet_results" / planned.name / "pretraining"

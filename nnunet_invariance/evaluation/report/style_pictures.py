@@ -18,7 +18,7 @@ def draw_interventions(
     styles: Sequence[str] = tuple(INTERVENTIONS),
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> bytes:
-    """The slice with most foreground: bare and with outlines, then each intervention, a row a draw, as PNG.
+    """The slice with the most foreground, without and with outlines, and in each style; one row per sample, as PNG.
 
     Args:
         image, labels: (slices, height, width); the whole volume is changed, as a patch is in training.

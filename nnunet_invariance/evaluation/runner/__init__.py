@@ -1,1 +1,1 @@
-"""Running the jobs of a comparison and recording what was done."""
+"""Run the jobs of a comparison and record them."""

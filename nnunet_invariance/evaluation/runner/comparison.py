@@ -1,4 +1,4 @@
-"""The comparison runner: arms on subsets, through nnU-Net's own commands, in a tree of its own, scored and recorded.
+"""The comparison runner: trains and tests every arm on every subset through nnU-Net's own commands, in its own folder.
 
 A protocol decides what is compared and hands it over as a `Comparison`; it runs no command itself.
 """
@@ -36,16 +36,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a protocol has decided: every arm trains on every subset and is tested on the same test sets.
+    """A comparison: every arm trains on every subset and is tested on the same test sets.
 
     Attributes:
-        tests: more than one where a network is tested under several conditions; names must differ.
-        checkpoints: the file that an arm starts from, by arm; their checksums belong to the comparison.
+        tests: test sets; several if a network is tested under several conditions, with different names.
+        checkpoints: the file that an arm starts from, by arm; their checksums are part of the description.
         mirroring: test-time augmentation by mirroring, nnU-Net's default.
         tolerance: of NSD, in mm; None computes Dice alone.
-        contrasts: what is compared with what; empty: every arm with the last one.
-        left_out: trainers that were asked for and do not apply, with the reason.
-        transductive: test images that a pre-training has seen, each with its name.
+        contrasts: pairs of arms that are compared; empty: every arm with the last one.
+        left_out: requested trainers that do not apply, with the reason.
+        transductive: names of test cases that a pre-training has seen.
     """
 
     protocol: str
@@ -63,7 +63,7 @@ class Comparison:
     transductive: Collection[str] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the result; a continued comparison must agree in what both have."""
+        """Everything that affects the result; a call that continues a comparison must not contradict it."""
         contrasts = self.contrasts or [Contrast(a.name, self.arms[-1].name, self.arms[-1].name) for a in self.arms[:-1]]
         return {
             "protocol": self.protocol,
@@ -82,12 +82,12 @@ class Comparison:
             "transductive": dict.fromkeys(sorted(self.transductive), True),
             "subsets": [describe_subset(subset) for subset in self.subsets],
             "tests": [describe_test(test) for test in self.tests],
-            # A finished training does not come back to a test set, so none may be added later.
+            # Finished trainings are not tested again, so no test set may be added later.
             **({"test_names": [test.name for test in self.tests]} if any(test.name for test in self.tests) else {}),
         }
 
     def _describe_arm(self, arm: Arm) -> dict[str, Any]:
-        """The trainer, its variables and, where it has some of its own, its plans."""
+        """The trainer, its environment variables and, if it has its own, its plans."""
         described = {"trainer": arm.trainer, "environment": _without_paths(arm)}
         if arm.plans:
             described["plans"] = arm.plans
@@ -108,7 +108,7 @@ def run_comparison(
     devices: Sequence[str] = (),
     slurm: Mapping[str, str | int] | None = None,
 ) -> Path:
-    """Do what is left of a comparison in ``out`` and return it; ``slurm`` (parameters) submits it instead.
+    """Run the missing cells of a comparison in ``out`` and return ``out``.
 
     Leaves what ``write_report`` writes, comparison.json (cases, commands, times, versions, machine) and a folder of
     logs, models and predictions for each arm. A training that fails does not stop the others.
@@ -133,12 +133,12 @@ def run_comparison(
 
 
 def prepare(comparison: Comparison, out: Path) -> list[Job]:
-    """Write the record and the tree of a comparison; the jobs in the order in which to run them."""
+    """Write the record and the folders of a comparison; returns its jobs in the order in which they run."""
     planned = comparison.planned
     if not (out / RECORD).is_file():
         require_same_folds(out, planned.name, comparison.subsets)
     described = open_record(out / RECORD, comparison.describe(), comparison.device)
-    subsets = stored_subsets(described)  # those of earlier calls too, in their order
+    subsets = stored_subsets(described)  # including those of earlier calls, in their order
     build_preprocessed(out, planned, subsets, [arm.plans for arm in comparison.arms if arm.plans])
     ending = planned.dataset_json["file_ending"]
     build_tests(out, comparison.tests, ending, planned.plans.image_reader_writer_class())

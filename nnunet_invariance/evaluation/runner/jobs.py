@@ -1,4 +1,4 @@
-"""One training of a comparison: train, predict, score, each skipped when it is already done."""
+"""One cell of a comparison: train, predict and score; finished steps are skipped."""
 
 import os
 import re
@@ -22,15 +22,19 @@ from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 
 _EPOCH = re.compile(r": Epoch (\d+)\s*$", re.MULTILINE)
 TAIL_BYTES = 20000
-#: Folders of a comparison that hold the test cases, linked.
+#: Folders of a comparison with links to the test cases.
 TEST_IMAGES, TEST_LABELS = "test_images", "test_labels"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: a trainer by its name, and environment variables for its commands alone.
+    """One side of a comparison: a trainer by its name, and environment variables for its commands.
 
-    ``plans`` names a copy of the comparison's plans with other options, for the same preprocessed cases; None: those.
+    >>> Arm("AliceTrainer_60epochs", "AliceTrainer_60epochs").epochs
+    60
+
+    ``plans`` names a copy of the comparison's plans with other options, for the same preprocessed cases; None: the
+    comparison's own plans.
     """
 
     name: str
@@ -40,18 +44,21 @@ class Arm:
 
     @property
     def epochs(self) -> int:
-        """Length of the training as the trainer's name says it; nnU-Net's 1000 when it does not."""
+        """Number of epochs in the trainer's name, or nnU-Net's 1000 without one."""
         length = LENGTH_SUFFIX.search(self.trainer)
         return int(length[1]) if length else 1000
 
 
 @dataclass(frozen=True)
 class CaseSet:
-    """Cases that every trained network predicts, and what is special about them, "" for nothing.
+    """A named set of test cases that every trained network predicts; the name is "" for a single set.
+
+    >>> CaseSet("T1", []).within(Path("predictions")).as_posix()
+    'predictions/T1'
 
     Attributes:
         classes: the classes that are scored; None: all.
-        values: value in the label files -> value in the training's numbering; None where both number alike.
+        values: value in the label files -> value in the training's numbering; None if both are the same.
     """
 
     name: str
@@ -60,13 +67,13 @@ class CaseSet:
     values: Mapping[int, int] | None = None
 
     def within(self, folder: Path) -> Path:
-        """This set's part of a folder."""
+        """The subfolder of this test set."""
         return folder / self.name if self.name else folder
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all jobs of a comparison share; ``tolerance`` (mm) is that of NSD, None leaves surfaces out."""
+    """What all jobs of a comparison share; ``tolerance`` is that of NSD in mm, None computes Dice only."""
 
     out: Path
     dataset: str
@@ -81,7 +88,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """An arm on a subset; ``fold`` is the subset's place in splits_final.json."""
+    """An arm on a subset; ``fold`` is the index of the subset in splits_final.json."""
 
     arm: Arm
     subset: Subset
@@ -110,7 +117,7 @@ class Job:
 
     @property
     def model(self) -> Path:
-        """The fold folder in which nnU-Net leaves its checkpoints."""
+        """The fold folder with nnU-Net's checkpoints."""
         s = self.setting
         return self.results / s.dataset / f"{self.arm.trainer}__{self.plans}__{s.configuration}" / f"fold_{self.fold}"
 
@@ -146,7 +153,7 @@ class Job:
         return self.folder / "record.json"
 
     def train_command(self) -> list[str]:
-        """nnUNetv2_train; continues when there is a checkpoint to continue from."""
+        """The nnUNetv2_train command; it continues if there is a checkpoint."""
         s = self.setting
         command = ["nnUNetv2_train", s.dataset, s.configuration, str(self.fold), "-tr", self.arm.trainer]
         command += ["-p", self.plans, "-device", s.device]
@@ -154,7 +161,7 @@ class Job:
         return [*command, "--c"] if begun else command
 
     def predict_command(self, test: CaseSet, target: Path) -> list[str]:
-        """nnUNetv2_predict on the images of a test set, with paths relative to the comparison's folder."""
+        """The nnUNetv2_predict command for a test set, with paths relative to the comparison's folder."""
         s = self.setting
         images = str(test.within(Path(TEST_IMAGES)))
         command = ["nnUNetv2_predict", "-i", images, "-o", str(target.relative_to(s.out)), "-d", s.dataset]
@@ -163,11 +170,11 @@ class Job:
         return command if s.mirroring else [*command, "--disable_tta"]
 
     def predictions(self, test: CaseSet) -> Path:
-        """Where the predicted segmentations of a test set stand."""
+        """Folder of the predicted segmentations of a test set."""
         return test.within(self.folder / "predictions")
 
     def condition(self, test: CaseSet) -> str:
-        """What this job's rows of a test set are compared under."""
+        """Name of the condition of this job's scores on a test set."""
         return f"{self.subset.condition}, {test.name}" if test.name else self.subset.condition
 
 
@@ -177,10 +184,10 @@ def run_job(
     keep_open: Sequence[int] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Do what is left of a job and record each command; ``environment`` is added to the arm's own.
+    """Run the missing steps of a job and record each command; ``environment`` is added to the arm's own.
 
     Raises:
-        ComparisonError: another process is at it, a command failed, or a prediction is missing.
+        ComparisonError: a command failed, or a prediction is missing.
     """
     if job.finished:
         return
@@ -190,7 +197,7 @@ def run_job(
 
 
 def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], environment: dict[str, str]) -> None:
-    """The commands that are left of a job."""
+    """Run the missing commands of a job."""
     setting, ending = job.setting, job.setting.dataset_json["file_ending"]
     environment["nnUNet_preprocessed"] = str(setting.out / "nnUNet_preprocessed")
     environment["nnUNet_results"] = str(job.results)
@@ -207,7 +214,7 @@ def _run(job: Job, on_poll: Callable[[], None], keep_open: Sequence[int], enviro
     for test in setting.tests:
         target = job.predictions(test)
         if not all((target / f"{case.name}{ending}").is_file() for case in test.cases):
-            # Under another name until all is there: a killed nnUNetv2_predict leaves truncated files.
+            # Renamed when complete, because a killed nnUNetv2_predict leaves truncated files.
             partial = target.with_name(f"{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             run("predict", job.predict_command(test, partial))
@@ -232,7 +239,7 @@ def score_job(job: Job) -> list[Score]:
 
 
 def epochs_done(job: Job) -> int:
-    """Epochs that a job's training has finished, read from nnU-Net's own words in the log."""
+    """Number of epochs that a job's training has finished, read from nnU-Net's log."""
     if (job.model / "checkpoint_final.pth").is_file():
         return job.arm.epochs
     log = job.folder / "train.log"

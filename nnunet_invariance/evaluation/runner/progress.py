@@ -1,4 +1,4 @@
-"""One progress bar over all trainings of a comparison, in epochs, with the time left."""
+"""One progress bar over all trainings of a comparison: epochs, time left, and the cells that are validated."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ from nnunet_invariance.evaluation.runner.jobs import Job, epochs_done
 
 
 class Progress:
-    """Follows the jobs by what nnU-Net's logs say; a terminal is redrawn every second, a file every minute."""
+    """Follows the jobs in nnU-Net's logs; redraws a terminal every second, another output every minute."""
 
     def __init__(self, bar: tqdm, done: dict[str, int]) -> None:
         self.bar = bar
@@ -22,10 +22,12 @@ class Progress:
         self.drawn = time.monotonic()
 
     def update(self, job: Job) -> None:
-        """Read how far a job is, and redraw when it is time to."""
+        """Read the progress of a job, and redraw the bar if it is time."""
         now = epochs_done(job)
         self.bar.n += now - self.done[job.name]
         self.done[job.name] = now
+        after = now == job.arm.epochs and not job.scores.is_file()
+        self.bar.set_postfix_str(f"{job.name}: validation, prediction" if after else "", refresh=False)
         if time.monotonic() - self.drawn > self.interval:
             self.drawn = time.monotonic()
             self.bar.refresh()
@@ -33,7 +35,7 @@ class Progress:
 
 @contextmanager
 def progress(jobs: Sequence[Job]) -> Iterator[Progress]:
-    """A bar that log messages do not break."""
+    """A progress bar that log messages do not break."""
     done = {job.name: epochs_done(job) for job in jobs}
     total = sum(job.arm.epochs for job in jobs)
     loggers = [logging.getLogger(), logging.getLogger("nnunet_invariance")]

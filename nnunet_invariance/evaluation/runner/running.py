@@ -1,4 +1,4 @@
-"""Running the jobs of a comparison: here, several at a time, or as a Slurm array."""
+"""Run the jobs of a comparison: on this machine, several at a time, or as a Slurm array."""
 
 import functools
 import logging
@@ -26,7 +26,7 @@ class _Cancelled(Exception):
 def run_jobs(
     jobs: Sequence[Job], keep_open: Sequence[int] = (), parallel: int = 1, devices: Sequence[str] = ()
 ) -> None:
-    """Run what is left of all jobs, in their order, ``parallel`` at a time; a job that fails does not stop the others.
+    """Run the unfinished jobs in their order, ``parallel`` at a time; a job that fails does not stop the others.
 
     Args:
         devices: values of CUDA_VISIBLE_DEVICES; every job gets one of them, the least used first.
@@ -55,8 +55,8 @@ def run_jobs(
     if failed:
         msg = f"{len(failed)} of {len(jobs)} trainings did not finish: {', '.join(failed)}. "
         first = next(iter(failed.values()))
-        said = first if isinstance(first, InvarianceError) else repr(first)
-        raise ComparisonError(f"{msg}The others did. The first one said: {said}") from first
+        message = first if isinstance(first, InvarianceError) else repr(first)
+        raise ComparisonError(f"{msg}The others did. The first error: {message}") from first
 
 
 def _work(job: Job, stop: threading.Event, free: queue.SimpleQueue, keep_open: Sequence[int], bar: Progress) -> None:
@@ -80,7 +80,7 @@ def _work(job: Job, stop: threading.Event, free: queue.SimpleQueue, keep_open: S
 
 @contextmanager
 def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Whatever ends the block early, SIGTERM too, ends the commands of all jobs."""
+    """End the commands of all jobs if the block ends early, also by SIGTERM."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
@@ -98,7 +98,7 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
 
 
 def submit_slurm(jobs: Sequence[Job], folder: Path, parallel: int, parameters: dict[str, str | int]) -> list[str]:
-    """Hand what is left of all jobs to Slurm as one array, ``parallel`` at a time; returns the ids of its tasks.
+    """Submit the unfinished jobs to Slurm as one array, ``parallel`` at a time; returns the ids of its tasks.
 
     Args:
         folder: for submitit's scripts and logs.
@@ -106,7 +106,7 @@ def submit_slurm(jobs: Sequence[Job], folder: Path, parallel: int, parameters: d
 
     Raises:
         MissingPackageError: submitit is not installed.
-        ComparisonError: Slurm is not there, or it took no job.
+        ComparisonError: Slurm is not available, or it refused the jobs.
     """
     try:
         import submitit
@@ -120,12 +120,12 @@ def submit_slurm(jobs: Sequence[Job], folder: Path, parallel: int, parameters: d
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
         executor.update_parameters(slurm_array_parallelism=parallel, name="few-shot", **parameters)
         submitted = executor.map_array(_task, todo)
-    except (RuntimeError, OSError, NameError, TypeError) as error:  # what submitit says of parameters and of sbatch
-        msg = f"Slurm took no job ({error}). Correct --slurm, run this where sbatch is, or leave out --submit."
+    except (RuntimeError, OSError, NameError, TypeError) as error:  # submitit's errors about parameters and sbatch
+        msg = f"Slurm accepted no job ({error}). Correct --slurm, run this where sbatch is, or leave out --submit."
         raise ComparisonError(msg) from error
     return [job.job_id for job in submitted]
 
 
 def _task(job: Job) -> None:
-    """What a node of the array does."""
+    """Run one task of the array."""
     run_job(job)

@@ -1,4 +1,4 @@
-"""A comparison as its folder holds it: the cells of the grid, how far each is, and the tables of the finished ones."""
+"""A comparison read from its folder: its cells, the state of each, and the scores of the finished ones."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ RECORD = "comparison.json"
 
 
 def stored_jobs(out: Path) -> list[Job]:
-    """Every cell of the grid that a comparison's record names, arms within subsets.
+    """Every cell of a comparison, arms within subsets.
 
     Raises:
         ComparisonError: the folder holds no comparison.
@@ -46,7 +46,7 @@ def stored_jobs(out: Path) -> list[Job]:
 
 
 def stored_subsets(described: Mapping[str, Any]) -> list[Subset]:
-    """The subsets of a description; their places are nnU-Net's folds."""
+    """The subsets of a description; their indices are nnU-Net's folds."""
     return [
         Subset(s["shots"], s["draw"], tuple(s["train"]), tuple(s["val"]), s.get("part"), _names(s.get("test")))
         for s in described["subsets"]
@@ -58,13 +58,13 @@ def _names(stored: list[str] | None) -> tuple[str, ...] | None:
 
 
 def describe_subset(s: Subset) -> dict[str, Any]:
-    """What ``stored_subsets`` reads."""
+    """The entry that :func:`stored_subsets` reads."""
     described = {"name": s.name, "shots": s.shots, "draw": s.draw, "train": list(s.train), "val": list(s.val)}
     return described if s.part is None else {**described, "part": s.part, "test": list(s.test or ())}
 
 
 def describe_test(test: CaseSet) -> dict[str, Any]:
-    """What ``stored_tests`` reads, and how label values were changed."""
+    """The entry that :func:`stored_tests` reads, and how label values were changed."""
     described: dict[str, Any] = {"name": test.name, "cases": [case.name for case in test.cases]}
     if test.classes is not None:
         described["classes"] = list(test.classes)
@@ -74,7 +74,7 @@ def describe_test(test: CaseSet) -> dict[str, Any]:
 
 
 def stored_tests(out: Path, described: Mapping[str, Any], ending: str) -> list[CaseSet]:
-    """The test sets of a description, with the files that the comparison's folder holds of them."""
+    """The test sets of a description, with their files in the comparison's folder."""
     return [_case_set(out, test, ending) for test in described["tests"]]
 
 
@@ -91,7 +91,7 @@ def _case_set(out: Path, test: Mapping[str, Any], ending: str) -> CaseSet:
 
 
 def state(job: Job) -> str:
-    """How far a cell is, in words."""
+    """The state of a cell, as text."""
     if job.finished:
         return "finished"
     if job.scores.is_file():

@@ -1,4 +1,4 @@
-"""The comparison's own nnU-Net tree: preprocessed cases, splits and test images, apart from the user's."""
+"""The comparison's own nnU-Net folders: preprocessed cases, splits and test images, separate from the user's."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 
 
 def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system allows none; an existing target stays.
+    """Create a hard link, or a copy if the file system has no hard links; an existing target is kept.
 
     Raises:
         OutputError: neither is possible.
@@ -74,7 +74,7 @@ def _folds(subsets: Sequence[Subset]) -> list[dict[str, list[str]]]:
 
 
 def copy_plans(base: Path, dataset: PlannedDataset, plans: Iterable[str] = ()) -> None:
-    """Copy plans, more plans by name, dataset.json and fingerprint."""
+    """Copy the plans, further plans by name, dataset.json and the fingerprint."""
     files = [f"{name}.json" for name in (dataset.plans.plans_name, *plans, "dataset", "dataset_fingerprint")]
     for name in files:  # copies, not links: later edits of the user's files must not change the comparison
         content = (dataset.base / name).read_bytes()
@@ -86,7 +86,7 @@ def _write(content: bytes, file: BinaryIO) -> None:
 
 
 def link_preprocessed(base: Path, dataset: PlannedDataset, cases: Iterable[str]) -> None:
-    """Link what nnU-Net has preprocessed of these cases, and their segmentations."""
+    """Link the preprocessed files of these cases, and their segmentations."""
     ending = dataset.dataset_json["file_ending"]
     for case in sorted(cases):
         for suffix in PREPROCESSED_ENDINGS:
@@ -104,21 +104,21 @@ def build_tests(out: Path, tests: Sequence[CaseSet], ending: str, reader: BaseRe
     """
     for test in tests:
         for case in test.cases:
-            for channel, image in enumerate(case.images):  # dataset.json may give files any name
+            for channel, image in enumerate(case.images):  # dataset.json may give files other names
                 link(image, test.within(out / TEST_IMAGES) / f"{case.name}_{channel:04d}{ending}")
             label = test.within(out / TEST_LABELS) / f"{case.name}{ending}"
             if test.values is None:
                 link(case.label, label)
             elif not label.is_file():
                 segmentation, properties = reader.read_seg(str(case.label))
-                partial = label.with_name(f"partial_{label.name}")  # the ending says what format is written
+                partial = label.with_name(f"partial_{label.name}")  # the ending decides the format
                 label.parent.mkdir(parents=True, exist_ok=True)
                 reader.write_seg(renumber(segmentation[0], test.values), str(partial), properties)
                 partial.replace(label)
 
 
 def build_results(folder: Path, pretrainings: Iterable[Path]) -> None:
-    """Make an arm's results folder and let its trainer find the pre-trainings that were chosen for it."""
+    """Create an arm's results folder, with links to the pre-trainings that its trainer loads."""
     shortcuts = folder / "pretraining"
     if shortcuts.is_symlink():
         shortcuts.unlink()

@@ -12,7 +12,7 @@ PERCENTILE = 95
 
 
 def require_monai() -> None:
-    """Say early that MONAI is missing.
+    """Check that MONAI is installed.
 
     Raises:
         MissingPackageError
@@ -27,14 +27,14 @@ def surface_scores(
 ) -> tuple[float, float]:
     """NSD at a tolerance, in [0, 1], and HD95 in mm, of two masks of the same shape.
 
-    The surface of a mask are its voxels with a face neighbour outside. With the surface voxels P of the prediction and
-    R of the reference, NSD = (|{p: d(p, R) <= t}| + |{r: d(r, P) <= t}|) / (|P| + |R|) (arXiv 1809.04430, with voxels
-    counted instead of areas), and HD95 is the larger of the two 95th percentiles of d. Both masks empty: nan. One
-    empty: NSD 0, and HD95 is the diagonal of the image, beyond which no distance can be.
+    The surface of a mask consists of its voxels that have a face neighbour outside. With the surface voxels P of the
+    prediction and R of the reference, NSD = (|{p: d(p, R) <= t}| + |{r: d(r, P) <= t}|) / (|P| + |R|) (arXiv
+    1809.04430, with voxels counted instead of areas), and HD95 is the larger of the two 95th percentiles of d. If both masks are
+    empty, both are nan; if one is, NSD is 0 and HD95 is the diagonal of the image, the largest possible distance.
 
     Args:
         reference, prediction: boolean, two or three axes; a first axis of length 1 is dropped.
-        spacing: in mm, one an axis.
+        spacing: in mm, one per axis.
         tolerance: t, in mm.
     """
     if reference.ndim == 3 and reference.shape[0] == 1:  # 2-D images, as nnU-Net reads them
