@@ -29,8 +29,9 @@ def surface_scores(
 
     The surface of a mask consists of its voxels that have a face neighbour outside. With the surface voxels P of the
     prediction and R of the reference, NSD = (|{p: d(p, R) <= t}| + |{r: d(r, P) <= t}|) / (|P| + |R|) (arXiv
-    1809.04430, with voxels counted instead of areas), and HD95 is the larger of the two 95th percentiles of d. If both masks are
-    empty, both are nan; if one is, NSD is 0 and HD95 is the diagonal of the image, the largest possible distance.
+    1809.04430, with voxels counted instead of areas), and HD95 is the larger of the two 95th percentiles of d. If both
+    masks are empty, both are nan; if one is, NSD is 0 and HD95 is the diagonal of the image, the largest possible
+    distance.
 
     Args:
         reference, prediction: boolean, two or three axes; a first axis of length 1 is dropped.
