@@ -176,7 +176,7 @@ def publish(args: argparse.Namespace, steps: Steps) -> None:
         text = (out / name).read_text().replace(str(args.work), "WORK")
         write_file(folder / name, text.replace(str(args.data.resolve()), "DATA").encode())
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', (out / PAGE).read_text())
-    for name, content in zip(("levels.png", "effects.png", "cases.png"), pictures, strict=False):
+    for name, content in zip(("means.png", "effects.png", "cases.png"), pictures, strict=False):
         write_file(folder / name, base64.b64decode(content))
     jobs = stored_jobs(out)
     missing = [f"- {job.name}: {state(job)}" for job in jobs if not job.finished]
