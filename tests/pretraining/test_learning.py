@@ -113,7 +113,7 @@ def test_collapse_is_warned_of(tiny):
     assert alice.warnings(good) == []
     assert "one code" in alice.warnings({**good, "mean_target_entropy": 0.0})[0]
     assert "uniform" in alice.warnings({**good, "target_entropy": 0.99})[0]
-    assert "teaches nothing" in alice.warnings({**good, "class_target_entropy": 0.99})[0]
+    assert "has no effect" in alice.warnings({**good, "class_target_entropy": 0.99})[0]
     assert "directions" in alice.warnings({**good, "effective_rank": 1.2})[0]
     one_code = torch.zeros(50, 64)
     one_code[:, 3] = 10.0

@@ -266,18 +266,21 @@ class Alice(Method):
         found = []
         if diagnostics["mean_target_entropy"] < 0.05:
             found.append(
-                f"collapse: nearly all targets are one code (mean-target entropy "
-                f"{diagnostics['mean_target_entropy']:.3f} of log K)"
+                f"collapse: nearly all targets are one prototype (mean-target entropy "
+                f"{diagnostics['mean_target_entropy']:.3f} of log K); try --set collapse_guard=sinkhorn"
             )
         if diagnostics["target_entropy"] > 0.95:
             found.append(
-                f"collapse: targets are nearly uniform (target entropy {diagnostics['target_entropy']:.3f} of log K)"
+                f"collapse: targets are nearly uniform (target entropy {diagnostics['target_entropy']:.3f} of log K); "
+                "lower teacher_temperature"
             )
         if diagnostics["class_target_entropy"] > 0.95:
             share = diagnostics["class_target_entropy"]
             found.append(
-                f"class targets are nearly uniform ({share:.3f} of log K): the inter-volume term teaches nothing"
+                f"class targets are nearly uniform ({share:.3f} of log K): the inter-volume loss has no effect; use "
+                "images that differ more (--images), or switch it off (--set weight_inter=0)"
             )
         if diagnostics["effective_rank"] < 2:
-            found.append(f"collapse: target tokens span {diagnostics['effective_rank']:.1f} directions")
+            rank = diagnostics["effective_rank"]
+            found.append(f"collapse: target tokens span {rank:.1f} directions; try --set collapse_guard=sinkhorn")
         return found
