@@ -29,7 +29,11 @@ in it; training and prediction ran in <code>comparison</code>, with preprocessed
 
 @dataclass(frozen=True)
 class Section:
-    """A heading (text) and its content (HTML)."""
+    """A heading (text) and its content (HTML).
+
+    >>> Section("The data", "<p>Text</p>").heading
+    'The data'
+    """
 
     heading: str
     body: str
@@ -37,7 +41,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """Title and sections of a demo."""
+    """Title and sections of a demo.
+
+    >>> len(Page("A demo", [Section("The data", "")]).sections)
+    1
+    """
 
     title: str
     sections: Sequence[Section]

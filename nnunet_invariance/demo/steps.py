@@ -28,7 +28,11 @@ N_VAL = 2
 
 @dataclass
 class Step:
-    """A finished step: its commands and its wall time in seconds."""
+    """A finished step: its commands and its wall time in seconds.
+
+    >>> Step("planning", ["nnUNetv2_plan_and_preprocess -d 990"], 3.0).seconds
+    3.0
+    """
 
     name: str
     commands: list[str]
@@ -36,7 +40,11 @@ class Step:
 
 
 class Demo:
-    """Logs the current step, runs its commands, and records both."""
+    """Logs the current step, runs its commands, and records both.
+
+    >>> Demo(Path("out"), total=4).comparison.as_posix()
+    'out/comparison'
+    """
 
     def __init__(self, out: Path, total: int) -> None:
         self.out = out

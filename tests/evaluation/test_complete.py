@@ -51,7 +51,7 @@ def test_bad_input_is_named_and_nothing_is_written(trees):
     with pytest.raises(ImagesFolderError, match="does not exist"):
         complete(folder, out, "779")
     folder.mkdir()
-    with pytest.raises(ImagesFolderError, match="holds no file named CASE_0000"):
+    with pytest.raises(ImagesFolderError, match="contains no file named CASE_0000"):
         complete(folder, out, "779")
     image(image(folder, "a_0000"), "b_0002")
     with pytest.raises(ImagesFolderError, match=r"b_0002.nii.gz is channel 2.*T1, CT"):

@@ -1,1 +1,14 @@
-"""The evaluation protocols and the arms, cases and splits that they share."""
+"""Which cases, arms and weights a comparison has: one module per protocol, and what the protocols share."""
+
+__all__ = [
+    "arms",
+    "cases",
+    "checkpoints",
+    "cross_modality",
+    "few_shot",
+    "missing_channels",
+    "missing_modality",
+    "pretrainings",
+    "protocol",
+    "splits",
+]

@@ -25,7 +25,11 @@ TWINS = "own twin"
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen arms, the contrasts (empty: every arm with the last one), and why trainers were left out."""
+    """The chosen arms, the contrasts (empty: every arm with the last one), and why trainers were left out.
+
+    >>> Selection((Arm("nnUNetTrainer", "nnUNetTrainer"),)).contrasts
+    ()
+    """
 
     arms: tuple[Arm, ...]
     contrasts: tuple[Contrast, ...] = ()

@@ -1,4 +1,4 @@
-"""Cases that lack a modality, made complete: a constant image in each empty slot."""
+"""Complete cases that lack a modality: write an image of zeros for each missing channel."""
 
 import json
 import os
@@ -17,26 +17,35 @@ from nnunet_invariance.nnunet.planned_dataset import channel_names_of, dataset_n
 
 
 @dataclass(frozen=True)
-class Completed:
-    """What :func:`complete` did: cases, and the names of the channels that were filled in each that lacked any."""
+class FillReport:
+    """Result of :func:`complete`.
+
+    Attributes:
+        cases: number of cases.
+        filled: the names of the channels that were missing, by case; complete cases are left out.
+
+    >>> FillReport(2, {"case_1": ("T1",)}).filled["case_1"]
+    ('T1',)
+    """
 
     cases: int
     filled: Mapping[str, tuple[str, ...]]
 
 
-def complete(images: Path, out: Path, dataset: str) -> Completed:
-    """Copy the images of a folder and write a zero image into each empty slot, with the grid of the case's first one.
+def complete(images: Path, out: Path, dataset: str) -> FillReport:
+    """Copy the images of a folder, and write an image of zeros for each missing channel.
 
-    PUIRTrainer's network takes a constant image for a modality that is missing. Nothing is written unless all can be.
+    The zeros have the grid of the case's first image. PUIRTrainer's network treats them as a missing modality. All cases
+    are checked before anything is written.
 
     Args:
-        images: files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``, some of them absent.
-        out: a folder that is empty or not there.
-        dataset: name or id; its dataset.json says how many channels a case has.
+        images: folder with files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``, of which some are missing.
+        out: an empty or new folder.
+        dataset: name or id; its dataset.json names the channels.
 
     Raises:
-        ImagesFolderError: no folder, no image, a channel that the dataset does not have, or different grids.
-        OutputError: ``out`` holds something.
+        ImagesFolderError: there is no folder or image, a channel is not in the dataset, or grids differ.
+        OutputError: ``out`` is not empty.
         EnvironmentNotSetError, DatasetNotFoundError
     """
     description = _read_dataset_json(dataset)
@@ -45,7 +54,7 @@ def complete(images: Path, out: Path, dataset: str) -> Completed:
     for files in cases.values():
         check_same_grid(list(files.values()))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} is not empty and is not written into. Give a new folder.")
+        raise OutputError(f"{out} is not empty. Give a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for case, files in tqdm(cases.items(), desc="completing", unit="case", disable=None):
@@ -56,14 +65,14 @@ def complete(images: Path, out: Path, dataset: str) -> Completed:
                 else:
                     sitk.WriteImage(zeros_like(next(iter(files.values()))), str(target))
     except OSError as error:
-        msg = f"{out} could not be written ({error.strerror}). Free space, or give a place that is writable."
+        msg = f"{out} could not be written ({error.strerror}). Free space, or give a writable folder."
         raise OutputError(msg) from error
     lacking = {case: tuple(n for i, n in enumerate(names) if i not in files) for case, files in cases.items()}
-    return Completed(len(cases), {case: missing for case, missing in lacking.items() if missing})
+    return FillReport(len(cases), {case: missing for case, missing in lacking.items() if missing})
 
 
 def find_cases(images: Path, ending: str, names: list[str]) -> dict[str, dict[int, Path]]:
-    """Files of each case by channel, in order."""
+    """The files of each case, by channel."""
     if not images.is_dir():
         raise ImagesFolderError(f"The images folder {images} does not exist. Give an existing folder.")
     cases: dict[str, dict[int, Path]] = {}
@@ -77,13 +86,13 @@ def find_cases(images: Path, ending: str, names: list[str]) -> dict[str, dict[in
                 )
             cases.setdefault(found[1], {})[channel] = path
     if not cases:
-        msg = f"The images folder {images} holds no file named CASE_0000{ending}, CASE_0001{ending} and so on. "
-        raise ImagesFolderError(f"{msg}Name the images as nnUNetv2_predict wants them.")
+        msg = f"The images folder {images} contains no file named CASE_0000{ending}, CASE_0001{ending} and so on. "
+        raise ImagesFolderError(f"{msg}Name the images as for nnUNetv2_predict.")
     return cases
 
 
 def zeros_like(file: Path) -> sitk.Image:
-    """An image of zeros with the geometry and pixel type of a file."""
+    """Create an image of zeros with the geometry and pixel type of a file."""
     reference = sitk.ReadImage(str(file))
     zeros = sitk.Image(reference.GetSize(), reference.GetPixelID())
     zeros.CopyInformation(reference)
@@ -91,7 +100,7 @@ def zeros_like(file: Path) -> sitk.Image:
 
 
 def _read_dataset_json(dataset: str) -> dict:
-    """From nnUNet_raw or nnUNet_preprocessed."""
+    """Read dataset.json from nnUNet_raw or nnUNet_preprocessed."""
     require_environment()
     name = dataset_name_of(dataset)
     files = [Path(os.environ[tree]) / name / "dataset.json" for tree in ("nnUNet_raw", "nnUNet_preprocessed")]

@@ -41,6 +41,9 @@ class WeightRules:
         settings: options of missing pre-trainings, which are then made without the test cases; None makes none.
         transductive: allow pre-trainings that have seen a test case.
         local: whether the trainings run on this machine.
+
+    >>> WeightRules(test=["case_1"]).transductive
+    False
     """
 
     test: Collection[str]

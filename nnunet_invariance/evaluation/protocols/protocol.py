@@ -105,6 +105,9 @@ class Plan:
         subsets: training and validation cases of every training.
         tests: creates the test sets; may write images into the comparison's folder.
         names: test cases of the data set that is trained on; ``other_names``: of other data sets.
+
+    >>> Plan("few-shot", subsets=[], tests=lambda: [], names=["case_1"]).other_names
+    ()
     """
 
     protocol: str

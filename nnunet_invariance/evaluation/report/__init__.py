@@ -1,1 +1,12 @@
-"""The report of a comparison: page, tables and pictures."""
+"""The HTML page of a comparison and its parts."""
+
+__all__ = [
+    "cases",
+    "names",
+    "page",
+    "pictures",
+    "provenance",
+    "results",
+    "style_pictures",
+    "tables",
+]

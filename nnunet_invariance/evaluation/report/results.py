@@ -21,7 +21,12 @@ SUMMARY = "summary.txt"
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that is computed from the scores of a comparison; conditions are in natural order."""
+    """Everything that is computed from the scores of a comparison; conditions are in natural order.
+
+    >>> results = compute_results([], [], seed=0)
+    >>> results.conditions, results.main_effects
+    ([], [])
+    """
 
     scores: Sequence[Score]
     means: Sequence[ArmMean]

@@ -46,6 +46,9 @@ class Comparison:
         contrasts: pairs of arms that are compared; empty: every arm with the last one.
         left_out: requested trainers that do not apply, with the reason.
         transductive: names of test cases that a pre-training has seen.
+
+    >>> arms = [Arm("A", "nnUNetTrainer")]
+    >>> Comparison("few-shot", planned, arms, subsets, tests, {}, 0, "cuda", mirroring=True)  # doctest: +SKIP
     """
 
     protocol: str

@@ -73,7 +73,11 @@ class CaseSet:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all jobs of a comparison share; ``tolerance`` is that of NSD in mm, None computes Dice only."""
+    """What all jobs of a comparison share; ``tolerance`` is that of NSD in mm, None computes Dice only.
+
+    >>> Setting(Path("out"), "Dataset001_A", {}, "nnUNetPlans", "3d_fullres", "cpu", True, tests=[]).tolerance is None
+    True
+    """
 
     out: Path
     dataset: str
@@ -88,7 +92,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """An arm on a subset; ``fold`` is the index of the subset in splits_final.json."""
+    """An arm on a subset; ``fold`` is the index of the subset in splits_final.json.
+
+    >>> setting = Setting(Path("out"), "Dataset001_A", {}, "nnUNetPlans", "3d_fullres", "cpu", True, tests=[])
+    >>> job = Job(Arm("A", "nnUNetTrainer"), Subset(5, 0, ("a",), ("b",)), 0, setting)
+    >>> job.name, job.scores.as_posix()
+    ('A/shots5_draw0', 'out/arms/A/shots5_draw0/scores.csv')
+    """
 
     arm: Arm
     subset: Subset

@@ -13,7 +13,12 @@ from nnunet_invariance.evaluation.runner.jobs import Job, epochs_done
 
 
 class Progress:
-    """Follows the jobs in nnU-Net's logs; redraws a terminal every second, another output every minute."""
+    """Follows the jobs in nnU-Net's logs; redraws a terminal every second, another output every minute.
+
+    >>> with progress([]) as bar:
+    ...     bar.done
+    {}
+    """
 
     def __init__(self, bar: tqdm, done: dict[str, int]) -> None:
         self.bar = bar

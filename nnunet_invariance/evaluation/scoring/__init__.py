@@ -1,1 +1,8 @@
-"""Scores of label maps."""
+"""Scores of predicted segmentations."""
+
+__all__ = [
+    "label_maps",
+    "metrics",
+    "scores",
+    "surfaces",
+]

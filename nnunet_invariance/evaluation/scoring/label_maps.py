@@ -22,6 +22,9 @@ class MatchedLabels:
         values: every value that the target's files may contain -> value of the source; 0 for unmatched classes.
         classes: source classes that the target has, in the source's order.
         only_source, only_target: names of classes that the other map does not have.
+
+    >>> match_labels({"background": 0, "liver": 1}, {"background": 0, "liver": 6}, {}).changes
+    True
     """
 
     values: Mapping[int, int]

@@ -13,7 +13,11 @@ from nnunet_invariance.evaluation.scoring.surfaces import surface_scores
 
 
 class ClassScores(NamedTuple):
-    """The numbers of one class of one case; see :class:`Score`."""
+    """The numbers of one class of one case; see :class:`Score`.
+
+    >>> ClassScores(0.9, 0.8, 2.0, 100, 110).dice
+    0.9
+    """
 
     dice: float
     nsd: float

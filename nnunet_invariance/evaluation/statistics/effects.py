@@ -43,6 +43,10 @@ class PairedDifference:
         p: two-sided p value of Wilcoxon's signed-rank test over the cases, each averaged over the draws.
         effect: matched-pairs rank-biserial correlation of the same values, in [-1, 1]; 1: larger in every case.
         p_false_claim: probability that the true difference does not have the sign of ``mean``, in [0, 0.5].
+
+    >>> found = paired_difference(np.array([[0.1, 0.3], [0.2, 0.2]]))
+    >>> found.draws, found.cases, found.effect
+    (2, 2, 1.0)
     """
 
     mean: float
@@ -66,6 +70,12 @@ class Effect:
         verdict: "better" or "worse" where the interval excludes 0, there are at least two draws, and
             ``coverage_low`` is at least 0.8; else "not decided".
         coverage_low, coverage_high: how often such intervals contain the truth in simulated experiments of this size.
+
+    >>> dice = {"A": 0.8, "B": 0.7}
+    >>> rows = [Score("", 0, arm, case, "x", dice[arm], 1.0, 1.0, 9, 9) for arm in dice for case in ("a", "b")]
+    >>> effect = paired_effects(rows, [Contrast("A", "B", "B")])[0]
+    >>> effect.verdict, effect.undecided_because[:8]
+    ('not decided', 'one draw')
     """
 
     metric: str
@@ -102,7 +112,11 @@ class Effect:
 
 @dataclass(frozen=True)
 class ArmMean:
-    """Mean score of one arm under one condition, with its 95 % interval over draws and cases."""
+    """Mean score of one arm under one condition, with its 95 % interval over draws and cases.
+
+    >>> ArmMean("dice", "5 shots", "A", "liver", 0.8, 0.7, 0.9, draws=3, cases=20).mean
+    0.8
+    """
 
     metric: str
     condition: str

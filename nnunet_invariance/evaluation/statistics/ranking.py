@@ -24,6 +24,9 @@ class RankedArm:
         p_false_claim: probability that the claim "this arm is better than the next one in the ranking" is false (see
             :func:`false_claim_probability`); nan for the last arm. On rank 1 this is the P(false claim) of the paper.
         draws, cases: numbers that the ranking is based on.
+
+    >>> RankedArm("dice", "5 shots", 1, "A", 0.8, p_first=0.9, p_false_claim=0.1, draws=3, cases=20).rank
+    1
     """
 
     metric: str
