@@ -35,8 +35,8 @@ class FillReport:
 def complete(images: Path, out: Path, dataset: str) -> FillReport:
     """Copy the images of a folder, and write an image of zeros for each missing channel.
 
-    The zeros have the grid of the case's first image. PUIRTrainer's network treats them as a missing modality. All cases
-    are checked before anything is written.
+    The zeros have the grid of the case's first image. PUIRTrainer's network treats them as a missing modality. All
+    cases are checked before anything is written.
 
     Args:
         images: folder with files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``, of which some are missing.
