@@ -13,6 +13,7 @@ from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.demo.data import LABELS, MODALITIES, make_case, make_modalities, write_dataset, write_modalities
 from nnunet_invariance.demo.folder import OWN_FOLDERS, empty, environment
 from nnunet_invariance.demo.run import DEMOS, run_demo
+from nnunet_invariance.demo.steps import Demo, pretrain, pretraining_folder
 from nnunet_invariance.errors import OutputError
 from nnunet_invariance.evaluation.report.style_pictures import draw_interventions
 
@@ -146,6 +147,26 @@ def test_the_commands_for_other_data_are_valid():
             parser.parse_args(words)
         (train,) = (step.split() for step in steps if step.startswith("nnUNetv2_train "))
         assert find_trainer(train[-1]) is not None
+
+
+def test_a_pretraining_shows_its_losses_and_its_warnings(tmp_path, monkeypatch, caplog):
+    demo = Demo(tmp_path, 1)
+    folder = pretraining_folder(demo, "alice")
+
+    def run(log, command, on_poll):
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("epoch,loss\n1,2.5\n2,1.25\n")
+        (folder / "log.txt").write_text("2026-01-01 10:00:00,000 WARNING epoch 2: collapse: uniform; lower it\n")
+        on_poll()
+
+    monkeypatch.setattr(demo, "run", run)
+    caplog.set_level("INFO", logger="nnunet_invariance")
+    pretrain(demo, "alice", 2, 10)
+    assert [(r.levelname, r.message.strip()) for r in caplog.records] == [
+        ("INFO", "epoch 1 of 2, loss 2.500"),
+        ("INFO", "epoch 2 of 2, loss 1.250"),
+        ("WARNING", "collapse: uniform; lower it (epoch 2)"),
+    ]
 
 
 @pytest.mark.slow

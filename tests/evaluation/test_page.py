@@ -95,13 +95,14 @@ def demo(tmp_path_factory) -> Path:
     pretraining = pretraining_folder(Demo(out, 1), "alice")
     pretraining.mkdir(parents=True)
     matplotlib.image.imsave(pretraining / "progress.png", np.zeros((8, 9, 3)))
+    (pretraining / "log.txt").write_text("2026-01-01 10:00:00,000 WARNING epoch 5: collapse: <uniform>; lower it\n")
     return out
 
 
 @pytest.fixture(scope="module")
 def page(demo) -> Reader:
     steps = [Step("planning", ["nnUNetv2_plan <&> 1"], 12.3), Step("drawing", [], 0.4)]
-    path = write_page(demo, draw(Demo(demo, 1)), steps)
+    path = write_page(demo, draw(Demo(demo, 1)), steps, ["nnUNetv2_train <own>"])
     assert path == demo / "index.html"
     return Reader(path.read_text())
 
@@ -129,6 +130,18 @@ def test_every_picture_decodes_and_says_what_it_shows(page):
 def test_the_page_says_that_it_is_no_evidence(page):
     assert "shows the pipeline and is no evidence" in page.text
     assert "a few test cases with one seed" in page.text
+
+
+def test_the_results_come_first_and_the_commands_for_other_data_last(page):
+    headings = ["Dice on the 2 test cases", "The data", "Pre-training, without labels", "What was run", "Now your data"]
+    positions = [page.text.index(heading) for heading in headings]
+    assert positions == sorted(positions)
+    assert page.text.index("nnUNetv2_train <own>") > positions[-1]
+
+
+def test_a_warning_of_collapse_is_shown_in_red(page):
+    assert "collapse: <uniform>; lower it (epoch 5)" in page.text
+    assert [attributes for tag, attributes in page.tags if tag == "p"].count({"class": "notice"}) == 2
 
 
 def test_commands_and_times_stand_there_as_they_were(page):
