@@ -11,9 +11,10 @@ from nnunet_invariance.common.html import details, inline, notice, page, table, 
 from nnunet_invariance.demo.data import LABELS
 from nnunet_invariance.demo.next_steps import OWN_DATASET
 from nnunet_invariance.demo.pictures import draw_cases, draw_predictions, draw_training
-from nnunet_invariance.demo.steps import SEED, Demo, Step
+from nnunet_invariance.demo.steps import PLANS, SEED, Demo, Step
 from nnunet_invariance.evaluation.protocols.checkpoints import warnings_of
 from nnunet_invariance.evaluation.report.cases import class_colours
+from nnunet_invariance.evaluation.report.names import short_names
 from nnunet_invariance.evaluation.report.results import compute_results
 from nnunet_invariance.evaluation.report.tables import class_legend
 from nnunet_invariance.evaluation.runner.stored import stored_jobs
@@ -121,15 +122,16 @@ def score_table(scores: Path, baseline: str) -> str:
         for e in results.effects
         if e.metric == "dice"
     }
+    names = short_names(list(dict.fromkeys(s.arm for s in rows)), PLANS)
     lines = [
         (
-            *(m.condition, m.arm, m.label, f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]"),
+            *(m.condition, names[m.arm], m.label, f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]"),
             differences.get((m.condition, m.arm, m.label), ""),
         )
         for m in results.means
         if m.metric == "dice"
     ]
-    head = ("condition", "trainer", "class", "mean Dice [95 % interval]", f"paired difference to {baseline}")
+    head = ("condition", "trainer", "class", "mean Dice [95 % interval]", f"difference to {names[baseline]}")
     return table(head, lines, numbers=2)
 
 

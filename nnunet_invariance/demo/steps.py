@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,8 @@ def pretrain(demo: Demo, method: str, epochs: int, iterations: int, options: Seq
     demo.run("pretrain", command, on_poll)
     on_poll()
     for warning in warnings_of(pretraining_folder(demo, method)):
-        logger.warning("      %s", warning)
+        red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        logger.warning("      %swarning: %s%s", red, warning, plain)
 
 
 def _read_rows(metrics: Path) -> list[dict[str, str]]:

@@ -165,7 +165,7 @@ def test_a_pretraining_shows_its_losses_and_its_warnings(tmp_path, monkeypatch, 
     assert [(r.levelname, r.message.strip()) for r in caplog.records] == [
         ("INFO", "epoch 1 of 2, loss 2.500"),
         ("INFO", "epoch 2 of 2, loss 1.250"),
-        ("WARNING", "collapse: uniform; lower it (epoch 2)"),
+        ("WARNING", "warning: collapse: uniform; lower it (epoch 2)"),
     ]
 
 
