@@ -323,7 +323,7 @@ def test_presets_are_settings_and_fields_beside_them_win():
         (AliceOptions, "ema_start", 1.5, r"in \[0, 1\]"),
         (AliceOptions, "teacher_temperature", 0.0, r"in \(0, inf\)"),
         (AliceOptions, "weight_inter", math.nan, r"in \[0, inf\)"),
-        (AliceOptions, "weight_mim", math.inf, "at least 0, or -1"),
+        (AliceOptions, "weight_mim", math.inf, r"in \[0, inf\), or None"),
         (SAMOptions, "features", 0, "at least 1"),
         (SAMOptions, "others", -1, "at least 0"),
         (MAEOptions, "mask_ratio", 1.2, r"in \(0, 1\)"),

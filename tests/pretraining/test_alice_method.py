@@ -106,7 +106,7 @@ def test_tokens_agree_at_the_students_queries_and_padding_is_not_attended_to(tar
 
 def test_masked_reconstruction_weighs_as_the_intensities_are_scaled_and_can_be_off():
     setup = build().setup
-    for unit_range, given, weight in ((False, -1.0, 1.0), (True, -1.0, 10.0), (True, 0.0, 0.0), (False, 3.0, 3.0)):
+    for unit_range, given, weight in ((False, None, 1.0), (True, None, 10.0), (True, 0.0, 0.0), (False, 3.0, 3.0)):
         options = AliceOptions(hidden=16, num_prototypes=16, weight_mim=given)
         alice = Alice(dataclasses.replace(setup, unit_range=unit_range), options)
         assert alice.loss_weights == {"inter": 1.0, "intra": 1.0, "mim": weight}

@@ -39,22 +39,6 @@ main()
 dist.destroy_process_group()
 """
 
-METHODS_SCRIPT = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tests.helpers.distributed_methods import build, losses_of, views_of
-dist.init_process_group("gloo")
-torch.set_num_threads(1)
-method = build(sys.argv[2])
-losses = losses_of(DistributedDataParallel(method, broadcast_buffers=False), views_of(sys.argv[2], dist.get_rank()))
-dist.all_reduce(losses)
-if dist.get_rank() == 0:
-    gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
-    torch.save({"losses": losses / 2, "gradients": gradients}, sys.argv[1])
-dist.destroy_process_group()
-"""
-
 
 @pytest.mark.parametrize("form", [{}, {"collapse_guard": "sinkhorn", "encoding": "sparse", "target_kv": "encoder"}])
 def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path, form):
@@ -78,25 +62,6 @@ def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_
     for center, head in zip(two["centers"], (alice.heads.inter, alice.heads.intra), strict=True):
         assert torch.allclose(center, head.center, atol=1e-6)
         assert head.center.any() == (not form)
-
-
-@pytest.mark.parametrize("name", ["sam", "anatomix"])
-def test_two_ranks_of_other_methods_equal_one_rank_on_the_joined_batch(tmp_path, name):
-    from tests.helpers.distributed_methods import RANKS, build, joined, losses_of, views_of
-
-    script = tmp_path / "two_ranks.py"
-    script.write_text(METHODS_SCRIPT)
-    torchrun(str(script), str(tmp_path / "two.pt"), name)
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    method = build(name)
-    losses = losses_of(method, joined([views_of(name, rank) for rank in range(RANKS)]))
-    assert torch.allclose(two["losses"], losses, rtol=1e-8)
-    assert losses.min() > 0
-    one = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
-    assert one.keys() == two["gradients"].keys()
-    assert len(one) > 15
-    for parameter, gradient in one.items():
-        assert torch.allclose(two["gradients"][parameter], gradient, rtol=1e-6, atol=1e-10), parameter
 
 
 def test_ranks_wait_for_hours_of_work_of_the_first_one(monkeypatch):

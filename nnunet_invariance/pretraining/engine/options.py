@@ -12,11 +12,11 @@ LARGEST_SEED = 2**32 - 1
 DEFAULTS = {"lr": 1e-4, "weight_decay": 0.04}
 
 
-def _method_default(low_excluded: bool, default: float, doc: str) -> Any:
-    """A non-negative number, or None for the method's default."""
-    bound = number(default, 0, float("inf"), low_excluded=low_excluded)
+def automatic_number(doc: str, low_excluded: bool = False) -> Any:
+    """A non-negative number whose default None means that the method or the loop chooses it."""
+    bound = number(0.0, 0, float("inf"), low_excluded=low_excluded)
     accepts = bound.metadata["accepts"]
-    expected = f"{bound.metadata['expected']}, or None for the method's default"
+    expected = f"{bound.metadata['expected']}, or None for an automatic choice"
     return option(None, expected, lambda value: value is None or accepts(value), doc)
 
 
@@ -37,11 +37,13 @@ class LoopOptions(Options):
         0, f"a whole number from 0 to {LARGEST_SEED}", lambda v: is_int(v) and 0 <= v <= LARGEST_SEED,
         "Seed of initialisation, data and augmentation.",
     )  # fmt: skip
-    lr: float | None = _method_default(True, DEFAULTS["lr"], "Peak learning rate of AdamW (default: 1e-4).")
+    lr: float | None = automatic_number(
+        "Peak learning rate of AdamW; None: 1e-4, or the method's default.", low_excluded=True
+    )
     lr_end: float = number(1e-6, 0, float("inf"), doc="Last learning rate, at the end of a cosine.")
     warmup: float = number(0.05, 0, 1, doc="Fraction of the steps in which the rate rises linearly to lr.")
-    weight_decay: float | None = _method_default(
-        False, DEFAULTS["weight_decay"], "Weight decay of matrices and kernels; vectors have none (default: 0.04)."
+    weight_decay: float | None = automatic_number(
+        "Weight decay of matrices and kernels, never of vectors; None: 0.04, or the method's default."
     )
     grad_clip_norm: float = number(
         3.0, 0, float("inf"), low_excluded=True, doc="Largest norm of the whole gradient."

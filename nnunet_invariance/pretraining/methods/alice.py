@@ -104,7 +104,8 @@ class Alice(Method):
             self.sparse = SparseEncoding(encoder)
             self.heads.mask_tokens = MaskTokens(channels)
         self.reconstruction_loss = MaskedReconstructionLoss()
-        mim = options.weight_mim if options.weight_mim >= 0 else (10.0 if setup.unit_range else 1.0)
+        automatic = 10.0 if setup.unit_range else 1.0
+        mim = automatic if options.weight_mim is None else options.weight_mim
         self.loss_weights = {"inter": options.weight_inter, "intra": options.weight_intra, "mim": mim}
 
     def describe(self) -> str:

@@ -8,7 +8,7 @@ from nnunet_invariance.common.options import choice, count, number, option, text
 from nnunet_invariance.networks.architectures.nnformer import NNFORMER
 from nnunet_invariance.networks.heads.casa import HEADS
 from nnunet_invariance.pretraining.data.patients import EVERYONE, patients_of
-from nnunet_invariance.pretraining.engine.options import MethodOptions
+from nnunet_invariance.pretraining.engine.options import MethodOptions, automatic_number
 
 INF = math.inf
 
@@ -60,10 +60,9 @@ class AliceOptions(MethodOptions):
     )  # fmt: skip
     weight_inter: float = number(1.0, 0, INF, doc="Weight of the class-token loss between the two volumes of a pair.")
     weight_intra: float = number(1.0, 0, INF, doc="Weight of the token loss within one volume.")
-    weight_mim: float = option(
-        -1.0, "a number of at least 0, or -1", lambda v: v == -1 or (0 <= v < INF),
-        "Weight of the masked reconstruction; -1: 10 on images in [0, 1], 1 on z-scored images.",
-    )  # fmt: skip
+    weight_mim: float | None = automatic_number(
+        "Weight of the masked reconstruction; None: 10 on images in [0, 1], 1 on z-scored images."
+    )
     student_temperature: float = number(0.1, 0, INF, low_excluded=True, doc="Softmax temperature of the student.")
     teacher_temperature: float = number(
         0.01, 0, INF, low_excluded=True, doc="Softmax temperature of the teacher after its warm-up."
