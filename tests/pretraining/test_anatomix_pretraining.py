@@ -6,23 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT, PairIndexDataset
 from nnunet_invariance.pretraining.engine.loop import Loop
-from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput
+from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.engine.schedule import should_stop_early
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
 from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPretrainingOptions
 from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
+from tests.helpers.line_method import ONE_RANK, Bar
 from tests.helpers.small_checkpoints import architecture
 from tests.helpers.tiny_anatomix import make
-
-ONE_RANK = DistributedContext(0, 1, torch.device("cpu"))
 
 
 def views(method, step=0, seed=0):
@@ -229,52 +226,6 @@ def test_label_retrieval_is_the_direct_count():
 # ---- the loop ------------------------------------------------------------------------------------------------------
 
 
-class _Line(Method):
-    """Loss (w - x)^2 for the x of its batch."""
-
-    name = "line"
-
-    def __init__(self):
-        nn.Module.__init__(self)
-        self.network, self.teacher, self.heads = nn.Linear(1, 1, bias=False), None, nn.Identity()
-        self.loss_weights = {"square": 1.0}
-        self.seen = None
-
-    def source(self, steps, seed, rank):
-        return [{"x": torch.tensor(float(step))} for step in range(steps)]
-
-    def make_views(self, batch, generator):
-        return batch
-
-    def forward(self, views, progress):
-        square = (self.network.weight.sum() - views["x"]).square()
-        return StepOutput({"square": square}, {}, {"x": views["x"]})
-
-    def after_step(self, output, progress):
-        self.seen = output.state["x"].item()
-
-
-def test_gradients_accumulate_to_their_mean(tmp_path):
-    method = _Line()
-    loop = Loop(
-        method,
-        LoopOptions(grad_accum_steps=3, grad_clip_norm=1e9),
-        ONE_RANK,
-        tmp_path,
-        {},
-    )
-    loop.optimizer = torch.optim.SGD(method.parameters(), 0.1)
-    weight = method.network.weight.item()
-    rate = LoopOptions(grad_accum_steps=3).lr / round(0.05 * LoopOptions().steps)
-    loop._train_step([{"x": torch.tensor(float(x))} for x in (0, 1, 5)], _Bar())
-    assert method.network.weight.item() == pytest.approx(weight - rate * 2 * (weight - 2), rel=1e-6)
-    assert loop.sums["square"] == pytest.approx(sum((weight - x) ** 2 for x in (0, 1, 5)) / 3, rel=1e-5)
-    assert method.seen == 2
-    assert loop.step == 1
-    loop._train_step([{"x": torch.tensor(x)} for x in (0.0, float("nan"), 1.0)], _Bar())
-    assert (loop.step, loop.skipped) == (2, 1)
-
-
 def gradients_of_a_step(folder, *batches):
     """All gradients of one step of the loop on batches of pairs, and its loss, without the heads' batch statistics."""
     method = make(batch_size=len(batches[0]))
@@ -286,7 +237,8 @@ def gradients_of_a_step(folder, *batches):
         {},
     )
     method.heads.eval()
-    loop._train_step([{"seed": torch.tensor(0), "number": torch.tensor(numbers)} for numbers in batches], _Bar())
+    items = [{"seed": torch.tensor(0), "number": torch.tensor(numbers), "keys": ["pair"]} for numbers in batches]
+    loop._train_step(items, Bar())
     return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}, loop.sums["loss"]
 
 
@@ -314,14 +266,6 @@ def test_half_precision_has_nearly_the_same_losses_and_finite_gradients(pretext)
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
     assert len(gradients) > 20
     assert all(g.isfinite().all() for g in gradients)
-
-
-class _Bar:
-    def update(self):
-        pass
-
-    def set_postfix(self, *args, **kwargs):
-        pass
 
 
 def test_a_run_is_settled_when_its_best_is_old_enough():

@@ -1,7 +1,9 @@
-"""The folder of a run: an earlier run is moved aside, the manifest and the log are written."""
+"""The folder of a run: it is locked, an earlier run is moved aside, and the manifest and the log are written."""
 
+import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,27 +12,71 @@ from pathlib import Path
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.distributed import DistributedContext
+from nnunet_invariance.common.lock import LOCK_FILE, lock_folder
 from nnunet_invariance.errors import OutputError
 from nnunet_invariance.nnunet.cases import Manifest
 
 logger = logging.getLogger(__name__)
 
+_held: set[int] = set()
 
-def start_folder(folder: Path, manifest: Manifest) -> None:
-    """Make the folder of a new run with its manifest; move the files of an earlier run to ``FOLDER_<date>``.
+
+def _close_in_workers() -> None:
+    # A forked data worker inherits the lock, and would hold it for seconds after the main process was killed.
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_workers)
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of a run and hold its lock.
 
     Raises:
         OutputError: the folder cannot be made.
+        FolderLockedError: another run holds it; names its host and process.
     """
     try:
-        if any(folder.glob("checkpoint_*")):
-            moved = folder.with_name(f"{folder.name}_{datetime.now():%Y%m%d_%H%M%S_%f}")
-            folder.rename(moved)
-            logger.warning("an earlier pre-training was moved to %s", moved)
         folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder)
+        descriptor = lock.__enter__()
     except OSError as error:
-        msg = f"The output folder {folder} cannot be made ({error.strerror}). Check the path and its permissions."
-        raise OutputError(msg) from error
+        raise _cannot_be_made(folder, error) from error
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        _held.discard(descriptor)
+        lock.__exit__(None, None, None)
+
+
+def _cannot_be_made(folder: Path, error: OSError) -> OutputError:
+    msg = f"The output folder {folder} cannot be made ({error.strerror}). Check the path and its permissions."
+    return OutputError(msg)
+
+
+def start_folder(folder: Path, manifest: Manifest) -> None:
+    """Move the files of an earlier run to ``FOLDER_<date>``, then write the manifest of the new run.
+
+    The lock file stays, and the checkpoints are moved last, so that an interrupted move is completed by the next run.
+
+    Raises:
+        OutputError: a file cannot be moved or written.
+    """
+    if any(folder.glob("checkpoint_*")):
+        moved = folder.with_name(f"{folder.name}_{datetime.now():%Y%m%d_%H%M%S_%f}")
+        try:
+            moved.mkdir()
+            for path in sorted(folder.iterdir(), key=lambda path: path.name.startswith("checkpoint_")):
+                if path.name != LOCK_FILE:
+                    path.rename(moved / path.name)
+        except OSError as error:
+            raise _cannot_be_made(moved, error) from error
+        logger.warning("an earlier pre-training was moved to %s", moved)
     text = json.dumps(manifest.to_dict(), indent=1)
     atomic_write(folder / "manifest.json", lambda file: file.write(text.encode()))
 

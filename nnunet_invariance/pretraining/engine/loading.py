@@ -66,7 +66,10 @@ def worker_error(error: RuntimeError, options: LoopOptions) -> WorkerError | Non
     """
     text = str(error)
     if "DataLoader timed out" in text:
-        workers = ", ".join(f"{p.pid} ({_state(p.pid)})" for p in multiprocessing.active_children())
+        children = multiprocessing.active_children()
+        workers = ", ".join(f"{child.pid} ({_state(child.pid)})" for child in children)
+        for child in children:
+            child.kill()  # a stopped worker ignores the loader's SIGTERM, and Python would wait for it at the end
         return WorkerError(
             f"No data worker delivered a batch within {options.timeout:g} seconds. Process ids of the workers: "
             f"{workers or 'none is left'}. If one is stopped or waits for a slow disk, repair that, raise "

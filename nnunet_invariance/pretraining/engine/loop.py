@@ -23,6 +23,7 @@ from nnunet_invariance.pretraining.engine.history import Row, write_metrics
 from nnunet_invariance.pretraining.engine.loading import load_batches, worker_error
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput, average
 from nnunet_invariance.pretraining.engine.options import LoopOptions
+from nnunet_invariance.pretraining.engine.rank_monitor import RankMonitor
 from nnunet_invariance.pretraining.engine.schedule import learning_rate, should_stop_early
 from nnunet_invariance.pretraining.engine.state import (
     module_tensors,
@@ -156,24 +157,30 @@ class Loop:
             disable=None if self.ranks.is_main else True,
         )
         try:
-            self._run_epochs(batches, bar)
-        except RuntimeError as error:
-            if named := worker_error(error, self.options):
-                raise named from error
-            raise
+            with RankMonitor(self.ranks, self.options.timeout) as monitor:
+                self._run_monitored(batches, bar, monitor)
         finally:
             bar.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        return self._finish()
+        return self.folder / FINAL
 
-    def _finish(self) -> Path:
+    def _run_monitored(self, batches: Iterator[Any], bar: tqdm, monitor: RankMonitor) -> None:
+        """Run all epochs and finish; name the data worker or the rank that died or stopped."""
+        try:
+            self._run_epochs(batches, bar)
+            self._finish()
+        except RuntimeError as error:
+            if named := worker_error(error, self.options) or monitor.error_for(error):
+                raise named from error
+            raise
+
+    def _finish(self) -> None:
         if self.ranks.is_main:
             self.save(finished=True)
             for old in self.folder.glob("checkpoint_latest*.safetensors"):
                 old.unlink()
         self.ranks.barrier()
-        return self.folder / FINAL
 
     def _run_epochs(self, batches: Iterator[Any], bar: tqdm) -> None:
         started, first_step = time.perf_counter(), self.step

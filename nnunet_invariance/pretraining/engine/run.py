@@ -6,6 +6,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from nnunet_invariance.nnunet.cases import Manifest, make_manifest
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
 from nnunet_invariance.nnunet.unlabelled_images import find_scans, preprocess_images
 from nnunet_invariance.pretraining.engine.contract import check_method
-from nnunet_invariance.pretraining.engine.folder import package_log, start_folder
+from nnunet_invariance.pretraining.engine.folder import hold_folder, package_log, start_folder
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Method, load_method
 from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOptions
@@ -134,7 +135,9 @@ def _execute(run: Run, resume: bool) -> Path:
         msg = f"--c: there is nothing to continue, {folder} contains no {LATEST}. Start without --c."
         raise WeightsNotFoundError(msg)
     finished = resume and (folder / FINAL).is_file()
-    with distributed_context(run.device) as group, package_log(group) as write_log_to:
+    with ExitStack() as stack:
+        group = stack.enter_context(distributed_context(run.device))
+        write_log_to = stack.enter_context(package_log(group))
         logger.info("pre-training %s on %s", run.kind.name, run.target.title)
         manifest = run.collect(group)
         method = _make_method(run, manifest, group)
@@ -146,6 +149,7 @@ def _execute(run: Run, resume: bool) -> Path:
             check_continuable(folder / FINAL, read_metadata(folder / FINAL), metadata, keys, method.output_options)
         # Nothing was written so far: if an input is refused, an earlier run stays where it is.
         if group.is_main:
+            stack.enter_context(hold_folder(folder))
             if not resume:
                 start_folder(folder, manifest)
             write_log_to(folder / "log.txt")
