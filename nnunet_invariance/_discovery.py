@@ -41,7 +41,7 @@ def find_class(walk: str | None, name: str) -> type | None:
     """Our class of this name, where nnU-Net would walk the package `walk`; None when the name is not ours."""
     if walk == TRAINER_WALK:
         return find_trainer(name)
-    module = REGISTRY.get(walk, {}).get(name)
+    module = REGISTRY.get(walk or "", {}).get(name)
     return None if module is None else getattr(importlib.import_module(module), name)
 
 
@@ -155,7 +155,7 @@ def _patch(module: ModuleType) -> None:
     if _is_patched(module):
         return
     replacement = wrap(original)
-    replacement._nnunet_invariance = True
+    setattr(replacement, "_nnunet_invariance", True)  # noqa: B010 - a function has no such attribute for type checkers
     for name, loaded in list(sys.modules.items()):
         if name.split(".")[0] == "nnunetv2" and getattr(loaded, "__dict__", {}).get(attribute) is original:
             setattr(loaded, attribute, replacement)

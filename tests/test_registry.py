@@ -1,5 +1,6 @@
 """The registry of methods and trainers, and every place that has to agree with it."""
 
+import argparse
 import dataclasses
 import logging
 import re
@@ -12,8 +13,11 @@ import pytest
 
 from nnunet_invariance import registry
 from nnunet_invariance._discovery import find_trainer
+from nnunet_invariance.cli.pretrain import add_parser
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.registry import ANY_METHOD, MethodEntry, TrainerEntry
+from nnunet_invariance.weights.checkpoint import read_metadata
+from nnunet_invariance.weights.locate import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 OTHER = MethodEntry("other", "other_package.method", "Other", "0000.00000", "OtherTrainer", "other_package.trainer")
@@ -47,6 +51,7 @@ def test_an_entry_agrees_with_its_class(entry):
     assert f"arXiv {entry.arxiv}" in kind.citation
     fields = {field.name for field in dataclasses.fields(kind.options_class)}
     assert {flag.field for flag in entry.flags} <= fields
+    assert set(entry.network_presets) == set(kind.network_presets)
 
 
 @pytest.mark.parametrize("entry", registry.trainers().values(), ids=lambda entry: entry.name)
@@ -123,3 +128,63 @@ def test_entry_points_are_loaded_and_a_broken_one_is_left_out(own_registry, monk
     with caplog.at_level(logging.WARNING):
         assert registry.get_method("other") == OTHER
     assert "the method 'a'" in caplog.text
+
+
+def rows(page, heading):
+    """The cells of the rows of a page's table below the row ``heading``."""
+    lines = (ROOT / page).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(heading)) + 2
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:end]]
+
+
+def test_the_table_of_methods_agrees():
+    listed = {}
+    for name, trainer, paper, networks, channels, _ in rows("docs/pretraining.md", "| method |"):
+        paper_id = re.search(r"\[([\d.]+)\]\(https://arxiv.org/abs/([\d.]+)\)", paper)
+        assert paper_id[1] == paper_id[2]
+        listed[name.strip("`")] = (trainer.strip("`"), paper_id[1], tuple(networks.split(", ")), int(channels))
+    assert listed == {
+        name: (entry.trainer, entry.arxiv, entry.networks, entry.least_channels)
+        for name, entry in registry.pretrain_methods().items()
+    }
+
+
+def test_the_table_of_trainers_agrees():
+    listed = {}
+    for cell, text, dimensions in rows("README.md", "| trainer |"):
+        for name in re.findall(r"`(\w+Trainer\w*)`", cell):
+            listed[name] = (text, dimensions)
+    assert set(listed) == set(registry.trainers())
+    for name, (text, dimensions) in listed.items():
+        trainer = registry.trainers()[name]
+        found = tuple(int(d) for d in re.findall(r"(\d)-D", dimensions))
+        assert set(found) == set(getattr(trainer.load(), "dimensions", (2, 3))), name
+        if trainer.method not in (None, ANY_METHOD):
+            entry = registry.get_method(trainer.method)
+            assert f"arxiv.org/abs/{entry.arxiv}" in text, name
+            assert ("two channels" in dimensions) == (entry.least_channels == 2)
+
+
+def test_the_command_offers_the_methods_and_their_flags():
+    """The choices and flags of ``pretrain`` are those of the registry."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    choices = parser._subparsers._group_actions[0].choices["pretrain"]
+    actions = {flag: action for action in choices._actions for flag in (action.option_strings or [action.dest])}
+    assert actions["method"].choices == list(registry.pretrain_methods())
+    for name, entry in registry.pretrain_methods().items():
+        for flag in entry.flags:
+            assert name in actions[flag.name].help
+            assert tuple(actions[flag.name].choices or ()) == flag.choices
+            options = entry.load().options_class
+            if flag.choices:  # every choice is a value of the option
+                for choice in flag.choices:
+                    options(**{flag.field: choice})
+        for preset in entry.network_presets:
+            assert preset in actions["--network"].help
+
+
+def test_only_methods_with_shipped_weights_ship_some():
+    shipped = {read_metadata(path)["method"] for path in SHIPPED.glob("*.safetensors")}
+    assert shipped == {name for name, entry in registry.methods().items() if entry.has_shipped_weights}

@@ -84,6 +84,9 @@ def dataset_name_of(dataset: str) -> str:
     Raises:
         DatasetNotFoundError
     """
+    if Path(dataset).name != dataset:
+        msg = f"Dataset {dataset!r} is a path; expected a name such as Dataset004_Hippocampus, or an id. "
+        raise DatasetNotFoundError(msg + "Give the name of its folder in nnUNet_raw.")
     try:
         return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from nnunet_invariance.common.options import number
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput
 from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOptions
-from nnunet_invariance.weights.checkpoint import REQUIRED
+from tests.helpers import small_checkpoints
 
 ONE_RANK = DistributedContext(0, 1, torch.device("cpu"))
 
@@ -69,7 +69,8 @@ class Line(Method):
 def make_loop(method: Method, folder: Path, **options: Any) -> Loop:
     """The loop of one process on the CPU."""
     settings = {"epochs": 1, "iterations": 10, "workers": 0, "lr": 0.1, "warmup": 0.0, **options}
-    return Loop(method, LoopOptions(**settings), ONE_RANK, folder, {**dict.fromkeys(REQUIRED), "method": method.name})
+    metadata = small_checkpoints.metadata(small_checkpoints.architecture(), method=method.name)
+    return Loop(method, LoopOptions(**settings), ONE_RANK, folder, metadata)
 
 
 class Bar:

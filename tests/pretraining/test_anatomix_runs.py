@@ -41,7 +41,7 @@ def test_a_run_leaves_encoder_and_decoder_and_reads_no_case(tiny, run_folder, mo
     monkeypatch.setattr("nnunet_invariance.nnunet.cases.load_volume", None)
     path = pretrain(tiny)
     assert {p.name for p in run_folder.iterdir()} == {
-        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json",
+        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json", "lock",
     }  # fmt: skip
     metadata = read_metadata(path)
     assert metadata["method"] == "anatomix"

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import (
     DatasetNotFoundError,
     EnvironmentNotSetError,
+    FolderLockedError,
     ImagesFolderError,
     InvarianceError,
     NonFiniteLossError,
@@ -60,7 +62,7 @@ def reference(tiny, tmp_path_factory):
 def test_a_run_leaves_what_the_design_says(tiny, reference):
     folder = reference.parent
     assert {p.name for p in folder.iterdir()} == {
-        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json",
+        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json", "lock",
     }  # fmt: skip
     metadata = read_metadata(reference)
     assert metadata["method"] == "alice"
@@ -232,6 +234,26 @@ def test_one_volume_leaves_no_trace(tiny, run_folder, tmp_path):
     assert not run_folder.parent.exists()
 
 
+def test_a_finished_run_with_other_settings_is_not_continued(tiny, results, reference):
+    shutil.copytree(reference.parent, results)
+    for word, message in (("mask_ratio=0.5", r"mask_ratio: was 0\.75, is 0\.5"), ("epochs=4", "epochs: was 3, is 4")):
+        with pytest.raises(WeightsIncompatibleError, match=message):
+            pretrain(tiny, word, resume=True)
+    assert pretrain(tiny, "timeout=100", resume=True) == results / reference.name
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tiny, results, reference):
+    shutil.copytree(reference.parent, results)
+    before = {path.name: path.stat().st_mtime_ns for path in results.iterdir()}
+    with lock_folder(results):
+        for resume in (False, True):
+            with pytest.raises(FolderLockedError, match=rf"in use by process {os.getpid()} on "):
+                pretrain(tiny, resume=resume)
+    assert {path.name: path.stat().st_mtime_ns for path in results.iterdir() if path.name != "lock"} == {
+        name: stamp for name, stamp in before.items() if name != "lock"
+    }
+
+
 def test_nothing_to_continue(tiny, run_folder):
     with pytest.raises(WeightsNotFoundError, match="Start without --c"):
         pretrain(tiny, resume=True)
@@ -266,6 +288,7 @@ def test_non_finite_losses_stop_the_run_and_keep_the_last_good_state(tiny, run_f
             (DatasetNotFoundError, NotPreprocessedError),
             "Dataset999_None",
         ),
+        ("../..", "3d_fullres", "nnUNetPlans", DatasetNotFoundError, "is a path"),
         ("999", "3d_fullres", "nnUNetPlans", DatasetNotFoundError, "999"),
         ("777", "3d_fullres", "otherPlans", NotPreprocessedError, "otherPlans"),
         ("777", "3d_middleres", "nnUNetPlans", UnknownConfigurationError, "3d_middleres"),

@@ -169,9 +169,9 @@ class Method(nn.Module, ABC):
     output_options: ClassVar[frozenset[str]] = frozenset()
 
     options: Any
-    network: nn.Module
-    heads: nn.Module
-    teacher: nn.Module | None
+    network: Any  # nnU-Net's networks have no common class
+    heads: Any  # a subclass may annotate its own class
+    teacher: Any
     loss_weights: dict[str, float]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

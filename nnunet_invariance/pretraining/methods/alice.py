@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -37,7 +37,11 @@ from nnunet_invariance.pretraining.methods.alice_options import AliceOptions
 from nnunet_invariance.weights.locate import FINAL
 
 #: Beside "sam", the pairs that are mined with an anatomical embedding.
-ALIGNMENTS = {"coordinates": BodyCoordinates, "same-volume": SameVolume, "random": RandomPlaces}
+ALIGNMENTS: dict[str, Callable[[str], Alignment]] = {
+    "coordinates": BodyCoordinates,
+    "same-volume": SameVolume,
+    "random": RandomPlaces,
+}
 
 
 def entropy_share(p: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -28,6 +27,7 @@ from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.pretraining.data.crops import RandomCrops
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
+from nnunet_invariance.pretraining.methods.pooling import pool_octants
 from nnunet_invariance.pretraining.methods.puir_diagnostics import measure, random_present, warnings_of
 
 EMBEDDING = 128  # length of a contrast row
@@ -91,11 +91,6 @@ class _Heads(nn.Module):
             )
             self.register_buffer("queue", torch.zeros(options.queue, EMBEDDING))
             self.register_buffer("queue_ids", torch.full((options.queue, 2), -1))
-
-
-def _pooled(profiles: Tensor) -> Tensor:
-    """(B, C, F, *spatial) to (BC, 8F): of eight parts, because instance norm makes the means of the whole equal."""
-    return F.adaptive_avg_pool3d(profiles.flatten(0, 1), 2).flatten(1)
 
 
 class PUIR(Method):
@@ -232,9 +227,9 @@ class PUIR(Method):
         ids = torch.stack((views["case"], crop), 1)[:, None].expand(-1, profiles.shape[1], -1)
         here = views["present"][..., None]
         anchor_ids = torch.where(here, ids, -2).flatten(0, 1)
-        anchors = self.heads.projection(_pooled(profiles))
+        anchors = self.heads.projection(pool_octants(profiles.flatten(0, 1)))
         with torch.no_grad():
-            own = self.heads.projection(_pooled(second)).float()
+            own = self.heads.projection(pool_octants(second.flatten(0, 1))).float()
             sizes = gather_row_counts(len(own), own.device)
             keys = all_gather_rows(own, sizes)
             key_ids = all_gather_rows(torch.where(here, ids, -1).flatten(0, 1), sizes)
