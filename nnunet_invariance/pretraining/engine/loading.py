@@ -1,7 +1,9 @@
 """Batches from the data workers; a worker that dies or stops is a named error."""
 
 import multiprocessing
+import queue
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from nnunet_invariance.errors import InvarianceError, WorkerError
 from nnunet_invariance.pretraining.engine.options import LoopOptions
+
+TIMED_OUT = "no data worker delivered a batch in time"
 
 
 class _ErrorsAsItems(Dataset):
@@ -47,9 +51,52 @@ def load_batches(dataset: Dataset, options: LoopOptions, first_step: int, pin_me
         generator=torch.Generator(),  # otherwise the loader uses the global generator, once per start
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_main_process,
-        timeout=options.timeout if options.workers else 0,
     )
-    return _raise_items(iter(loader))
+    items = iter(loader)
+    return _raise_items(_with_timeout(items, options.timeout) if options.workers else items)
+
+
+def _with_timeout(items: Iterator[Any], seconds: float) -> Iterator[Any]:
+    """The items, from a thread: the loader's own timeout does not cover the transfer of tensors from a worker."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=1)
+    closed = threading.Event()
+
+    def fetch(items: Iterator[Any]) -> None:
+        try:
+            for item in items:
+                _put(ready, (item, None), closed)
+                if closed.is_set():
+                    return
+            _put(ready, (None, StopIteration()), closed)
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            closed.wait(1)  # PyTorch's signal handler raises the cause in the main thread
+            _put(ready, (None, RuntimeError(f"DataLoader worker closed its connection ({error}).")), closed)
+        except Exception as error:  # noqa: BLE001 - the main thread raises it
+            _put(ready, (None, error), closed)
+
+    threading.Thread(target=fetch, args=(items,), daemon=True).start()
+    del items
+    try:
+        while True:
+            try:
+                item, error = ready.get(timeout=seconds)
+            except queue.Empty:
+                raise RuntimeError(TIMED_OUT) from None
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+
+
+def _put(ready: queue.Queue[Any], entry: tuple[Any, Exception | None], closed: threading.Event) -> None:
+    while not closed.is_set():
+        try:
+            return ready.put(entry, timeout=0.5)
+        except queue.Full:
+            continue
 
 
 def _raise_items(items: Iterator[Any]) -> Iterator[Any]:
@@ -65,7 +112,7 @@ def worker_error(error: RuntimeError, options: LoopOptions) -> WorkerError | Non
     A death is noticed wherever the main process is, because a signal handler of PyTorch raises the error.
     """
     text = str(error)
-    if "DataLoader timed out" in text:
+    if text == TIMED_OUT:
         children = multiprocessing.active_children()
         workers = ", ".join(f"{child.pid} ({_state(child.pid)})" for child in children)
         for child in children:
