@@ -115,8 +115,7 @@ def worker_error(error: RuntimeError, options: LoopOptions) -> WorkerError | Non
     if text == TIMED_OUT:
         children = multiprocessing.active_children()
         workers = ", ".join(f"{child.pid} ({_state(child.pid)})" for child in children)
-        for child in children:
-            child.kill()  # a stopped worker ignores the loader's SIGTERM, and Python would wait for it at the end
+        _kill(children)
         return WorkerError(
             f"No data worker delivered a batch within {options.timeout:g} seconds. Process ids of the workers: "
             f"{workers or 'none is left'}. If one is stopped or waits for a slow disk, repair that, raise "
@@ -128,6 +127,17 @@ def worker_error(error: RuntimeError, options: LoopOptions) -> WorkerError | Non
             "(--set workers=0); then continue with --c."
         )
     return None
+
+
+def _kill(workers: list[multiprocessing.process.BaseProcess]) -> None:
+    """End stopped workers, which ignore the loader's SIGTERM: Python would wait for them at its own end."""
+    handler = signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch's would raise an error for each of them
+    try:
+        for worker in workers:
+            worker.kill()
+            worker.join(5)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _state(pid: int | None) -> str:
