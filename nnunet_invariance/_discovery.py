@@ -83,7 +83,7 @@ def nearest_trainers(name: str) -> list[str]:
         for twin in (("", "_scratch") if entry.has_scratch_twin else ("",))
     ]
     known = {key(name): name for name in names}
-    return [known[match] + suffix for match in get_close_matches(key(stem), known, n=6)]
+    return [known[match] + suffix for match in get_close_matches(key(stem), known, n=8)]
 
 
 def ext_trainer_folder() -> str:

@@ -139,6 +139,10 @@ METHODS = (
     ),
     MethodEntry("mae", f"{_PACKAGE}.mae", "MAE", "2111.06377", "MAETrainer", f"{_TRAINERS}.mae"),
     MethodEntry(
+        "dense", f"{_PACKAGE}.dense", "Dense", "2011.05499", "DenseTrainer", f"{_TRAINERS}.dense",
+        networks=CONVOLUTIONAL,
+    ),
+    MethodEntry(
         "anatomix", f"{_PACKAGE}.anatomix", "Anatomix", "2411.02372", "AnatomixTrainer", f"{_TRAINERS}.anatomix",
         reads_cases=False, network_presets=("anatomix", "plain4", "plain6"), has_shipped_weights=True,
     ),

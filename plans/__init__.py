@@ -10,6 +10,7 @@ _MODULES = {
         "BaselineOptions",
         "ChannelDropoutOptions",
         "DenseContrastOptions",
+        "DenseTrainerOptions",
         "ICMSegTrainerOptions",
         "PUIRTrainerOptions",
         "PretrainedOptions",

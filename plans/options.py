@@ -153,6 +153,24 @@ class TransferOptions(PretrainedOptions):
 
 
 @dataclass(frozen=True)
+class DenseTrainerOptions(PretrainedOptions):
+    """Options of DenseTrainer.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+
+    >>> DenseTrainerOptions().transfer
+    'encoder+decoder'
+    """
+
+    transfer: Literal["encoder+decoder", "encoder"] = choice(
+        "encoder+decoder",
+        "encoder",
+        doc="Which part of the network is loaded; the pre-training trains both.",
+    )
+
+
+@dataclass(frozen=True)
 class AuxiliaryLossOptions(PretrainedOptions):
     """Options of every trainer with auxiliary losses.
 
@@ -319,6 +337,7 @@ OPTIONS: tuple[type[BaselineOptions], ...] = (
     ChannelDropoutOptions,
     PretrainedOptions,
     TransferOptions,
+    DenseTrainerOptions,
     AuxiliaryLossOptions,
     DenseContrastOptions,
     ICMSegTrainerOptions,

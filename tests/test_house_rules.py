@@ -93,7 +93,9 @@ def identifiers_and_strings(file: Path) -> list[str]:
 
 
 def test_generic_files_name_no_method():
-    pattern = re.compile(rf"(?<![a-z])({'|'.join(sorted(METHOD_NAMES))})(?![a-z])(?!trainer)")
+    names = "|".join(sorted(METHOD_NAMES))
+    # "dense" is also a word of the field: dense tensors.
+    pattern = re.compile(rf"(?<![a-z])({names})(?![a-z])(?!trainer)(?! tensor)")
     found = []
     for file in CODE:
         if name(file).startswith(GENERIC) and not name(file).startswith(NOT_GENERIC):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from nnunet_invariance.errors import UnsupportedConfigurationError
+from nnunet_invariance.networks.hypercolumns import compute_hypercolumns, sample_hypercolumns
 from nnunet_invariance.networks.summed_head import SummedHeadUNet
-from nnunet_invariance.probing.hypercolumns import compute_hypercolumns, sample_hypercolumns
 from nnunet_invariance.probing.linear import fit_linear_probe
 from nnunet_invariance.probing.samples import load_patch, sample_voxels
 
@@ -32,6 +32,7 @@ def add_head(network: nn.Module, head: str) -> nn.Module:
     return SummedHeadUNet(network)
 
 
+@torch.no_grad()
 def start_from_probe(
     network: SummedHeadUNet,
     folder: str,
@@ -59,7 +60,7 @@ def start_from_probe(
         patch = load_patch(folder, name, patch_size, ignore)
         voxels, values = sample_voxels(patch.labels, num_classes, VOXELS_PER_CLASS, generator)
         maps = compute_hypercolumns(network, patch.image.to(device))
-        features.append(sample_hypercolumns(maps, patch.labels.shape, voxels.to(device)))
+        features.append(sample_hypercolumns(maps, patch.labels.shape, voxels[None].to(device))[0])
         labels.append(values.to(device))
     network.train(training)
     joined, known = torch.cat(features), torch.cat(labels)

@@ -13,6 +13,7 @@ from nnunet_invariance.common.lazy import lazy_exports
 if TYPE_CHECKING:
     from nnunet_invariance.losses.consistency import ConsistencyLoss as ConsistencyLoss
     from nnunet_invariance.losses.decomposition import DecompositionLoss as DecompositionLoss
+    from nnunet_invariance.losses.dense_info_nce import DenseInfoNCE as DenseInfoNCE
     from nnunet_invariance.losses.equivariance import FeatureEquivarianceLoss as FeatureEquivarianceLoss
     from nnunet_invariance.losses.equivariance import OutputEquivarianceLoss as OutputEquivarianceLoss
     from nnunet_invariance.losses.hard_negative_info_nce import HardNegativeInfoNCE as HardNegativeInfoNCE
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "consistency": ("ConsistencyLoss",),
         "decomposition": ("DecompositionLoss",),
+        "dense_info_nce": ("DenseInfoNCE",),
         "equivariance": ("FeatureEquivarianceLoss", "OutputEquivarianceLoss"),
         "hard_negative_info_nce": ("HardNegativeInfoNCE",),
         "individual_contrast": ("IndividualContrast",),

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from nnunet_invariance.networks.heads.projection import ProjectionHead as ProjectionHead
     from nnunet_invariance.networks.heads.projection import gather_positions as gather_positions
     from nnunet_invariance.networks.heads.projection import sample_positions as sample_positions
+    from nnunet_invariance.networks.hypercolumns import HypercolumnMaps as HypercolumnMaps
+    from nnunet_invariance.networks.hypercolumns import compute_hypercolumns as compute_hypercolumns
+    from nnunet_invariance.networks.hypercolumns import sample_hypercolumns as sample_hypercolumns
     from nnunet_invariance.networks.matching import match_points as match_points
     from nnunet_invariance.networks.planned import Architecture as Architecture
     from nnunet_invariance.networks.planned import cumulative_strides as cumulative_strides
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from nnunet_invariance.networks.presence import present_channels as present_channels
     from nnunet_invariance.networks.sparse import MaskTokens as MaskTokens
     from nnunet_invariance.networks.sparse import SparseEncoding as SparseEncoding
+    from nnunet_invariance.networks.summed_head import SummedHeadUNet as SummedHeadUNet
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -60,9 +64,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "heads.casa": ("CrossAttentionAlignment",),
         "heads.distillation_head": ("DistillationHead",),
         "heads.projection": ("ContrastHead", "ProjectionHead", "gather_positions", "sample_positions"),
+        "hypercolumns": ("HypercolumnMaps", "compute_hypercolumns", "sample_hypercolumns"),
         "matching": ("match_points",),
         "planned": ("Architecture", "cumulative_strides", "decode"),
         "presence": ("present_channels",),
         "sparse": ("MaskTokens", "SparseEncoding"),
+        "summed_head": ("SummedHeadUNet",),
     },
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nnunet_invariance.pretraining.engine.run import pretrain, pretrain_without_dataset
     from nnunet_invariance.pretraining.methods.alice_options import AliceOptions
     from nnunet_invariance.pretraining.methods.anatomix import AnatomixPretrainingOptions
+    from nnunet_invariance.pretraining.methods.dense import DenseOptions
     from nnunet_invariance.pretraining.methods.mae import MAEOptions
     from nnunet_invariance.pretraining.methods.puir import PUIROptions
     from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslationOptions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "AliceOptions": "methods.alice_options",
     "AnatomixPretrainingOptions": "methods.anatomix",
+    "DenseOptions": "methods.dense",
     "LoopOptions": "engine.options",
     "MAEOptions": "methods.mae",
     "Method": "engine.method",
@@ -41,6 +43,7 @@ _MODULES = {
 __all__ = [
     "AliceOptions",
     "AnatomixPretrainingOptions",
+    "DenseOptions",
     "LoopOptions",
     "MAEOptions",
     "Method",

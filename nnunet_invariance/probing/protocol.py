@@ -14,15 +14,15 @@ from tqdm import tqdm
 from nnunet_invariance.common.options import Options, count, number, option
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.evaluation.protocols.splits import draw_subsets, draw_test_cases
-from nnunet_invariance.networks.planned import Architecture
-from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
-from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
-from nnunet_invariance.probing.hypercolumns import (
+from nnunet_invariance.networks.hypercolumns import (
     HypercolumnMaps,
     compute_hypercolumns,
     linear_map,
     sample_hypercolumns,
 )
+from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
+from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
 from nnunet_invariance.probing.linear import LinearProbe, fit_linear_probe
 from nnunet_invariance.probing.samples import LabelledPatch, load_patch, sample_voxels
 from nnunet_invariance.weights.transfer import load_network, load_pretrained
@@ -149,30 +149,38 @@ def probe(
     options = options or ProbeOptions()
     if not networks and not options.random_networks:
         raise OptionError("There is no network to probe. Name checkpoints or methods, or probe random networks.")
-    n_test = min(options.test_cases, len(labelled) // 2)
-    test = draw_test_cases(labelled, n_test, options.seed, tuple(seen))
-    pool = sorted(set(labelled) - set(test))
-    subsets = [s for k in options.shots for s in draw_subsets(pool, [k], options.draws, 1, options.seed)]
-    train = sorted({name for subset in subsets for name in subset.train})
+    subsets, test = _split(labelled, options, tuple(seen))
     manager = planned.plans.get_label_manager(planned.dataset_json)
-    values = [int(v) for v in manager.all_labels]
-    names = {v: name for name, v in planned.dataset_json["labels"].items() if isinstance(v, int)}
-    classes = tuple(names.get(v, str(v)) for v in values if v > 0)
-    folder = str(planned.folder)
-    patches = {n: load_patch(folder, n, planned.patch_size, manager.ignore_label) for n in [*train, *test]}
+    train = sorted({name for cases in subsets.values() for draw in cases for name in draw})
+    folder, size = str(planned.folder), planned.patch_size
+    patches = {n: load_patch(folder, n, size, manager.ignore_label) for n in [*train, *test]}
+    classes = _foreground_classes(planned.dataset_json["labels"], manager.all_labels)
+    run = _Run(patches, subsets, test, max(map(int, manager.all_labels)) + 1, options, torch.device(device))
+    random = {f"random {i}": random_network(planned, 1000 + i) for i in range(options.random_networks)}
+    with tqdm(total=(len(networks) + len(random)) * len(patches), desc="probe", unit="case", disable=None) as bar:
+        scores = [run.score(name, network, False, bar) for name, network in networks.items()]
+        scores += [run.score(name, network, True, bar) for name, network in random.items()]
     incomplete = tuple(n for n, patch in patches.items() if not patch.complete)
-    chosen = {s: tuple(subset.train for subset in subsets if subset.shots == s) for s in options.shots}
-    run = _Run(patches, chosen, tuple(test), max(values) + 1, options, torch.device(device))
-    everything = {
-        **networks,
-        **{f"random {i}": random_network(planned, 1000 + i) for i in range(options.random_networks)},
+    return ProbeResult(tuple(scores), classes, run.maps, test, tuple(train), incomplete, options)
+
+
+def _split(
+    labelled: Sequence[str], options: ProbeOptions, seen: tuple[str, ...]
+) -> tuple[dict[int, tuple[tuple[str, ...], ...]], tuple[str, ...]]:
+    """The labelled cases by number of shots and draw, and the test cases."""
+    test = draw_test_cases(labelled, min(options.test_cases, len(labelled) // 2), options.seed, seen)
+    pool = sorted(set(labelled) - set(test))
+    subsets = {
+        shots: tuple(subset.train for subset in draw_subsets(pool, [shots], options.draws, 1, options.seed))
+        for shots in options.shots
     }
-    scores = []
-    bar = tqdm(total=len(everything) * len(patches), desc="probe", unit="case", disable=None)
-    with bar:
-        for name, network in everything.items():
-            scores.append(run.score(name, network, random=name not in networks, bar=bar))
-    return ProbeResult(tuple(scores), classes, run.maps, tuple(test), tuple(train), incomplete, options)
+    return subsets, tuple(test)
+
+
+def _foreground_classes(labels: Mapping[str, object], values: Iterable[int]) -> tuple[str, ...]:
+    """Names of the foreground labels in the order of their values."""
+    names = {value: name for name, value in labels.items() if isinstance(value, int)}
+    return tuple(names.get(int(value), str(value)) for value in values if value > 0)
 
 
 class _Run:
@@ -226,7 +234,7 @@ class _Run:
 
     def _columns(self, case: str, maps: HypercolumnMaps) -> Tensor:
         size = self.patches[case].labels.shape
-        return sample_hypercolumns(maps, size, self.voxels[case][0].to(self.device)).cpu()
+        return sample_hypercolumns(maps, size, self.voxels[case][0][None].to(self.device))[0].cpu()
 
     def _fit(self, columns: dict[str, Tensor]) -> dict[tuple[int, str], list[LinearProbe]]:
         """One probe per number of shots, draw and map, and per whole hypercolumn."""

@@ -68,6 +68,25 @@ class TestPatchInfoNCEWithLabels(TestPatchInfoNCE):
         return {**super().inputs(), "labels": torch.arange(BATCH * 5).view(BATCH, 5) % 3}
 
 
+class TestDenseInfoNCE(LossContract):
+    loss_class = losses.DenseInfoNCE
+    options: ClassVar = {"temperature": 0.5, "least_distance": 1.0}
+    wrong_options = (*TEMPERATURES, {"least_distance": -1}, {"least_distance": float("inf")})
+    differentiable = ("first", "second")
+
+    def inputs(self):
+        return {
+            "first": random(BATCH, 5, 4),
+            "second": random(BATCH, 5, 4, seed=1),
+            "positions": random(BATCH, 5, 3, seed=2),
+            "valid_mask": mask(BATCH, 5),
+        }
+
+    def disturbed(self, inputs):
+        valid = inputs["valid_mask"][..., None]
+        return {**inputs, **{name: other_values(inputs[name], valid) for name in (*self.differentiable, "positions")}}
+
+
 class TestSupervisedInfoNCE(LossContract):
     loss_class = losses.SupervisedInfoNCE
     options: ClassVar = {"positives": "across", "negatives": "across", "denominator_class_weight": "inverse"}

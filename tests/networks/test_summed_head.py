@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nnunet_invariance.errors import ShapeError
+from nnunet_invariance.networks.hypercolumns import compute_hypercolumns, linear_map
 from nnunet_invariance.networks.summed_head import SummedHeadUNet
-from nnunet_invariance.probing.hypercolumns import compute_hypercolumns, linear_map
 from tests.helpers.small_checkpoints import NETWORKS, architecture
 
 

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import OptionError, ShapeError, UnsupportedConfigurationError
-from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
-from nnunet_invariance.probing import (
+from nnunet_invariance.networks.hypercolumns import (
+    LINEAR,
     HypercolumnMaps,
-    ProbeOptions,
     compute_hypercolumns,
-    fit_linear_probe,
-    probe,
+    linear_map,
     sample_hypercolumns,
 )
-from nnunet_invariance.probing.hypercolumns import LINEAR, linear_map
+from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
+from nnunet_invariance.probing import ProbeOptions, fit_linear_probe, probe
 from nnunet_invariance.probing.protocol import random_network
 from nnunet_invariance.probing.samples import load_patch, sample_voxels
 
@@ -45,7 +44,7 @@ def test_sampled_hypercolumns_equal_upsampled_maps(size):
     maps = pyramid(size)
     voxels = torch.stack([torch.arange(n).repeat(3)[: min(size)] % n for n in size], 1)
     expected = upsampled(maps, size)[0][(slice(None), *voxels.T)].T
-    torch.testing.assert_close(sample_hypercolumns(maps, size, voxels), expected)
+    torch.testing.assert_close(sample_hypercolumns(maps, size, voxels[None])[0], expected)
 
 
 @pytest.mark.parametrize("size", [(8, 12, 16), (8, 20)])

@@ -38,7 +38,6 @@ class HypercolumnMaps:
         return HypercolumnMaps((name,), (self.maps[self.names.index(name)],))
 
 
-@torch.no_grad()
 def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
     """Run a planned U-Net and return the outputs of all its stages, in float32.
 
@@ -62,26 +61,30 @@ def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
     return HypercolumnMaps(tuple(names), tuple(feature_map.float() for feature_map in (*skips, *decoded)))
 
 
-def sample_hypercolumns(maps: HypercolumnMaps, size: Sequence[int], voxels: Tensor) -> Tensor:
-    """Hypercolumns at voxels of the first image of the batch, without upsampling whole maps.
+def sample_hypercolumns(maps: HypercolumnMaps, size: Sequence[int], positions: Tensor) -> Tensor:
+    """Hypercolumns at positions of each image, without upsampling whole maps.
 
     Each map is interpolated linearly, exactly as ``F.interpolate(..., align_corners=False)`` upsamples it.
 
     Args:
         size: spatial size of the image in voxels.
-        voxels: (N, D) integer indices into the image.
+        positions: (B, N, D) in voxels; the centre of voxel i is at i.
 
     Returns:
-        (N, sum of C_m).
+        (B, N, sum of C_m).
+
+    >>> maps = HypercolumnMaps(("encoder_0",), (torch.arange(4.0).reshape(1, 1, 2, 2),))
+    >>> sample_hypercolumns(maps, (2, 2), torch.tensor([[[0.0, 1.0], [0.5, 0.5]]])).flatten()
+    tensor([1.0000, 1.5000])
     """
-    extent = torch.tensor(size, dtype=torch.float32, device=voxels.device)
-    grid = ((2 * voxels.float() + 1) / extent - 1).flip(-1)  # grid_sample counts the last axis first
-    grid = grid.reshape(1, *[1] * (len(size) - 1), len(voxels), len(size))
+    extent = torch.tensor(size, dtype=torch.float32, device=positions.device)
+    grid = ((2 * positions.float() + 1) / extent - 1).flip(-1)  # grid_sample counts the last axis first
+    grid = grid.reshape(len(grid), *[1] * (len(size) - 1), *grid.shape[1:])
     columns = [
-        F.grid_sample(feature_map[:1], grid, mode="bilinear", padding_mode="border", align_corners=False)
+        F.grid_sample(feature_map, grid, mode="bilinear", padding_mode="border", align_corners=False).flatten(2)
         for feature_map in maps.maps
     ]
-    return torch.cat([column.reshape(column.shape[1], -1) for column in columns]).T
+    return torch.cat(columns, 1).transpose(1, 2)
 
 
 def linear_map(maps: HypercolumnMaps, weight: Tensor, bias: Tensor, size: Sequence[int]) -> Tensor:
