@@ -8,6 +8,7 @@ Raises:
 
 from typing import Any
 
+from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import MissingPackageError
 
 __all__ = [
@@ -42,7 +43,7 @@ except (ImportError, RuntimeError, AttributeError) as error:
         "The installed torchvision was built for another torch: install the version that belongs to your torch, or "
         "uninstall it (pip uninstall torchvision); it is not needed."
         if broken
-        else "Install them: pip install 'nnunet_invariance[diffusion]'"
+        else f"Install them: {install_command('diffusion')}"
     )
     raise MissingPackageError(
         f"The diffusion path needs diffusers, transformers and accelerate, but their import fails: {error}. {remedy}"

@@ -53,7 +53,7 @@ def test_missing_and_broken_packages_are_named(monkeypatch):
     with monkeypatch.context() as patch:
         for name in [name for name in sys.modules if name.split(".")[0] == "diffusers"]:
             patch.setitem(sys.modules, name, None)
-        with pytest.raises(MissingPackageError, match=r"diffusers.*pip install 'nnunet_invariance\[diffusion\]'"):
+        with pytest.raises(MissingPackageError, match=r"diffusers.*pip install 'diffusers"):
             importlib.reload(packages)
 
     class Broken:
