@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 help:
 	@echo "make test        every test except the slow ones"
-	@echo "make test-fast   only tests without a data set and without new processes of nnU-Net"
+	@echo "make test-fast   only short tests, without a data set and without commands of nnU-Net"
 	@echo "make test-all    every test"
 	@echo "make coverage    make test, with line coverage"
 	@echo "make types       mypy on the whole package"

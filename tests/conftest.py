@@ -48,9 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a preprocessed data set, so that ``make test-fast`` can leave them out."""
+    """Mark the tests that need a preprocessed data set or two processes; ``make test-fast`` leaves them out."""
     for item in items:
-        if {"tiny", "modalities"} & {*getattr(item, "fixturenames", ())}:
+        code = getattr(getattr(item, "function", None), "__code__", None)
+        starts_ranks = code is not None and "torchrun" in code.co_names
+        if starts_ranks or {"tiny", "modalities"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker("integration")
 
 

@@ -253,6 +253,7 @@ def test_sinkhorn_keeps_the_token_targets_off_both_ends_in_every_step(seed):
     assert class_target.min() > 0.99  # class tokens that are still alike share the codes equally by being uniform
 
 
+@pytest.mark.integration
 def test_centring_does_not_keep_them_off_in_every_run():
     """What docs/alice.md says of the default guard; :meth:`Alice.warnings` names both ends."""
     runs = torch.stack([short_run(seed, 40, lr=1e-3)[1][20:] for seed in (1, 2)])

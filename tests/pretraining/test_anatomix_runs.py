@@ -91,6 +91,7 @@ def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, run_folder):
     assert_same(tensors(pretrain(tiny, "epochs=3", resume=True)), whole)
 
 
+@pytest.mark.integration
 def test_the_form_without_a_dataset(tmp_path, monkeypatch, capsys):
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(variable, raising=False)

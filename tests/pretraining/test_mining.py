@@ -186,6 +186,7 @@ def test_points_that_are_mined_lie_in_the_body_not_only_in_its_box():
     assert ((points >= 1) & (points < 39)).all()
 
 
+@pytest.mark.integration
 def test_the_limits_do_not_tell_an_untrained_embedding(tmp_path):
     """What docs/alice.md says of them."""
     cases, _ = write_volumes(tmp_path / "volumes", 3)

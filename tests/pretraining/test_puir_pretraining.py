@@ -145,6 +145,7 @@ def test_sources_are_different_and_present_first():
     assert counts.tolist() == [[True, True], [True, False]]
 
 
+@pytest.mark.integration
 def test_a_static_mapping_is_learned_and_holds_for_new_individuals():
     puir = method(weight_contrast=0.1, weight_equivariance=0.1, weight_invariance=0.1, cutout=0.0)
     optimizer = torch.optim.AdamW(puir.parameters(), lr=3e-3)

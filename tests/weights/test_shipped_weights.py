@@ -123,6 +123,7 @@ def write_cases(root: Path, n: int) -> None:
 SHORT = ["--epochs", "1", "--iterations", "1", "--networks", "2", "--synthetic", "2"]
 
 
+@pytest.mark.integration
 def test_weights_that_beat_random_ones_ship_with_card_log_and_checksums(script, shipped, tmp_path, monkeypatch):
     write_cases(tmp_path / "real", 2)
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--real", str(tmp_path / "real")]
