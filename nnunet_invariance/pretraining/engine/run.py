@@ -66,7 +66,7 @@ def pretrain(
     loop: LoopOptions | Mapping[str, Any] | None = None,
     resume: bool = False,
 ) -> Path:
-    """Pre-train a planned network on the preprocessed cases of a data set and on folders of unlabelled scans.
+    """Pre-train a planned network on the cases of a data set and on unlabelled scans; returns the finished checkpoint.
 
     Args:
         method: name of the method, as on the command line.
@@ -76,9 +76,6 @@ def pretrain(
         options: the method's options, or a mapping that changes single defaults for the planned network.
         loop: length, seed, learning rate and the other options of the loop.
         resume: continue the last run.
-
-    Returns:
-        The finished checkpoint, in ``nnUNet_results/<dataset>/pretraining/<method>__<plans>__<configuration>/``.
 
     Raises:
         InvarianceError: one of its kinds, for every error in the input.
