@@ -37,8 +37,8 @@ from nnunet_invariance.evaluation.runner.comparison import Comparison, run_compa
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet
 from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.evaluation.statistics.effects import Contrast
-from nnunet_invariance.modality_translation.evaluate import SCORES, evaluate
-from nnunet_invariance.modality_translation.translator import load_model
+from nnunet_invariance.modality_translation.evaluate import SCORES, evaluate_translation
+from nnunet_invariance.modality_translation.translator import load_translator
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL, LATEST
@@ -193,8 +193,8 @@ def transfer(draw: Draw, steps: Steps) -> None:
     planned = draw.planned()
     for name, factor in (("copied", 1.0), ("blank", 0.0)):
         if not (draw.folder / name / SCORES).is_file():
-            model = replace(load_model(planned, device="cpu"), network=Average(factor), device=torch.device("cpu"))
-            evaluate(model, images, draw.folder / name, choose_subsets(planned.channel_names, sources))
+            model = replace(load_translator(planned, device="cpu"), network=Average(factor), device=torch.device("cpu"))
+            evaluate_translation(model, images, draw.folder / name, choose_subsets(planned.channel_names, sources))
     for subset in draw.task.replaced:
         name = f"filled_from_{subset}"
         if name not in steps.done:

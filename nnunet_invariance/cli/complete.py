@@ -1,4 +1,4 @@
-"""``nnunet-invariance complete``: fill the slots of modalities that are missing."""
+"""``nnunet-invariance complete``: fill missing channels with images of zeros."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the command and its flags."""
     parser = subparsers.add_parser(
         "complete",
-        help="fill the slots of missing modalities, so that nnUNetv2_predict takes the cases",
+        help="fill missing channels with zeros, so that nnUNetv2_predict accepts the cases",
         description="Copies the images of a folder to OUT and writes a zero image, with the geometry of an image of "
-        "the same case, for each channel whose file is absent. A model of PUIRTrainer takes it for a missing modality.",
+        "the same case, for each channel whose file is absent. A model of PUIRTrainer treats it as a missing modality.",
     )
     parser.add_argument("images", type=Path, metavar="IN", help="folder with CASE_0000, CASE_0001, ...")
     parser.add_argument("out", type=Path, metavar="OUT", help="new folder")
@@ -21,9 +21,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from nnunet_invariance.evaluation.protocols.missing_channels import complete
+    from nnunet_invariance.nnunet.missing_channels import fill_missing_channels
 
-    done = complete(args.images, args.out, args.dataset)
+    done = fill_missing_channels(args.images, args.out, args.dataset)
     for case, channels in done.filled.items():
         print(f"{case}: filled {', '.join(channels)}")
     print(f"finished: {counted(done.cases, 'case')} in {args.out}, {len(done.filled)} of them completed")

@@ -1,10 +1,10 @@
-"""Help that names a default where there is one."""
+"""Help formatter that shows defaults."""
 
 import argparse
 
 
 class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """As argparse's own, without "(default: None)", "(default: [])" and "(default: False)"."""
+    """Like argparse's formatter, but without "(default: None)", "(default: [])" and "(default: False)"."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.default == []:

@@ -1,4 +1,4 @@
-"""``nnunet-invariance translate``: images of other modalities from those that are there."""
+"""``nnunet-invariance translate``: predict images of missing modalities from those that are present."""
 
 import argparse
 from pathlib import Path
@@ -13,8 +13,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     steps = parser.add_subparsers(dest="step", required=True)
     train = steps.add_parser(
         "train",
-        help="go on from pretrain puir, until any modalities give all others",
-        description="Trains PUIR's network with nnU-Net's decoder to draw all modalities from any that are there, on "
+        help="train a network that predicts all modalities from any of them",
+        description="Trains PUIR's network with nnU-Net's decoder to predict all modalities from any of them, on "
         "the preprocessed cases of a dataset. Starts from the finished `pretrain puir` of the same plans.",
         formatter_class=ShowDefaults,
     )
@@ -25,14 +25,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     train.add_argument("--seed", type=int, default=0, help="of data and augmentation")
     train.add_argument("--c", action="store_true", help="continue the last run")
     train.add_argument("--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE", help="see docs/puir.md")
-    predict = steps.add_parser("predict", help="write the modalities that cases lack")
+    predict = steps.add_parser("predict", help="write the missing modalities of each case")
     _add_images(predict)
-    predict.add_argument("--from", nargs="+", default=[], dest="sources", metavar="NAME", help="not given: all there")
-    predict.add_argument("--to", nargs="+", default=[], dest="targets", metavar="NAME", help="not given: all others")
-    predict.add_argument("--keep", action="store_true", help="copy the images that were used to OUT, too")
+    predict.add_argument("--from", nargs="+", default=[], dest="sources", metavar="NAME", help="default: all present")
+    predict.add_argument("--to", nargs="+", default=[], dest="targets", metavar="NAME", help="default: all others")
+    predict.add_argument("--keep", action="store_true", help="also copy the source images to OUT")
     evaluate = steps.add_parser("evaluate", help="PSNR, NMSE and SSIM from each modality to each other")
     _add_images(evaluate)
-    single = "sources by name, several joined by +; not given: each modality alone"
+    single = "source modalities by name, several joined by +; default: each modality alone"
     evaluate.add_argument("--from", nargs="+", dest="sources", metavar="A+B", help=single)
 
 
@@ -47,41 +47,41 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     _add_dataset(parser)
     parser.add_argument("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with CASE_0000, ...")
     parser.add_argument("-o", dest="out", type=Path, required=True, metavar="OUT", help="folder for the result")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="not given: what translate train left")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: that of translate train")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status (143 after SIGTERM)."""
-    from nnunet_invariance.modality_translation.translator import checkpoint_of, load_model
+    from nnunet_invariance.modality_translation.translator import checkpoint_of, load_translator
     from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 
     planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
     if args.step == "train":
-        from nnunet_invariance.modality_translation.train import train
+        from nnunet_invariance.modality_translation.train import train_translator
         from nnunet_invariance.pretraining import LoopOptions, PretrainingStopped, PUIRTranslationOptions
         from nnunet_invariance.pretraining.engine.settings import parse_settings
 
         settings = parse_settings(args.settings, PUIRTranslationOptions)
         loop = {"epochs": args.epochs, "iterations": args.iterations, "seed": args.seed, **settings.loop}
         try:
-            path = train(planned, args.device, args.c, args.start, settings.method, LoopOptions(**loop))
+            path = train_translator(planned, args.device, args.c, args.start, settings.method, LoopOptions(**loop))
         except PretrainingStopped as stopped:
             print(stopped)
             return 143
         print(f"finished: {path}")
         return 0
-    model = load_model(planned, args.checkpoint, args.device)
+    translator = load_translator(planned, args.checkpoint, args.device)
     if args.step == "predict":
-        from nnunet_invariance.modality_translation.predict import predict
+        from nnunet_invariance.modality_translation.predict import translate_folder
 
-        number = predict(model, args.images, args.out, args.sources, args.targets, args.keep)
+        number = translate_folder(translator, args.images, args.out, args.sources, args.targets, args.keep)
         print(f"finished: {counted(number, 'case')} in {args.out}")
         return 0
     from nnunet_invariance.evaluation.protocols.missing_modality import choose_subsets
-    from nnunet_invariance.modality_translation.evaluate import evaluate, seen_cases
+    from nnunet_invariance.modality_translation.evaluate import evaluate_translation, seen_cases
 
     names = planned.channel_names
     subsets = choose_subsets(names, args.sources) if args.sources else [(c,) for c in range(len(names))]
     seen = seen_cases(checkpoint_of(planned, args.checkpoint))
-    print(f"written: {evaluate(model, args.images, args.out, subsets, seen)}")
+    print(f"written: {evaluate_translation(translator, args.images, args.out, subsets, seen)}")
     return 0

@@ -1,8 +1,6 @@
-"""Transfer from each modality to each other, scored against the real images, as tables and a page."""
+"""Scores of the translation from each modality to each other against the real images, as tables and a page."""
 
-import csv
 import html
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +11,17 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.csv_files import read_csv, write_csv
 from nnunet_invariance.common.html import inline, page, table
+from nnunet_invariance.common.image_files import check_image
+from nnunet_invariance.common.json_files import read_json, write_text
 from nnunet_invariance.errors import ImagesFolderError, OutputError
-from nnunet_invariance.evaluation.protocols.missing_channels import find_cases
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
 from nnunet_invariance.evaluation.report.pictures import panels, png
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
 from nnunet_invariance.nnunet.grids import check_same_grid
+from nnunet_invariance.nnunet.missing_channels import find_cases
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ HEAD = ("from", "to", "cases", "PSNR", "NMSE", "SSIM", "PSNR, release", "NMSE, r
 SCORES, EXAMPLES = "scores.csv", "examples.png"
 CONVENTIONS = """<p>Plain: whole volume, raw intensities, data range of the real image, NMSE = sum of squared errors
 over sum of squares. Release: as the code of PUIR (arXiv 2411.06106) does it, but each image by itself: z-scores over
-all voxels, background of the real image (z &lt; -0.35) put into the transferred one, data range the larger of both,
+all voxels, background of the real image (z &lt; -0.35) put into the predicted one, data range the larger of both,
 NMSE = mean squared error. The two are not to be compared with each other. Mean and standard deviation over cases.
 </p>"""
 
@@ -50,35 +50,46 @@ class PairScore:
     release_ssim: float
 
 
-def evaluate(
-    model: ModalityTranslator, images: Path, out: Path, subsets: Sequence[tuple[int, ...]], seen: Sequence[str] = ()
+def evaluate_translation(
+    translator: ModalityTranslator,
+    images: Path,
+    out: Path,
+    subsets: Sequence[tuple[int, ...]],
+    seen: Sequence[str] = (),
 ) -> Path:
-    """Score the transfer from each subset to every other modality; leaves a table, a picture and ``report.html``.
+    """Score the translation from each subset to every other modality; writes a table, a picture and ``report.html``.
 
     Args:
         images: complete cases, ``CASE_0000`` and so on; a modality that a case lacks (no file, or a constant image) is
             neither source nor target there.
         out: folder of the three files.
         subsets: of the modalities, by index.
-        seen: cases that the transfer was trained on; the page says which of the images are among them.
+        seen: cases that the translator was trained on; the page names those among the images.
 
     Raises:
         ImagesFolderError: no images, different grids, or no pair to score.
+        VolumeError: an image is damaged.
         OutputError: ``out`` cannot be written.
     """
-    names, ending = model.planned.channel_names, model.planned.dataset_json["file_ending"]
+    names, ending = translator.planned.channel_names, translator.planned.dataset_json["file_ending"]
     cases = find_cases(images, ending, names)
     for files in cases.values():
+        for file in files.values():
+            check_image(file)
         check_same_grid(list(files.values()))
     rows: list[PairScore] = []
     picture = b""
     for case, files in tqdm(cases.items(), desc="cases", unit="case", disable=None):
         real = {c: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for c, path in files.items()}
         real = {c: image for c, image in real.items() if np.ptp(image) > 0}
-        drawn = {s: model({c: files[c] for c in s}) for s in subsets if set(s) <= set(real) and set(real) - set(s)}
-        for s, d in drawn.items():
+        predicted = {
+            s: translator.predict({c: files[c] for c in s})
+            for s in subsets
+            if set(s) <= set(real) and set(real) - set(s)
+        }
+        for s, d in predicted.items():
             rows += [_score(names, s, target, case, real[target], d) for target in real if target not in s]
-        picture = picture or (_grid(names, real, drawn) if drawn else b"")
+        picture = picture or (_grid(names, real, predicted) if predicted else b"")
     if not rows:
         raise ImagesFolderError(
             f"No case in {images} has the modalities of a source and another one, so there is nothing to score. Give "
@@ -90,29 +101,27 @@ def evaluate(
     except OSError as error:
         raise OutputError(f"{out} could not be written ({error.strerror}). Give a place that is writable.") from error
     atomic_write(out / EXAMPLES, lambda file: file.write(picture))
-    text = _page(model.planned.name, rows, picture, sorted(set(cases) & set(seen)))
-    atomic_write(out / "report.html", lambda file: file.write(text.encode()))
+    text = _page(translator.planned.name, rows, picture, sorted(set(cases) & set(seen)))
+    write_text(out / "report.html", text)
     return out / "report.html"
 
 
 def seen_cases(checkpoint: Path) -> list[str]:
     """Cases of the manifest beside a checkpoint; none where there is no manifest."""
     manifest = checkpoint.parent / "manifest.json"
-    return [case["name"] for case in json.loads(manifest.read_text())["cases"]] if manifest.is_file() else []
+    return [case["name"] for case in read_json(manifest, default={"cases": []})["cases"]]
 
 
 def _score(
-    names: Sequence[str], subset: tuple[int, ...], target: int, case: str, real: np.ndarray, drawn: np.ndarray
+    names: Sequence[str], subset: tuple[int, ...], target: int, case: str, real: np.ndarray, predicted: np.ndarray
 ) -> PairScore:
-    scores = (*plain_scores(real, drawn[target]), *release_scores(real, drawn[target]))
+    scores = (*plain_scores(real, predicted[target]), *release_scores(real, predicted[target]))
     return PairScore(JOIN.join(names[c] for c in subset), names[target], case, *scores)
 
 
 def read_pairs(folder: Path) -> list[PairScore]:
-    """The rows that :func:`evaluate` left in a folder."""
-    with (folder / SCORES).open(newline="") as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file)]
-    return [PairScore(*row[:3], *map(float, row[3:])) for row in rows]
+    """The rows that :func:`evaluate_translation` left in a folder."""
+    return read_csv(folder / SCORES, PairScore)
 
 
 def summarise(rows: Sequence[PairScore]) -> list[tuple[str, ...]]:
@@ -130,24 +139,26 @@ def summarise(rows: Sequence[PairScore]) -> list[tuple[str, ...]]:
 
 
 def _page(dataset: str, rows: Sequence[PairScore], picture: bytes, seen: Sequence[str]) -> str:
-    title = f"modality transfer: {dataset}"
+    title = f"modality translation: {dataset}"
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if seen:
-        what = f"The transfer was trained on {len(seen)} of these cases: {', '.join(seen)}."
+        what = f"The translator was trained on {len(seen)} of these cases: {', '.join(seen)}."
         parts.append(f'<p class="notice">{html.escape(what)}</p>')
     parts += ["<h2>From each source to each other modality</h2>", CONVENTIONS]
     parts.append(table(HEAD, summarise(rows), 7))
-    alternative = "Real images in the first row, then what was transferred from each source"
+    alternative = "Real images in the first row, then the images predicted from each source"
     parts += [f"<h2>{html.escape(rows[0].case)}</h2><p>{alternative}.</p>", inline(picture, alternative)]
     return page(title, "\n".join(parts), width=72)
 
 
-def _grid(names: Sequence[str], real: Mapping[int, np.ndarray], drawn: Mapping[tuple[int, ...], np.ndarray]) -> bytes:
+def _grid(
+    names: Sequence[str], real: Mapping[int, np.ndarray], predicted: Mapping[tuple[int, ...], np.ndarray]
+) -> bytes:
     """Middle slices: a column for each modality, all of a column in the grey values of the real image."""
-    figure, axes = panels(1 + len(drawn), len(real))
+    figure, axes = panels(1 + len(predicted), len(real))
     for column, (channel, image) in enumerate(real.items()):
         low, high = np.percentile(image, (0.5, 99.5))
-        for row, (subset, images) in enumerate([((), None), *drawn.items()]):
+        for row, (subset, images) in enumerate([((), None), *predicted.items()]):
             axis = axes[row, column]
             axis.set_axis_off()
             if channel in subset:

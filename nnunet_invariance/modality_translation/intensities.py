@@ -1,6 +1,5 @@
-"""From nnU-Net's normalised intensities back to the scale of a modality, by what the training images were like."""
+"""Intensity scale of each modality, measured on the training images, to undo nnU-Net's normalisation."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +9,9 @@ import numpy as np
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from tqdm import tqdm
 
-from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsNotFoundError
+from nnunet_invariance.common.image_files import check_image
+from nnunet_invariance.common.json_files import read_json, write_json
+from nnunet_invariance.errors import DamagedFileError, UnsupportedConfigurationError, WeightsNotFoundError
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,10 @@ FILE = "intensities.json"
 
 @dataclass(frozen=True)
 class Intensities:
-    """One modality's scale.
+    """Intensity scale of one modality.
+
+    >>> Intensities("T1", "ZScoreNormalization", scale=12.0, offset=100.0, masked=False, background=0.0).scale
+    12.0
 
     Attributes:
         scale, offset: raw = normalised * scale + offset.
@@ -34,7 +37,7 @@ class Intensities:
     scale: float
     offset: float
     masked: bool
-    background: float = 0.0  # of files from before it was measured
+    background: float = 0.0
 
 
 def affine_of(scheme: str, values: np.ndarray, properties: dict[str, float]) -> tuple[float, float]:
@@ -51,7 +54,7 @@ def affine_of(scheme: str, values: np.ndarray, properties: dict[str, float]) -> 
         return float(np.ptp(values)), float(values.min())
     if scheme in ("NoNormalization", "RGBTo01Normalization"):
         return (1.0 if scheme == "NoNormalization" else 255.0), 0.0
-    msg = f"The normalisation {scheme} cannot be undone. Plan with one of nnU-Net's own schemes for transfer."
+    msg = f"The normalisation {scheme} cannot be undone. Plan with one of nnU-Net's own schemes."
     raise UnsupportedConfigurationError(msg)
 
 
@@ -67,6 +70,8 @@ def measure_intensities(planned: PlannedDataset, cases: Sequence[Sequence[Path]]
     reader = plans.image_reader_writer_class()
     found: list[list[tuple[float, float, float]]] = [[] for _ in planned.channel_names]
     for case in tqdm(cases, desc="intensities", unit="case", disable=None):
+        for path in case:
+            check_image(path)
         raw, _ = reader.read_images([str(path) for path in case])
         image, inside, _ = crop_to_nonzero(raw.astype(np.float32))
         for channel, scheme in enumerate(manager.normalization_schemes):
@@ -77,7 +82,7 @@ def measure_intensities(planned: PlannedDataset, cases: Sequence[Sequence[Path]]
                 background = 0.0 if empty else float(image[channel].min())
                 found[channel].append((*affine_of(scheme, values, properties), background))
     if lacking := [name for name, facts in zip(planned.channel_names, found, strict=True) if not facts]:
-        msg = f"No case of {planned.name} has an image of {', '.join(lacking)}, so nothing can be transferred to it."
+        msg = f"No case of {planned.name} has an image of {', '.join(lacking)}, so that it cannot be predicted."
         raise UnsupportedConfigurationError(f"{msg} Add such cases, or remove the channel.")
     return [
         _median(name, scheme, bool(masked), np.array(facts))
@@ -94,18 +99,22 @@ def _median(channel: str, scheme: str, masked: bool, facts: np.ndarray) -> Inten
 
 
 def write_intensities(folder: Path, intensities: Sequence[Intensities]) -> None:
-    """Leave them beside a checkpoint."""
-    text = json.dumps([asdict(i) for i in intensities], indent=1)
-    atomic_write(folder / FILE, lambda file: file.write(text.encode()))
+    """Write the scales into the folder of a checkpoint."""
+    write_json(folder / FILE, [asdict(i) for i in intensities])
 
 
 def read_intensities(folder: Path) -> list[Intensities]:
-    """What :func:`write_intensities` left.
+    """Read what :func:`write_intensities` wrote.
 
     Raises:
-        WeightsNotFoundError: no such file.
+        WeightsNotFoundError: there is no such file.
+        DamagedFileError: the file is damaged.
     """
     if not (folder / FILE).is_file():
-        msg = f"{folder / FILE} does not exist; `nnunet-invariance translate train` leaves it beside its checkpoint."
+        msg = f"{folder / FILE} does not exist; `nnunet-invariance translate train` writes it beside its checkpoint."
         raise WeightsNotFoundError(f"{msg} Keep both together, or train again.")
-    return [Intensities(**entry) for entry in json.loads((folder / FILE).read_text())]
+    remedy = "Train the translator again, or restore the file."
+    try:
+        return [Intensities(**entry) for entry in read_json(folder / FILE, remedy=remedy)]
+    except TypeError as error:
+        raise DamagedFileError(f"{folder / FILE} holds other keys than expected ({error}). {remedy}") from error

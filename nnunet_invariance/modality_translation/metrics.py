@@ -1,4 +1,4 @@
-"""How near a transferred image is to the real one, in two conventions."""
+"""Similarity of a predicted image and the real one, in two conventions."""
 
 import math
 
@@ -9,38 +9,40 @@ THRESHOLD = -0.35  # z-score below which PUIR's release takes the real image for
 WINDOW = 7  # voxels, skimage's own
 
 
-def _similarity(real: np.ndarray, drawn: np.ndarray, span: float) -> float:
+def _similarity(real: np.ndarray, predicted: np.ndarray, span: float) -> float:
     """SSIM with a uniform window of 7 voxels, or of what fits; NaN where not even 3 do, because one has no variance."""
     smallest = min(real.shape)
     window = min(WINDOW, smallest - 1 + smallest % 2)
-    return float(structural_similarity(real, drawn, data_range=span, win_size=window)) if window >= 3 else math.nan
+    return float(structural_similarity(real, predicted, data_range=span, win_size=window)) if window >= 3 else math.nan
 
 
-def plain_scores(real: np.ndarray, drawn: np.ndarray) -> tuple[float, float, float]:
+def plain_scores(real: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:
     r"""PSNR (dB), NMSE and SSIM over the whole volume in raw intensities; the data range is that of the real image.
 
     .. math:: PSNR = 10 \log_{10} R^2 / MSE, \quad NMSE = \sum (\hat x - x)^2 / \sum x^2
     """
-    real, drawn = real.astype(np.float64), drawn.astype(np.float64)
+    real, predicted = real.astype(np.float64), predicted.astype(np.float64)
     span = float(np.ptp(real))
-    error = float(normalized_root_mse(real, drawn, normalization="euclidean")) ** 2
-    return _peak(real, drawn, span), error, _similarity(real, drawn, span)
+    error = float(normalized_root_mse(real, predicted, normalization="euclidean")) ** 2
+    return _peak(real, predicted, span), error, _similarity(real, predicted, span)
 
 
-def release_scores(real: np.ndarray, drawn: np.ndarray) -> tuple[float, float, float]:
+def release_scores(real: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:
     """PSNR (dB), NMSE and SSIM as PUIR's release computes them (arXiv 2411.06106), image by image.
 
     Both images are z-scored over all voxels, background of the real one (z < -0.35) is put into the other, and the
     data range is the larger of both. NMSE is the mean squared error: a z-scored image has mean square 1. The release
     z-scores all its outputs together.
     """
-    real, drawn = ((x - x.mean()) / max(x.std(), 1e-8) for x in (real.astype(np.float64), drawn.astype(np.float64)))
-    drawn = np.where(real < THRESHOLD, real, drawn)
-    span = float(max(np.ptp(real), np.ptp(drawn)))
-    return _peak(real, drawn, span), float(mean_squared_error(real, drawn)), _similarity(real, drawn, span)
+    real, predicted = (
+        (x - x.mean()) / max(x.std(), 1e-8) for x in (real.astype(np.float64), predicted.astype(np.float64))
+    )
+    predicted = np.where(real < THRESHOLD, real, predicted)
+    span = float(max(np.ptp(real), np.ptp(predicted)))
+    return _peak(real, predicted, span), float(mean_squared_error(real, predicted)), _similarity(real, predicted, span)
 
 
-def _peak(real: np.ndarray, drawn: np.ndarray, span: float) -> float:
-    if np.array_equal(real, drawn):
+def _peak(real: np.ndarray, predicted: np.ndarray, span: float) -> float:
+    if np.array_equal(real, predicted):
         return math.inf
-    return float(peak_signal_noise_ratio(real, drawn, data_range=span))
+    return float(peak_signal_noise_ratio(real, predicted, data_range=span))

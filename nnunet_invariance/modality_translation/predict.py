@@ -1,4 +1,4 @@
-"""Images of the modalities that cases lack, written beside those they have."""
+"""Predict the missing modalities of all cases in a folder."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_invariance.common.image_files import read_image, write_like
+from nnunet_invariance.common.image_files import check_image, read_image, write_like
 from nnunet_invariance.errors import ImagesFolderError, OptionError, OutputError
-from nnunet_invariance.evaluation.protocols.missing_channels import find_cases
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
 from nnunet_invariance.nnunet.grids import check_same_grid
+from nnunet_invariance.nnunet.missing_channels import find_cases
 
 
 def channels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
@@ -26,15 +26,15 @@ def channels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
     return [known.index(name) for name in names]
 
 
-def predict(
-    model: ModalityTranslator,
+def translate_folder(
+    translator: ModalityTranslator,
     images: Path,
     out: Path,
     sources: Sequence[str] = (),
     targets: Sequence[str] = (),
     keep: bool = False,
 ) -> int:
-    """Write every other modality of each case in a folder, float32 on the grid of its images; the number of cases.
+    """Write the other modalities of each case, float32 on the grid of its images; returns the number of cases.
 
     Args:
         images: files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``, some of them absent or constant.
@@ -45,14 +45,17 @@ def predict(
 
     Raises:
         ImagesFolderError: no images, different grids, or a case with none of the sources.
+        VolumeError: an image is damaged.
         OptionError: a name that the data set does not have.
         OutputError: ``out`` holds something or cannot be written.
     """
-    names, ending = model.planned.channel_names, model.planned.dataset_json["file_ending"]
+    names, ending = translator.planned.channel_names, translator.planned.dataset_json["file_ending"]
     allowed, wanted = channels_of(sources or names, names), channels_of(targets, names)
     used: dict[str, dict[int, Path]] = {}
     for case, files in find_cases(images, ending, names).items():
         if given := {c: path for c, path in files.items() if c in allowed}:
+            for path in given.values():
+                check_image(path)
             check_same_grid(list(given.values()))
         used[case] = {c: path for c, path in given.items() if not is_empty(path)}
         if not used[case]:
@@ -64,10 +67,10 @@ def predict(
     try:
         out.mkdir(parents=True, exist_ok=True)
         for case, files in tqdm(used.items(), desc="cases", unit="case", disable=None):
-            drawn = model(files)
+            predicted = translator.predict(files)
             grid = read_image(next(iter(files.values())))
             for channel in wanted or [c for c in range(len(names)) if c not in files]:
-                write_like(out / f"{case}_{channel:04d}{ending}", drawn[channel].astype(np.float32), grid)
+                write_like(out / f"{case}_{channel:04d}{ending}", predicted[channel].astype(np.float32), grid)
             for channel, path in files.items() if keep else ():
                 if channel not in wanted:
                     shutil.copyfile(path, out / f"{case}_{channel:04d}{ending}")
@@ -78,5 +81,5 @@ def predict(
 
 
 def is_empty(path: Path) -> bool:
-    """Whether an image is constant, and so stands for a modality that is missing."""
-    return not np.ptp(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+    """Whether an image is constant, which marks a missing modality."""
+    return not np.ptp(sitk.GetArrayFromImage(read_image(path)))

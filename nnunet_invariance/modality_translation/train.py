@@ -1,4 +1,4 @@
-"""Training a modality transfer on the one loop, with the scales of the modalities beside it."""
+"""Training of a modality translator with the pre-training loop; writes the intensity scales beside the checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_invariance.errors import DatasetNotFoundError
 from nnunet_invariance.modality_translation.intensities import measure_intensities, write_intensities
-from nnunet_invariance.modality_translation.translator import require_transferable
+from nnunet_invariance.modality_translation.translator import require_translatable
 from nnunet_invariance.nnunet.grids import check_training_grids
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, training_images
 from nnunet_invariance.pretraining.engine.options import LoopOptions
@@ -15,7 +15,7 @@ from nnunet_invariance.pretraining.methods.puir_translation import SCRATCH, PUIR
 from nnunet_invariance.weights.locate import pretraining_folder
 
 
-def train(
+def train_translator(
     planned: PlannedDataset,
     device: str = "cuda",
     resume: bool = False,
@@ -33,7 +33,7 @@ def train(
     Raises:
         InvarianceError: one of its kinds, see ``pretrain`` and ``measure_intensities``.
     """
-    require_transferable(planned)
+    require_translatable(planned)
     names = (planned.name, planned.plans.plans_name, planned.configuration_name)
     if not resume and start != SCRATCH:
         find_start(pretraining_folder(PUIRTranslation.name, *names), start)

@@ -1,4 +1,4 @@
-"""A trained modality transfer: from the images of some modalities to those of all."""
+"""A trained modality translator: predicts the images of all modalities from those of some."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,15 +28,19 @@ READERS = ("SimpleITKIO", "NibabelIO")
 
 @dataclass(frozen=True)
 class ModalityTranslator:
-    """A network with the scales of its modalities."""
+    """A trained network and the intensity scales of its modalities; see :func:`load_translator`."""
 
     planned: PlannedDataset
     network: PUIRNet
     intensities: list[Intensities]
     device: torch.device
 
-    def __call__(self, files: Mapping[int, Path]) -> np.ndarray:
-        """All modalities (C, *spatial) in raw intensities, on the grid of the files, from those of some channels."""
+    def predict(self, files: Mapping[int, Path]) -> np.ndarray:
+        """Predict all modalities (C, *spatial) from some, in raw intensities on the grid of the files.
+
+        Args:
+            files: image files by channel index, all on one grid.
+        """
         plans, manager = self.planned.plans, self.planned.configuration
         raw, properties = plans.image_reader_writer_class().read_images([str(path) for path in files.values()])
         image = np.zeros((len(self.intensities), *raw.shape[1:]), np.float32)
@@ -47,23 +51,23 @@ class ModalityTranslator:
         )
         present = torch.zeros(len(image), dtype=torch.bool)
         present[list(files)] = True
-        drawn = self.predict(torch.from_numpy(np.ascontiguousarray(data, np.float32)), present).numpy()
+        predicted = self.predict_normalised(torch.from_numpy(np.ascontiguousarray(data, np.float32)), present).numpy()
         spacing = [properties["spacing"][i] for i in plans.transpose_forward]
         shape = properties["shape_after_cropping_and_before_resampling"]
-        drawn = np.asarray(manager.resampling_fn_data(drawn, shape, manager.spacing, spacing))
+        predicted = np.asarray(manager.resampling_fn_data(predicted, shape, manager.spacing, spacing))
         axes = [0, *(i + 1 for i in plans.transpose_forward)]
         _, inside, box = crop_to_nonzero(image.transpose(axes))
         whole = np.zeros((len(image), *properties["shape_before_cropping"]), np.float32)
         place = tuple(slice(low, high) for low, high in box)
         for channel, i in enumerate(self.intensities):
-            values = drawn[channel] * i.scale + i.offset
+            values = predicted[channel] * i.scale + i.offset
             whole[channel] = i.background
             whole[(channel, *place)] = np.where(inside[0] >= 0, values, i.background) if i.masked else values
         return whole.transpose([0, *(i + 1 for i in plans.transpose_backward)])
 
     @torch.inference_mode()
-    def predict(self, data: Tensor, present: Tensor) -> Tensor:
-        """Normalised images (C, *spatial) of all modalities, from those ``present`` (C,), by Gaussian windows."""
+    def predict_normalised(self, data: Tensor, present: Tensor) -> Tensor:
+        """Predict normalised images (C, *spatial) of all modalities from those that are ``present`` (C,)."""
         patch = self.planned.patch_size
         padded, inner = pad_nd_image(data, patch, "constant", {"value": 0}, True, None)
 
@@ -75,15 +79,17 @@ class ModalityTranslator:
         return images[(slice(None), *inner[1:])]
 
 
-def load_model(planned: PlannedDataset, checkpoint: Path | None = None, device: str = "cuda") -> ModalityTranslator:
-    """What ``translate train`` left for a data set, or in a file.
+def load_translator(
+    planned: PlannedDataset, checkpoint: Path | None = None, device: str = "cuda"
+) -> ModalityTranslator:
+    """Load the translator that ``translate train`` trained for a data set, or that of a checkpoint file.
 
     Raises:
-        WeightsNotFoundError: nothing was trained, or the intensities are not beside the checkpoint.
+        WeightsNotFoundError: there is no checkpoint, or no intensities beside it.
         WeightsIncompatibleError: of another method, network or other modalities.
-        UnsupportedConfigurationError: see :func:`require_transferable`.
+        UnsupportedConfigurationError: see :func:`require_translatable`.
     """
-    require_transferable(planned)
+    require_translatable(planned)
     path = checkpoint_of(planned, checkpoint)
     loaded = load_checkpoint(path, ["network"])
     if (method := loaded.metadata["method"]) != PUIRTranslation.name:
@@ -104,8 +110,8 @@ def load_model(planned: PlannedDataset, checkpoint: Path | None = None, device: 
     return ModalityTranslator(planned, network.to(device).eval(), read_intensities(path.parent), torch.device(device))
 
 
-def require_transferable(planned: PlannedDataset) -> None:
-    """Refuse a data set or plans between whose modalities nothing can be transferred.
+def require_translatable(planned: PlannedDataset) -> None:
+    """Refuse a data set or plans that modality translation does not support.
 
     Raises:
         UnsupportedConfigurationError: one channel, two of one name, 2-D or cascaded plans, another network, or images
@@ -114,12 +120,12 @@ def require_transferable(planned: PlannedDataset) -> None:
     entry = get_method(PUIRTranslation.name)
     require_supported(planned, "modality translation", entry.dimensions, entry.least_channels, entry.networks)
     if (reader := planned.plans.image_reader_writer_class.__name__) not in READERS:
-        msg = f"{planned.name} is read by {reader}; transferred images are written for {' and '.join(READERS)}."
+        msg = f"{planned.name} is read by {reader}; predicted images are written for {' and '.join(READERS)}."
         raise UnsupportedConfigurationError(f"{msg} Plan with one of these readers.")
 
 
 def checkpoint_of(planned: PlannedDataset, checkpoint: Path | None = None) -> Path:
-    """The file that is named, or what ``translate train`` left for a data set.
+    """Checkpoint file that is named, or that ``translate train`` wrote for a data set.
 
     Raises:
         WeightsNotFoundError: there is none.
@@ -127,10 +133,10 @@ def checkpoint_of(planned: PlannedDataset, checkpoint: Path | None = None) -> Pa
     names = (planned.name, planned.plans.plans_name, planned.configuration_name)
     path = checkpoint or pretraining_folder(PUIRTranslation.name, *names) / FINAL
     if not path.is_file():
-        raise WeightsNotFoundError(f"{path} does not exist, so no transfer was trained. {_remedy(planned)}")
+        raise WeightsNotFoundError(f"{path} does not exist, so no translator was trained. {_remedy(planned)}")
     return path
 
 
 def _remedy(planned: PlannedDataset) -> str:
-    words = f"{planned.name} {planned.configuration_name} -p {planned.plans.plans_name}"
-    return f"Run `nnunet-invariance translate train {words}`, or give --checkpoint FILE."
+    arguments = f"{planned.name} {planned.configuration_name} -p {planned.plans.plans_name}"
+    return f"Run `nnunet-invariance translate train {arguments}`, or give --checkpoint FILE."

@@ -24,12 +24,12 @@ from nnunet_invariance.errors import (
     UnsupportedConfigurationError,
     WeightsNotFoundError,
 )
-from nnunet_invariance.evaluation.protocols.missing_channels import complete, find_cases
 from nnunet_invariance.modality_translation.evaluate import PairScore, summarise
 from nnunet_invariance.modality_translation.intensities import Intensities, affine_of, read_intensities
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
-from nnunet_invariance.modality_translation.predict import predict
-from nnunet_invariance.modality_translation.translator import ModalityTranslator, load_model
+from nnunet_invariance.modality_translation.predict import translate_folder
+from nnunet_invariance.modality_translation.translator import ModalityTranslator, load_translator
+from nnunet_invariance.nnunet.missing_channels import fill_missing_channels, find_cases
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.methods.puir import PUIR, PUIROptions
@@ -190,7 +190,7 @@ def images(modalities, tmp_path):
 
 
 def test_what_is_written_has_the_grid_of_the_case_and_the_scale_of_the_target(model, images, tmp_path):
-    assert predict(model, images, tmp_path / "out") == 2
+    assert translate_folder(model, images, tmp_path / "out") == 2
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_0000.nii.gz", "b_0000.nii.gz"]
     properties = model.planned.plans.foreground_intensity_properties_per_channel["1"]
     for name in "ab":
@@ -201,21 +201,21 @@ def test_what_is_written_has_the_grid_of_the_case_and_the_scale_of_the_target(mo
         raw = np.clip(sitk.GetArrayFromImage(source), properties["percentile_00_5"], properties["percentile_99_5"])
         wanted = (raw - properties["mean"]) / properties["std"] * 10 + 100
         assert sitk.GetArrayFromImage(written) == pytest.approx(wanted, abs=1e-2)
-    predict(model, images, tmp_path / "kept", ["CT"], ["T1"], keep=True)
+    translate_folder(model, images, tmp_path / "kept", ["CT"], ["T1"], keep=True)
     assert set(find_cases(tmp_path / "kept", ".nii.gz", ["T1", "CT"])["a"]) == {0, 1}
     assert (tmp_path / "kept" / "a_0001.nii.gz").read_bytes() == (images / "a_0001.nii.gz").read_bytes()
 
 
 def test_an_empty_slot_is_no_image(model, tmp_path):
     write_tests(tmp_path / "in")
-    complete(tmp_path / "in", tmp_path / "full", "779")
-    assert predict(model, tmp_path / "full", tmp_path / "out") == 3
+    fill_missing_channels(tmp_path / "in", tmp_path / "full", "779")
+    assert translate_folder(model, tmp_path / "full", tmp_path / "out") == 3
     drawn = ["no_t1_0000.nii.gz", "small_0001.nii.gz"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == drawn
     with pytest.raises(ImagesFolderError, match=r"Case no_t1 in .* has no image of T1; one that is constant"):
-        predict(model, tmp_path / "full", tmp_path / "from_t1", ["T1"])
+        translate_folder(model, tmp_path / "full", tmp_path / "from_t1", ["T1"])
     assert not (tmp_path / "from_t1").exists()
-    predict(model, tmp_path / "full", tmp_path / "kept", keep=True)
+    translate_folder(model, tmp_path / "full", tmp_path / "kept", keep=True)
     images = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (tmp_path / "kept").iterdir()]
     assert len(images) == 6
     assert all(np.ptp(image) > 0 for image in images)
@@ -238,19 +238,19 @@ def test_transposed_plans_change_nothing(model, images):
     plans = PlansManager(turned)
     planned = replace(model.planned, plans=plans, configuration=plans.get_configuration("3d_fullres"))
     files = {1: images / "a_0001.nii.gz"}
-    assert replace(model, planned=planned)(files) == pytest.approx(model(files), abs=1e-3)
+    assert replace(model, planned=planned).predict(files) == pytest.approx(model.predict(files), abs=1e-3)
 
 
 def test_what_cannot_be_predicted_is_refused_and_leaves_nothing(model, images, tmp_path):
     with pytest.raises(OptionError, match="PET: no such channel; the data set has T1, CT"):
-        predict(model, images, tmp_path / "out", ["PET"])
+        translate_folder(model, images, tmp_path / "out", ["PET"])
     with pytest.raises(ImagesFolderError, match=r"Case a in .* has no image of T1"):
-        predict(model, images, tmp_path / "out", ["T1"])
+        translate_folder(model, images, tmp_path / "out", ["T1"])
     assert not (tmp_path / "out").exists()
     with pytest.raises(OutputError, match="is not empty"):
-        predict(model, images, images)
+        translate_folder(model, images, images)
     with pytest.raises(WeightsNotFoundError, match="translate train Dataset779_Modalities 3d_fullres -p nnUNetPlans"):
-        load_model(model.planned, device="cpu")
+        load_translator(model.planned, device="cpu")
 
 
 # --- the whole

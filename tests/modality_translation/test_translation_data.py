@@ -11,8 +11,8 @@ import SimpleITK as sitk
 
 from nnunet_invariance.errors import DatasetNotFoundError, ImagesFolderError, UnsupportedConfigurationError
 from nnunet_invariance.modality_translation.intensities import read_intensities
-from nnunet_invariance.modality_translation.train import train
-from nnunet_invariance.modality_translation.translator import load_model
+from nnunet_invariance.modality_translation.train import train_translator
+from nnunet_invariance.modality_translation.translator import load_translator
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from tests.helpers.pretraining_runs import run_pretraining
 from tests.helpers.tiny_dataset import cut_down
@@ -47,7 +47,7 @@ def test_test_images_are_not_looked_at(modalities, raw, untrained, test_images):
     (raw / "imagesTs").mkdir()
     for name in test_images:
         (raw / "imagesTs" / name).touch()
-    assert train(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
+    assert train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
     assert [i.channel for i in read_intensities(untrained)] == ["T1", "CT"]
 
 
@@ -59,7 +59,7 @@ def test_the_background_is_measured_where_the_crop_ends(modalities, raw, untrain
         image = pixels(paths[0])
         image[:3] = 0
         sitk.WriteImage(sitk.GetImageFromArray(image), str(paths[0]))
-    train(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
+    train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
     for channel, intensities in enumerate(read_intensities(untrained)):
         lowest = sorted([0.0, *(pixels(path).min() for path in files[channel][1:])])
         assert intensities.background == pytest.approx(lowest[(len(lowest) - 1) // 2])
@@ -69,7 +69,7 @@ def test_the_background_is_measured_where_the_crop_ends(modalities, raw, untrain
 def test_raw_images_that_are_gone_are_named(modalities, raw, untrained):
     shutil.rmtree(raw / "imagesTr")
     with pytest.raises(DatasetNotFoundError, match=r"No preprocessed case .* in nnUNet_raw"):
-        train(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
+        train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
 
 
 def test_training_images_on_different_grids_are_refused(modalities, raw, untrained, tmp_path):
@@ -80,7 +80,7 @@ def test_training_images_on_different_grids_are_refused(modalities, raw, untrain
     with pytest.raises(ImagesFolderError, match=r"case_001_0001\.nii\.gz has the origin .*resample"):
         run_pretraining("puir", modalities.name, CONFIGURATION, device="cpu")
     with pytest.raises(ImagesFolderError, match=r"case_001_0001\.nii\.gz has the origin .*resample"):
-        train(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
+        train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
     assert not (tmp_path / "results").exists()
     assert not list(untrained.iterdir())
 
@@ -93,18 +93,18 @@ def test_other_networks_and_channels_of_one_name_are_refused(modalities, raw):
     with pytest.raises(UnsupportedConfigurationError, match=text.format("puir")):
         run_pretraining("puir", modalities.name, CONFIGURATION, "FormerPlans", device="cpu")
     planned = open_planned_dataset(modalities.name, CONFIGURATION, "FormerPlans")
-    with pytest.raises(UnsupportedConfigurationError, match=text.format("modality transfer")):
-        train(planned, "cpu")
+    with pytest.raises(UnsupportedConfigurationError, match=text.format("modality translation")):
+        train_translator(planned, "cpu")
     planned = open_planned_dataset(modalities.name, CONFIGURATION)
     planned = replace(planned, dataset_json={**planned.dataset_json, "channel_names": {"0": "T1", "1": "T1"}})
     with pytest.raises(
         UnsupportedConfigurationError, match=r"channels T1, T1, .*Give each channel its own name in .*json"
     ):
-        train(planned, "cpu")
+        train_translator(planned, "cpu")
 
 
 def test_prediction_says_at_once_what_no_training_could_change(tiny, modalities):
     with pytest.raises(UnsupportedConfigurationError, match=r"needs at least 2\. Take a dataset with several"):
-        load_model(open_planned_dataset(tiny.name, CONFIGURATION), device="cpu")
-    with pytest.raises(UnsupportedConfigurationError, match="modality transfer needs 3-D plans"):
-        load_model(open_planned_dataset(modalities.name, "2d"), device="cpu")
+        load_translator(open_planned_dataset(tiny.name, CONFIGURATION), device="cpu")
+    with pytest.raises(UnsupportedConfigurationError, match="modality translation needs 3-D plans"):
+        load_translator(open_planned_dataset(modalities.name, "2d"), device="cpu")

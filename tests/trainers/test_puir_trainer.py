@@ -269,12 +269,12 @@ def test_a_missing_channel_has_no_influence_after_preprocessing_and_padding(moda
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_invariance.evaluation.protocols.missing_channels import complete
     from nnunet_invariance.networks.presence import present_channels
+    from nnunet_invariance.nnunet.missing_channels import fill_missing_channels
     from tests.helpers import tiny_modalities
 
     tiny_modalities.write_tests(tmp_path / "in")
-    complete(tmp_path / "in", tmp_path / "full", "779")
+    fill_missing_channels(tmp_path / "in", tmp_path / "full", "779")
     manager = PlansManager(modalities.plans)
     chosen = manager.get_configuration("3d_fullres")
     dataset = json.loads((modalities.preprocessed / modalities.name / "dataset.json").read_text())

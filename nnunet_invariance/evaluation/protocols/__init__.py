@@ -6,7 +6,6 @@ __all__ = [
     "checkpoints",
     "cross_modality",
     "few_shot",
-    "missing_channels",
     "missing_modality",
     "pretrainings",
     "protocol",

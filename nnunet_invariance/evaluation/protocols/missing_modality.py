@@ -12,9 +12,9 @@ from nnunet_invariance.errors import ComparisonError, OutputError
 from nnunet_invariance.evaluation.protocols.arms import open_comparison
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
-from nnunet_invariance.evaluation.protocols.missing_channels import zeros_like
 from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
+from nnunet_invariance.nnunet.missing_channels import zeros_like
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_invariance.cli.main import main
-from nnunet_invariance.errors import DatasetNotFoundError, ImagesFolderError, OutputError
-from nnunet_invariance.evaluation.protocols.missing_channels import complete
+from nnunet_invariance.errors import DatasetNotFoundError, ImagesFolderError, OutputError, VolumeError
 from nnunet_invariance.nnunet.grids import check_same_grid
+from nnunet_invariance.nnunet.missing_channels import fill_missing_channels
 from tests.helpers import tiny_modalities
 
 
@@ -49,32 +49,32 @@ def test_slots_are_filled_with_the_geometry_of_the_case(trees, capsys):
 def test_bad_input_is_named_and_nothing_is_written(trees):
     folder, out = trees / "in", trees / "out"
     with pytest.raises(ImagesFolderError, match="does not exist"):
-        complete(folder, out, "779")
+        fill_missing_channels(folder, out, "779")
     folder.mkdir()
     with pytest.raises(ImagesFolderError, match="contains no file named CASE_0000"):
-        complete(folder, out, "779")
+        fill_missing_channels(folder, out, "779")
     image(image(folder, "a_0000"), "b_0002")
     with pytest.raises(ImagesFolderError, match=r"b_0002.nii.gz is channel 2.*T1, CT"):
-        complete(folder, out, "779")
+        fill_missing_channels(folder, out, "779")
     (folder / "b_0002.nii.gz").unlink()
     image(folder, "a_0001", size=(6, 5, 3))
     with pytest.raises(
         ImagesFolderError, match=r"a_0001.nii.gz has the size \(6, 5, 3\).*_0000.nii.gz has \(6, 5, 4\)"
     ):
-        complete(folder, out, "779")
+        fill_missing_channels(folder, out, "779")
     image(folder, "a_0001", spacing=(1.0, 1.0, 2.5))
     with pytest.raises(ImagesFolderError, match="spacing"):
-        complete(folder, out, "779")
+        fill_missing_channels(folder, out, "779")
     (folder / "a_0001.nii.gz").write_bytes(b"no image")
-    with pytest.raises(ImagesFolderError, match=r"a_0001.nii.gz cannot be read"):
-        complete(folder, out, "779")
+    with pytest.raises(VolumeError, match=r"a_0001.nii.gz cannot be read"):
+        fill_missing_channels(folder, out, "779")
     with pytest.raises(DatasetNotFoundError):
-        complete(folder, out, "123")
+        fill_missing_channels(folder, out, "123")
     assert not out.exists()
     image(folder, "a_0001")
     image(out, "old_0000")
     with pytest.raises(OutputError, match="not empty"):
-        complete(folder, out, "779")
+        fill_missing_channels(folder, out, "779")
     assert [p.name for p in out.iterdir()] == ["old_0000.nii.gz"]
 
 
