@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -77,7 +78,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
         two = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # size of the header, 540 bytes
         kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
         image = kind.from_bytes(content)
-        voxels = np.asanyarray(image.dataobj.get_unscaled())
+        voxels = _stored(image)
         header = kind.header_class(content[: image.header.sizeof_hdr], check=False)  # that of the image is corrected
     except _READ_ERRORS as error:
         raise VolumeError(f"{path} cannot be read as an image ({_last_line(error)}). {_REMEDY}") from error
@@ -87,6 +88,12 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     return np.asarray(header["pixdim"][1 : 1 + len(shape)], float), shape, voxels
+
+
+def _stored(image: nibabel.Nifti1Image) -> np.ndarray:
+    """Voxels without slope and intercept."""
+    proxy = image.dataobj
+    return np.asanyarray(proxy.get_unscaled() if isinstance(proxy, ArrayProxy) else proxy)
 
 
 def write_image(path: Path, image: sitk.Image) -> None:

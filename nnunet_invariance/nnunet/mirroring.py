@@ -86,8 +86,8 @@ def decide_mirroring(
     """
     found: dict[tuple[int, int], list[_Measured]] = {}
     for case in cases:
-        for pair, measured in _measure(case, sorted(class_names)).items():
-            found.setdefault(pair, []).append(measured)
+        for pair, in_case in _measure(case, sorted(class_names)).items():
+            found.setdefault(pair, []).append(in_case)
     pairs = []
     for (first, second), measured in found.items():
         offsets = np.stack([m.offsets for m in measured])
@@ -112,7 +112,8 @@ def _measure(case: LabelledImage, values: Sequence[int]) -> dict[tuple[int, int]
     everything = np.concatenate(list(present.values()))
     extent = everything.max(0) + 1 - everything.min(0)
     centres = {value: voxels.mean(0) for value, voxels in present.items()}
-    intensities = {value: case.image[(slice(None), *voxels.T)] for value, voxels in present.items()}
+    indices = {value: (slice(None), *voxels.T) for value, voxels in present.items()}
+    intensities = {value: case.image[index] for value, index in indices.items()}
     result = {}
     for first, second in itertools.combinations(present, 2):
         a, b = intensities[first], intensities[second]

@@ -14,7 +14,6 @@ from nnunet_invariance.errors import ShapeError
 __all__ = ["sliding_window", "window_starts"]
 
 STEP = 0.5  # distance of neighbouring windows, as a share of the window; nnU-Net's default
-_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def sliding_window(
@@ -60,12 +59,13 @@ def sliding_window(
     device = device or image.device
     cells = [tuple(cell) for cell in cells or [(1,) * len(window)]]
     gaussian = compute_gaussian(window, dtype=torch.float32, device=device)
-    weights = [_POOL[len(window)](gaussian[None, None], cell)[0] for cell in cells]
+    weights = [_average(gaussian, cell) for cell in cells]
     totals = [torch.zeros(1, *_divide(size, cell), device=device) for cell in cells]
     sums = [torch.zeros_like(total) for total in totals]
     starts = window_starts(size, window, align)
     for start in tqdm(starts, desc=progress, unit="window", disable=True if progress is None else None):
-        maps = compute(image[(slice(None), *_region(start, window))][None])
+        whole_window = (slice(None), *_region(start, window))
+        maps = compute(image[whole_window][None])
         for i, (found, weight, cell) in enumerate(zip(maps, weights, cells, strict=True)):
             region = (slice(None), *_region(_divide(start, cell), found.shape[2:]))
             if len(totals[i]) != found.shape[1]:  # number of channels, known after the first window
@@ -87,6 +87,12 @@ def window_starts(
     multiples = align or (1,) * len(window)
     axes = [sorted({start // m * m for start in axis}) for axis, m in zip(steps, multiples, strict=True)]
     return list(itertools.product(*axes))
+
+
+def _average(gaussian: Tensor, cell: tuple[int, ...]) -> Tensor:
+    """Mean of the weights (*window) over the voxels of each cell: (1, *(window / cell))."""
+    pool = F.avg_pool3d if gaussian.ndim == 3 else F.avg_pool2d
+    return pool(gaussian[None, None], cell)[0]
 
 
 def _region(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:

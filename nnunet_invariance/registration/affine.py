@@ -2,11 +2,16 @@
 
 import logging
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import SimpleITK as sitk
 
 from nnunet_invariance.errors import VolumeError
+
+__all__ = ["align_affine", "mutual_information", "overlap", "shrink_factors"]
+
+AnyTransform = TypeVar("AnyTransform", bound=sitk.Transform)
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +101,13 @@ def shrink_factors(size: Sequence[int]) -> list[int]:
 
 
 def _optimise(
-    start: sitk.Transform,
+    start: AnyTransform,
     fixed: sitk.Image,
     moving: sitk.Image,
     fixed_mask: sitk.Image | None,
     moving_mask: sitk.Image | None,
     seed: int,
-) -> sitk.Transform:
+) -> AnyTransform:
     method = mutual_information(fixed, moving, fixed_mask, moving_mask, seed)
     method.SetOptimizerAsRegularStepGradientDescent(0.5, 1e-3, ITERATIONS)
     method.SetOptimizerScalesFromPhysicalShift()

@@ -98,7 +98,7 @@ def _convex(fixed: Tensor, moving: Tensor, options: ConvexAdamOptions) -> Tensor
     n = 2 * options.search + 1
     identity = options.search * torch.eye(3, 4, device=fixed.device)[None]
     with _quiet():
-        tried = F.affine_grid(identity, (1, 1, n, n, n), align_corners=True).permute(0, 4, 1, 2, 3).reshape(3, -1, 1)
+        tried = F.affine_grid(identity, [1, 1, n, n, n], align_corners=True).permute(0, 4, 1, 2, 3).reshape(3, -1, 1)
         fields = []
         for one, other in (coarse, coarse[::-1]):
             cost = _costs(one, other, options, size)
@@ -130,7 +130,7 @@ def _adam(
     fixed, moving = (F.avg_pool3d(features, grid, stride=grid) for features in (fixed, moving))
     size = fixed.shape[2:]
     u = torch.nn.Parameter(F.interpolate(start, size=size, mode="trilinear") / grid)
-    identity = F.affine_grid(torch.eye(3, 4, device=u.device)[None], (1, 1, *size), align_corners=False)
+    identity = F.affine_grid(torch.eye(3, 4, device=u.device)[None], [1, 1, *size], align_corners=False)
     half = torch.tensor(size, device=u.device) / 2
     optimizer = torch.optim.Adam([u], lr=LEARNING_RATE)
     for step in range(options.iterations):
