@@ -95,7 +95,7 @@ def test_base_models_that_are_unsafe_broken_or_of_another_kind(model, tmp_path):
     content = weights.read_bytes()
     weights.unlink()
     (folder / "unet/diffusion_pytorch_model.bin").write_bytes(content)
-    with pytest.raises(BaseModelError, match=r"unet/diffusion_pytorch_model\.bin are pickles, which are not opened"):
+    with pytest.raises(BaseModelError, match=r"diffusion_pytorch_model\.bin are pickle files, which are not opened"):
         open_base(folder)
     weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(BaseModelError, match=r"sd cannot be read: .*Copy it again"):
