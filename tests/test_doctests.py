@@ -7,6 +7,7 @@
 import doctest
 import importlib
 import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,13 @@ def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", packages())
 def test_every_public_class_has_an_example(name):
     package = importlib.import_module(name)
-    public = [(member, getattr(package, member)) for member in package.__all__]
-    classes = [(member, value) for member, value in public if inspect.isclass(value) and not inspect.isabstract(value)]
+    submodules = {info.name for info in pkgutil.iter_modules(package.__path__)}
+    public = [(member, getattr(package, member)) for member in package.__all__ if member not in submodules]
+    classes = [
+        (member, value)
+        for member, value in public
+        if inspect.isclass(value) and not inspect.isabstract(value) and not getattr(value, "_is_protocol", False)
+    ]
     missing = [
         member for member, value in classes if not issubclass(value, Exception) and ">>> " not in (value.__doc__ or "")
     ]
