@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_invariance.common.precision import at_least_float32
 from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.networks.planned import decode
 
@@ -39,7 +40,7 @@ class HypercolumnMaps:
 
 
 def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
-    """Run a planned U-Net and return the outputs of all its stages, in float32.
+    """Run a planned U-Net and return the outputs of all its stages, in float32 (float64 stays float64).
 
     Args:
         network: has ``encoder`` (which returns skips, finest first) and ``decoder`` as nnU-Net's U-Nets do.
@@ -58,7 +59,7 @@ def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
     decoded = decode(decoder, skips)
     names = [f"encoder_{stage}" for stage in range(len(skips))]
     names += [f"decoder_{stage}" for stage in reversed(range(len(decoded)))]
-    return HypercolumnMaps(tuple(names), tuple(feature_map.float() for feature_map in (*skips, *decoded)))
+    return HypercolumnMaps(tuple(names), tuple(map(at_least_float32, (*skips, *decoded))))
 
 
 def sample_hypercolumns(maps: HypercolumnMaps, size: Sequence[int], positions: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def sample_hypercolumns(maps: HypercolumnMaps, size: Sequence[int], positions: T
     tensor([1.0000, 1.5000])
     """
     extent = torch.tensor(size, dtype=torch.float32, device=positions.device)
-    grid = ((2 * positions.float() + 1) / extent - 1).flip(-1)  # grid_sample counts the last axis first
+    grid = ((2 * positions.to(maps.maps[0].dtype) + 1) / extent - 1).flip(-1)  # grid_sample counts the last axis first
     grid = grid.reshape(len(grid), *[1] * (len(size) - 1), *grid.shape[1:])
     columns = [
         F.grid_sample(feature_map, grid, mode="bilinear", padding_mode="border", align_corners=False).flatten(2)
