@@ -34,6 +34,9 @@ def write_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Arch
     plans = {
         "dataset_name": NAME,
         "plans_name": BASE,
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "image_reader_writer": "SimpleITKIO",
         "configurations": {CONFIGURATION: configuration, "3d_lowres": lowres},
     }
     (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True)
