@@ -24,6 +24,8 @@ RECORD = {
     "dataset": DATASET,
     "plans": PLANS,
     "configuration": CONFIGURATION,
+    "seed": 0,
+    "contrasts": [],
     "mirroring": False,
     "tolerance": None,
     "arms": {name: {"trainer": name} for name in ARMS},
@@ -87,7 +89,9 @@ def demo(tmp_path_factory) -> Path:
                 Score("2 shots", 0, arm, case, label, 1.0 - number / 2, 1.0, 0.0, 9, 9) for label in ("organ", "core")
             ]
     write_csv(comparison / "scores.csv", scores, Score)
-    (comparison / "comparison.json").write_text(json.dumps({"comparison": RECORD}))
+    (comparison / "comparison.json").write_text(
+        json.dumps({"comparison": RECORD, "versions": {}, "machine": {}, "jobs": {}})
+    )
     (comparison / "nnUNet_preprocessed" / DATASET).mkdir(parents=True)
     (comparison / "nnUNet_preprocessed" / DATASET / "dataset.json").write_bytes((raw / "dataset.json").read_bytes())
     for kind in ("images", "labels"):

@@ -113,7 +113,7 @@ def test_cost_commands_seeds_versions_and_transfer_stand_there(text):
         "torch 2",
         "seed of draws and intervals: 0",
         "sha256 abc",
-        "100% of the encoder&#x27;s parameters come from weights.safetensors",
+        "100% of the encoder&#x27;s stages come from weights.safetensors",
         "PUIRTrainer needs at least 2 channels",
         "&lt;Stored&gt;",
     ):
