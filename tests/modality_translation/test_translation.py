@@ -76,9 +76,9 @@ def test_single_sources_see_nothing_of_the_others():
     method, image = transfer(weight_contrast=0.0), individuals(2, 0)
     views = method.make_views(batch(image), torch.Generator().manual_seed(0))
     views["sources"], views["subset"] = torch.zeros(2, 1, dtype=torch.long), torch.tensor([[True, False, False]] * 2)
-    first = method._transfer(views)
+    first = method._translation(views)
     views["second"] = torch.cat((views["second"][:, :1], 5 * views["second"][:, 1:] + 1), 1)
-    assert torch.equal(method._transfer(views), first)
+    assert torch.equal(method._translation(views), first)
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_outside_the_crop_is_what_the_modality_has_there(modalities, tmp_path):
     image = np.zeros((36, 36, 36), np.float32)
     image[4:30, 3:33, 2:36] = np.random.default_rng(0).normal(50, 10, (26, 30, 34))
     sitk.WriteImage(sitk.GetImageFromArray(image), str(tmp_path / "a_0000.nii.gz"))
-    t1, ct = ModalityTranslator(planned, Copy(), scales, torch.device("cpu"))({0: tmp_path / "a_0000.nii.gz"})
+    t1, ct = ModalityTranslator(planned, Copy(), scales, torch.device("cpu")).predict({0: tmp_path / "a_0000.nii.gz"})
     assert (ct[image == 0] == -9).all()
     assert (t1[image == 0] == 0).all()
     assert np.array_equal(ct[image != 0], t1[image != 0])
@@ -289,8 +289,8 @@ def test_train_from_a_pretraining_predict_and_evaluate(modalities, tmp_path, mon
         assert not (tmp_path / step).exists()
 
 
-def test_pretraining_options_reach_the_transfer_and_wrong_ones_are_named():
+def test_pretraining_options_reach_the_translation_and_wrong_ones_are_named():
     assert issubclass(PUIRTranslationOptions, PUIROptions)
     assert issubclass(PUIRTranslation, PUIR)
-    with pytest.raises(OptionError, match="weight_translation=0: expected"):
+    with pytest.raises(OptionError, match=r"weight_translation' is 0; expected a number in \(0"):
         PUIRTranslationOptions(weight_translation=0)

@@ -104,7 +104,7 @@ def test_other_networks_and_channels_of_one_name_are_refused(modalities, raw):
 
 
 def test_prediction_says_at_once_what_no_training_could_change(tiny, modalities):
-    with pytest.raises(UnsupportedConfigurationError, match=r"needs at least 2\. Take a dataset with several"):
+    with pytest.raises(UnsupportedConfigurationError, match=r"needs at least 2\. Use a dataset with more channels"):
         load_translator(open_planned_dataset(tiny.name, CONFIGURATION), device="cpu")
     with pytest.raises(UnsupportedConfigurationError, match="modality translation needs 3-D plans"):
         load_translator(open_planned_dataset(modalities.name, "2d"), device="cpu")

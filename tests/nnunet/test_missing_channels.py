@@ -5,6 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_invariance.cli.main import main
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import DatasetNotFoundError, ImagesFolderError, OutputError, VolumeError
 from nnunet_invariance.nnunet.grids import check_same_grid
 from nnunet_invariance.nnunet.missing_channels import fill_missing_channels
@@ -18,7 +19,8 @@ def trees(tmp_path, monkeypatch):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     folder = tmp_path / "raw" / tiny_modalities.NAME
     folder.mkdir()
-    (folder / "dataset.json").write_text('{"channel_names": {"0": "T1", "1": "CT"}, "file_ending": ".nii.gz"}')
+    content = {"channel_names": {"0": "T1", "1": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", content)
     return tmp_path
 
 
