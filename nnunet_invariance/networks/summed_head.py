@@ -1,5 +1,7 @@
 """A planned U-Net whose segmentation head reads the maps of all stages, not of the finest decoder stage alone."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,28 +25,35 @@ class SummedHeadUNet(nn.Module):
 
     Args:
         network: a U-Net of nnU-Net with ``encoder`` and ``decoder``.
+
+    >>> from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    >>> planned = PlainConvUNet(1, 2, (4, 8), nn.Conv2d, 3, (1, 2), 1, 3, 1)
+    >>> SummedHeadUNet(planned)(torch.zeros(1, 1, 8, 8)).shape
+    torch.Size([1, 3, 8, 8])
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    encoder: Any  # nnU-Net's networks have no common class
+    decoder: Any
+
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.encoder, self.decoder = network.encoder, network.decoder
         convolution = type(self.decoder.seg_layers[-1])
         classes = self.decoder.seg_layers[-1].out_channels
         stages = self.encoder.output_channels
         decoder_channels = [layer.in_channels for layer in self.decoder.seg_layers[:-1]]  # coarsest first
-        self.side_layers = nn.ModuleDict()
-        for stage, channels in enumerate(stages):
-            self.side_layers[f"encoder_{stage}"] = convolution(channels, classes, 1, bias=False)
-        for position, channels in enumerate(decoder_channels):
-            name = f"decoder_{len(decoder_channels) - position}"
-            self.side_layers[name] = convolution(channels, classes, 1, bias=False)
-        for layer in self.side_layers.values():
-            nn.init.zeros_(layer.weight)
+        widths = {f"encoder_{stage}": channels for stage, channels in enumerate(stages)}
+        widths |= {f"decoder_{len(decoder_channels) - i}": channels for i, channels in enumerate(decoder_channels)}
+        self.side_layers = nn.ModuleDict(
+            {name: convolution(channels, classes, 1, bias=False) for name, channels in widths.items()}
+        )
+        for weight in self.side_layers.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """See the class."""
         skips = self.encoder(x)
-        total = sum(self._side(f"encoder_{stage}", skip, x) for stage, skip in enumerate(skips))
+        total = torch.stack([self._side(f"encoder_{stage}", skip, x) for stage, skip in enumerate(skips)]).sum(0)
         outputs = []
         lower = skips[-1]
         stages = list(zip(self.decoder.transpconvs, self.decoder.stages, self.decoder.seg_layers, strict=True))
@@ -78,7 +87,7 @@ class SummedHeadUNet(nn.Module):
             ShapeError: another number of classes or features.
         """
         finest = self.decoder.seg_layers[-1]
-        layers = [*self.side_layers.values(), finest]
+        layers: list[Any] = [*self.side_layers.values(), finest]
         widths = [layer.weight.shape[1] for layer in layers]
         if weight.shape != (len(finest.weight), sum(widths)) or bias.shape != weight.shape[:1]:
             expected = (len(finest.weight), sum(widths))

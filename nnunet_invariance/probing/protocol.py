@@ -65,6 +65,10 @@ class ProbeOptions(Options):
 class ProbeScores:
     """What one network scored.
 
+    >>> scores = ProbeScores("mae", False, {(1, "all"): np.array([[[0.5, 0.7]]])})
+    >>> scores.mean(1)
+    0.6
+
     Attributes:
         dice: by number of shots and map name (:data:`ALL_MAPS`: the whole hypercolumn), an array
             (draws, test cases, foreground classes); NaN where the class is neither present nor predicted.
@@ -84,7 +88,11 @@ class ProbeScores:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The scores of all networks, and the cases they rest on."""
+    """The scores of all networks, and the cases they rest on.
+
+    >>> ProbeResult((), ("left", "right"), ("encoder_0",), ("case_1",), ("case_2",), (), ProbeOptions()).chance
+    0.3333333333333333
+    """
 
     scores: tuple[ProbeScores, ...]
     classes: tuple[str, ...]

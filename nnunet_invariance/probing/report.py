@@ -19,7 +19,7 @@ from nnunet_invariance.evaluation.statistics.intervals import crossed_interval
 from nnunet_invariance.probing.protocol import ALL_MAPS, ProbeResult, ProbeScores
 
 RANDOM = "random"
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.frameon": False}
+STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.frameon": False}
 
 
 def mean_and_interval(dice: np.ndarray) -> tuple[float, float, float]:
@@ -163,4 +163,8 @@ def write_report(result: ProbeResult, folder: Path) -> None:
         "probe.json": json.dumps(summary(result), indent=1).encode(),
     }
     for name, content in contents.items():
-        atomic_write(folder / name, lambda file, content=content: file.write(content))
+        _write(folder / name, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    atomic_write(path, lambda file: file.write(content))
