@@ -43,6 +43,6 @@ def write_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Arch
     (folder / "nnUNetPlans_3d_fullres" / "case.b2nd").touch()
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1}})
+        json.dumps({"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"})
     )
     return folder
