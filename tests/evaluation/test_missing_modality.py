@@ -104,7 +104,7 @@ def test_channel_dropout_fills_what_it_drops_as_an_empty_file_would_be(modalitie
     monkeypatch.setattr(trainer, "loss", lambda output, target: torch.zeros((), requires_grad=True))
     image = torch.randn(8, 2, 8, 8, 8)
     image[7, 0] = 0
-    trainer.train_step({"data": image, "target": image[:, :1]})
+    trainer.train_step({"data": image, "target": image[:, :1], "keys": [f"case_{i}" for i in range(8)]})
     kept = [[torch.equal(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(seen[0], image, strict=True)]
     assert all(sum(row) == 1 for row in kept[:7])  # one of two each
     assert len({tuple(row) for row in kept}) == 2
