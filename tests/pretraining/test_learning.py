@@ -111,7 +111,7 @@ def test_collapse_is_warned_of(tiny):
     alice = make_alice(tiny)
     good = {"mean_target_entropy": 0.5, "target_entropy": 0.3, "class_target_entropy": 0.5, "effective_rank": 20.0}
     assert alice.warnings(good) == []
-    assert "one code" in alice.warnings({**good, "mean_target_entropy": 0.0})[0]
+    assert "one prototype" in alice.warnings({**good, "mean_target_entropy": 0.0})[0]
     assert "uniform" in alice.warnings({**good, "target_entropy": 0.99})[0]
     assert "has no effect" in alice.warnings({**good, "class_target_entropy": 0.99})[0]
     assert "directions" in alice.warnings({**good, "effective_rank": 1.2})[0]
