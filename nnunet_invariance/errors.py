@@ -94,6 +94,10 @@ class NonFiniteLossError(InvarianceError):
     """Losses, gradients or weights are not finite; the last good checkpoint is kept."""
 
 
+class NonFiniteEmbeddingError(InvarianceError):
+    """A volume, or its anatomical embedding, contains NaN or infinity."""
+
+
 class ComparisonError(InvarianceError):
     """A comparison cannot be run or scored as requested (labels missing, too few cases, a stock command failed)."""
 

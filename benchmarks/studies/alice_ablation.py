@@ -269,7 +269,7 @@ def pretraining_table(args: argparse.Namespace) -> str:
         line = [name, str(seed), *(", ".join(f"{row[key]:.3g}" for row in rows) for key in PROBES)]
         log = pretraining_of(name, seed, args.work) / "metrics.csv"
         epochs = read_rows(log) if log.is_file() else []
-        for key in ("target_entropy", "mean_target_entropy", "effective_rank", "sure_pairs"):
+        for key in ("target_entropy", "mean_target_entropy", "effective_rank", "confident_pairs"):
             line.append(f"{float(epochs[-1][key]):.3g}" if epochs else "-")
         line.append(f"{sum(float(row['seconds']) for row in epochs):.0f}" if epochs else "-")
         lines.append(line)

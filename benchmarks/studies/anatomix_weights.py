@@ -29,7 +29,7 @@ from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import InvarianceError, TemplateError
 from nnunet_invariance.networks.feature_levels import feature_maps
 from nnunet_invariance.pretraining.data.crops import crop, crop_origin
-from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT
+from nnunet_invariance.pretraining.data.synthetic_pairs import FIRST_HELD_OUT_NUMBER
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.engine.run import pretrain_without_dataset
 from nnunet_invariance.pretraining.engine.state import restore_module
@@ -40,7 +40,7 @@ from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint, sa
 from nnunet_invariance.weights.comparison import SEGMENTATION
 from nnunet_invariance.weights.locate import LATEST, SHIPPED
 
-UNSEEN = HELD_OUT + 1000  # index of pairs that early stopping did not use either
+UNSEEN = FIRST_HELD_OUT_NUMBER + 1000  # index of pairs that early stopping did not use either
 VOXELS_A_LABEL = 200
 Measure = Callable[[nn.Module], float]
 

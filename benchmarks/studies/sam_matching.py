@@ -34,7 +34,7 @@ from nnunet_invariance.nnunet.cases import Case, body_box, load_volume, make_man
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.nnunet.unlabelled_images import preprocess_images
 from nnunet_invariance.plans.copies import preprocessing_command, write_plans_copy
-from nnunet_invariance.pretraining.data.alignment import BodyCoordinates, RandomPlaces, point_in_body
+from nnunet_invariance.pretraining.data.alignment import BodyCoordinates, RandomPoints, sample_point_in_body
 from nnunet_invariance.pretraining.data.embedder import Embedder
 from nnunet_invariance.weights.locate import pretraining_folder
 
@@ -165,11 +165,11 @@ def measure(name: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
         source = embed(image)
         for _ in range(COPIES):
             copy, move = changed_copy(image, planned.spacing, generator, rng)
-            points = np.stack([point_in_body(case, rng) for _ in range(POINTS)])
+            points = np.stack([sample_point_in_body(case, rng) for _ in range(POINTS)])
             true = move(points)
             target = Case("copy", "", tuple(copy.shape[1:]), body_box(copy[0].numpy()))
             found = match_points(source, embed(copy), torch.from_numpy(points).float().to(args.device))
-            others = (alignment.match(case, target, points)[0] for alignment in (BodyCoordinates(), RandomPlaces()))
+            others = (alignment.match(case, target, points)[0] for alignment in (BodyCoordinates(), RandomPoints()))
             places = np.stack([found.points.cpu().numpy(), *others])
             errors = np.linalg.norm((places - true) * np.asarray(planned.spacing), axis=-1)
             inside = ((true >= 0) & (true < target.shape)).all(1)

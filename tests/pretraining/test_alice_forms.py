@@ -325,7 +325,7 @@ def test_presets_are_settings_and_fields_beside_them_win():
         (AliceOptions, "weight_inter", math.nan, r"in \[0, inf\)"),
         (AliceOptions, "weight_mim", math.inf, r"in \[0, inf\), or None"),
         (SAMOptions, "features", 0, "at least 1"),
-        (SAMOptions, "others", -1, "at least 0"),
+        (SAMOptions, "num_cross_sample", -1, "at least 0"),
         (MAEOptions, "mask_ratio", 1.2, r"in \(0, 1\)"),
         (MAEOptions, "batch_size", -2, "at least 0"),
     ],
@@ -342,8 +342,8 @@ def test_flags_of_alice_are_named_as_they_were_given_to_another_method(flag, cap
     assert f"--{flag} is an option of alice, not of mae" in capsys.readouterr().err
 
 
-def test_mined_pairs_that_were_not_read_are_not_replaced_by_others():
-    with pytest.raises(OptionError, match="alignment=sam: no pairs were read"):
+def test_missing_mined_pairs_are_an_error():
+    with pytest.raises(OptionError, match="alignment=sam: no mined pairs were read"):
         build(alignment="sam").dataset(1, 0, 0)
 
 

@@ -116,15 +116,15 @@ def test_the_student_sees_no_hidden_voxel_and_the_teacher_all():
     seen = views()
     everywhere = seen["hidden"].expand_as(seen["student"])
     assert (seen["student"][everywhere] == 0).all()
-    assert (seen["student"][~everywhere & seen["inside"]] != 0).all()
-    assert (seen["teacher"][seen["inside"]] != 0).all()
-    assert not (seen["hidden"] & ~seen["inside"]).any()
+    assert (seen["student"][~everywhere & seen["valid_mask"]] != 0).all()
+    assert (seen["teacher"][seen["valid_mask"]] != 0).all()
+    assert not (seen["hidden"] & ~seen["valid_mask"]).any()
 
 
 @pytest.mark.parametrize("mim_voxels", ["masked", "all"])
 def test_the_voxels_that_mim_voxels_names_count(mim_voxels):
     alice, seen = build(mim_voxels=mim_voxels), views()
-    counted = seen["hidden"] if mim_voxels == "masked" else seen["inside"]
+    counted = seen["hidden"] if mim_voxels == "masked" else seen["valid_mask"]
     with torch.no_grad():
         errors = (alice.network(seen["student"]) - seen["image"]).double().square()
     expected = sum(errors[b][counted[b]].mean().item() for b in range(4)) / 4
@@ -182,17 +182,17 @@ def test_every_form_trains_all_its_parameters_and_every_term_reaches_the_encoder
     alice.after_step(output, 0.5)
 
 
-def test_unsure_pairs_have_no_inter_volume_term_and_change_no_other():
+def test_unconfident_pairs_have_no_inter_volume_term_and_change_no_other():
     alice = build()
     seen = views_of(alice)
-    assert seen["sure"].tolist() == [True, False, True, False]
+    assert seen["confident"].tolist() == [True, False, True, False]
     dropped = alice(seen, 0.5)
-    kept = alice({**seen, "sure": torch.ones(4, dtype=torch.bool)}, 0.5)
+    kept = alice({**seen, "confident": torch.ones(4, dtype=torch.bool)}, 0.5)
     assert dropped.losses["inter"] < kept.losses["inter"]
     assert dropped.losses["intra"] == kept.losses["intra"]
     assert dropped.losses["mim"] == kept.losses["mim"]
-    assert dropped.diagnostics["sure_pairs"] == 0.5
-    assert alice({**seen, "sure": torch.zeros(4, dtype=torch.bool)}, 0.5).losses["inter"] == 0
+    assert dropped.diagnostics["confident_pairs"] == 0.5
+    assert alice({**seen, "confident": torch.zeros(4, dtype=torch.bool)}, 0.5).losses["inter"] == 0
 
 
 def test_a_shared_casa_is_the_students_at_once_and_an_averaged_one_is_not():

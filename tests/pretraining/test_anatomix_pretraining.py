@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
 from nnunet_invariance.networks.planned import Architecture
-from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT, PairIndexDataset
+from nnunet_invariance.pretraining.data.synthetic_pairs import FIRST_HELD_OUT_NUMBER, PairIndexDataset
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.engine.options import LoopOptions
@@ -86,14 +86,14 @@ def test_no_number_is_used_twice_and_none_is_held_out():
         n for rank in range(2) for step in range(5) for n in PairIndexDataset(3, 0, 5, rank)[step]["number"].tolist()
     ]
     assert sorted(numbers) == list(range(30))
-    assert max(numbers) < HELD_OUT
+    assert max(numbers) < FIRST_HELD_OUT_NUMBER
 
 
 def test_positions_are_different_and_carry_the_label_of_the_cell_centre():
     method = make()
-    drawn = method.maker.draw(0, HELD_OUT, [10], 10, augment=False)
-    labels = method.maker.make([drawn], torch.device("cpu")).labels[0, 0]
-    made = method.held_out_views(HELD_OUT)
+    parameters = method.pair_generator.sample(0, FIRST_HELD_OUT_NUMBER, [10], 10, augment=False)
+    labels = method.pair_generator.make([parameters], torch.device("cpu")).labels[0, 0]
+    made = method.held_out_views(FIRST_HELD_OUT_NUMBER)
     for level in method.levels:
         index, found = made[f"{level.name}.index"][0], made[f"{level.name}.labels"][0]
         assert len(index.unique()) == len(index) == 64
@@ -105,7 +105,7 @@ def test_positions_are_different_and_carry_the_label_of_the_cell_centre():
 
 @pytest.mark.parametrize("unit_range", [True, False])
 def test_images_have_the_range_that_nnunet_gives_them_later(unit_range):
-    image = make(unit_range=unit_range).held_out_views(HELD_OUT)["image"]
+    image = make(unit_range=unit_range).held_out_views(FIRST_HELD_OUT_NUMBER)["image"]
     if unit_range:
         assert image.amin() == 0
         assert 0.9 < image.amax() < 1.5
@@ -117,11 +117,11 @@ def test_images_have_the_range_that_nnunet_gives_them_later(unit_range):
 def test_a_small_patch_is_cut_out_of_a_larger_volume_at_the_same_place_in_both_views():
     method = make(patch=(12, 40, 36), volume=48)
     assert views(method)["image"].shape == (2, 1, 12, 40, 36)
-    drawn = method.maker.draw(0, 3, [8], 4, augment=True)
-    patch = method.maker.make([drawn], torch.device("cpu"))
-    method.maker.patch_size = (48, 48, 48)
-    whole = method.maker.make([replace(drawn, start=(0, 0, 0))], torch.device("cpu"))
-    box = (..., *(slice(a, a + n) for a, n in zip(drawn.start, (12, 40, 36), strict=True)))
+    parameters = method.pair_generator.sample(0, 3, [8], 4, augment=True)
+    patch = method.pair_generator.make([parameters], torch.device("cpu"))
+    method.pair_generator.patch_size = (48, 48, 48)
+    whole = method.pair_generator.make([replace(parameters, start=(0, 0, 0))], torch.device("cpu"))
+    box = (..., *(slice(a, a + n) for a, n in zip(parameters.start, (12, 40, 36), strict=True)))
     assert torch.equal(patch.labels, whole.labels[box])
     assert all(torch.equal(a, b[box]) for a, b in zip(patch.views, whole.views, strict=True))
 

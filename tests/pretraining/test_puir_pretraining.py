@@ -16,7 +16,7 @@ from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.engine.schedule import LoopOptions
 from nnunet_invariance.pretraining.methods.puir import PUIR, PUIROptions
-from nnunet_invariance.pretraining.methods.puir_diagnostics import measure, random_present, warnings_of
+from nnunet_invariance.pretraining.methods.puir_diagnostics import collapse_warnings, measure, sample_present_channels
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.nnunet_export import export_nnunet
 from tests.helpers.pretraining_runs import run_pretraining
@@ -57,7 +57,7 @@ def test_views_turn_each_modality_by_its_own_element_and_leave_missing_ones_empt
     assert not noisy["student"][~expected].any()
     assert torch.equal(present_channels(noisy["student"]), expected)
     here = torch.take_along_dim(expected, views["sources"], 1)
-    assert torch.equal(here, views["source_counts"])
+    assert torch.equal(here, views["source_mask"])
     assert not (views["subset"] & ~expected).any()
     assert torch.equal(views["subset"].any(1), expected.any(1))
 
@@ -111,7 +111,7 @@ def test_the_queue_holds_rows_of_other_cases_newest_first():
 def test_accumulated_batches_leave_the_rows_of_all_in_the_queue(tmp_path):
     puir = method()
     loop = Loop(puir, LoopOptions(grad_accum_steps=2), DistributedContext(0, 1, torch.device("cpu")), tmp_path, {})
-    batches = [{**batch(individuals(1, n)), "case": torch.tensor([7 + n])} for n in range(2)]
+    batches = [{**batch(individuals(1, n)), "case": torch.tensor([7 + n]), "keys": [f"case_{7 + n}"]} for n in range(2)]
     loop._train_step(batches, tqdm(disable=True))
     assert puir.heads.queue_ids.tolist() == [[7, -1]] * 3 + [[8, -1]] * 3
     assert (puir.heads.queue.norm(dim=1) > 0).all()
@@ -121,25 +121,25 @@ def test_collapse_is_seen():
     generator, present = torch.Generator().manual_seed(0), torch.ones(4, 3, dtype=torch.bool)
     profiles = torch.randn(4, 1, 8, 4, 4, 4, generator=generator).expand(-1, 3, -1, -1, -1, -1)
     healthy = {name: value.item() for name, value in measure(profiles, present).items()}
-    assert warnings_of(healthy) == []
+    assert collapse_warnings(healthy) == []
     assert healthy["modality_share"] == pytest.approx(0, abs=1e-6)
     assert healthy["variation"] == pytest.approx(1, rel=0.05)
     assert healthy["individual_share"] == pytest.approx(3 / 4, rel=0.05)  # of four, less their mean
     everybody = {name: v.item() for name, v in measure(profiles[:1].expand(4, 3, 8, 4, 4, 4), present).items()}
-    assert "for everybody" in warnings_of(everybody)[0]
+    assert "for every subject" in collapse_warnings(everybody)[0]
     shrunk = {name: value.item() for name, value in measure(profiles / 100, present).items()}
-    assert "shrunk" in warnings_of(shrunk)[0]
+    assert "shrunk" in collapse_warnings(shrunk)[0]
     same = {name: v.item() for name, v in measure(profiles[:1, :, :, :1].expand(4, 3, 8, 4, 4, 4), present).items()}
     assert healthy["variation"] > same["variation"]
     constant = torch.randn(8, generator=generator).view(1, 1, 8, 1, 1, 1).expand(4, 3, 8, 4, 4, 4)
-    assert len(warnings_of({name: v.item() for name, v in measure(constant, present).items()})) == 3
+    assert len(collapse_warnings({name: v.item() for name, v in measure(constant, present).items()})) == 3
     apart = torch.randn(4, 3, 8, 4, 4, 4, generator=generator)
     assert measure(apart, present)["modality_share"].item() == pytest.approx(2 / 3, rel=0.05)
 
 
 def test_sources_are_different_and_present_first():
     present = torch.tensor([[True, False, True], [False, False, True]])
-    index, counts = random_present(present, 2, torch.Generator().manual_seed(0))
+    index, counts = sample_present_channels(present, 2, torch.Generator().manual_seed(0))
     assert sorted(index[0].tolist()) == [0, 2]
     assert index[1, 0] == 2
     assert counts.tolist() == [[True, True], [True, False]]

@@ -1,4 +1,4 @@
-"""The anatomical embedding: its loss against a slow loop, its geometry, its networks, matching, and the run."""
+"""The anatomical embedding: its loss against a slow loop, its geometry, its networks, matching, and its runs."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ import torch
 
 from nnunet_invariance.augmentation.device_views import apply_affine, input_positions, sample_affine
 from nnunet_invariance.errors import (
+    NonFiniteEmbeddingError,
     OptionError,
     TooFewVolumesError,
     UnsupportedConfigurationError,
@@ -40,7 +41,7 @@ def generator(seed=0):
 
 
 def loss_inputs(dtype=torch.float32, samples=3, side=3, features=4, seed=0):
-    """Two views of ``side`` ^ 3 cells; those of sample 1 show different places; some cells are padding."""
+    """Two views of ``side`` ^ 3 cells; those of sample 1 show different positions; some cells are padding."""
     g = generator(seed)
     grid = torch.tensor(list(itertools.product(range(side), repeat=3)), dtype=dtype)
     views = [grid + 0.4 * torch.rand(samples, 1, 3, generator=g, dtype=dtype) for _ in range(2)]
@@ -110,7 +111,7 @@ def test_the_gradient_of_the_loss_is_right_and_the_guide_gets_none():
     assert guide.grad is None
 
 
-def test_what_is_drawn_keeps_its_promises():
+def test_sampled_indices_meet_the_conditions_of_the_loss():
     _, position, valid, _ = loss_inputs(side=4)
     loss = HardNegativeInfoNCE(0.7, 1.2, 6, num_hardest=20, num_negatives=9, num_cross_sample=50, max_candidates=60)
     indices = loss.sample_indices(position, valid, generator(3))
@@ -121,7 +122,7 @@ def test_what_is_drawn_keeps_its_promises():
         for n in torch.nonzero(indices.valid_mask[b]).flatten().tolist():
             q, p = indices.query[b, n].item(), indices.positive[b, n].item()
             assert valid[b, q]
-            if b == 1:  # its views show different places
+            if b == 1:  # its views show different positions
                 assert p == q
                 continue
             assert (q < half) != (p < half)
@@ -147,18 +148,18 @@ def test_one_volume_alone_and_padding_alone_give_finite_losses():
 # ---- geometry --------------------------------------------------------------------------------------------------------
 
 
-def test_cells_know_where_in_the_volume_they_come_from():
-    """A view of an image that holds its own coordinates shows at each cell the place that is said of it."""
+def test_cells_have_the_right_positions_in_the_volume():
+    """In a view of an image of its own coordinates, the value of each cell is the position of that cell."""
     size, spacing, cell = (16, 20, 24), (2.0, 1.0, 1.5), (2, 2, 2)
     axes = [(torch.arange(n) + 0.5 - n / 2) * s for n, s in zip(size, spacing, strict=True)]
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].expand(2, -1, -1, -1, -1)
     matrix = sample_affine(2, spacing, generator(4), scale=(0.8, 0.95))
-    shown = apply_affine(coordinates, matrix, spacing)
-    shown = torch.nn.functional.avg_pool3d(shown, cell).flatten(2).mT
-    said = input_positions(matrix, size, cell, spacing)
-    middle = (said.abs() < torch.tensor([n * s / 2 - 3 for n, s in zip(size, spacing, strict=True)])).all(-1)
+    values = apply_affine(coordinates, matrix, spacing)
+    values = torch.nn.functional.avg_pool3d(values, cell).flatten(2).mT
+    positions = input_positions(matrix, size, cell, spacing)
+    middle = (positions.abs() < torch.tensor([n * s / 2 - 3 for n, s in zip(size, spacing, strict=True)])).all(-1)
     assert middle.float().mean() > 0.3
-    assert torch.allclose(shown[middle], said[middle], atol=1e-3)
+    assert torch.allclose(values[middle], positions[middle], atol=1e-3)
 
 
 def make_cases(tiny):
@@ -166,7 +167,7 @@ def make_cases(tiny):
     return scan_cases(tiny.preprocessed / tiny.name / configuration["data_identifier"], 1, (4, 4, 4))[0]
 
 
-def test_two_crops_of_a_volume_show_the_same_voxels_where_their_origins_say(tiny):
+def test_two_crops_of_a_volume_agree_with_their_origins(tiny):
     cases = make_cases(tiny)
     source = OverlappingCrops(cases, (24, 24, 24), 4, seed=0, steps=20)
     batch = source[3]
@@ -209,7 +210,7 @@ def test_the_network_of_the_paper_has_its_size_and_shapes():
     ],
 )
 @pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
-def test_planned_encoders_of_any_depth_are_trained_whole(kind, strides, fine, coarse):
+def test_every_stage_of_a_planned_encoder_is_trained(kind, strides, fine, coarse):
     torch.manual_seed(0)
     size = tuple((2 if axis == 0 else 1) * max(8, math.prod(s[axis] for s in strides)) for axis in range(3))
     setup = Setup(architecture(kind, strides, 2), size, (1.0, 1.0, 1.0), 2, False, ())
@@ -272,7 +273,7 @@ def test_a_volume_matches_itself():
     assert locate(describe(embedding, points), embedding)[0].shape == (20, 3)
 
 
-def test_windows_join_to_one_embedding(tiny):
+def test_windows_are_joined_to_one_embedding(tiny):
     torch.manual_seed(0)
     sam = SAM(Setup(architecture(), (8, 8, 8), (1.0,) * 3, 2, False, ()), SAMOptions(features=8))
     embed = Embedder(sam.network.encoder, sam.heads, sam.size, (1.0,) * 3, "cpu")
@@ -283,6 +284,24 @@ def test_windows_join_to_one_embedding(tiny):
     image = torch.randn(1, 8, 8, 8)
     one, _ = sam.heads(sam.network.encoder(image[None]))
     assert torch.allclose(embed(image).fine, one[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_embedding_that_is_not_finite_is_refused(value):
+    sam = SAM(Setup(architecture(), (8, 8, 8), (1.0,) * 3, 2, False, ()), SAMOptions(features=8))
+    embed = Embedder(sam.network.encoder, sam.heads, sam.size, (1.0,) * 3, "cpu")
+    image = torch.zeros(1, 8, 8, 8)
+    image[0, 1, 2, 3] = value
+    with pytest.raises(
+        NonFiniteEmbeddingError, match=r"volume of shape \(1, 8, 8, 8\) has 1 of 512 values.*Preprocess"
+    ):
+        embed(image)
+    with torch.no_grad():
+        next(sam.heads.coarse.parameters()).fill_(value)
+    with pytest.raises(
+        NonFiniteEmbeddingError, match=r"(fine|coarse) embedding.*repeat `nnunet-invariance pretrain sam`"
+    ):
+        embed(torch.ones(1, 8, 8, 8))
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
@@ -298,10 +317,10 @@ def pretrain(tiny, *settings, **kwargs):
     return run_pretraining("sam", tiny.name, "3d_fullres", device="cpu", settings=[*SHORT, *settings], **kwargs)
 
 
-def test_a_run_leaves_an_embedding_and_a_picture(tiny, run_folder, caplog):
+def test_a_run_writes_an_embedding_and_a_preview(tiny, run_folder, caplog):
     caplog.set_level("INFO")
     path = pretrain(tiny, "preview=true")
-    assert f"matches drawn: {run_folder / 'preview.png'}" in (run_folder / "log.txt").read_text()
+    assert f"preview of matches written: {run_folder / 'preview.png'}" in (run_folder / "log.txt").read_text()
     assert path == run_folder / "checkpoint_final.safetensors"
     assert (run_folder / "preview.png").read_bytes().startswith(b"\x89PNG")
     checkpoint = load_checkpoint(path)
@@ -319,8 +338,8 @@ def test_a_run_leaves_an_embedding_and_a_picture(tiny, run_folder, caplog):
 @pytest.mark.parametrize("backbone", ["planned", "resnet"])
 def test_a_stopped_run_continues_bit_identical(tiny, run_folder, monkeypatch, backbone):
     monkeypatch.setattr(ResNet3d, "output_channels", (8, 8, 16, 16))
-    words = ("epochs=2", f"backbone={backbone}")
-    whole = load_checkpoint(pretrain(tiny, *words)).tensors
+    settings = ("epochs=2", f"backbone={backbone}")
+    whole = load_checkpoint(pretrain(tiny, *settings)).tensors
     means = [tensor for name, tensor in whole.items() if name.endswith("running_mean")]
     assert bool(means) == (backbone == "resnet")
     assert all(mean.any() for mean in means)
@@ -334,9 +353,9 @@ def test_a_stopped_run_continues_bit_identical(tiny, run_folder, monkeypatch, ba
 
     monkeypatch.setattr(loop.Loop, "_end_epoch", stop_after_one)
     with pytest.raises(loop.PretrainingStopped):
-        pretrain(tiny, *words)
+        pretrain(tiny, *settings)
     monkeypatch.setattr(loop.Loop, "_end_epoch", end)
-    again = load_checkpoint(pretrain(tiny, *words, resume=True)).tensors
+    again = load_checkpoint(pretrain(tiny, *settings, resume=True)).tensors
     assert whole.keys() == again.keys()
     assert [n for n in whole if not torch.equal(whole[n], again[n])] == []
 
@@ -344,14 +363,14 @@ def test_a_stopped_run_continues_bit_identical(tiny, run_folder, monkeypatch, ba
 def test_a_run_starts_from_an_earlier_one(tiny, run_folder, tmp_path):
     first = pretrain(tiny)
     before = load_checkpoint(first)
-    words = (f"start={first}", "lr=1e-12", "lr_end=1e-12", "weight_decay=0")
-    second = load_checkpoint(pretrain(tiny, *words))  # in the place of the first one, which it moves aside
+    settings = (f"start={first}", "lr=1e-12", "lr_end=1e-12", "weight_decay=0")
+    second = load_checkpoint(pretrain(tiny, *settings))  # in the folder of the first one, which is moved aside
     for name, tensor in before.tensors.items():
         if name.startswith(("network.encoder", "heads.")):
             assert torch.allclose(second.tensors[name], tensor, atol=1e-6), name
     files = {path: path.stat().st_mtime_ns for path in run_folder.parent.rglob("*")}
     for other in ("backbone=resnet", "features=4"):
-        with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to the file's"):
+        with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to those of the file"):
             pretrain(tiny, f"start={first}", other)
     assert {path: path.stat().st_mtime_ns for path in run_folder.parent.rglob("*")} == files
 
@@ -359,7 +378,7 @@ def test_a_run_starts_from_an_earlier_one(tiny, run_folder, tmp_path):
 def test_bad_input_is_named(tiny, run_folder, tmp_path):
     with pytest.raises(OptionError, match="'backbone' is 'vgg'; expected one of 'planned', 'resnet'"):
         pretrain(tiny, "backbone=vgg")
-    with pytest.raises(OptionError, match="the method 'mae' has no option 'preview'"):
+    with pytest.raises(OptionError, match="The method 'mae' has no option 'preview'"):
         run_pretraining("mae", tiny.name, "3d_fullres", options={"preview": True})
     assert not run_folder.exists() or list(run_folder.glob("checkpoint*")) == []
     with pytest.raises(WeightsIncompatibleError, match=r"mae.*expected 'sam'"):
@@ -383,7 +402,7 @@ def test_two_dimensional_plans_are_refused(tiny, run_folder):
 def test_one_volume_is_too_few(tiny, tmp_path):
     copy_cases(tiny, tmp_path / "one", [make_cases(tiny)[0].name])
     with pytest.raises(TooFewVolumesError, match="1 usable volume"):
-        make_manifest([tmp_path / "one"], 1, (4, 4, 4), SAM.minimum_volumes)
+        make_manifest([tmp_path / "one"], 1, (4, 4, 4), SAM.least_volumes)
 
 
 def test_the_losses_are_those_of_the_paper_in_cells():
@@ -401,7 +420,7 @@ def test_the_losses_are_those_of_the_paper_in_cells():
     assert sam.loss_weights == {"fine": 1.0, "coarse": 1.0}
 
 
-def test_the_coarse_map_guides_which_negatives_the_fine_loss_meets(tiny):
+def test_the_coarse_map_guides_the_choice_of_fine_negatives(tiny):
     setup = Setup(architecture(), (32, 32, 32), (1.0,) * 3, 4, False, tuple(make_cases(tiny)))
     sam = SAM(setup, SAMOptions(features=8)).train()
     views = sam.make_views({k: v for k, v in sam.dataset(5, 0, 0)[0].items() if k != "keys"}, generator())
@@ -424,7 +443,7 @@ def test_a_volume_thinner_than_a_fine_cell_is_matched(tiny):
     assert found.similarity.item() == pytest.approx(1, abs=1e-5)
 
 
-def test_volumes_thinner_than_the_crop_are_padded_and_padding_counts_nowhere(tiny):
+def test_thin_volumes_are_padded_and_no_index_is_in_the_padding(tiny):
     thin = [case for case in make_cases(tiny) if min(case.shape) < 32]
     assert thin
     setup = Setup(architecture(), (32, 32, 32), (1.0,) * 3, 2, False, tuple(thin * 2))

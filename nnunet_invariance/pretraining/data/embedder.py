@@ -1,4 +1,4 @@
-"""A trained anatomical embedding at work: whole volumes, window by window."""
+"""Anatomical embeddings of whole volumes by sliding window."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.errors import NonFiniteEmbeddingError, WeightsIncompatibleError
 from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead
 from nnunet_invariance.networks.matching import Embedding, make_embedding
 from nnunet_invariance.nnunet.sliding_window import sliding_window
@@ -19,12 +19,21 @@ from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 
 class Embedder:
-    """Embeds preprocessed volumes in windows of the size the network was trained on, overlapping by half.
+    """Embeds preprocessed volumes in windows of the size that the network was trained on, which overlap by half.
 
     Args:
-        encoder: yields skips; head: of this encoder.
+        encoder: returns its feature maps, finest first.
+        head: of this encoder.
         window: size in voxels, a multiple of the head's deepest cell.
         spacing: mm per voxel.
+        device: of the network and of the embeddings.
+
+    >>> from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+    >>> encoder = PlainConvEncoder(1, 2, (4, 8), nn.Conv3d, 3, (1, 2), 1, return_skips=True)
+    >>> head = EmbeddingHead(encoder.output_channels, encoder.strides, features=8)
+    >>> embed = Embedder(encoder, head, window=(8, 8, 8), spacing=(1.0, 1.0, 1.0), device="cpu")
+    >>> embed(torch.zeros(1, 10, 8, 8)).fine.shape
+    torch.Size([8, 5, 4, 4])
     """
 
     def __init__(
@@ -35,16 +44,18 @@ class Embedder:
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> "Embedder":
-        """The embedding of a checkpoint of ``pretrain sam``.
+        """Load the network and the head from a checkpoint of ``pretrain sam``.
 
         Raises:
-            WeightsIncompatibleError: the checkpoint is of another method. WeightsNotFoundError, CheckpointCorruptError
+            WeightsNotFoundError: there is no such file.
+            CheckpointCorruptError: the file is damaged.
+            WeightsIncompatibleError: the checkpoint is of another method.
         """
         checkpoint = load_checkpoint(path, ("network", "heads"))
         metadata = checkpoint.metadata
         if metadata["method"] != SAM.name:
-            msg = f"{path} was pre-trained with {metadata['method']!r}, which embeds no places; expected 'sam'. "
-            raise WeightsIncompatibleError(msg + "Run `nnunet-invariance pretrain sam` for these plans.")
+            msg = f"{path} was pre-trained with {metadata['method']!r}, which has no anatomical embedding; expected "
+            raise WeightsIncompatibleError(f"{msg}'sam'. Run `nnunet-invariance pretrain sam` for these plans.")
         network = trusted_architecture(checkpoint).build()
         heads = checkpoint.section("heads")
         features = len(heads["fine.smooth.bias"])
@@ -56,12 +67,17 @@ class Embedder:
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray | Tensor) -> Embedding:
-        """Embed a volume (C, *shape) of any size; padding embeds nothing.
+        r"""Embed a volume (C, \*shape) of any size.
 
-        Windows are joined by the mean of their unit vectors, weighed as nnU-Net weighs its windows.
+        The volume is padded to whole windows; the padding is cut off the result. Overlapping windows are joined by the
+        mean of their unit vectors, with the weights that nnU-Net gives to its windows.
+
+        Raises:
+            NonFiniteEmbeddingError: the volume, or its embedding, contains NaN or infinity.
         """
         image = torch.as_tensor(np.asarray(image), dtype=torch.float32)
         shape, cells = tuple(image.shape[1:]), (self.head.fine_cell, self.head.coarse_cell)
+        self._check_finite("volume", image, "Preprocess the volume again, or remove it.")
         padded = padded_size(tuple(map(max, shape, self.window)), self.head.deepest_cell)
         image = F.pad(image, [p for n, m in zip(shape[::-1], padded[::-1], strict=True) for p in (0, m - n)])
         maps = sliding_window(
@@ -72,5 +88,18 @@ class Embedder:
             align=self.head.deepest_cell,
             device=self.device,
         )
+        for name, feature_map in zip(("fine", "coarse"), maps, strict=True):
+            self._check_finite(
+                f"{name} embedding", feature_map, "The weights are not usable; repeat `nnunet-invariance pretrain sam`."
+            )
         fine, coarse = (F.normalize(m, dim=0) for m in maps)
         return make_embedding(fine, coarse, *cells, shape, self.spacing)
+
+    @staticmethod
+    def _check_finite(name: str, tensor: Tensor, remedy: str) -> None:
+        invalid = int((~torch.isfinite(tensor)).sum())
+        if invalid:
+            raise NonFiniteEmbeddingError(
+                f"The {name} of shape {tuple(tensor.shape)} has {invalid} of {tensor.numel()} values that are NaN or "
+                f"infinite; expected finite values. {remedy}"
+            )

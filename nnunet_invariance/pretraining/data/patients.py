@@ -1,4 +1,4 @@
-"""Which volumes are of one patient: they are no partners of one another."""
+"""Which volumes are of one patient, so that they are not paired with each other."""
 
 import re
 from collections.abc import Sequence
@@ -6,33 +6,44 @@ from collections.abc import Sequence
 from nnunet_invariance.errors import OptionError, TooFewVolumesError
 from nnunet_invariance.nnunet.cases import Case
 
-EVERYONE = "(.*)"
+#: The default pattern: every volume counts as a patient of its own.
+WHOLE_NAME = "(.*)"
 
 
 def patients_of(cases: Sequence[Case], pattern: str) -> list[str]:
-    """The first group of ``pattern`` in each name; with :data:`EVERYONE` each volume is a patient of its own.
+    r"""The patient of each case: the first group of ``pattern`` in its name.
+
+    >>> cases = [Case(f"patient{i // 2}_{i}", "", (8, 8, 8), ((0, 8),) * 3) for i in range(3)]
+    >>> patients_of(cases, r"(patient\d+)_.*")
+    ['patient0', 'patient0', 'patient1']
 
     Raises:
-        OptionError: the pattern is not one, has no group, or does not fit a name.
+        OptionError: the pattern is not a regular expression, has no group, or does not match a name.
     """
-    if pattern == EVERYONE:  # names may repeat in folders of further scans
+    if pattern == WHOLE_NAME:  # cases in different folders may have the same name
         return [f"{case.folder}/{case.name}" for case in cases]
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise OptionError(f"--patients {pattern!r} is not a regular expression ({error}).") from error
+        raise OptionError(f"--patients {pattern!r} is not a regular expression ({error}). Correct it.") from error
     example = r"Example: '(patient\d+)_.*'."
     if not compiled.groups:
         raise OptionError(f"--patients {pattern!r} has no group; expected the patient in parentheses. {example}")
-    found = [compiled.match(case.name) for case in cases]
-    for case, match in zip(cases, found, strict=True):
+    found = []
+    for case in cases:
+        match = compiled.match(case.name)
         if match is None:
-            raise OptionError(f"--patients {pattern!r} does not fit the case {case.name!r}. {example}")
-    return [match[1] for match in found]
+            raise OptionError(f"--patients {pattern!r} does not match the name of the case {case.name!r}. {example}")
+        found.append(match[1])
+    return found
 
 
-def require_two(patients: Sequence[str]) -> None:
-    """Raise TooFewVolumesError where no two of these volumes are of different patients."""
+def require_two_patients(patients: Sequence[str]) -> None:
+    """Check that the volumes are of at least two patients.
+
+    Raises:
+        TooFewVolumesError: all volumes are of the same patient.
+    """
     if len(set(patients)) < 2:
-        msg = f"{len(patients)} volume(s) of {len(set(patients))} patient(s): pairs need two patients or more. "
-        raise TooFewVolumesError(msg + "Add volumes, or mend the pattern of --patients.")
+        msg = f"{len(patients)} volume(s) of {len(set(patients))} patient(s): pairs need at least two patients. "
+        raise TooFewVolumesError(msg + "Add volumes, or correct the pattern of --patients.")

@@ -1,8 +1,9 @@
-"""Two synthetic appearances of random label maps, endless, as pure functions of seed and number."""
+"""Pairs of synthetic images of random label maps, as pure functions of a seed and the number of a pair."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,17 @@ from nnunet_invariance.synthesis.online import (
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import element_generator, sample_distinct, without_autocast
 
-#: The first number of the pairs that no run trains on.
-HELD_OUT = 2**48
+#: Training never uses pairs from this number on.
+FIRST_HELD_OUT_NUMBER = 2**48
 UNCHANGED = IntensityChange(None, None, None, None, None)
 
 
 class PairIndexDataset(Dataset):
-    """Item ``step`` names the pairs of a step: ``seed`` (), ``number`` (B,) and ``keys``; no number is used twice."""
+    """Item ``step`` is the ``seed`` (), the ``number`` (B,) of each pair and their ``keys``; no number occurs twice.
+
+    >>> PairIndexDataset(batch_size=2, seed=0, steps=10)[3]["number"]
+    tensor([6, 7])
+    """
 
     def __init__(self, batch_size: int, seed: int, steps: int, rank: int = 0) -> None:
         self.batch_size, self.seed, self.steps, self.rank = batch_size, seed, steps, rank
@@ -36,7 +41,7 @@ class PairIndexDataset(Dataset):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> dict:
+    def __getitem__(self, step: int) -> dict[str, Any]:
         first = (self.rank * self.steps + step) * self.batch_size
         numbers = range(first, first + self.batch_size)
         names = [f"synthetic pair {n} of seed {self.seed}" for n in numbers]
@@ -45,78 +50,107 @@ class PairIndexDataset(Dataset):
 
 @dataclasses.dataclass(frozen=True)
 class PairParameters:
-    """Everything random about one pair: what it is made of, how it is augmented, and where each map is looked at."""
+    """Everything random about one pair.
+
+    Attributes:
+        element: label map, appearances and corruptions.
+        augmentation: online augmentation, or None.
+        start: first voxel of the patch in the synthetic volume.
+        positions: for each feature map, the sampled positions (N,) as flat indices.
+    """
 
     element: Element
     augmentation: Augmentation | None
-    start: tuple[int, ...]  # first voxel of the patch in what is made
-    positions: list[Tensor]  # (N,) a map
+    start: tuple[int, ...]
+    positions: list[Tensor]
 
 
 class SyntheticPairGenerator:
-    """Makes pairs of a patch's size on the device that is asked for.
+    """Generates pairs of images of a label map.
 
     Args:
         patch_size: voxels.
-        volume: least side of what is made, voxels. Shapes scale with it (128 in the paper), so that a small patch is
-            better cut out of a larger volume than filled with shapes of a few voxels.
-        templates: folder of label maps; procedural shapes when None.
-        divisor: every axis of the patch must be a multiple of it.
+        volume: smallest side of a synthetic volume in voxels. The size of the shapes is proportional to it (128 in the
+            paper), so a small patch is better cropped from a larger volume than filled with shapes of a few voxels.
+        templates: folder of label maps; default: procedural shapes.
+        divisor: every side of the patch must be a multiple of it.
 
     Raises:
-        OptionError: the patch is no multiple. TemplateError: the folder holds no label map.
+        OptionError: a side of the patch is not a multiple of ``divisor``.
+        TemplateError: the folder contains no label map.
+
+    >>> generator = SyntheticPairGenerator((16, 16, 16), volume=32)
+    >>> parameters = generator.sample(seed=0, number=0, sizes=[8, 4096], num_positions=10, augment=False)
+    >>> [len(positions) for positions in parameters.positions]
+    [8, 10]
     """
 
     def __init__(self, patch_size: Sequence[int], volume: int, templates: Path | None = None, divisor: int = 1) -> None:
-        self.patch_size = tuple(patch_size)
+        z, y, x = patch_size
+        self.patch_size = (z, y, x)
         if any(n % divisor for n in self.patch_size):
             next_one = tuple(-(-n // divisor) * divisor for n in self.patch_size)
-            msg = f"patch {self.patch_size}: expected multiples of {divisor}. The next that fits: {next_one}."
+            msg = f"patch {self.patch_size}: expected multiples of {divisor}. The next size that fits is {next_one}."
             raise OptionError(msg)
-        size = tuple(max(volume, n) for n in patch_size)
+        size = (max(volume, z), max(volume, y), max(volume, x))
         self.engine = SynthesisEngine(SynthesisOptions(size=size), templates)
 
-    def draw(self, seed: int, number: int, sizes: Sequence[int], num_positions: int, augment: bool) -> PairParameters:
-        """Of maps with ``sizes`` positions, ``num_positions`` different ones are drawn, all where there are fewer."""
+    def sample(self, seed: int, number: int, sizes: Sequence[int], num_positions: int, augment: bool) -> PairParameters:
+        """Sample the parameters of one pair.
+
+        Args:
+            seed: of the run.
+            number: of the pair.
+            sizes: number of positions of each feature map.
+            num_positions: different positions that are sampled per map; all if a map has fewer.
+            augment: whether online augmentation is sampled.
+        """
         generator = element_generator(seed, number)
         element = self.engine.sample(generator)
         augmentation = sample_augmentation(generator) if augment else None
-        room = (n - p + 1 for n, p in zip(self.engine.options.size, self.patch_size, strict=True))
-        start = tuple(int(torch.randint(n, (), generator=generator)) for n in room)
+        choices = (n - p + 1 for n, p in zip(self.engine.options.size, self.patch_size, strict=True))
+        start = tuple(int(torch.randint(n, (), generator=generator)) for n in choices)
         positions = [sample_distinct(n, num_positions, generator) for n in sizes]
         return PairParameters(element, augmentation, start, positions)
 
-    def make(self, drawn: Sequence[PairParameters], device: torch.device) -> SyntheticPairs:
-        """Labels and both appearances (B, 1, *patch), in about [0, 1]."""
+    def make(self, parameters: Sequence[PairParameters], device: torch.device) -> SyntheticPairs:
+        r"""Labels and both images (B, 1, \*patch) on the device; intensities are in about [0, 1]."""
         self.engine.bank.to(device)
-        pair = self.engine.apply([d.element for d in drawn])
-        return self._finish(pair, [d.augmentation for d in drawn], [d.start for d in drawn])
+        pair = self.engine.apply([p.element for p in parameters])
+        return self._augment_and_crop(pair, parameters, [p.augmentation for p in parameters])
 
     @without_autocast
-    def make_clean(self, drawn: Sequence[PairParameters], device: torch.device) -> SyntheticPairs:
-        """The same, in the same geometry, before corruption and changes of intensity."""
+    def make_clean(self, parameters: Sequence[PairParameters], device: torch.device) -> SyntheticPairs:
+        """As :meth:`make`, in the same geometry, but without corruptions and intensity changes."""
         self.engine.bank.to(device)
         options = self.engine.options
-        labels = apply_ensemble(self.engine.bank, [d.element.ensemble for d in drawn], options)
-        views = tuple(
-            apply_appearance(labels, [d.element.views[which].appearance for d in drawn], options.texture_weight)
+        labels = apply_ensemble(self.engine.bank, [p.element.ensemble for p in parameters], options)
+        first, second = (
+            apply_appearance(labels, [p.element.views[which].appearance for p in parameters], options.texture_weight)
             for which in (0, 1)
         )
-        plain = [a and dataclasses.replace(a, changes=(UNCHANGED, UNCHANGED)) for a in (d.augmentation for d in drawn)]
-        return self._finish(SyntheticPairs(labels, *views), plain, [d.start for d in drawn])
+        augmentations = (p.augmentation for p in parameters)
+        geometry = [a and dataclasses.replace(a, changes=(UNCHANGED, UNCHANGED)) for a in augmentations]
+        return self._augment_and_crop(SyntheticPairs(labels, first, second), parameters, geometry)
 
-    def _finish(
-        self, pair: SyntheticPairs, augmentations: Sequence[Augmentation | None], starts: Sequence[Sequence[int]]
+    def _augment_and_crop(
+        self,
+        pair: SyntheticPairs,
+        parameters: Sequence[PairParameters],
+        augmentations: Sequence[Augmentation | None],
     ) -> SyntheticPairs:
-        if augmentations[0] is None:
-            pair = SyntheticPairs(pair.labels, *(scale_to_percentile(view) for view in pair.views))
+        used = [augmentation for augmentation in augmentations if augmentation is not None]
+        if used:
+            pair = apply_augmentation(pair, used)
         else:
-            pair = apply_augmentation(pair, augmentations)
+            first, second = (scale_to_percentile(view) for view in pair.views)
+            pair = SyntheticPairs(pair.labels, first, second)
         boxes = [
-            (slice(None), *(slice(a, a + n) for a, n in zip(start, self.patch_size, strict=True))) for start in starts
+            (slice(None), *(slice(a, a + n) for a, n in zip(p.start, self.patch_size, strict=True))) for p in parameters
         ]
 
-        def cut(volumes: Tensor) -> Tensor:
+        def crop(volumes: Tensor) -> Tensor:
             return torch.stack([volume[box] for volume, box in zip(volumes, boxes, strict=True)])
 
-        return SyntheticPairs(cut(pair.labels), *(cut(view) for view in pair.views))
+        first, second = (crop(view) for view in pair.views)
+        return SyntheticPairs(crop(pair.labels), first, second)

@@ -1,3 +1,3 @@
-"""Measurements of pre-trained features."""
+"""Measures of the quality of pre-trained features."""
 
 __all__: list[str] = []  # import from the modules

@@ -1,4 +1,4 @@
-"""What a pre-trained network has learned, measured on volumes it has not seen: position retrieval and masked error."""
+"""Measures of a pre-trained network on held-out volumes: position retrieval and masked error."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_invariance.augmentation.device_views import apply_affine, apply_intensity, sample_affine, sample_intensity
 from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
-from nnunet_invariance.networks.planned import cumulative_strides, to_tokens, token_stage
+from nnunet_invariance.networks.planned import PlannedModule, cumulative_strides, to_tokens, token_stage
 from nnunet_invariance.nnunet.cases import Case, load_volume
 from nnunet_invariance.pretraining.data.crops import crop, crop_origin
 
@@ -24,22 +24,34 @@ def _central_crops(cases: Sequence[Case], size: Sequence[int]) -> Iterator[tuple
 
 
 def token_centres(grid: Sequence[int], cell: Sequence[int], spacing: Sequence[float]) -> Tensor:
-    """Offsets of the token centres from the patch centre, mm: (N, 3) for a grid of N tokens."""
+    """Offsets of the token centres from the patch centre in mm, (N, 3) for a grid of N tokens.
+
+    >>> token_centres((1, 1, 2), (8, 8, 8), (1.0, 1.0, 2.0))
+    tensor([[ 0.,  0., -8.],
+            [ 0.,  0.,  8.]])
+    """
     axes = [(torch.arange(n) + 0.5 - n / 2) * c * s for n, c, s in zip(grid, cell, spacing, strict=True)]
     return torch.tensor(list(itertools.product(*[a.tolist() for a in axes])))
 
 
 @torch.no_grad()
 def position_retrieval(
-    encoder: nn.Module, cases: Sequence[Case], size: Sequence[int], spacing: Sequence[float], seed: int = 0
+    encoder: PlannedModule, cases: Sequence[Case], size: Sequence[int], spacing: Sequence[float], seed: int = 0
 ) -> tuple[float, float]:
     """Mean error, in mm, of finding a token of one view in another view of the same volume by cosine similarity.
 
-    The second view is turned, scaled and changed in intensity, so the true place of every token is known. Tokens of
-    padding, and tokens that leave the patch, do not count.
+    The second view is transformed by a known affine map and changed in intensity, so that the true position of every
+    token is known. Tokens in the padding, and tokens whose true position is outside of the patch, are left out.
+
+    Args:
+        encoder: returns its feature maps, finest first.
+        cases: held-out volumes; the central crop of each is used.
+        size: of the crops, voxels.
+        spacing: mm per voxel.
+        seed: of the views.
 
     Returns:
-        The mean error, and the mean error of choosing a valid token at random.
+        The mean error, and the mean error of a random valid token.
     """
     stage = token_stage(encoder.strides)
     cell = cumulative_strides(encoder.strides)[stage]
@@ -55,20 +67,20 @@ def position_retrieval(
             apply_intensity(apply_affine(image, matrix, spacing), sample_intensity(image.shape, generator)) * inside
         )
         a, b = (F.normalize(to_tokens(encoder(x)[stage])[0], dim=-1) for x in (first, second))
-        truth = centres @ torch.linalg.inv(matrix[0]).T  # an output offset o shows input offset M o
-        asked = valid_cells(valid, cell).flatten() & (truth.abs() < reach).all(1)
+        true = centres @ torch.linalg.inv(matrix[0]).T  # the output at the offset o shows the input at M o
+        queries = valid_cells(valid, cell).flatten() & (true.abs() < reach).all(1)
         candidates = valid_cells(inside, cell).flatten()
-        found = (a[asked] @ b[candidates].T).argmax(1)
-        errors.append((centres[candidates][found] - truth[asked]).norm(dim=1))
-        chance.append(torch.cdist(truth[asked], centres[candidates]).mean(1))
+        found = (a[queries] @ b[candidates].T).argmax(1)
+        errors.append((centres[candidates][found] - true[queries]).norm(dim=1))
+        chance.append(torch.cdist(true[queries], centres[candidates]).mean(1))
     return torch.cat(errors).mean().item(), torch.cat(chance).mean().item()
 
 
 @torch.no_grad()
 def masked_error(
-    network: nn.Module, cases: Sequence[Case], size: Sequence[int], ratio: float = 0.75, seed: int = 0
+    network: PlannedModule, cases: Sequence[Case], size: Sequence[int], ratio: float = 0.75, seed: int = 0
 ) -> float:
-    """Mean squared error on hidden voxels of central crops of which ``ratio`` of the cells is hidden."""
+    """Mean squared error on the hidden voxels of central crops; ``ratio`` is the fraction of hidden cells."""
     cell = cumulative_strides(network.encoder.strides)[token_stage(network.encoder.strides)]
     generator = torch.Generator().manual_seed(seed)
     loss = MaskedReconstructionLoss()

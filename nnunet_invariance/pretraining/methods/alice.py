@@ -1,4 +1,4 @@
-"""Alice on any encoder that yields skips (arXiv 2302.05615): self-distillation, CASA and masked reconstruction."""
+"""Alice (arXiv 2302.05615): self-distillation, CASA and masked reconstruction, for any encoder that returns skips."""
 
 import dataclasses
 import math
@@ -20,10 +20,10 @@ from nnunet_invariance.networks.heads.distillation_head import DistillationHead
 from nnunet_invariance.networks.planned import cumulative_strides, decode, to_tokens
 from nnunet_invariance.networks.sparse import MaskTokens, SparseEncoding
 from nnunet_invariance.nnunet.cases import Manifest
-from nnunet_invariance.pretraining.data.alignment import Alignment, BodyCoordinates, RandomPlaces, SameVolume
+from nnunet_invariance.pretraining.data.alignment import Alignment, BodyCoordinates, RandomPoints, SameVolume
 from nnunet_invariance.pretraining.data.crops import PairedCrops
-from nnunet_invariance.pretraining.data.mining import MiningOptions, mined_pairs
-from nnunet_invariance.pretraining.data.patients import patients_of, require_two
+from nnunet_invariance.pretraining.data.mining import MiningOptions, load_or_mine_pairs
+from nnunet_invariance.pretraining.data.patients import patients_of, require_two_patients
 from nnunet_invariance.pretraining.engine.method import (
     Method,
     Setup,
@@ -36,46 +36,62 @@ from nnunet_invariance.pretraining.engine.method import (
 from nnunet_invariance.pretraining.methods.alice_options import AliceOptions
 from nnunet_invariance.weights.locate import FINAL
 
-#: Beside "sam", the pairs that are mined with an anatomical embedding.
+#: All alignments but "sam", which reads pairs that were mined with an anatomical embedding.
 ALIGNMENTS: dict[str, Callable[[str], Alignment]] = {
     "coordinates": BodyCoordinates,
     "same-volume": SameVolume,
-    "random": RandomPlaces,
+    "random": RandomPoints,
 }
 
 
-def entropy_share(p: Tensor) -> Tensor:
-    """Entropy of distributions (..., K) as a share of log K, the entropy of the uniform one: (...), in [0, 1]."""
+def relative_entropy(p: Tensor) -> Tensor:
+    """Entropy of distributions (..., K) as a fraction of log K, the entropy of the uniform distribution: (...).
+
+    >>> relative_entropy(torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+    tensor([1.0000, 0.8113])
+    """
     return -torch.xlogy(p, p).sum(-1) / math.log(p.shape[-1])
 
 
 class _Heads(nn.Module):
-    """Student and teacher sides of what stands beside the network."""
+    """Projection head, CASA and mask tokens, for the student and the teacher."""
 
     def __init__(self, encoder_channels: int, decoder_channels: int, hidden: int, options: AliceOptions) -> None:
         super().__init__()
-        codes, temperature = options.num_prototypes, options.student_temperature
-        head = DistillationHead(encoder_channels, decoder_channels, hidden, num_prototypes=codes)
-        casa = CrossAttentionAlignment(codes, hidden=4 * codes, form=options.casa)
+        k, temperature = options.num_prototypes, options.student_temperature
+        head = DistillationHead(encoder_channels, decoder_channels, hidden, num_prototypes=k)
+        casa = CrossAttentionAlignment(k, hidden=4 * k, form=options.casa)
         self.student = nn.ModuleDict({"head": head, "casa": casa})
         self.teacher = frozen_copy(self.student)
-        self.inter = SelfDistillationLoss(codes, temperature, collapse_guard=options.collapse_guard)
-        self.intra = SelfDistillationLoss(codes, temperature, collapse_guard=options.collapse_guard)
+        self.inter = SelfDistillationLoss(k, temperature, collapse_guard=options.collapse_guard)
+        self.intra = SelfDistillationLoss(k, temperature, collapse_guard=options.collapse_guard)
 
 
 class Alice(Method):
-    """Online network on masked crops, EMA teacher on the intact ones, two volumes a pair.
+    """The student sees masked crops, and its moving average, the teacher, sees the same crops without a mask.
 
-    * inter-volume: the student's class token of one volume predicts the teacher's of the other;
-    * intra-volume: tokens of student and teacher, both re-expressed by CASA at the student's encoder tokens, agree;
-    * masked reconstruction: the student's decoder restores hidden voxels.
+    A pair consists of crops of two volumes that show the same body part.
 
-    Tokens are the encoder stage nearest stride 16 (:func:`token_stage`) and the decoder stage one finer; mask cells
-    have the size of a token. Padded voxels count in no term. With a sparse encoding the student has no token where it
-    sees nothing: class token, queries and the token term are those of the visible cells.
+    * inter-volume loss: the student's class token of one volume predicts the teacher's class token of the other;
+    * intra-volume loss: tokens of the student and of the teacher agree; CASA computes both at the positions of the
+      student's encoder tokens;
+    * masked reconstruction: the student's decoder restores the hidden voxels.
+
+    The tokens are those of the encoder stage whose stride is nearest 16 (:func:`token_stage`) and of the decoder stage
+    one level finer. A mask cell has the size of a token. No loss uses padded voxels. With a sparse encoding the student
+    has no tokens in hidden cells, so class token, queries and intra-volume loss use the visible cells only.
 
     Args:
-        alignment: where the partner of a crop is centred.
+        setup: planned network and data.
+        options: of the method.
+        alignment: decides where the partner of a crop is centred; default: that of the options.
+
+    >>> from nnunet_invariance.networks.planned import Architecture
+    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
+    >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
+    >>> Alice(setup, AliceOptions(hidden=8, num_prototypes=8)).loss_weights
+    {'inter': 1.0, 'intra': 1.0, 'mim': 10.0}
     """
 
     name = "alice"
@@ -91,10 +107,10 @@ class Alice(Method):
         super().__init__(setup, options)
         patients = patients_of(setup.cases, options.patients)
         if patients and options.alignment != "same-volume":
-            require_two(patients)
+            require_two_patients(patients)
         if alignment is None and options.alignment != "sam":
             alignment = ALIGNMENTS[options.alignment](options.patients)
-        self.alignment = alignment  # mined pairs are read in :meth:`prepare`
+        self.alignment = alignment  # prepare() reads mined pairs
         self.batch_size = options.batch_size or max(1, setup.batch_size // 2)
         self.teacher = frozen_copy(self.network)
         encoder = self.network.encoder
@@ -113,74 +129,76 @@ class Alice(Method):
         self.loss_weights = {"inter": options.weight_inter, "intra": options.weight_intra, "mim": mim}
 
     def describe(self) -> str:
-        """See :class:`Method`; and the settings that are not the default ones."""
+        """See :class:`Method`; the line also names the options that differ from their defaults."""
         options = ((f.name, f.default, getattr(self.options, f.name)) for f in dataclasses.fields(self.options))
         changed = " ".join(f"{name}={value}" for name, default, value in options if value != default)
-        return f"{super().describe()}, {changed or 'default settings'}"
+        return f"{super().describe()}, {changed or 'default options'}"
 
     def train(self, mode: bool = True) -> "Alice":
-        """The teacher's side stays in evaluation mode (no dropout in the target)."""
+        """The teacher's head and CASA stay in evaluation mode, so that the target has no dropout."""
         super().train(mode)
         self.heads.teacher.eval()
         return self
 
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
-        """Read the mined pairs of ``pretrain sam`` where they are asked for; the first rank mines what is not there."""
+        """With ``alignment="sam"``, read the mined pairs; the first rank mines them if they do not exist."""
         if self.options.alignment != "sam" or self.alignment is not None:
             return
         embedding = folder.with_name(folder.name.replace(self.name, "sam", 1))
         options = MiningOptions(patients=self.options.patients)
-        found = (embedding, embedding / FINAL, manifest, options, group.device.type)
+        arguments = (embedding, embedding / FINAL, manifest, options, group.device.type)
         if group.is_main:
-            self.alignment = mined_pairs(*found)
+            pairs = load_or_mine_pairs(*arguments)
         group.barrier()
         if not group.is_main:
-            self.alignment = mined_pairs(*found)
-        self.prepared = {"pairs_sha256": self.alignment.sha256}
+            pairs = load_or_mine_pairs(*arguments)
+        self.alignment = pairs
+        self.prepared = {"pairs_sha256": pairs.sha256}
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`.
 
         Raises:
-            OptionError: pairs of ``pretrain sam`` are asked for and were not read.
+            OptionError: the options ask for mined pairs, but :meth:`prepare` was not called.
         """
         if self.alignment is None:
-            raise OptionError("alignment=sam: no pairs were read. Call prepare first, or give Alice mined_pairs(...).")
+            msg = "alignment=sam: no mined pairs were read. Call prepare() first, or construct Alice with alignment=..."
+            raise OptionError(msg)
         return PairedCrops(self.setup.cases, self.setup.patch_size, self.alignment, self.batch_size, seed, steps, rank)
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
-        """One geometry a crop, independent intensities for student and teacher, and the student's mask."""
-        image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
-        cells = valid_cells(inside, self.cell)
+        """One affine map per crop, independent intensity changes for student and teacher, and the student's mask."""
+        image, valid = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
+        cells = valid_cells(valid, self.cell)
         hidden_cells = self._mask(cells, generator)
         hidden = upsample_cells(hidden_cells, self.cell)
-        student, teacher = (apply_intensity(image, sample_intensity(image.shape, generator)) * inside for _ in range(2))
+        student, teacher = (apply_intensity(image, sample_intensity(image.shape, generator)) * valid for _ in range(2))
         return {
             "student": student * ~hidden,
             "teacher": teacher,
             "image": image,
-            "hidden": hidden & inside,
-            "inside": inside,
-            "visible": cells & ~hidden_cells,
-            "sure": (batch["score"] >= self.options.score_threshold).repeat(2),
+            "hidden": hidden & valid,
+            "valid_mask": valid,
+            "visible_cells": cells & ~hidden_cells,
+            "confident": (batch["score"] >= self.options.score_threshold).repeat(2),
             "encoder_valid": cells.flatten(1),
-            "decoder_valid": valid_cells(inside, self.decoder_cell).flatten(1),
+            "decoder_valid": valid_cells(valid, self.decoder_cell).flatten(1),
         }
 
     def _mask(self, cells: Tensor, generator: torch.Generator) -> Tensor:
         if self.options.mask_mode == "block3d":
             return sample_block_mask(cells, self.options.mask_ratio, generator)
-        # z, which the release's encoder reads last; the first axis of other encoders, whose axes nothing names
+        # z, which is the last axis of NNFormerUNet's encoder; the first axis of other encoders, which name no axes
         axis = getattr(self.network.encoder, "axes", (0,))[-1]
         return sample_tube_mask(cells, self.options.mask_ratio, generator, axis)
 
     def _student_skips(self, views: dict[str, Tensor]) -> list[Tensor]:
         if self.sparse is None:
             return self.network.encoder(views["student"])
-        with self.sparse.restricted_to(views["visible"]):
+        with self.sparse.restricted_to(views["visible_cells"]):
             skips = self.network.encoder(views["student"])
-        return self.heads.mask_tokens(skips, views["visible"])
+        return self.heads.mask_tokens(skips, views["visible_cells"])
 
     @staticmethod
     def _pool(tokens: Tensor, valid: Tensor) -> Tensor:
@@ -188,38 +206,40 @@ class Alice(Method):
         return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
     def forward(self, views: Views, progress: float) -> StepOutput:
-        """See the class; :class:`Method` has the contract."""
+        """See the docstring of the class, and :class:`Method`."""
         encoder_valid, decoder_valid = views["encoder_valid"], views["decoder_valid"]
-        asked = encoder_valid if self.sparse is None else views["visible"].flatten(1)
+        query_valid = encoder_valid if self.sparse is None else views["visible_cells"].flatten(1)
         head, casa = self.heads.student["head"], self.heads.student["casa"]
         skips = self._student_skips(views)
         features = decode(self.network.decoder, skips)
         reconstruction = self.network.decoder.seg_layers[-1](features[-1])
         tokens = to_tokens(skips[self.stage])
-        student_class = head.class_token(self._pool(tokens, asked))
+        student_class = head.class_token(self._pool(tokens, query_valid))
         query = head.encoder_tokens(tokens)
         s = casa(query, head.decoder_tokens(to_tokens(features[self.decoder_stage])), decoder_valid)
         teacher_class, t = self._targets(views["teacher"], query.detach(), encoder_valid, decoder_valid)
         temperature = self._teacher_temperature(progress)
         partner = teacher_class.roll(len(teacher_class) // 2, 0)
-        counted = views["hidden"] if self.options.mim_voxels == "masked" else views["inside"]
+        restored = views["hidden"] if self.options.mim_voxels == "masked" else views["valid_mask"]
         losses = {
-            "inter": self.heads.inter(student_class, partner, temperature, views["sure"]),
-            "intra": self.heads.intra(s, t, temperature, asked),
-            "mim": self.reconstruction_loss(reconstruction, views["image"], counted),
+            "inter": self.heads.inter(student_class, partner, temperature, views["confident"]),
+            "intra": self.heads.intra(s, t, temperature, query_valid),
+            "mim": self.reconstruction_loss(reconstruction, views["image"], restored),
         }
-        # a mean over samples of means within a sample, so that the mean over ranks is that of the joined batch
-        state = {"class_mean": teacher_class.mean(0), "token_mean": self._pool(t, asked).mean(0)}
-        diagnostics = self._diagnostics(t[asked], temperature)
-        diagnostics["class_target_entropy"] = entropy_share(self.heads.inter.target(teacher_class, temperature)).mean()
-        diagnostics["sure_pairs"] = views["sure"].float().mean()
+        # Means over samples of means within a sample: their mean over ranks is that of the joined batch.
+        state = {"class_mean": teacher_class.mean(0), "token_mean": self._pool(t, query_valid).mean(0)}
+        diagnostics = self._diagnostics(t[query_valid], temperature)
+        diagnostics["class_target_entropy"] = relative_entropy(
+            self.heads.inter.target(teacher_class, temperature)
+        ).mean()
+        diagnostics["confident_pairs"] = views["confident"].float().mean()
         return StepOutput(losses, diagnostics, state)
 
     @torch.no_grad()
     def _targets(
         self, image: Tensor, query: Tensor, encoder_valid: Tensor, decoder_valid: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The teacher's class token (B, K), and its tokens at the places of the query (B, N, K)."""
+        """The teacher's class token (B, K), and its tokens at the positions of the queries (B, N, K)."""
         head, casa = self.heads.teacher["head"], self.heads.teacher["casa"]
         skips = self.teacher.encoder(image)
         tokens = to_tokens(skips[self.stage])
@@ -235,28 +255,30 @@ class Alice(Method):
 
     @torch.no_grad()
     def _diagnostics(self, targets: Tensor, temperature: float) -> dict[str, Tensor]:
-        """Collapse measurements over valid target tokens (N, K).
+        """Measure collapse on valid target tokens (N, K).
 
-        ``target_entropy``: mean entropy of a token's target; ``mean_target_entropy``: entropy of the mean target, both
-        as shares of log K; ``effective_rank``: participation ratio (sum of eigenvalues)^2 / sum of squared
-        eigenvalues of the tokens' covariance.
+        ``target_entropy`` is the mean entropy of a token's target, ``mean_target_entropy`` the entropy of the mean
+        target, both as fractions of log K. ``effective_rank`` is the participation ratio of the eigenvalues of the
+        tokens' covariance, (sum of eigenvalues)^2 / (sum of squared eigenvalues).
         """
         p = self.heads.intra.target(targets, temperature)
         centred = (targets - targets.mean(0)).float()
-        # the Gram matrix of the smaller side has the same non-zero eigenvalues as the covariance
+        # Both Gram matrices have the non-zero eigenvalues of the covariance; the smaller one is cheaper.
         gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
         return {
-            "target_entropy": entropy_share(p).mean(),
-            "mean_target_entropy": entropy_share(p.mean(0)),
+            "target_entropy": relative_entropy(p).mean(),
+            "mean_target_entropy": relative_entropy(p.mean(0)),
             "effective_rank": gram.diagonal().sum() ** 2 / gram.square().sum().clamp(min=1e-12),
         }
 
     @torch.no_grad()
     def after_step(self, output: StepOutput, progress: float) -> None:
-        """Centres, then the teacher: m times itself plus (1 - m) times the student, m to 1 along a cosine.
+        r"""Update the centers, then the teacher.
 
-        Buffers of the network (statistics of batch norms, averages themselves) and a shared CASA are the student's at
-        once; the copy of CASA differs in that it has no dropout.
+        .. math:: \theta_t \leftarrow m \theta_t + (1 - m) \theta_s
+
+        with m rising to 1 along a cosine. Buffers of the network (averages of batch norms) and a shared CASA are
+        copied from the student; the teacher's copy of CASA has no dropout.
         """
         self.heads.inter.update_center(output.state["class_mean"])
         self.heads.intra.update_center(output.state["token_mean"])
@@ -267,11 +289,11 @@ class Alice(Method):
             self.heads.teacher["casa"].load_state_dict(self.heads.student["casa"].state_dict())
 
     def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
-        """Signs of collapse in an epoch's means."""
+        """Warn about signs of collapse in the means of an epoch."""
         found = []
         if diagnostics["mean_target_entropy"] < 0.05:
             found.append(
-                f"collapse: nearly all targets are one prototype (mean-target entropy "
+                f"collapse: nearly all targets are the same prototype (entropy of the mean target "
                 f"{diagnostics['mean_target_entropy']:.3f} of log K); try --set collapse_guard=sinkhorn"
             )
         if diagnostics["target_entropy"] > 0.95:
@@ -283,7 +305,7 @@ class Alice(Method):
             share = diagnostics["class_target_entropy"]
             found.append(
                 f"class targets are nearly uniform ({share:.3f} of log K): the inter-volume loss has no effect; use "
-                "images that differ more (--images), or switch it off (--set weight_inter=0)"
+                "images that differ more (--images), or disable it (--set weight_inter=0)"
             )
         if diagnostics["effective_rank"] < 2:
             rank = diagnostics["effective_rank"]

@@ -1,4 +1,4 @@
-"""Options of Alice's pre-training, and the two sets of them that the release and the paper's figures describe."""
+"""Options of the pre-training of Alice, with the presets of the authors' code and of the figures of the paper."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from nnunet_invariance.common.options import choice, count, number, option, text
 from nnunet_invariance.networks.architectures.nnformer import NNFORMER
 from nnunet_invariance.networks.heads.casa import HEADS
-from nnunet_invariance.pretraining.data.patients import EVERYONE, patients_of
+from nnunet_invariance.pretraining.data.patients import WHOLE_NAME, patients_of
 from nnunet_invariance.pretraining.engine.options import MethodOptions, automatic_number
 
 INF = math.inf
@@ -40,7 +40,7 @@ class AliceOptions(MethodOptions):
     )  # fmt: skip
     casa: Literal["residual", "plain"] = choice(
         "residual", "plain",
-        doc="residual as in the release; plain as drawn in the paper: attention and output projection only.",
+        doc="residual: as in the authors' code; plain: as in the paper's figure, attention and output projection only.",
     )  # fmt: skip
     casa_target: Literal["ema", "shared"] = choice(
         "ema", "shared", doc="Whether the target's CASA is a moving average of the student's, or equals it."
@@ -76,7 +76,7 @@ class AliceOptions(MethodOptions):
         "coordinates", "sam", "same-volume", "random", doc="How the two crops of a pair are aligned (--alignment)."
     )
     patients: str = text(
-        EVERYONE,
+        WHOLE_NAME,
         doc="Regular expression whose first group is the patient in a case's name; pairs join different patients "
         "(--patients).",
     )
@@ -93,7 +93,7 @@ class AliceOptions(MethodOptions):
         "a-code": {
             "mask_mode": "tube",
             "casa_target": "shared",
-            "weight_mim": 5.0,  # the release weighs half the mean squared error, of images in [0, 1], with 10
+            "weight_mim": 5.0,  # the authors' code has 10, for half of the mean squared error on images in [0, 1]
             "hidden": 2048,
         },
         "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "hidden": 2048},
@@ -102,4 +102,4 @@ class AliceOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        patients_of((), self.patients)  # refuses a wrong pattern before anything is written
+        patients_of((), self.patients)  # checks the pattern before anything is written

@@ -16,7 +16,11 @@ from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
 from nnunet_invariance.networks.heads.projection import ContrastHead, gather_positions
 from nnunet_invariance.networks.planned import cumulative_strides
-from nnunet_invariance.pretraining.data.synthetic_pairs import HELD_OUT, PairIndexDataset, SyntheticPairGenerator
+from nnunet_invariance.pretraining.data.synthetic_pairs import (
+    FIRST_HELD_OUT_NUMBER,
+    PairIndexDataset,
+    SyntheticPairGenerator,
+)
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
@@ -55,11 +59,18 @@ class AnatomixPretrainingOptions(MethodOptions):
 
 
 class Anatomix(Method):
-    """Voxels of one label have like features at six depths, whatever the appearance; no image is read.
+    """Voxels with the same label have similar features at several depths, whatever the appearance; no image is read.
 
-    Each of six maps (:func:`levels_of`) has a projection head and, at positions drawn for it, the supervised
-    multi-positive InfoNCE over both views of one label map; the loss is their mean. Labels of a map are those of its
-    positions' centres. There is no teacher.
+    Each pair consists of two random appearances of one random label map. Each of the maps of :func:`levels_of` has a
+    projection head. At sampled positions of the map, the supervised multi-positive InfoNCE compares the features of
+    both views; the loss is the mean over the maps. The label of a position is that of its centre. There is no teacher.
+
+    >>> from nnunet_invariance.networks.planned import Architecture
+    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
+    >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
+    >>> [level.name for level in Anatomix(setup, AnatomixPretrainingOptions(volume=32)).levels]
+    ['encoder_0', 'encoder_1', 'decoder_0']
     """
 
     name = "anatomix"
@@ -78,13 +89,13 @@ class Anatomix(Method):
         self.patch_size = (options.patch,) * 3 if options.patch else setup.patch_size
         divisor = max(cumulative_strides(self.network.encoder.strides)[-1]) if options.patch else 1
         templates = Path(options.templates) if options.templates else None
-        self.maker = SyntheticPairGenerator(self.patch_size, options.volume, templates, divisor)
+        self.pair_generator = SyntheticPairGenerator(self.patch_size, options.volume, templates, divisor)
         self.batch_size = options.batch_size or max(1, setup.batch_size // 2)
         self.levels = levels_of(self.network)
         if options.pretext == "denoising":
             self.loss_weights = {"denoising": 1.0}
         else:
-            self.network.decoder.seg_layers.requires_grad_(False)  # they are not used
+            self.network.decoder.seg_layers.requires_grad_(False)  # no loss uses them
             self.heads = nn.ModuleList(ContrastHead(level.channels) for level in self.levels)
             self.loss_weights = {level.name: 1 / len(self.levels) for level in self.levels}
         self.contrast = SupervisedInfoNCE(options.temperature)
@@ -92,7 +103,7 @@ class Anatomix(Method):
 
     @property
     def chance(self) -> float:
-        """Mean over the maps of log(2N - 1): the loss of features that are all equal."""
+        """The loss if all features are equal: the mean over the maps of log(2N - 1)."""
         counts = [min(self.options.num_positions, math.prod(size)) for size in self._sizes()]
         return sum(math.log(2 * n - 1) for n in counts) / len(counts)
 
@@ -107,23 +118,27 @@ class Anatomix(Method):
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
-        """Make the pairs of these numbers, with the online augmentation; everything is drawn from the numbers."""
+        """Generate the pairs of the batch with online augmentation; their seed and numbers determine them."""
         return self._views(int(batch["seed"]), batch["number"].tolist(), augment=True)
 
     def _sizes(self) -> list[tuple[int, ...]]:
         return [level.size(self.patch_size) for level in self.levels]
 
     def _views(self, seed: int, numbers: list[int], augment: bool) -> dict[str, Tensor]:
-        """``image`` (2B, 1, *patch), first views first; each map's positions (B, N) and the labels there."""
+        r"""``image`` (2B, 1, \*patch), all first views before all second views, and for each map positions and labels.
+
+        Positions are flat indices (B, N), and labels (B, N) are those of the positions.
+        """
         sizes, device = self._sizes(), next(self.network.parameters()).device
         counts = [math.prod(size) for size in sizes]
-        drawn = [self.maker.draw(seed, n, counts, self.options.num_positions, augment) for n in numbers]
-        pair = self.maker.make(drawn, device)
+        parameters = [self.pair_generator.sample(seed, n, counts, self.options.num_positions, augment) for n in numbers]
+        pair = self.pair_generator.make(parameters, device)
         views = {"image": self._normalised(torch.cat(pair.views))}
         if self.options.pretext == "denoising":
-            views["clean"] = self._normalised(torch.cat(self.maker.make_clean(drawn, device).views))
+            clean = self.pair_generator.make_clean(parameters, device)
+            views["clean"] = self._normalised(torch.cat(clean.views))
         for which, (level, size) in enumerate(zip(self.levels, sizes, strict=True)):
-            index = torch.stack([d.positions[which] for d in drawn]).to(device)
+            index = torch.stack([p.positions[which] for p in parameters]).to(device)
             labels = F.interpolate(pair.labels.float(), size, mode="nearest-exact").flatten(1)
             views |= {f"{level.name}.index": index, f"{level.name}.labels": labels.gather(1, index).long()}
         return views
@@ -135,7 +150,7 @@ class Anatomix(Method):
         return (image - image.mean(axes, keepdim=True)) / image.std(axes, keepdim=True).clamp(min=1e-6)
 
     def forward(self, views: Views, progress: float) -> StepOutput:
-        """See the class; :class:`Method` has the contract."""
+        """See the docstring of the class, and :class:`Method`."""
         if self.options.pretext == "denoising":
             error = (self.network(views["image"]).float() - views["clean"]).square()
             return StepOutput({"denoising": error.mean()})
@@ -153,18 +168,18 @@ class Anatomix(Method):
 
     @torch.no_grad()
     def held_out_views(self, number: int) -> dict[str, Tensor]:
-        """One pair without online augmentation, the same in every run; ``number`` from :data:`HELD_OUT` on."""
+        """One pair without online augmentation, the same in every run; see :data:`FIRST_HELD_OUT_NUMBER`."""
         return self._views(0, [number], augment=False)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """``held_out_loss`` and ``label_retrieval`` (of the finest map) on unseen pairs without online augmentation."""
+        """``held_out_loss``, and ``label_retrieval`` of the finest map, on held-out pairs."""
         rows = []
         device = next(self.network.parameters()).device
         for stored in self._held_out_pairs():
             views = {name: tensor.to(device) for name, tensor in stored.items()}
             losses = self.forward(views, 1.0).losses
-            loss = sum(self.loss_weights[name] * value.float() for name, value in losses.items())
+            loss = torch.stack([self.loss_weights[name] * value.float() for name, value in losses.items()]).sum()
             rows.append(torch.stack((loss, self._retrieval(views))))
         if not rows:
             return {}
@@ -172,9 +187,9 @@ class Anatomix(Method):
         return dict(zip(("held_out_loss", "label_retrieval"), means, strict=True))
 
     def _held_out_pairs(self) -> list[dict[str, Tensor]]:
-        """All held-out views; they are synthesised once and kept in host memory."""
+        """All held-out views; they are generated once and kept in host memory."""
         if self._held_out is None:
-            views = (self.held_out_views(HELD_OUT + index) for index in range(self.options.held_out))
+            views = (self.held_out_views(FIRST_HELD_OUT_NUMBER + index) for index in range(self.options.held_out))
             self._held_out = [{name: tensor.cpu() for name, tensor in one.items()} for one in views]
         return self._held_out
 
@@ -185,8 +200,8 @@ class Anatomix(Method):
         return label_retrieval(first, labels, second, labels, same_position=True)
 
     def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
-        """Features that are all equal have the loss log(2N - 1)."""
+        """Warn if the held-out loss is that of features that are all equal, log(2N - 1)."""
         found = diagnostics.get("held_out_loss", 0.0)
         if self.options.pretext == "denoising" or found < 0.99 * self.chance:
             return []
-        return [f"collapse: the held-out loss {found:.3f} is no better than that of equal features, {self.chance:.3f}"]
+        return [f"collapse: the held-out loss {found:.3f} is no lower than that of equal features, {self.chance:.3f}"]

@@ -1,4 +1,4 @@
-"""The networks that ``pretrain anatomix`` trains without a data set: that of the paper, and nnU-Net's own."""
+"""The networks that ``pretrain anatomix`` trains without a data set: the paper's, and two of nnU-Net."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,10 @@ from nnunet_invariance.pretraining.engine.method import NetworkPreset
 
 
 def plain_conv_unet(features: Sequence[int], side: int) -> NetworkPreset:
-    """The network that nnU-Net plans for isotropic images: a PlainConvUNet that halves all axes from stage to stage.
+    """The network that nnU-Net plans for isotropic images: a PlainConvUNet whose stages halve all axes.
+
+    >>> plain_conv_unet((8, 16), side=32).patch_size
+    (32, 32, 32)
 
     Args:
         features: channels of each stage.
@@ -40,7 +43,7 @@ def plain_conv_unet(features: Sequence[int], side: int) -> NetworkPreset:
 
 
 _ANATOMIX = {"network_class_name": NETWORK, "arch_kwargs": arch_kwargs("anatomix"), "_kw_requires_import": []}
-#: By name: the network of arXiv 2411.02372, and nnU-Net's own of four and six stages.
+#: The network of arXiv 2411.02372, and PlainConvUNets with four and six stages, by name.
 NETWORK_PRESETS = {
     "anatomix": NetworkPreset(_ANATOMIX, (128, 128, 128), "RescaleTo01Normalization"),
     "plain4": plain_conv_unet((32, 64, 128, 256), 48),

@@ -1,4 +1,4 @@
-"""Dense contrast: the same voxel in two views has the same hypercolumn, and distant voxels have others."""
+"""Dense contrast: a voxel has similar hypercolumns in two views, and distant voxels have different ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +58,13 @@ class Dense(Method):
 
     A position p of the crop, as an offset from its centre, is at :math:`A_v^{-1} p` in the view v. Positions outside of
     a view or of the image are left out. Encoder and decoder are both trained. There is no teacher.
+
+    >>> from nnunet_invariance.networks.planned import Architecture
+    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
+    >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
+    >>> Dense(setup, DenseOptions()).loss_weights
+    {'contrast': 1.0, 'reconstruction': 0.0}
     """
 
     name = "dense"
@@ -86,7 +93,7 @@ class Dense(Method):
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
-        """Two views, the sampled positions in the crop and in both views, and which of them are valid."""
+        """Two views, the sampled positions in the crop and in both views, and the mask of the valid ones."""
         image, valid, spacing = batch["image"], batch["valid"], self.setup.spacing
         mm = torch.tensor(spacing, device=image.device)
         size = torch.tensor(image.shape[2:], device=image.device)
@@ -101,16 +108,16 @@ class Dense(Method):
             inside = apply_affine(valid, matrix, spacing, mode="nearest")
             warped = apply_affine(image, matrix, spacing) * inside
             views[name] = apply_intensity(warped, sample_intensity(image.shape, generator)) * inside
-            there = offset @ torch.linalg.inv(matrix).mT.to(offset.dtype) / mm + (size - 1) / 2
-            views[f"position_in_{name}"] = there
-            usable &= _is_valid(inside, there)
+            position = offset @ torch.linalg.inv(matrix).mT.to(offset.dtype) / mm + (size - 1) / 2
+            views[f"position_in_{name}"] = position
+            usable &= _is_valid(inside, position)
         views["valid_mask"] = usable
         if self.options.weight_reconstruction:
             views |= self._masked(image, valid, generator)
         return views
 
     def _masked(self, image: Tensor, valid: Tensor, generator: torch.Generator) -> Views:
-        """An intensity view with hidden cells, and what it has to restore."""
+        """An intensity view with hidden cells, and the image and mask of its reconstruction."""
         hidden = upsample_cells(
             sample_block_mask(valid_cells(valid, self.cell), self.options.mask_ratio, generator), self.cell
         )
@@ -118,14 +125,14 @@ class Dense(Method):
         return {"masked": student * ~hidden, "image": image, "hidden": hidden & valid}
 
     def forward(self, views: Views, progress: float) -> StepOutput:
-        """See :class:`Method`; ``matched`` is the fraction of positions that find themselves in the other view."""
+        """See :class:`Method`; ``matched`` is the fraction of positions that are most similar to themselves."""
         rows = [self._rows(views[name], views[f"position_in_{name}"]) for name in ("first", "second")]
-        where = (views["position"], views["valid_mask"])
-        losses = {"contrast": self.contrast(*rows, *where)}
+        arguments = (views["position"], views["valid_mask"])
+        losses = {"contrast": self.contrast(*rows, *arguments)}
         if self.options.weight_reconstruction:
             restored = self.network(views["masked"])
             losses["reconstruction"] = self.reconstruction(restored, views["image"], views["hidden"])
-        return StepOutput(losses, {"matched": self.contrast.accuracy(*(row.detach() for row in rows), *where)})
+        return StepOutput(losses, {"matched": self.contrast.accuracy(*(row.detach() for row in rows), *arguments)})
 
     def _rows(self, image: Tensor, positions: Tensor) -> Tensor:
         maps = compute_hypercolumns(self.network, image)

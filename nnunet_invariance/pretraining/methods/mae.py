@@ -1,4 +1,4 @@
-"""Masked autoencoder on nnU-Net's planned network (arXiv 2111.06377): the plain baseline of every other method."""
+"""Masked autoencoder on nnU-Net's planned network (arXiv 2111.06377), the baseline of the other methods."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,9 +34,16 @@ class MAEOptions(MethodOptions):
 
 
 class MAE(Method):
-    """The planned U-Net restores the hidden cells of an image whose masked voxels are zero; skips are kept.
+    """The planned U-Net, with its skip connections, restores the hidden cells of an image; hidden voxels are zero.
 
-    The same crops, views, masks and loss as the reconstruction term of Alice, and nothing else. There is no teacher.
+    Crops, views, masks and loss are those of Alice's masked reconstruction. There is no teacher.
+
+    >>> from nnunet_invariance.networks.planned import Architecture
+    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
+    >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
+    >>> MAE(setup, MAEOptions()).loss_weights
+    {'mim': 1.0}
     """
 
     name = "mae"
@@ -56,12 +63,12 @@ class MAE(Method):
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
-        """One geometry a crop, a change of intensity for the input, and the block mask."""
-        image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
-        cells = valid_cells(inside, self.cell)
+        """One affine map per crop, an intensity change of the input, and a mask of hidden cells."""
+        image, valid = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
+        cells = valid_cells(valid, self.cell)
         hidden = upsample_cells(sample_block_mask(cells, self.options.mask_ratio, generator), self.cell)
-        student = apply_intensity(image, sample_intensity(image.shape, generator)) * inside
-        return {"student": student * ~hidden, "image": image, "hidden": hidden & inside}
+        student = apply_intensity(image, sample_intensity(image.shape, generator)) * valid
+        return {"student": student * ~hidden, "image": image, "hidden": hidden & valid}
 
     def forward(self, views: Views, progress: float) -> StepOutput:
         """See :class:`Method`."""

@@ -1,9 +1,9 @@
-"""PUIR: one representation of an individual, whatever modality it is estimated from (arXiv 2411.06106)."""
+"""PUIR: a modality-invariant representation of an individual, X_h (arXiv 2411.06106)."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from nnunet_invariance.losses.individual_contrast import IndividualContrast
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
 from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
 from nnunet_invariance.networks.architectures.puir import PUIRNet
-from nnunet_invariance.networks.planned import Architecture, cumulative_strides
+from nnunet_invariance.networks.planned import Architecture, PlannedModule, cumulative_strides
 from nnunet_invariance.networks.presence import over_maps, present_channels
 from nnunet_invariance.nnunet.grids import check_training_grids
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
@@ -28,10 +28,10 @@ from nnunet_invariance.pretraining.data.crops import RandomCrops
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.methods.pooling import pool_octants
-from nnunet_invariance.pretraining.methods.puir_diagnostics import measure, random_present, warnings_of
+from nnunet_invariance.pretraining.methods.puir_diagnostics import collapse_warnings, measure, sample_present_channels
 
-EMBEDDING = 128  # length of a contrast row
-CELLS = 8  # of the grid it is pooled to
+EMBEDDING = 128  # size of a projected feature
+OCTANTS = 8
 
 
 @dataclass(frozen=True)
@@ -68,45 +68,60 @@ class PUIROptions(MethodOptions):
     queue: int = count(1024, 0, doc="Rows of earlier steps that serve as negatives.")
 
 
-class CasesOfCrops(RandomCrops):
-    """Random crops that also say which case each is from."""
+class IndexedCrops(RandomCrops):
+    """Random crops with the index of their case.
 
-    def __getitem__(self, step: int) -> dict:
-        """As :class:`RandomCrops`, with ``case`` (B,), indices into the cases."""
+    >>> from nnunet_invariance.nnunet.cases import Case
+    >>> len(IndexedCrops([Case("a", "", (32, 32, 32), ((0, 32),) * 3)], (16, 16, 16), batch_size=2, seed=0, steps=10))
+    10
+    """
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        """As :class:`RandomCrops`, and ``case`` (B,), the index of each crop's case."""
         batch = super().__getitem__(step)
         index = {case.name: i for i, case in enumerate(self.cases)}
         return {**batch, "case": torch.tensor([index[key] for key in batch["keys"]])}
 
 
 class _Heads(nn.Module):
-    """The decoder of all modalities, the projection of the contrast, and rows of earlier steps."""
+    """Decoder of all modalities, projection of the contrast, and the queue of features of earlier steps."""
 
-    def __init__(self, encoder: nn.Module, modalities: int, options: PUIROptions) -> None:
+    queue: Tensor
+    queue_ids: Tensor
+
+    def __init__(self, encoder: PlannedModule, modalities: int, options: PUIROptions) -> None:
         super().__init__()
         width = encoder.output_channels[-1]
         self.decoder = BottleneckDecoder(encoder, modalities)
-        if options.weight_contrast:  # several ranks want no idle parameters
+        if options.weight_contrast:  # with several ranks, every parameter needs a gradient
             self.projection = nn.Sequential(
-                nn.Linear(CELLS * width, 4 * EMBEDDING), nn.ReLU(inplace=True), nn.Linear(4 * EMBEDDING, EMBEDDING)
+                nn.Linear(OCTANTS * width, 4 * EMBEDDING), nn.ReLU(inplace=True), nn.Linear(4 * EMBEDDING, EMBEDDING)
             )
             self.register_buffer("queue", torch.zeros(options.queue, EMBEDDING))
             self.register_buffer("queue_ids", torch.full((options.queue, 2), -1))
 
 
 class PUIR(Method):
-    r"""Each modality alone gives an estimate of X_h, which must say who it is and not how it was imaged.
+    r"""Each modality alone gives an estimate of X_h, a modality-invariant representation of the subject.
 
     .. math:: L = w_c L_{contr} + w_d L_{decom} + w_e L_{equ} + w_i L_{inv}
 
-    * decomposition: from the estimate of one modality, and from the fused ones of a random subset, a decoder without
-      skips rebuilds all modalities of the crop, in the crop's own frame though the input was turned;
-    * invariance: estimates of a crop agree. Each modality was turned by its own element of the symmetry group of the
-      patch, which is undone first;
-    * equivariance: the estimate of the turned image, turned back, is the estimate of the image itself;
-    * contrast: crops are told from those of other cases.
+    * decomposition: a decoder without skip connections reconstructs all modalities of the crop from the estimate of one
+      modality, and from the fused estimates of a random subset. The input was transformed by a symmetry; the target is
+      the crop before that;
+    * invariance: the estimates of a crop agree. Each modality was transformed by its own element of the symmetry group
+      of the patch, which is inverted first;
+    * equivariance: the estimate of the transformed image, after the inverse transform, is the estimate of the image;
+    * contrast: a crop is distinguished from the crops of other cases.
 
-    A modality that a case lacks is a constant channel: it is no source, no target and in no loss. Images differ from
-    case to case in geometry only, because a mapping from X_h to intensities that is the same for all is to be learned.
+    A modality that a case lacks is a constant channel, which is no source, no target and in no loss. Crops are
+    augmented in geometry only, because the method learns one mapping from X_h to intensities for all cases.
+
+    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 2, 2)
+    >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
+    >>> len(PUIR(setup, PUIROptions()).symmetries)
+    48
     """
 
     name = "puir"
@@ -129,7 +144,7 @@ class PUIR(Method):
         self.batch_size = options.batch_size or setup.batch_size
         self.sources = min(options.sources, modalities)
         strides = cumulative_strides(self.network.encoder.strides)
-        # Axes with other voxel sizes are not exchanged.
+        # Only axes with equal voxel sizes are exchanged.
         self.symmetries = symmetries([setup.patch_size, *strides, setup.spacing])
         self.decomposition = DecompositionLoss(options.foreground)
         self.invariance = ModalityInvarianceLoss(options.anchor)
@@ -144,7 +159,7 @@ class PUIR(Method):
 
     @property
     def architecture(self) -> Architecture:
-        """One input channel, as the encoder has."""
+        """The planned architecture with one input channel, as PUIR's encoder has."""
         return replace(self.setup.architecture, input_channels=1)
 
     def build_network(self) -> nn.Module:
@@ -153,18 +168,25 @@ class PUIR(Method):
 
     @classmethod
     def check_dataset(cls, planned: PlannedDataset) -> None:
-        """Refuse a raw case whose modalities have different grids."""
+        """Check that the modalities of every raw case have the same grid.
+
+        Raises:
+            InvarianceError: see :func:`check_training_grids`.
+        """
         check_training_grids(planned)
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
-        return CasesOfCrops(self.setup.cases, self.setup.patch_size, self.batch_size, seed, steps, rank)
+        return IndexedCrops(self.setup.cases, self.setup.patch_size, self.batch_size, seed, steps, rank)
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
-        """The clean crop; each modality turned and with boxes of noise; with boxes of noise only; and who is there."""
+        """Two views of the crop with boxes of noise, and what the losses need.
+
+        In ``student`` each modality is transformed by its own symmetry, in ``second`` it is not.
+        """
         present = present_channels(batch["image"])
-        image, inside = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
+        image, valid = augment_affine(batch["image"], batch["valid"], self.setup.spacing, generator)
         image = torch.where(over_maps(present, image), image, 0)
         flat = image.flatten(0, 1)[:, None]
         elements = sample_symmetries(self.symmetries, len(flat), generator)
@@ -173,33 +195,34 @@ class PUIR(Method):
             view = fill_with_noise(view, sample_boxes(view.shape, self.options.cutout, generator), generator)
             views[name] = view.view_as(image)
         order = torch.rand(present.shape, generator=generator, device=image.device).argsort(1)
-        sources, source_counts = random_present(present, self.sources, generator)
-        chance = torch.rand(present.shape, generator=generator, device=image.device)
-        subset = present & ((chance < 0.5) | (chance == chance.masked_fill(~present, -1).amax(1, keepdim=True)))
+        sources, source_mask = sample_present_channels(present, self.sources, generator)
+        uniform = torch.rand(present.shape, generator=generator, device=image.device)
+        largest = uniform == uniform.masked_fill(~present, -1).amax(1, keepdim=True)  # so that the subset is not empty
+        subset = present & ((uniform < 0.5) | largest)
         return {
             **views,
             "image": image,
-            "inside": inside,
+            "valid_mask": valid,
             "present": present,
             "elements": elements.view(*present.shape, 6),
             "order": order,
             "sources": sources,
-            "source_counts": source_counts,
+            "source_mask": source_mask,
             "subset": subset,
             "case": batch["case"],
         }
 
     def forward(self, views: Views, progress: float) -> StepOutput:
-        """See the class; :class:`Method` has the contract."""
+        """See the docstring of the class, and :class:`Method`."""
         present = views["present"]
-        turned_profiles = self.network.estimate(views["student"], present).profiles
+        transformed = self.network.estimate(views["student"], present).profiles
         elements = views["elements"].flatten(0, 1)
-        profiles = invert_symmetry(turned_profiles.flatten(0, 1), elements).view_as(turned_profiles)
+        profiles = invert_symmetry(transformed.flatten(0, 1), elements).view_as(transformed)
         losses = {
-            "decomposition": self._decomposition(turned_profiles, profiles, views),
+            "decomposition": self._decomposition(transformed, profiles, views),
             "invariance": self.invariance(profiles, present, views["order"]),
         }
-        rows = {}
+        rows: dict[str, Tensor] = {}
         if self.options.weight_equivariance or self.options.weight_contrast:
             with torch.no_grad():
                 second = self.network.estimate(views["second"], present).profiles
@@ -208,45 +231,46 @@ class PUIR(Method):
                 losses["contrast"], rows = self._contrast(profiles, second, views)
         return StepOutput(losses, measure(profiles.detach(), present), rows=rows)
 
-    def _decomposition(self, turned_profiles: Tensor, profiles: Tensor, views: dict[str, Tensor]) -> Tensor:
-        """From single modalities, in their turned frame and turned back as images, and from a fused subset."""
+    def _decomposition(self, transformed: Tensor, profiles: Tensor, views: dict[str, Tensor]) -> Tensor:
+        """Reconstruct all modalities from single ones, before the symmetry is inverted, and from a fused subset."""
         index = views["sources"]
-        chosen = torch.take_along_dim(turned_profiles, over_maps(index, turned_profiles), 1)
+        chosen = torch.take_along_dim(transformed, over_maps(index, transformed), 1)
         elements = torch.take_along_dim(views["elements"], index[..., None], 1).flatten(0, 1)
         single = invert_symmetry(self.heads.decoder(chosen.flatten(0, 1)), elements).unflatten(0, index.shape)
         subset = views["subset"]
-        some = subset.any(1, keepdim=True)
-        fused = self.heads.decoder(self.network.fusions[-1](profiles, subset | ~some))
+        not_empty = subset.any(1, keepdim=True)
+        fused = self.heads.decoder(self.network.fusions[-1](profiles, subset | ~not_empty))
         outputs = torch.cat((single, fused[:, None]), 1)
-        counts = torch.cat((views["source_counts"], some), 1)
-        return self.decomposition(outputs, views["image"], views["present"], views["inside"], counts)
+        output_mask = torch.cat((views["source_mask"], not_empty), 1)
+        return self.decomposition(outputs, views["image"], views["present"], views["valid_mask"], output_mask)
 
     def _contrast(self, profiles: Tensor, second: Tensor, views: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """One row a modality and crop; keys are those of all ranks and of earlier steps."""
+        """One row per modality and crop; the keys are the rows of all ranks and of earlier steps."""
         crop = torch.arange(len(profiles), device=profiles.device) + get_rank() * len(profiles)
         ids = torch.stack((views["case"], crop), 1)[:, None].expand(-1, profiles.shape[1], -1)
-        here = views["present"][..., None]
-        anchor_ids = torch.where(here, ids, -2).flatten(0, 1)
+        present = views["present"][..., None]
+        anchor_ids = torch.where(present, ids, -2).flatten(0, 1)
         anchors = self.heads.projection(pool_octants(profiles.flatten(0, 1)))
         with torch.no_grad():
             own = self.heads.projection(pool_octants(second.flatten(0, 1))).float()
             sizes = gather_row_counts(len(own), own.device)
             keys = all_gather_rows(own, sizes)
-            key_ids = all_gather_rows(torch.where(here, ids, -1).flatten(0, 1), sizes)
+            key_ids = all_gather_rows(torch.where(present, ids, -1).flatten(0, 1), sizes)
         loss = self.contrast(
             anchors, anchor_ids, torch.cat((keys, self.heads.queue)), torch.cat((key_ids, self.heads.queue_ids))
         )
-        old = torch.stack((key_ids[:, 0], torch.full_like(key_ids[:, 0], -1)), 1)  # a crop is met in its own step only
-        return loss, {"keys": keys, "ids": old}
+        # In later steps the crop has no number, so that its rows are negatives only.
+        queue_ids = torch.stack((key_ids[:, 0], torch.full_like(key_ids[:, 0], -1)), 1)
+        return loss, {"keys": keys, "ids": queue_ids}
 
     @torch.no_grad()
     def after_step(self, output: StepOutput, progress: float) -> None:
-        """The newest rows come into the queue, the oldest leave it."""
+        """Push the newest rows into the queue; the oldest rows leave it."""
         if output.rows:
             length = len(self.heads.queue)
             self.heads.queue.copy_(torch.cat((output.rows["keys"], self.heads.queue))[:length])
             self.heads.queue_ids.copy_(torch.cat((output.rows["ids"], self.heads.queue_ids))[:length])
 
     def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
-        """Signs of collapse in an epoch's means."""
-        return warnings_of(diagnostics)
+        """Warn about signs of collapse in the means of an epoch."""
+        return collapse_warnings(diagnostics)

@@ -1,4 +1,4 @@
-"""What can be seen on estimates of X_h: whether they collapse, and how much of them is due to the modality."""
+"""Diagnostics of the estimates of X_h: signs of collapse, and the variance that is due to the modality."""
 
 from collections.abc import Mapping
 
@@ -11,8 +11,15 @@ from nnunet_invariance.networks.presence import over_maps
 LEAST_AMPLITUDE, LEAST_VARIATION, LEAST_INDIVIDUAL = 0.1, 0.02, 0.02
 
 
-def random_present(present: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``count`` channels a sample, those that are present first: (B, count) indices, and which of them are present."""
+def sample_present_channels(present: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sample ``count`` different channels per sample, present ones (B, C) before missing ones.
+
+    Returns the indices (B, count) and the mask (B, count) of those that are present.
+
+    >>> present = torch.tensor([[True, False, False]])
+    >>> sample_present_channels(present, 2, torch.Generator().manual_seed(0))[1]
+    tensor([[ True, False]])
+    """
     score = torch.rand(present.shape, generator=generator, device=present.device).masked_fill(~present, -1)
     rank, index = score.topk(count, dim=1)
     return index, rank >= 0
@@ -22,11 +29,12 @@ def random_present(present: Tensor, count: int, generator: torch.Generator) -> t
 def measure(profiles: Tensor, present: Tensor) -> dict[str, Tensor]:
     """Measurements over estimates (B, C, F, *spatial) in one frame, of modalities ``present`` (B, C).
 
-    ``amplitude``: standard deviation over the cells, mean over channels; 0 where X_h has shrunk to nothing.
-    ``variation``: variance of LN(X_h) over cells and samples, mean over channels, in [0, 1]; 0 where X_h is the same
-    everywhere and for everybody. ``modality_share``: the part of that variance which is due to the modality.
-    ``individual_share``: the part which is left between samples at one place, where there are two or more; 0 where X_h
-    says where it is and nothing of who it is.
+    * ``amplitude``: standard deviation over the cells, mean over channels; 0 if X_h has shrunk to nothing.
+    * ``variation``: variance of LN(X_h) over cells and samples, mean over channels, in [0, 1]; 0 if X_h is the same
+      everywhere and for every subject.
+    * ``modality_share``: fraction of this variance that is due to the modality.
+    * ``individual_share``: fraction that is left between samples at the same position, if there are two or more
+      samples; 0 if X_h depends on the position only and not on the subject.
     """
     number = present.sum().clamp(min=1)
     deviation = profiles.float().flatten(3).std(3).mean(2)
@@ -42,16 +50,16 @@ def measure(profiles: Tensor, present: Tensor) -> dict[str, Tensor]:
     between = torch.where(mask, rows - individual, 0).square().sum() / (cells * rows.shape[2])
     shares = {"modality_share": between / variation.clamp(min=1e-12)}
     if len(rows) > 1:
-        whom = present.any(1).view(-1, *[1] * (rows.ndim - 1))
-        people = whom.sum().clamp(min=1)
-        place = torch.where(whom, individual, 0).sum(0, keepdim=True) / people
-        apart = torch.where(whom, individual - place, 0).square().sum() / (people * individual[0].numel())
-        shares["individual_share"] = apart / variation.clamp(min=1e-12)
+        not_empty = present.any(1).view(-1, *[1] * (rows.ndim - 1))
+        subjects = not_empty.sum().clamp(min=1)
+        position_mean = torch.where(not_empty, individual, 0).sum(0, keepdim=True) / subjects
+        squares = torch.where(not_empty, individual - position_mean, 0).square().sum()
+        shares["individual_share"] = squares / (subjects * individual[0].numel()) / variation.clamp(min=1e-12)
     return {"amplitude": amplitude, "variation": variation, **shares}
 
 
-def warnings_of(means: Mapping[str, float]) -> list[str]:
-    """Signs of collapse in the means of an epoch."""
+def collapse_warnings(means: Mapping[str, float]) -> list[str]:
+    """Warnings about signs of collapse in the means of an epoch."""
     found = []
     if means["amplitude"] < LEAST_AMPLITUDE:
         found.append(
@@ -59,10 +67,11 @@ def warnings_of(means: Mapping[str, float]) -> list[str]:
         )
     if means["variation"] < LEAST_VARIATION:
         share = means["variation"]
-        found.append(f"collapse: X_h is nearly the same everywhere and for everybody (variation {share:.3f})")
+        found.append(f"collapse: X_h is nearly the same everywhere and for every subject (variation {share:.3f})")
     if means.get("individual_share", 1.0) < LEAST_INDIVIDUAL:
         share = means["individual_share"]
         found.append(
-            f"collapse: X_h is nearly the same for everybody (individual share {share:.3f}); lower weight_invariance"
+            f"collapse: X_h is nearly the same for every subject (individual share {share:.3f}); "
+            "lower weight_invariance"
         )
     return found

@@ -1,4 +1,4 @@
-"""Modality transfer with PUIR: every modality from any that are there (arXiv 2411.06106)."""
+"""Modality translation with PUIR: any modalities that are present give all the others (arXiv 2411.06106)."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ from nnunet_invariance.weights.transfer import check_method, load_pretrained
 logger = logging.getLogger(__name__)
 
 SCRATCH = "none"
-#: Tensors of the reconstruction decoder with a row for each modality.
+#: Tensors of the reconstruction decoder that have one row per modality.
 OUTPUTS = ("heads.decoder.output.weight", "heads.decoder.output.bias")
 
 
@@ -33,16 +33,19 @@ OUTPUTS = ("heads.decoder.output.weight", "heads.decoder.output.bias")
 class PUIRTranslationOptions(PUIROptions):
     """Options of ``translate train``: those of ``pretrain puir``, and two more.
 
+    Raises:
+        OptionError: a value is out of range.
+
     >>> PUIRTranslationOptions().sources
     1
     """
 
-    sources: int = count(1, 1, doc="Single modalities per step from which the others are translated.")
+    sources: int = count(1, 1, doc="Modalities per step from each of which all modalities are translated.")
     weight_translation: float = number(
         1.0, 0, math.inf, low_excluded=True, doc="Weight of the squared error of the translated modalities."
     )
     start: str = text(
-        "", doc="Checkpoint of `pretrain puir`; empty: that of the same data set and plans; none: random weights."
+        "", doc="Checkpoint of `pretrain puir`; empty: the one of the same data set and plans; none: random weights."
     )
 
 
@@ -56,20 +59,27 @@ def find_start(folder: Path, start: str) -> Path:
     path = Path(start) if start else own
     if not path.is_file():
         raise WeightsNotFoundError(
-            f"{path} does not exist; modality transfer starts from a finished pre-training. Run "
+            f"{path} does not exist, but modality translation starts from a finished pre-training. Run "
             f"`nnunet-invariance pretrain puir` with the same plans, or give --start FILE or --start {SCRATCH}."
         )
     return path
 
 
 class PUIRTranslation(PUIR):
-    r"""PUIR, whose planned decoder learns to draw all modalities from the maps of those that are there.
+    r"""PUIR whose planned decoder also learns to translate the present modalities into all modalities.
 
     .. math:: L = w_t L_{trans} + L_{PUIR}
 
-    L_trans is the squared error of :class:`DecompositionLoss` on what nnU-Net's decoder makes of the fused maps, skip
-    connections and all, of single modalities and of a random subset; the losses of the pre-training stay, as in the
-    release. Starts from a finished ``pretrain puir``.
+    L_trans is the squared error of :class:`DecompositionLoss` on the output of nnU-Net's decoder, with skip
+    connections, for the fused maps of single modalities and of a random subset. The losses of the pre-training stay, as
+    in the authors' code. The training starts from a finished ``pretrain puir``.
+
+    >>> from nnunet_invariance.networks.planned import Architecture
+    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 2, 2)
+    >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
+    >>> PUIRTranslation(setup, PUIRTranslationOptions()).loss_weights["translation"]
+    1.0
     """
 
     name = "puir_translation"
@@ -84,11 +94,11 @@ class PUIRTranslation(PUIR):
         self.loss_weights["translation"] = options.weight_translation
 
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
-        """Take encoder, prior, gates and reconstruction decoder from the pre-training; a continued run has its own.
+        """Load encoder, prior, gates and reconstruction decoder of the pre-training, unless a run is continued.
 
         Raises:
             WeightsNotFoundError: there is no such file.
-            WeightsIncompatibleError: of another method, network or other modalities.
+            WeightsIncompatibleError: the checkpoint is of another method, another network or other modalities.
         """
         if self.options.start == SCRATCH or resume:
             return
@@ -97,28 +107,28 @@ class PUIRTranslation(PUIR):
         check_method(checkpoint, PUIR.name)
         checkpoint = in_channel_order(checkpoint, self.setup.channel_names, (self.network.table, *OUTPUTS))
         report = load_pretrained(self.network, checkpoint, branch="student")
-        restore_module(self.heads.decoder, _below("decoder.", checkpoint.section("heads")))
+        restore_module(self.heads.decoder, _with_prefix("decoder.", checkpoint.section("heads")))
         logger.info("starting from %s\n%s", path, report.to_text())
 
     def forward(self, views: Views, progress: float) -> StepOutput:
-        """See the class; :class:`Method` has the contract."""
+        """See the docstring of the class, and :class:`Method`."""
         output = super().forward(views, progress)
         return replace(output, losses={**output.losses, "translation": self._translation(views)})
 
     def _translation(self, views: Views) -> Tensor:
-        """From single modalities and from a random subset, in the crop's own frame."""
+        """Translate single modalities, and a random subset, without a symmetry."""
         present = views["present"]
         estimates = self.network.estimate(views["second"], present)
         single = torch.nn.functional.one_hot(views["sources"], present.shape[1]).bool()
         subset = views["subset"] | ~views["subset"].any(1, keepdim=True)
-        drawn = [
-            self.network.decoder(self.network.fuse(estimates._replace(present=kept)))
-            for kept in (*single.unbind(1), subset)
+        outputs = [
+            self.network.decoder(self.network.fuse(estimates._replace(present=mask)))
+            for mask in (*single.unbind(1), subset)
         ]
-        counts = torch.cat((views["source_counts"], views["subset"].any(1, keepdim=True)), 1)
-        return self.decomposition(torch.stack(drawn, 1), views["image"], present, views["inside"], counts)
+        output_mask = torch.cat((views["source_mask"], views["subset"].any(1, keepdim=True)), 1)
+        return self.decomposition(torch.stack(outputs, 1), views["image"], present, views["valid_mask"], output_mask)
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The tensors whose names begin so, without that beginning."""
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tensors whose names start with the prefix, without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Self-supervised Anatomical eMbedding (SAM, arXiv 2012.02383) on nnU-Net's preprocessed volumes."""
+"""Self-supervised Anatomical eMbedding (SAM, arXiv 2012.02383) of nnU-Net's preprocessed volumes."""
 
 import logging
 import math
@@ -51,27 +51,34 @@ class SAMOptions(MethodOptions):
 
     batch_size: int = count(
         0, 0,
-        doc="Volumes per step and rank, two views of each; 0: half the planned batch size, at least 2. Never more than "
-        "there are.",
+        doc="Volumes per step and rank, two views of each; 0: half the planned batch size, at least 2. At most all "
+        "volumes.",
     )  # fmt: skip
     backbone: Literal["planned", "resnet"] = choice(
         "planned", "resnet", doc="planned: the encoder of the plans; resnet: the 3-D ResNet-18 of the paper."
     )
-    ignore: float = number(
-        5.0, 0, math.inf, doc="Negatives of the fine embedding are at least this many of its cells away from the query."
+    min_negative_distance: float = number(
+        5.0, 0, math.inf, doc="Smallest distance of a negative of the fine embedding from its query, in fine cells."
     )
-    others: int = count(1000, 0, doc="Positions in other volumes that are negatives of every coarse query.")
+    num_cross_sample: int = count(1000, 0, doc="Positions in other volumes that are negatives of every coarse query.")
     features: int = count(FEATURES, 1, doc="Length of the embedding vectors.")
-    start: str = text("", doc="Checkpoint of the first weights, for example one written by `weights import sam`.")
-    preview: bool = flag(False, doc="Whether preview.png shows points and their matches (--preview).")
+    start: str = text("", doc="Checkpoint of the initial weights, for example one written by `weights import sam`.")
+    preview: bool = flag(False, doc="Whether to write preview.png, which shows points and their matches (--preview).")
 
 
 class SAM(Method):
-    """Two views of one volume with known geometry: a place is told from all others by a coarse and a fine embedding.
+    """Learns a coarse and a fine embedding that distinguish every position of a volume from all others.
 
-    Both embeddings learn by InfoNCE against hard and diverse negatives; the coarse one guides the choice of the fine
-    one's. Distances are counted in cells of the maps, so that they fit any spacing. There is no teacher, and the
-    decoder of the planned network is not trained.
+    Two views of a volume with known geometry give the positives. Both embeddings learn by InfoNCE against hard and
+    diverse negatives, and the coarse embedding guides the choice of the fine negatives. Distances are in cells of the
+    feature maps, so that they suit every spacing. There is no teacher, and the decoder of the planned network is not
+    trained.
+
+    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
+    >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
+    >>> SAM(setup, SAMOptions(features=8)).heads.fine_cell
+    (2, 2, 2)
     """
 
     name = "sam"
@@ -94,18 +101,25 @@ class SAM(Method):
         encoder = self.network.encoder
         self.heads = EmbeddingHead(encoder.output_channels, encoder.strides, options.features)
         self.size = padded_size(setup.patch_size, self.heads.deepest_cell)
-        wanted = max(2, options.batch_size or setup.batch_size // 2)
-        self.batch_size = min(wanted, len(setup.cases)) if setup.cases else wanted
-        self.fine_loss = HardNegativeInfoNCE(0.5, options.ignore, num_queries=100, num_hardest=2000, num_negatives=500)
+        batch_size = max(2, options.batch_size or setup.batch_size // 2)
+        self.batch_size = min(batch_size, len(setup.cases)) if setup.cases else batch_size
+        self.fine_loss = HardNegativeInfoNCE(
+            0.5, options.min_negative_distance, num_queries=100, num_hardest=2000, num_negatives=500
+        )
         self.coarse_loss = HardNegativeInfoNCE(
-            0.75, 0.75, num_queries=0, num_hardest=250, num_negatives=200, num_cross_sample=options.others
+            0.75,
+            0.75,
+            num_queries=0,
+            num_hardest=250,
+            num_negatives=200,
+            num_cross_sample=options.num_cross_sample,
         )
         self.loss_weights = {"fine": 1.0, "coarse": 1.0}
 
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
-        """Take the first weights from ``start``; a continued run has its own."""
+        """Load the initial weights from ``start``, unless a run is continued."""
         if self.options.start and not resume:
-            load_start(Path(self.options.start), self)
+            load_initial_weights(Path(self.options.start), self)
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
@@ -113,7 +127,7 @@ class SAM(Method):
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
-        """A turn, a scale and an intensity for each view; where its cells lie; and what the losses draw."""
+        """An affine map and an intensity change per view, the positions of its cells, and the sampled indices."""
         spacing = self.setup.spacing
         matrix = sample_affine(len(batch["image"]), spacing, generator, scale=SCALE)
         inside = apply_affine(batch["valid"], matrix, spacing, mode="nearest")
@@ -126,14 +140,14 @@ class SAM(Method):
             ("coarse", self.heads.coarse_cell, self.coarse_loss),
         ):
             position = centre[:, None] + input_positions(matrix, self.size, cell, spacing)
-            position = joined(position / (mm * torch.tensor(cell, device=mm.device)))
-            valid = joined(valid_cells(inside, cell).flatten(1))
+            position = join_views(position / (mm * torch.tensor(cell, device=mm.device)))
+            valid = join_views(valid_cells(inside, cell).flatten(1))
             indices = loss.sample_indices(position, valid, generator)
             views[name] = {"position": position, "valid_mask": valid, "indices": indices}
         return views
 
     def forward(self, views: Views, progress: float) -> StepOutput:
-        """See the class; :class:`Method` has the contract. A uniform guess costs log(1 + number of negatives)."""
+        """See the docstring of the class. Equal similarities give the loss log(1 + number of negatives)."""
         fine, coarse = self.heads(self.network.encoder(views["image"]))
         guide = upsample_unit(coarse.detach(), fine.shape[2:])
         losses = {
@@ -143,32 +157,46 @@ class SAM(Method):
         return StepOutput(losses)
 
     def after_run(self, folder: Path, manifest: Manifest, device: str) -> None:
-        """Draw ``preview.png`` if it is asked for."""
+        """Write ``preview.png`` if the options ask for it."""
         if self.options.preview:
-            from nnunet_invariance.pretraining.data.match_preview import preview_matches  # it imports this module
+            from nnunet_invariance.pretraining.data.match_preview import preview_matches  # which imports this module
 
-            logger.info("matches drawn: %s", preview_matches(folder, manifest.cases, device))
+            logger.info("preview of matches written: %s", preview_matches(folder, manifest.cases, device))
 
 
-def joined(rows: Tensor) -> Tensor:
-    """Rows of all first views, then of all second views, (2P, M, ...), as rows of volumes (P, 2M, ...)."""
+def join_views(rows: Tensor) -> Tensor:
+    """Join the rows of both views of each volume.
+
+    Args:
+        rows: (2P, M, ...), all first views before all second views.
+
+    >>> join_views(torch.tensor([[1], [2], [3], [4]]))
+    tensor([[1, 3],
+            [2, 4]])
+    """
     return torch.cat(rows.chunk(2), 1)
 
 
 def _keys(feature_map: Tensor) -> Tensor:
-    return joined(to_tokens(feature_map))
+    return join_views(to_tokens(feature_map))
 
 
 def padded_size(size: tuple[int, ...], cell: tuple[int, ...]) -> tuple[int, ...]:
-    """The least multiple of ``cell`` that is not smaller than ``size``."""
+    """The smallest multiple of ``cell`` that is not smaller than ``size``, per axis.
+
+    >>> padded_size((5, 8), (4, 4))
+    (8, 8)
+    """
     return tuple(-(-n // c) * c for n, c in zip(size, cell, strict=True))
 
 
-def load_start(path: Path, method: SAM) -> None:
-    """Fill encoder and heads from a checkpoint of the same backbone.
+def load_initial_weights(path: Path, method: SAM) -> None:
+    """Load encoder and heads from a checkpoint with the same backbone.
 
     Raises:
-        WeightsIncompatibleError: another method or backbone; the method is then of no use. CheckpointCorruptError
+        WeightsIncompatibleError: the checkpoint is of another method or backbone. The encoder may then have been
+            changed already, so the method must not be used.
+        CheckpointCorruptError: the file is damaged.
     """
     checkpoint = load_checkpoint(path, ("network", "heads"))
     sections = (
@@ -181,8 +209,9 @@ def load_start(path: Path, method: SAM) -> None:
         found = {name: t.shape for name, t in tensors.items()}
         if own != found:
             differ = [n for n in (*own, *found) if own.get(n) != found.get(n)]
-            msg = f"--set start={path}: {checkpoint.metadata['method']!r} weights do not fit backbone="
-            msg += f"{method.options.backbone} with {method.setup.architecture.input_channels} channel(s); "
-            msg += f"first difference: {differ[0]}. Set backbone and features to the file's."
-            raise WeightsIncompatibleError(msg)
+            raise WeightsIncompatibleError(
+                f"--set start={path}: the {checkpoint.metadata['method']!r} weights do not fit backbone="
+                f"{method.options.backbone} with {method.setup.architecture.input_channels} channel(s); first "
+                f"difference: {differ[0]}. Set backbone and features to those of the file."
+            )
         restore_module(module, tensors)

@@ -10,13 +10,15 @@ from nnunet_invariance.losses.hard_negative_info_nce import SampledIndices
 from nnunet_invariance.pretraining.methods.sam import SAM, SAMOptions
 from tests.helpers.methods import images, setup
 
-SETTINGS = ["features=8", "others=50"]
+SETTINGS = ["features=8", "num_cross_sample=50"]
 PAIRED = ("image",)
 
 
 def build() -> SAM:
     """With short embeddings and few negatives."""
-    return SAM(setup(batch_size=4), SAMOptions(features=8, batch_size=2, others=30, ignore=2.0))
+    return SAM(
+        setup(batch_size=4), SAMOptions(features=8, batch_size=2, num_cross_sample=30, min_negative_distance=2.0)
+    )
 
 
 def batch(rank: int) -> dict[str, Tensor]:
