@@ -10,7 +10,7 @@ SWAPS = ((0, 1), (1, 2), (0, 2))  # after one another
 WORDS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1))  # each permutation of three axes once
 
 
-def symmetries(sizes: Sequence[Sequence[int]], reflections: bool = True) -> Tensor:
+def symmetries(sizes: Sequence[Sequence[float]], reflections: bool = True) -> Tensor:
     """Symmetries that keep the shapes of a 3-D box and its feature maps: (G, 6) bool; the first is the identity.
 
     Columns 0 to 2 exchange two axes (:data:`SWAPS`), 3 to 5 flip an axis. Axes are exchanged only if they are equal in

@@ -1,4 +1,4 @@
-"""Alice's forms: masks, sparse encoding, CASA, targets, guards and presets, each against its law or a slow loop."""
+"""Masks, sparse encoding, CASA, targets, collapse guards and presets of Alice, against properties and slow loops."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ def test_the_tube_mask_hides_whole_columns_twelve_of_sixteen():
     assert not (sample_tube_mask(cells, 0.75, torch.Generator()) & ~cells).any()
 
 
-def test_a_tube_runs_along_the_axis_that_is_named():
+def test_a_tube_is_parallel_to_the_given_axis():
     cells = torch.ones(1, 1, 4, 4, 4, dtype=torch.bool)
     for axis in range(3):
         hidden = sample_tube_mask(cells, 0.75, torch.Generator().manual_seed(0), axis)
@@ -58,7 +58,7 @@ def test_alice_hides_tubes_along_the_z_of_the_encoder(axes, along):
     assert all((hidden.all(2 + a) != hidden.any(2 + a)).any() for a in range(3) if a != along)
 
 
-def test_something_stays_visible_however_small_the_grid():
+def test_a_cell_stays_visible_in_every_small_grid():
     one = torch.zeros(2, 1, 3, 2, 2, dtype=torch.bool)
     one[0, :, 1, 1, 1] = True  # one cell
     one[1, :, :, 0, 0] = True  # one column of three
@@ -67,7 +67,7 @@ def test_something_stays_visible_however_small_the_grid():
 
 
 @pytest.mark.parametrize("mask_mode", ["block3d", "tube"])
-def test_a_sparse_student_of_small_bodies_measures_finite_numbers(mask_mode):
+def test_a_sparse_student_of_small_bodies_has_finite_diagnostics(mask_mode):
     alice = build(encoding="sparse", mask_mode=mask_mode)
     valid = torch.zeros(4, 1, 16, 16, 16, dtype=torch.bool)
     valid[..., :3, :3, :3] = True  # within one cell
@@ -78,7 +78,7 @@ def test_a_sparse_student_of_small_bodies_measures_finite_numbers(mask_mode):
     assert all(p.grad is None or p.grad.isfinite().all() for p in alice.parameters())
 
 
-def test_the_block_mask_hides_its_share_of_single_cells():
+def test_the_block_mask_hides_its_fraction_of_single_cells():
     cells = torch.ones(2, 1, 4, 4, 4, dtype=torch.bool)
     hidden = sample_block_mask(cells, 0.75, torch.Generator().manual_seed(0))
     assert hidden.flatten(1).sum(1).tolist() == [48, 48]
@@ -98,7 +98,7 @@ def slow_sinkhorn(rows, iterations=3):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-def test_sinkhorn_equals_the_slow_loop_and_leaves_out_what_does_not_count(dtype, tolerance):
+def test_sinkhorn_equals_the_slow_loop_and_excludes_masked_rows(dtype, tolerance):
     logits = random(7, 4, dtype=dtype) * 3
     counts = torch.tensor([1, 1, 0, 1, 1, 0, 1], dtype=torch.bool)
     q = sinkhorn_knopp(logits, counts)
@@ -107,7 +107,7 @@ def test_sinkhorn_equals_the_slow_loop_and_leaves_out_what_does_not_count(dtype,
     assert torch.allclose(q.sum(1), torch.ones(7, dtype=dtype))
 
 
-def test_sinkhorn_gives_every_code_an_equal_share_and_survives_small_temperatures():
+def test_sinkhorn_gives_every_prototype_an_equal_share_at_small_temperatures_too():
     q = sinkhorn_knopp(random(64, 8) * 5, iterations=200)
     assert torch.allclose(q.sum(0), torch.full((8,), 8.0, dtype=torch.float64), rtol=1e-3)
     assert sinkhorn_knopp(torch.randn(20, 5) / 0.001).isfinite().all()
@@ -116,7 +116,7 @@ def test_sinkhorn_gives_every_code_an_equal_share_and_survives_small_temperature
 
 @pytest.mark.parametrize("guard", ["center", "sinkhorn", "none"])
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-def test_token_and_class_terms_equal_the_slow_loop_under_every_guard(guard, dtype, tolerance):
+def test_token_and_class_losses_equal_the_slow_loop_with_every_guard(guard, dtype, tolerance):
     loss = SelfDistillationLoss(6, 0.3, collapse_guard=guard).to(dtype)
     loss.update_center(random(6, dtype=dtype, seed=3))
     assert loss.center.any() == (guard == "center")
@@ -200,7 +200,7 @@ def masked_image(seed=0):
 
 
 @pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
-def test_a_sparse_encoder_is_zero_where_the_image_is_hidden(kind):
+def test_a_sparse_encoder_is_zero_in_hidden_cells(kind):
     encoder = architecture(kind).build().encoder
     dense = copy.deepcopy(encoder)
     sparse = SparseEncoding(encoder)
@@ -216,7 +216,7 @@ def test_a_sparse_encoder_is_zero_where_the_image_is_hidden(kind):
     assert [n for n, _ in encoder.named_parameters()] == [n for n, _ in dense.named_parameters()]
 
 
-def test_a_sparse_encoder_that_sees_everything_is_dense():
+def test_a_sparse_encoder_without_a_mask_is_dense():
     encoder = architecture().build().encoder
     image = masked_image()[0]
     dense = encoder(image)
@@ -224,7 +224,7 @@ def test_a_sparse_encoder_that_sees_everything_is_dense():
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(encoder(image), dense, strict=True))
 
 
-def test_masked_norm_takes_its_statistics_over_visible_places():
+def test_the_masked_norm_uses_statistics_of_visible_positions():
     norm = nn.InstanceNorm3d(3, affine=True)
     nn.init.normal_(norm.weight)
     x, mask = random(2, 3, 4, 4, 4, dtype=torch.float32), torch.rand(2, 1, 4, 4, 4) > 0.4
@@ -237,7 +237,7 @@ def test_masked_norm_takes_its_statistics_over_visible_places():
     assert (y * ~mask == 0).all()
 
 
-def test_coarser_places_are_visible_if_one_of_their_cells_is():
+def test_coarser_positions_are_visible_if_one_of_their_cells_is():
     visible = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
     visible[0, 0, 3, 0, 0] = True
     assert visibility(visible, (2, 2, 2)).nonzero().tolist() == [[0, 0, 1, 0, 0]]
@@ -248,7 +248,7 @@ def test_coarser_places_are_visible_if_one_of_their_cells_is():
 
 
 class SwinEncoder(nn.Module):
-    """MONAI's SwinUNETR encoder as our networks see one: the image, then its maps."""
+    """MONAI's SwinUNETR encoder with the interface of our encoders: it returns the image, then its maps."""
 
     def __init__(self, channels):
         from monai.networks.nets.swin_unetr import SwinTransformer
@@ -299,7 +299,7 @@ def test_an_encoder_of_monai_is_pretrained_on_three_channels():
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-def test_presets_are_settings_and_fields_beside_them_win():
+def test_presets_set_fields_and_given_fields_take_precedence():
     parsed = parse_settings(["mask_mode=block3d", "preset=a-code"], AliceOptions)
     options = make_method_options(Alice, parsed.method)
     assert options == AliceOptions.from_preset("a-code", mask_mode="block3d")
@@ -330,13 +330,13 @@ def test_presets_are_settings_and_fields_beside_them_win():
         (MAEOptions, "batch_size", -2, "at least 0"),
     ],
 )
-def test_numbers_out_of_range_are_named(kind, field, value, expected):
+def test_options_out_of_range_are_named(kind, field, value, expected):
     with pytest.raises(OptionError, match=rf"'{field}' is {value}; expected .*{expected}"):
         kind(**{field: value})
 
 
 @pytest.mark.parametrize("flag", ["alignment", "patients"])
-def test_flags_of_alice_are_named_as_they_were_given_to_another_method(flag, capsys):
+def test_flags_of_alice_are_refused_for_another_method(flag, capsys):
     value = {"alignment": "sam", "patients": "(.*)"}[flag]
     assert main(["pretrain", "mae", "Dataset001_None", "3d_fullres", f"--{flag}", value]) == 2
     assert f"--{flag} is an option of alice, not of mae" in capsys.readouterr().err
@@ -347,7 +347,7 @@ def test_missing_mined_pairs_are_an_error():
         build(alignment="sam").dataset(1, 0, 0)
 
 
-def test_words_that_no_setting_knows_are_named():
+def test_unknown_values_are_named():
     with pytest.raises(OptionError, match="preset=b: expected one of the presets of AliceOptions: a-code, a-paper"):
         make_method_options(Alice, {"preset": "b"})
     with pytest.raises(OptionError, match="'mask_mode' is 'cube'; expected one of 'block3d', 'tube'"):

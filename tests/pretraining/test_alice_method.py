@@ -1,4 +1,4 @@
-"""Alice as a whole: who predicts whom, what the student sees, the teacher's averages, and collapse."""
+"""The losses of Alice, the input of the student, the moving averages of the teacher, and collapse."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ FORMS = [
 
 
 def views_of(alice, image=None, step=0):
-    """All pairs of given crops are sure; of the others' two, one is."""
+    """The views of given crops, whose pairs are all confident, or of two pairs of which one is confident."""
     score = torch.tensor([0.9, 0.2]) if image is None else torch.ones(2)
     image = random(4, 1, 16, 16, 16, dtype=torch.float32) if image is None else image
     batch = {"image": image, "valid": torch.ones_like(image, dtype=torch.bool), "score": score}
@@ -29,7 +29,7 @@ def views_of(alice, image=None, step=0):
 
 
 def different_crops(seed=0):
-    """Four crops of smooth waves, each of its own length and direction, with spots: (4, 1, 16, 16, 16)."""
+    """Four crops (4, 1, 16, 16, 16) of smooth waves of different lengths and directions, with spots."""
     generator = torch.Generator().manual_seed(seed)
     place = torch.stack(torch.meshgrid(*[torch.linspace(0, 1, 16)] * 3, indexing="ij"))
     direction = torch.randn(4, 3, generator=generator) * torch.tensor([3.0, 6.0, 12.0, 24.0])[:, None]
@@ -39,7 +39,7 @@ def different_crops(seed=0):
 
 
 def test_the_student_predicts_the_teachers_class_token_of_the_other_volume():
-    """Crop by crop from the equation: Q1 Q2 K1 K2 are paired as (Q1, K1), (Q2, K2), in both directions."""
+    """Compared with the equation, crop by crop: the pairs are (Q1, K1) and (Q2, K2), in both directions."""
     alice = build()
     with torch.no_grad():
         for p in alice.teacher.parameters():
@@ -66,8 +66,8 @@ def test_the_student_predicts_the_teachers_class_token_of_the_other_volume():
 
 
 @pytest.mark.parametrize("target_kv", ["decoder", "encoder"])
-def test_tokens_agree_at_the_students_queries_and_padding_is_not_attended_to(target_kv):
-    """Crop by crop from the equation; padded tokens are taken out by hand, where the method masks them."""
+def test_the_token_loss_equals_the_equation_and_no_query_attends_to_padding(target_kv):
+    """Compared with the equation, crop by crop; the test removes the padded tokens that the method masks."""
     alice = build(target_kv=target_kv)
     with torch.no_grad():
         for p in alice.teacher.parameters():
@@ -104,7 +104,7 @@ def test_tokens_agree_at_the_students_queries_and_padding_is_not_attended_to(tar
     assert alice(seen, 0.5).losses["intra"].item() == pytest.approx(sum(terms) / 4, rel=1e-5)
 
 
-def test_masked_reconstruction_weighs_as_the_intensities_are_scaled_and_can_be_off():
+def test_the_weight_of_the_reconstruction_depends_on_the_range_of_intensities():
     setup = build().setup
     for unit_range, given, weight in ((False, None, 1.0), (True, None, 10.0), (True, 0.0, 0.0), (False, 3.0, 3.0)):
         options = AliceOptions(hidden=16, num_prototypes=16, weight_mim=given)
@@ -112,7 +112,7 @@ def test_masked_reconstruction_weighs_as_the_intensities_are_scaled_and_can_be_o
         assert alice.loss_weights == {"inter": 1.0, "intra": 1.0, "mim": weight}
 
 
-def test_the_student_sees_no_hidden_voxel_and_the_teacher_all():
+def test_hidden_voxels_are_zero_for_the_student_only():
     seen = views()
     everywhere = seen["hidden"].expand_as(seen["student"])
     assert (seen["student"][everywhere] == 0).all()
@@ -122,7 +122,7 @@ def test_the_student_sees_no_hidden_voxel_and_the_teacher_all():
 
 
 @pytest.mark.parametrize("mim_voxels", ["masked", "all"])
-def test_the_voxels_that_mim_voxels_names_count(mim_voxels):
+def test_the_reconstruction_uses_the_voxels_of_mim_voxels(mim_voxels):
     alice, seen = build(mim_voxels=mim_voxels), views()
     counted = seen["hidden"] if mim_voxels == "masked" else seen["valid_mask"]
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_the_teacher_has_the_batch_statistics_of_the_student():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_trains_all_its_parameters_and_every_term_reaches_the_encoder(form):
+def test_every_form_trains_all_its_parameters_and_every_loss_reaches_the_encoder(form):
     alice = build(**form)
     seen = views_of(alice)
     output = alice(seen, 0.5)
@@ -182,7 +182,7 @@ def test_every_form_trains_all_its_parameters_and_every_term_reaches_the_encoder
     alice.after_step(output, 0.5)
 
 
-def test_unconfident_pairs_have_no_inter_volume_term_and_change_no_other():
+def test_pairs_below_the_threshold_have_no_inter_volume_loss_and_keep_the_others():
     alice = build()
     seen = views_of(alice)
     assert seen["confident"].tolist() == [True, False, True, False]
@@ -195,7 +195,7 @@ def test_unconfident_pairs_have_no_inter_volume_term_and_change_no_other():
     assert alice({**seen, "confident": torch.zeros(4, dtype=torch.bool)}, 0.5).losses["inter"] == 0
 
 
-def test_a_shared_casa_is_the_students_at_once_and_an_averaged_one_is_not():
+def test_a_shared_casa_equals_the_students_and_an_averaged_one_does_not():
     for target, equal in (("shared", True), ("ema", False)):
         alice = build(casa_target=target)
         output = alice(views_of(alice), 0.5)
@@ -207,7 +207,7 @@ def test_a_shared_casa_is_the_students_at_once_and_an_averaged_one_is_not():
         assert all(torch.equal(a, b) for a, b in pairs) == equal
 
 
-def test_targets_attend_to_what_target_kv_names():
+def test_targets_attend_to_the_tokens_of_target_kv():
     for kv in ("decoder", "encoder"):
         alice = build(target_kv=kv)
         seen = views_of(alice)
@@ -245,7 +245,7 @@ def test_the_masked_error_falls():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_sinkhorn_keeps_the_token_targets_off_both_ends_in_every_step(seed):
+def test_sinkhorn_prevents_a_collapse_of_the_token_targets_in_every_step(seed):
     _, entropies = short_run(seed, 30, collapse_guard="sinkhorn")
     mean_target, target, class_target = entropies[15:].T
     assert mean_target.min() > 0.3  # several codes are used
@@ -254,8 +254,8 @@ def test_sinkhorn_keeps_the_token_targets_off_both_ends_in_every_step(seed):
 
 
 @pytest.mark.integration
-def test_centring_does_not_keep_them_off_in_every_run():
-    """What docs/alice.md says of the default guard; :meth:`Alice.warnings` names both ends."""
+def test_centering_does_not_prevent_a_collapse_in_every_run():
+    """As docs/alice.md states for the default guard; :meth:`Alice.warnings` names both kinds of collapse."""
     runs = torch.stack([short_run(seed, 40, lr=1e-3)[1][20:] for seed in (1, 2)])
     lowest, highest = runs.amin((0, 1)), runs.amax((0, 1))
     print(f"center, least and largest of {ENTROPIES}: {lowest.tolist()}, {highest.tolist()}")

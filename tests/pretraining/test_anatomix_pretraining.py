@@ -1,4 +1,4 @@
-"""What `pretrain anatomix` does: levels, pairs, losses and the loop around them."""
+"""`pretrain anatomix`: levels, pairs, losses and steps of the loop."""
 
 import math
 from dataclasses import replace
@@ -41,7 +41,7 @@ def views(method, step=0, seed=0):
         (6, "encoder_4 encoder_5 decoder_3 decoder_2 decoder_1 decoder_0"),
     ],
 )
-def test_levels_say_what_the_maps_are(network, stages, names):
+def test_levels_describe_the_maps(network, stages, names):
     features = (4, 6, 8, 10, 12, 14)[:stages]
     planned = architecture(network, features=features)
     per_stage = ("n_conv_per_stage", "n_blocks_per_stage")
@@ -53,7 +53,7 @@ def test_levels_say_what_the_maps_are(network, stages, names):
     assert [tuple(m.shape[1:]) for m in maps] == [(lv.channels, *lv.size((64, 64, 32))) for lv in levels]
 
 
-def test_the_papers_network_has_the_papers_maps_and_heads():
+def test_the_network_of_the_paper_has_its_maps_and_heads():
     preset = NETWORK_PRESETS["anatomix"]
     network = Architecture.from_plans(preset.architecture, 1, 1)
     method = Anatomix(Setup(network, (32, 32, 32), (1.0,) * 3, 2, True, ()), AnatomixPretrainingOptions())
@@ -89,7 +89,7 @@ def test_no_number_is_used_twice_and_none_is_held_out():
     assert max(numbers) < FIRST_HELD_OUT_NUMBER
 
 
-def test_positions_are_different_and_carry_the_label_of_the_cell_centre():
+def test_positions_are_different_and_have_the_label_of_the_cell_centre():
     method = make()
     parameters = method.pair_generator.sample(0, FIRST_HELD_OUT_NUMBER, [10], 10, augment=False)
     labels = method.pair_generator.make([parameters], torch.device("cpu")).labels[0, 0]
@@ -104,7 +104,7 @@ def test_positions_are_different_and_carry_the_label_of_the_cell_centre():
 
 
 @pytest.mark.parametrize("unit_range", [True, False])
-def test_images_have_the_range_that_nnunet_gives_them_later(unit_range):
+def test_images_have_the_range_of_the_normalization(unit_range):
     image = make(unit_range=unit_range).held_out_views(FIRST_HELD_OUT_NUMBER)["image"]
     if unit_range:
         assert image.amin() == 0
@@ -114,7 +114,7 @@ def test_images_have_the_range_that_nnunet_gives_them_later(unit_range):
         assert torch.allclose(image.std((1, 2, 3, 4)), torch.ones(2), atol=1e-5)
 
 
-def test_a_small_patch_is_cut_out_of_a_larger_volume_at_the_same_place_in_both_views():
+def test_a_small_patch_is_cropped_from_the_same_position_of_both_views():
     method = make(patch=(12, 40, 36), volume=48)
     assert views(method)["image"].shape == (2, 1, 12, 40, 36)
     parameters = method.pair_generator.sample(0, 3, [8], 4, augment=True)
@@ -130,7 +130,7 @@ def test_a_small_patch_is_cut_out_of_a_larger_volume_at_the_same_place_in_both_v
 
 
 @pytest.mark.parametrize("pretext", ["labels", "positions"])
-def test_the_loss_is_the_formula(pretext):
+def test_the_loss_equals_the_equation(pretext):
     method = make(pretext=pretext, batch_size=2, num_positions=8)
     made = views(method)
     losses = method(made, 0.0).losses
@@ -162,7 +162,7 @@ def test_gradients_reach_encoder_and_decoder_and_every_trained_parameter(network
         assert any(p.grad is not None and p.grad.norm() > 0 for p in part.parameters())
 
 
-def test_denoising_aims_at_the_same_geometry():
+def test_the_target_of_denoising_has_the_geometry_of_the_input():
     method = make(pretext="denoising")
     made = views(method, step=2)
     for image, clean in zip(made["image"], made["clean"], strict=True):
@@ -172,7 +172,7 @@ def test_denoising_aims_at_the_same_geometry():
         assert correlation > 0.5
 
 
-def test_equal_features_have_the_loss_of_chance_and_are_warned_of():
+def test_equal_features_have_the_loss_of_chance_and_give_a_warning():
     method = make()
     for head in method.heads:
         head.register_forward_hook(lambda module, inputs, rows: torch.ones_like(rows))
@@ -183,7 +183,7 @@ def test_equal_features_have_the_loss_of_chance_and_are_warned_of():
     assert method.warnings({"held_out_loss": 0.8 * method.chance}) == []
 
 
-def test_the_loss_falls_and_labels_are_found():
+def test_the_loss_falls_and_label_retrieval_rises():
     method = make(unit_range=False)
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 3e-3)
 
@@ -206,7 +206,7 @@ def test_the_loss_falls_and_labels_are_found():
     assert after["held_out_loss"] < method.chance
 
 
-def test_label_retrieval_is_the_direct_count():
+def test_label_retrieval_equals_a_slow_loop():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 40, 5, generator=generator)
     labels = torch.randint(6, (40,), generator=generator)
@@ -268,7 +268,7 @@ def test_half_precision_has_nearly_the_same_losses_and_finite_gradients(pretext)
     assert all(g.isfinite().all() for g in gradients)
 
 
-def test_a_run_is_settled_when_its_best_is_old_enough():
+def test_a_run_stops_early_after_the_patience():
     options = LoopOptions(epochs=30, patience=0.1)
     losses = [5.0, 4.0, 3.0, 3.5, 3.2]
     history = [{"held_out_loss": x} for x in losses]

@@ -1,4 +1,4 @@
-"""`pretrain anatomix`: both forms of the command, continuing, and what can go wrong."""
+"""`pretrain anatomix`: both forms of the command, continuing, and errors."""
 
 import csv
 import os
@@ -37,7 +37,7 @@ def pretrain(tiny, *settings, resume=False):
     )
 
 
-def test_a_run_leaves_encoder_and_decoder_and_reads_no_case(tiny, run_folder, monkeypatch):
+def test_a_run_pre_trains_encoder_and_decoder_and_reads_no_case(tiny, run_folder, monkeypatch):
     monkeypatch.setattr("nnunet_invariance.nnunet.cases.load_volume", None)
     path = pretrain(tiny)
     assert {p.name for p in run_folder.iterdir()} == {
@@ -126,7 +126,7 @@ def test_plain_presets_are_the_stock_networks():
         ["777", "3d_fullres", "--network", "anatomix", "--out", "somewhere"],
     ],
 )
-def test_half_a_form_is_refused(words, tmp_path, monkeypatch, capsys):
+def test_an_incomplete_command_is_refused(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["pretrain", "anatomix", *words]) == 2
     assert "either DATASET CONFIGURATION, or --network NAME --out DIR" in capsys.readouterr().err
@@ -156,20 +156,20 @@ def test_images_are_refused(tiny, run_folder, tmp_path):
         ("compile=maybe", "not a valid bool"),
     ],
 )
-def test_bad_settings_are_named(tmp_path, word, message):
+def test_wrong_options_are_named(tmp_path, word, message):
     with pytest.raises(OptionError, match=message):
         run_preset("anatomix", "anatomix", tmp_path / "run", "cpu", settings=[word])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_patches_and_templates_that_cannot_be_used(tmp_path):
+def test_unusable_patches_and_templates_are_refused(tmp_path):
     with pytest.raises(OptionError, match="multiples of 4"):
         Anatomix(make().setup, AnatomixPretrainingOptions(patch=34))
     with pytest.raises(TemplateError, match="is not a folder"):
         make(templates=str(tmp_path / "nowhere"))
 
 
-def test_switches_are_read_as_words():
+def test_boolean_options_are_read_from_text():
     assert parse_settings(["compile=true"]).loop == {"compile": True}
     assert parse_settings(["compile=0"]).loop == {"compile": False}
 

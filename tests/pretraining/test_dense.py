@@ -1,4 +1,4 @@
-"""`pretrain dense` and DenseTrainer: matched voxels, what is learned, and weights in the trainer."""
+"""`pretrain dense` and DenseTrainer: matched voxels, learning, and weights in the trainer."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Two processes (gloo) do what one process does on the joined batch."""
+"""Two processes (gloo) give the result of one process on the joined batch."""
 
 import json
 from datetime import timedelta
@@ -64,8 +64,8 @@ def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_
         assert head.center.any() == (not form)
 
 
-def test_ranks_wait_for_hours_of_work_of_the_first_one(monkeypatch):
-    """Longer than the 10 min of nccl and the 30 of gloo, which preprocessing or mining of real data exceeds."""
+def test_ranks_wait_for_hours_for_the_first_one(monkeypatch):
+    """The defaults of nccl and gloo, 10 and 30 minutes, are too short for preprocessing or mining of real data."""
     started = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **given: started.update(given, backend=backend))

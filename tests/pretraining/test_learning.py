@@ -1,4 +1,4 @@
-"""What pre-training learns from, and whether it learns, with Alice on the tiny data set."""
+"""Input of the pre-training and its effect on held-out volumes, with Alice on the tiny data set."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def test_planned_networks_of_any_shape_are_trained(kind, strides, channels):
     assert idle == []
 
 
-def test_padding_counts_in_no_loss(tiny):
+def test_no_loss_depends_on_the_padding(tiny):
     alice = make_alice(tiny).eval()  # no dropout
     batch = batch_of(alice, 0)
     batch["valid"][0, :, :9] = False
@@ -107,7 +107,7 @@ def test_pretraining_beats_random_weights_on_held_out_volumes(tiny, results):
     assert masked_error(trained, held_out, size) < 0.7 * masked_error(random_network, held_out, size)
 
 
-def test_collapse_is_warned_of(tiny):
+def test_a_collapse_gives_warnings(tiny):
     alice = make_alice(tiny)
     good = {"mean_target_entropy": 0.5, "target_entropy": 0.3, "class_target_entropy": 0.5, "effective_rank": 20.0}
     assert alice.warnings(good) == []
@@ -124,7 +124,7 @@ def test_collapse_is_warned_of(tiny):
     assert spread["effective_rank"] == pytest.approx(63, rel=1e-3)  # centring takes one direction
 
 
-def test_schedule_warms_up_and_falls_to_its_end():
+def test_the_learning_rate_warms_up_and_falls_to_its_end():
     options = LoopOptions(epochs=10, iterations=10, lr=1.0, lr_end=0.1, warmup=0.1)
     rates = [learning_rate(s, options) for s in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
@@ -136,7 +136,7 @@ def test_schedule_warms_up_and_falls_to_its_end():
 # ---- data --------------------------------------------------------------------------------------------------
 
 
-def test_crops_stay_inside_where_they_can_and_are_padded_where_not():
+def test_crops_stay_inside_large_volumes_and_are_padded_in_small_ones():
     volume = np.arange(2 * 10 * 6 * 8, dtype=np.float32).reshape(2, 10, 6, 8)
     image, valid = crop(volume, crop_origin(volume.shape[1:], np.array([0.0, 3.0, 7.9]), (4, 8, 4)), (4, 8, 4))
     assert image.shape == (2, 4, 8, 4)
@@ -167,8 +167,8 @@ def test_matched_points_are_at_the_same_voxel_of_both_crops_with_the_least_paddi
             assert 0 <= p <= s
 
 
-def test_a_pair_shows_matched_anatomy_where_fields_of_view_differ(tiny):
-    """Two cuts of one image, matched exactly: what both crops show is the same image."""
+def test_a_pair_shows_matched_anatomy_if_fields_of_view_differ(tiny):
+    """Two parts of one image, matched exactly: voxels that are valid in both crops are equal."""
     whole = np.random.default_rng(0).normal(size=(1, 40, 40, 40)).astype(np.float32)
     first, second = whole[:, :30, 5:], whole[:, 8:, :, 12:]
     point = np.array([20.0, 20.0, 20.0])
@@ -180,13 +180,13 @@ def test_a_pair_shows_matched_anatomy_where_fields_of_view_differ(tiny):
     assert np.array_equal(a[both], b[both])
 
 
-def test_a_body_that_thinning_misses_is_found():
+def test_a_body_that_subsampling_misses_is_found():
     image = np.zeros((128, 128, 128), np.float32)
     image[33, 33, 33] = 1
     assert body_box(image) == ((33, 34),) * 3
 
 
-def test_other_voxels_are_other_data(tiny, tmp_path):
+def test_changed_voxels_change_the_hash_of_the_data(tiny, tmp_path):
     hashes = []
     for kind in ("one", "again", "scaled"):
         copy_cases(tiny, tmp_path / kind, ["case_000", "case_001"])

@@ -79,7 +79,7 @@ def test_five_gradients_in_a_row_that_are_not_finite_end_the_run(tmp_path):
         step(loop, -7)
 
 
-def test_the_last_step_of_a_run_cannot_spoil_the_finished_checkpoint(tmp_path):
+def test_the_last_step_of_a_run_cannot_damage_the_finished_checkpoint(tmp_path):
     class LastStep(InfiniteGradient):
         def make_views(self, batch, generator):
             return {"x": torch.where(batch["x"] == 3, -1.0, batch["x"])}
@@ -205,7 +205,7 @@ def test_a_class_that_breaks_the_contract_cannot_be_defined():
 
 
 class Troubled(Numbers):
-    """Numbers, until a worker gets trouble at step 3."""
+    """Numbers, until a worker fails at step 3."""
 
     def __init__(self, steps: int, trouble: str) -> None:
         super().__init__(steps)
@@ -227,7 +227,7 @@ class Troubled(Numbers):
         ("error", DamagedFileError, r"^case_003\.b2nd is damaged\. Preprocess it again\.$"),
     ],
 )
-def test_a_worker_in_trouble_ends_the_run_with_a_named_error(tmp_path, trouble, error, message):
+def test_a_failing_worker_ends_the_run_with_a_named_error(tmp_path, trouble, error, message):
     class Reader(Line):
         def dataset(self, steps, seed, rank):
             return Troubled(steps, trouble)

@@ -1,4 +1,4 @@
-"""`pretrain mae` and MAETrainer: the plain baseline, in the same loop and the same base."""
+"""`pretrain mae` and MAETrainer, in the same loop and with the same base class as the other methods."""
 
 import json
 

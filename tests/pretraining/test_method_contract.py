@@ -56,7 +56,7 @@ def test_every_method_is_covered():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_options_check_themselves_and_say_what_they_are(name):
+def test_options_are_checked_and_described(name):
     kind = load_method(registry.get_method(name))
     assert issubclass(kind.options_class, MethodOptions)
     for found in kind.options_class.describe():
@@ -72,7 +72,7 @@ def test_options_check_themselves_and_say_what_they_are(name):
                     kind.options_class(**{found.name: wrong})
 
 
-def test_options_of_the_loop_check_themselves():
+def test_options_of_the_loop_are_checked():
     assert issubclass(LoopOptions, Options)
     nan = math.nan
     wrong = {
@@ -111,7 +111,7 @@ def test_attributes_of_the_class(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_keeps_the_contract(name, request):
+def test_a_step_meets_the_contract(name, request):
     device = request.config.getoption("--device", "cpu")
     method = small(name).build().train().to(device)
     check_method(method)

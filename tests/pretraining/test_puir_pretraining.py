@@ -1,4 +1,4 @@
-"""`pretrain puir`: what its views hold, what it refuses, and that a static mapping of modalities is learned."""
+"""`pretrain puir`: its views, its errors, and learning of a static mapping between modalities."""
 
 import json
 from dataclasses import replace
@@ -41,7 +41,7 @@ def test_axes_with_other_voxel_sizes_are_not_exchanged():
     assert not anisotropic.symmetries[:, [0, 2]].any()  # exchanges of the first axis
 
 
-def test_views_turn_each_modality_by_its_own_element_and_leave_missing_ones_empty():
+def test_views_transform_each_modality_by_its_own_symmetry_and_keep_missing_ones_empty():
     puir, image = method(cutout=0.0), individuals(4, 0)
     image[0, 1] = -2.5
     image[1] = 0
@@ -62,7 +62,7 @@ def test_views_turn_each_modality_by_its_own_element_and_leave_missing_ones_empt
     assert torch.equal(views["subset"].any(1), expected.any(1))
 
 
-def test_a_missing_modality_changes_no_loss_and_nothing_is_nan_without_any():
+def test_a_missing_modality_changes_no_loss_and_losses_are_finite_without_any():
     puir, image = method(), individuals(3, 0)
     image[0, 2] = 0
     other = image.clone()
@@ -99,7 +99,7 @@ def test_other_plans_give_every_parameter_a_gradient(planned, patch):
     assert [name for name, p in puir.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_the_queue_holds_rows_of_other_cases_newest_first():
+def test_the_queue_contains_the_newest_rows_first():
     puir = method()
     output = puir(views_of(puir, individuals(2, 0)), 0.0)
     assert output.losses["contrast"] > 0  # six rows, three of another case
@@ -108,7 +108,7 @@ def test_the_queue_holds_rows_of_other_cases_newest_first():
     assert torch.equal(puir.heads.queue, output.rows["keys"])
 
 
-def test_accumulated_batches_leave_the_rows_of_all_in_the_queue(tmp_path):
+def test_the_queue_contains_the_rows_of_all_accumulated_batches(tmp_path):
     puir = method()
     loop = Loop(puir, LoopOptions(grad_accum_steps=2), DistributedContext(0, 1, torch.device("cpu")), tmp_path, {})
     batches = [{**batch(individuals(1, n)), "case": torch.tensor([7 + n]), "keys": [f"case_{7 + n}"]} for n in range(2)]
@@ -117,7 +117,7 @@ def test_accumulated_batches_leave_the_rows_of_all_in_the_queue(tmp_path):
     assert (puir.heads.queue.norm(dim=1) > 0).all()
 
 
-def test_collapse_is_seen():
+def test_a_collapse_gives_warnings():
     generator, present = torch.Generator().manual_seed(0), torch.ones(4, 3, dtype=torch.bool)
     profiles = torch.randn(4, 1, 8, 4, 4, 4, generator=generator).expand(-1, 3, -1, -1, -1, -1)
     healthy = {name: value.item() for name, value in measure(profiles, present).items()}
@@ -146,7 +146,7 @@ def test_sources_are_different_and_present_first():
 
 
 @pytest.mark.integration
-def test_a_static_mapping_is_learned_and_holds_for_new_individuals():
+def test_a_static_mapping_is_learned_and_generalises_to_new_individuals():
     puir = method(weight_contrast=0.1, weight_equivariance=0.1, weight_invariance=0.1, cutout=0.0)
     optimizer = torch.optim.AdamW(puir.parameters(), lr=3e-3)
     people = individuals(40, 1)

@@ -1,4 +1,4 @@
-"""The pre-training loop with Alice on the tiny data set: stopping, continuing, and what can go wrong."""
+"""The pre-training loop with Alice on the tiny data set: stopping, continuing, and errors."""
 
 import csv
 import json
@@ -56,10 +56,10 @@ def reference(tiny, tmp_path_factory):
         return pretrain(tiny)
 
 
-# ---- what a run leaves -----------------------------------------------------------------------------------------------
+# ---- output of a run -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_the_design_says(tiny, reference):
+def test_a_run_writes_the_documented_files(tiny, reference):
     folder = reference.parent
     assert {p.name for p in folder.iterdir()} == {
         "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json", "lock",
@@ -165,7 +165,7 @@ def test_continuing_a_finished_run_changes_nothing(tiny, run_folder):
     assert path.stat().st_mtime_ns == stamp
 
 
-def test_the_manifest_stays_that_of_the_weights(tiny, run_folder, tmp_path):
+def test_the_manifest_stays_the_one_of_the_weights(tiny, run_folder, tmp_path):
     path = pretrain(tiny, "epochs=1")
     before = (path.parent / "manifest.json").read_text()
     cases = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
@@ -204,7 +204,7 @@ def test_a_second_run_moves_the_first_one_aside(tiny, run_folder):
     ],
 )
 @pytest.mark.parametrize("earlier", [False, True])
-def test_what_is_refused_leaves_no_trace_and_an_earlier_run_where_it_is(
+def test_refused_input_writes_nothing_and_does_not_move_an_earlier_run(
     tiny, run_folder, reference, words, message, earlier
 ):
     if earlier:
@@ -219,7 +219,7 @@ def test_what_is_refused_leaves_no_trace_and_an_earlier_run_where_it_is(
     assert listing() == before
 
 
-def test_one_volume_leaves_no_trace(tiny, run_folder, tmp_path):
+def test_too_few_volumes_write_nothing(tiny, run_folder, tmp_path):
     cases = tiny.preprocessed / tiny.name / tiny.plans["configurations"]["3d_fullres"]["data_identifier"]
     gone = {file: tmp_path / file.name for file in cases.glob("case_00[1-5]*")}
     for file, away in gone.items():
@@ -234,7 +234,7 @@ def test_one_volume_leaves_no_trace(tiny, run_folder, tmp_path):
     assert not run_folder.parent.exists()
 
 
-def test_a_finished_run_with_other_settings_is_not_continued(tiny, results, reference):
+def test_a_finished_run_with_other_options_is_not_continued(tiny, results, reference):
     shutil.copytree(reference.parent, results)
     for word, message in (("mask_ratio=0.5", r"mask_ratio: was 0\.75, is 0\.5"), ("epochs=4", "epochs: was 3, is 4")):
         with pytest.raises(WeightsIncompatibleError, match=message):
@@ -254,13 +254,13 @@ def test_a_second_run_on_the_same_folder_is_refused(tiny, results, reference):
     }
 
 
-def test_nothing_to_continue(tiny, run_folder):
+def test_continuing_without_a_checkpoint_is_an_error(tiny, run_folder):
     with pytest.raises(WeightsNotFoundError, match="Start without --c"):
         pretrain(tiny, resume=True)
     assert not run_folder.exists()
 
 
-def test_other_settings_are_not_continued(tiny, run_folder, reference):
+def test_a_run_with_other_options_is_not_continued(tiny, run_folder, reference):
     shutil.copytree(reference.parent, run_folder)
     (run_folder / "checkpoint_final.safetensors").rename(run_folder / "checkpoint_latest.safetensors")
     with pytest.raises(WeightsIncompatibleError, match=r"mask_ratio: was 0\.75, is 0\.5"):
@@ -295,7 +295,7 @@ def test_non_finite_losses_stop_the_run_and_keep_the_last_good_state(tiny, run_f
         ("777", "2d", "nnUNetPlans", UnsupportedConfigurationError, "2-D"),
     ],
 )
-def test_what_was_not_found_or_is_not_supported_is_named(tiny, run_folder, dataset, configuration, plans, error, text):
+def test_input_that_is_missing_or_not_supported_is_named(tiny, run_folder, dataset, configuration, plans, error, text):
     with pytest.raises(error, match=text):
         run_pretraining("alice", dataset, configuration, plans, device="cpu", settings=SHORT)
     assert not run_folder.exists()
@@ -341,7 +341,7 @@ def test_images_folders_that_cannot_be_used(tiny, run_folder, tmp_path):
         pretrain(tiny, images=[empty])
 
 
-def test_settings_are_checked():
+def test_options_are_checked():
     assert parse_settings(["lr=0.5", "batch_size=3"], AliceOptions) == Settings({"lr": 0.5}, {"batch_size": 3})
     with pytest.raises(OptionError, match="Did you mean 'mask_ratio'"):
         parse_settings(["mask_ration=0.5"], AliceOptions)
@@ -349,7 +349,7 @@ def test_settings_are_checked():
         parse_settings(["batch_size=many"], AliceOptions)
 
 
-def test_a_device_that_is_not_there(tiny, run_folder):
+def test_a_missing_device_is_an_error(tiny, run_folder):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(OptionError, match="-device cuda"):

@@ -1,4 +1,4 @@
-"""The curves of a pre-training: one row an epoch, as CSV and as a picture."""
+"""The curves of a pre-training: one row per epoch, as CSV and as a picture."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ def write_metrics(folder: Path, history: list[Row]) -> None:
 
 
 def draw_history(history: list[Row]) -> Figure:
-    """One panel a quantity: the losses first, then diagnostics, learning rate and speed."""
+    """One panel per quantity: the losses first, then diagnostics, learning rate and speed."""
     skip = {"epoch", "step", "seconds"}
     names = [n for n in history[0] if n not in skip]
     columns = 3

@@ -224,8 +224,9 @@ class Loop:
         outputs: list[StepOutput] = []
         total = torch.zeros((), device=self.ranks.device)
         for number, batch in enumerate(batches):
-            waits = number + 1 < len(batches) and isinstance(self.module, DistributedDataParallel)
-            with self.module.no_sync() if waits else nullcontext():
+            more = number + 1 < len(batches)
+            module = self.module
+            with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
                 output, loss = self._forward(batch, self.step * len(batches) + number, progress)
                 (bad,) = self.ranks.all_reduce_max(float(not torch.isfinite(loss)))
                 if bad:

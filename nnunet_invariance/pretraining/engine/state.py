@@ -61,11 +61,12 @@ def non_finite_tensors(tensors: dict[str, Tensor]) -> list[str]:
 def rng_tensors() -> dict[str, Tensor]:
     """States of the generators of Python, NumPy, torch and every CUDA device."""
     _, internal, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    state = np.random.get_state(legacy=False)
+    position, has_gauss, cached = state["state"]["pos"], state["has_gauss"], state["gauss"]
     tensors = {
         "rng.python": torch.tensor(internal, dtype=torch.int64),
         "rng.python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
-        "rng.numpy": torch.from_numpy(keys.astype(np.int64)),
+        "rng.numpy": torch.from_numpy(state["state"]["key"].astype(np.int64)),
         "rng.numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
         "rng.torch": torch.get_rng_state(),
     }

@@ -126,13 +126,14 @@ class Dense(Method):
 
     def forward(self, views: Views, progress: float) -> StepOutput:
         """See :class:`Method`; ``matched`` is the fraction of positions that are most similar to themselves."""
-        rows = [self._rows(views[name], views[f"position_in_{name}"]) for name in ("first", "second")]
-        arguments = (views["position"], views["valid_mask"])
-        losses = {"contrast": self.contrast(*rows, *arguments)}
+        first, second = (self._rows(views[name], views[f"position_in_{name}"]) for name in ("first", "second"))
+        position, valid_mask = views["position"], views["valid_mask"]
+        losses = {"contrast": self.contrast(first, second, position, valid_mask)}
         if self.options.weight_reconstruction:
             restored = self.network(views["masked"])
             losses["reconstruction"] = self.reconstruction(restored, views["image"], views["hidden"])
-        return StepOutput(losses, {"matched": self.contrast.accuracy(*(row.detach() for row in rows), *arguments)})
+        matched = self.contrast.accuracy(first.detach(), second.detach(), position, valid_mask)
+        return StepOutput(losses, {"matched": matched})
 
     def _rows(self, image: Tensor, positions: Tensor) -> Tensor:
         maps = compute_hypercolumns(self.network, image)
