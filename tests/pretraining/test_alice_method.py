@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnunet_invariance.networks.planned import decode
-from nnunet_invariance.pretraining.engine.options import LoopOptions
+from nnunet_invariance.pretraining.engine.options import DEFAULTS
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from tests.helpers.distributed_alice import build, views
 from tests.helpers.planned_networks import architecture
@@ -226,7 +226,7 @@ def test_targets_attend_to_the_tokens_of_target_kv():
 ENTROPIES = ("mean_target_entropy", "target_entropy", "class_target_entropy")
 
 
-def short_run(seed, steps, lr=LoopOptions().peak_lr, **form):
+def short_run(seed, steps, lr=DEFAULTS["lr"], **form):
     """Masked error (steps,) and entropies (steps, 3) of a run with different crops in every step."""
     alice = build(seed, **form)
     optimizer = torch.optim.AdamW([p for p in alice.parameters() if p.requires_grad], lr)
