@@ -111,17 +111,17 @@ def test_a_collapse_gives_warnings(tiny):
     alice = make_alice(tiny)
     good = {"mean_target_entropy": 0.5, "target_entropy": 0.3, "class_target_entropy": 0.5, "effective_rank": 20.0}
     assert alice.warnings(good) == []
-    assert "one prototype" in alice.warnings({**good, "mean_target_entropy": 0.0})[0]
+    assert "the same prototype" in alice.warnings({**good, "mean_target_entropy": 0.0})[0]
     assert "uniform" in alice.warnings({**good, "target_entropy": 0.99})[0]
     assert "has no effect" in alice.warnings({**good, "class_target_entropy": 0.99})[0]
     assert "directions" in alice.warnings({**good, "effective_rank": 1.2})[0]
-    one_code = torch.zeros(50, 64)
-    one_code[:, 3] = 10.0
-    measured = {k: v.item() for k, v in alice._diagnostics(one_code + 1e-3 * torch.randn(50, 64), 0.01).items()}
+    one_prototype = torch.zeros(50, 64)
+    one_prototype[:, 3] = 10.0
+    measured = {k: v.item() for k, v in alice._diagnostics(one_prototype + 1e-3 * torch.randn(50, 64), 0.01).items()}
     assert measured["mean_target_entropy"] < 0.01
     spread = {k: v.item() for k, v in alice._diagnostics(torch.eye(64), 0.01).items()}
     assert spread["mean_target_entropy"] == pytest.approx(1, abs=1e-3)
-    assert spread["effective_rank"] == pytest.approx(63, rel=1e-3)  # centring takes one direction
+    assert spread["effective_rank"] == pytest.approx(63, rel=1e-3)  # subtracting the mean removes one direction
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_end():

@@ -101,7 +101,7 @@ def test_pairs_of_other_alignments_are_of_different_patients_too(alignment):
     assert all(pair.first.name[:2] != pair.second.name[:2] for pair in sampled)
     assert {pair.first.name for pair in sampled} == {case.name for case in CASES}
     twins = [Case("scan", folder, (20, 20, 20), ((0, 20),) * 3) for folder in ("a", "b")]
-    assert {alignment().sample_pair(twins, rng).source.folder for _ in range(20)} == {"a", "b"}
+    assert {alignment().sample_pair(twins, rng).first.folder for _ in range(20)} == {"a", "b"}
 
 
 def test_patterns_are_checked_for_every_alignment():
