@@ -241,7 +241,7 @@ class Loop:
         """The output of the method for one batch, and its weighted loss."""
         options, device = self.options, self.ranks.device
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        # Every batch has its own seed, so that a continued run draws what an uninterrupted one draws, on every rank.
+        # Every batch has its own seed, so that a continued run samples the same numbers as an uninterrupted one.
         batch_number = options.seed * options.steps * options.grad_accum_steps + number
         seed = batch_number * self.ranks.world_size + self.ranks.rank
         self.generator.manual_seed(seed)

@@ -137,7 +137,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         network: the planned U-Net, built by the constructor; this is what is pre-trained.
-        heads: trained or kept beside the network; the constructor sets an empty one.
+        heads: modules that are not part of the network; the constructor sets an empty one.
         teacher: a network with the same tensors as ``network``, or None (the default). It stays in evaluation mode.
         loss_weights: weight of every loss by name.
         stage: index of the token stage, the encoder stage whose stride is nearest 16 voxels.

@@ -94,7 +94,7 @@ class MethodOptions(Options):
 
     #: Values of several fields under one name, for ``--set preset=NAME`` and :meth:`from_preset`.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    #: The preset that a planned network gets if none is asked for, by the class name of the network.
+    #: The preset of a planned network if none is given, by the class name of the network.
     preset_of_network: ClassVar[Mapping[str, str]] = {}
 
     @classmethod

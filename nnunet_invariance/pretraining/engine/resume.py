@@ -28,7 +28,7 @@ def check_continuable(
         before: metadata of the checkpoint.
         now: metadata of the run.
         keys: those of :data:`COMPARED` that are compared.
-        free: options that may differ, beside :data:`FREE`.
+        free: options that may differ, in addition to :data:`FREE`.
 
     Raises:
         WeightsIncompatibleError: names the first key that differs, its values, and the remedy.

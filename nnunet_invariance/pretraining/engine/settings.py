@@ -13,7 +13,7 @@ from nnunet_invariance.pretraining.engine.method import Method
 from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOptions
 
 SWITCHES = {"0": False, "1": True, "false": False, "true": True}
-#: The name in a mapping of options that stands for a preset.
+#: The key of a preset in a mapping of options.
 PRESET = "preset"
 
 

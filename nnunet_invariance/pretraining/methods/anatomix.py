@@ -104,8 +104,8 @@ class Anatomix(Method):
     @property
     def chance(self) -> float:
         """The loss if all features are equal: the mean over the maps of log(2N - 1)."""
-        counts = [min(self.options.num_positions, math.prod(size)) for size in self._sizes()]
-        return sum(math.log(2 * n - 1) for n in counts) / len(counts)
+        sampled = [min(self.options.num_positions, math.prod(size)) for size in self._sizes()]
+        return sum(math.log(2 * n - 1) for n in sampled) / len(sampled)
 
     def describe(self) -> str:
         """See :class:`Method`."""
@@ -130,8 +130,8 @@ class Anatomix(Method):
         Positions are flat indices (B, N), and labels (B, N) are those of the positions.
         """
         sizes, device = self._sizes(), next(self.network.parameters()).device
-        counts = [math.prod(size) for size in sizes]
-        parameters = [self.pair_generator.sample(seed, n, counts, self.options.num_positions, augment) for n in numbers]
+        totals = [math.prod(size) for size in sizes]
+        parameters = [self.pair_generator.sample(seed, n, totals, self.options.num_positions, augment) for n in numbers]
         pair = self.pair_generator.make(parameters, device)
         views = {"image": self._normalised(torch.cat(pair.views))}
         if self.options.pretext == "denoising":

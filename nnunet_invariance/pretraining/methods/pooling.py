@@ -7,7 +7,7 @@ from torch import Tensor
 def pool_octants(feature_map: Tensor) -> Tensor:
     """Means of the eight octants of a feature map, (B, C, z, y, x) to (B, 8C).
 
-    The mean over the whole map says nothing after an instance norm, which makes it the same for every sample.
+    After an instance norm, the mean over the whole map is the same for every sample and contains no information.
 
     >>> import torch
     >>> pool_octants(torch.ones(2, 3, 4, 4, 4)).shape

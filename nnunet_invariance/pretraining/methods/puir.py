@@ -46,22 +46,25 @@ class PUIROptions(MethodOptions):
     """
 
     batch_size: int = count(0, 0, doc="Crops per step and rank; 0: the planned batch size.")
-    sources: int = count(2, 1, doc="Modalities per step from which a crop is reconstructed, beside their fusion.")
+    sources: int = count(
+        2, 1, doc="Modalities per step from each of which a crop is reconstructed, in addition to their fusion."
+    )
     tokens: Literal["spatial", "channel"] = choice(
         "spatial", "channel",
-        doc="Tokens that attend to the prior: the cells of the feature map, or its channels as in the release.",
+        doc="Tokens that attend to the prior: the cells of the feature map, or its channels, as in the authors' code.",
     )  # fmt: skip
     prior: int = count(64, 1, doc="Number of entries of a spatial prior.")
     anchor: Literal["others", "running"] = choice(
         "others", "running",
-        doc="Anchor of the invariance loss: the mean of the other modalities, or the running mean of the release.",
+        doc="Anchor of the invariance loss: the mean of the other modalities, or a running mean as in the authors' "
+        "code.",
     )  # fmt: skip
     weight_contrast: float = number(1.0, 0, math.inf, doc="Weight of the contrast between individuals.")
     weight_decomposition: float = number(1.0, 0, math.inf, doc="Weight of the reconstruction of all modalities.")
     weight_equivariance: float = number(1.0, 0, math.inf, doc="Weight of the equivariance loss.")
     weight_invariance: float = number(1.0, 0, math.inf, doc="Weight of the invariance loss.")
     foreground: float = number(
-        10.0, 0, math.inf, doc="Weight of the foreground's mean beside the whole crop's in the reconstruction."
+        10.0, 0, math.inf, doc="Weight of the mean error in the foreground, relative to that in the whole crop."
     )
     cutout: float = number(0.3, 0, 1, doc="Largest fraction of a crop that noise replaces, per modality.")
     temperature: float = number(0.1, 0, math.inf, low_excluded=True, doc="Temperature of the contrast.")
