@@ -68,7 +68,7 @@ def test_no_loss_depends_on_the_padding(tiny):
     assert padded_cells.any()
     assert not views["hidden"].flatten(1).all(1).any()
     plain = alice(views, 0.5)
-    # what stands in padding must not matter to the target, and padded tokens must not be asked for
+    # the values in the padding must not change the target, and padded tokens must not be queries
     inside = upsample_cells(views["encoder_valid"].view(2, 1, 8, 8, 8), (4, 4, 4))
     changed = {**views, "image": torch.where(inside, views["image"], 1e3)}
     assert alice(changed, 0.5).losses["mim"] == plain.losses["mim"]
