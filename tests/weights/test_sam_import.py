@@ -61,7 +61,7 @@ def test_it_is_a_start_for_a_run_of_the_same_backbone_and_features(released, tmp
     assert torch.equal(sam.network.encoder.conv1.conv.weight, released["backbone.conv1.conv.weight"])
     assert torch.equal(sam.heads.coarse.smooth.weight, released["read_out_head.fpn_convs.0.conv.weight"])
     for options in ({}, {"backbone": "resnet", "features": 64}):
-        with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to the file's"):
+        with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to those of the file"):
             method(**options).prepare(*nothing, resume=False)
 
 
