@@ -27,6 +27,24 @@ CONVOLUTIONAL = ("PlainConvUNet", "ResidualEncoderUNet")
 PLANNED_NETWORKS = (*CONVOLUTIONAL, "NNFormerUNet")
 
 
+def _import_class(module: str, name: str, owner: str) -> type:
+    """Import what an entry names; an error inside of an existing module passes as it is.
+
+    Raises:
+        OptionError: there is no such module, or no such class in it.
+    """
+    try:
+        loaded = importlib.import_module(module) if module else None
+    except ModuleNotFoundError as error:
+        if not error.name or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        loaded = None
+    if hasattr(loaded, name):
+        return getattr(loaded, name)
+    missing = f"the module has no {name!r}" if loaded else f"there is no module {module!r}"
+    raise OptionError(f"The registry entry {owner} names {module}.{name}, but {missing}. Correct the entry.")
+
+
 @dataclass(frozen=True)
 class Flag:
     """A command-line flag of one method that sets a field of its options class.
@@ -68,8 +86,8 @@ class TrainerEntry:
     method: str | None = None
 
     def load(self) -> type:
-        """Import the class."""
-        return getattr(importlib.import_module(self.module), self.name)
+        """Import the class; see :func:`_import_class`."""
+        return _import_class(self.module, self.name, f"of the trainer {self.name!r}")
 
 
 @dataclass(frozen=True)
@@ -109,8 +127,8 @@ class MethodEntry:
     command: str = "pretrain"
 
     def load(self) -> type:
-        """Import the class."""
-        return getattr(importlib.import_module(self.module), self.class_name)
+        """Import the class; see :func:`_import_class`."""
+        return _import_class(self.module, self.class_name, f"of the method {self.name!r}")
 
 
 _PACKAGE = "nnunet_invariance.pretraining.methods"

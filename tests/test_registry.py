@@ -116,6 +116,26 @@ def test_a_name_that_is_taken_is_refused(own_registry, taken):
         registry.register(dataclasses.replace(OTHER, **taken))
 
 
+def test_an_entry_that_names_no_class_is_refused_when_it_is_loaded():
+    entry = registry.get_method("mae")
+    for changes, message in (
+        ({"class_name": "Mae"}, r"of the method 'mae' names .*\.mae\.Mae, but the module has no 'Mae'. Correct"),
+        ({"module": "nnunet_invariance.pretraining.methods.ame"}, r"but there is no module '.*\.ame'"),
+        ({"module": "no_such_package.mae"}, "but there is no module 'no_such_package.mae'"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            dataclasses.replace(entry, **changes).load()
+    with pytest.raises(OptionError, match=r"of the trainer 'MAETrainer' .* there is no module ''"):
+        TrainerEntry("MAETrainer", "").load()
+
+
+def test_a_missing_dependency_of_an_entry_is_named_itself(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        TrainerEntry("SomeTrainer", "needs_more").load()
+
+
 def test_entry_points_are_loaded_and_a_broken_one_is_left_out(own_registry, monkeypatch, caplog):
     def broken():
         raise ImportError("no module named other_package")

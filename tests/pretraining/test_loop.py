@@ -175,9 +175,18 @@ def test_a_method_that_breaks_the_contract_is_named():
     ):
         with pytest.raises(MethodContractError, match=message):
             check_method(with_part(name, value))
+    with pytest.raises(MethodContractError, match=r"the state 'projector\.bias' is an attribute of the method itself"):
+        check_method(with_part("projector", torch.nn.Linear(1, 1)))
     method.network.requires_grad_(False)
     with pytest.raises(MethodContractError, match="without a trained parameter"):
         check_method(method)
+
+
+def test_a_trained_parameter_without_gradient_is_named(tmp_path):
+    method = Line()
+    method.heads = torch.nn.Linear(1, 1)
+    with pytest.raises(MethodContractError, match=r"'heads\.weight' is without gradient; .* self\.freeze_decoder\(\)"):
+        step(make_loop(method, tmp_path), 1)
 
 
 def test_a_class_that_breaks_the_contract_cannot_be_defined():

@@ -36,6 +36,10 @@ def check_method(method: Method) -> None:
             raise _violation(method, "teacher", "a network with gradients", "frozen_copy(self.network)")
     if not any(parameter.requires_grad for parameter in method.parameters()):
         raise _violation(method, "network", "without a trained parameter", "at least one")
+    saved = ("network", "heads", "teacher")
+    if other := sorted({name for name in method.state_dict() if name.split(".")[0] not in saved}):
+        expected = f"a tensor in {', '.join(saved)}, which alone are saved and restored"
+        raise _violation(method, f"the state {other[0]!r}", "an attribute of the method itself", expected)
     weights = method.loss_weights
     if not weights or not all(isinstance(w, int | float) and 0 <= w < float("inf") for w in weights.values()):
         raise _violation(method, "loss_weights", repr(weights), "a finite weight of at least 0 for every loss")
@@ -87,6 +91,19 @@ def check_output(method: Method, output: Any) -> None:
         for name, value in getattr(output, part).items():
             if not isinstance(value, Tensor):
                 raise _violation(method, f"{part}[{name!r}]", f"a {type(value).__name__}", "a tensor")
+
+
+def check_gradients(method: Method) -> None:
+    """Check after a backward pass that every trained parameter has a gradient; several ranks would wait for it.
+
+    Raises:
+        MethodContractError: names the first parameter without a gradient.
+    """
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            expected = "a gradient for every parameter with requires_grad in every step; freeze what no loss uses, for "
+            expected += "example by self.freeze_decoder()"
+            raise _violation(method, f"the parameter {name!r}", "without gradient", expected)
 
 
 def _check_scalar(method: Method, part: str, value: Any) -> None:

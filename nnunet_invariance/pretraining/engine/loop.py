@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.errors import NonFiniteLossError
-from nnunet_invariance.pretraining.engine.contract import check_output, split_batch
+from nnunet_invariance.pretraining.engine.contract import check_gradients, check_output, split_batch
 from nnunet_invariance.pretraining.engine.history import Row, write_metrics
 from nnunet_invariance.pretraining.engine.loading import load_batches, worker_error
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput, average
@@ -209,6 +209,7 @@ class Loop:
         if total is None:
             self._skip(keys, "loss")
             return
+        check_gradients(self.method)
         if not self._optimize():
             self._skip(keys, "gradient", overflow=self.scaler is not None and self.scaler.get_scale() > 1)
             return
