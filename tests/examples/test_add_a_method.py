@@ -40,8 +40,8 @@ def installed(tmp_path_factory):
 @pytest.fixture
 def voco(installed, monkeypatch):
     """The module of the losses; the example is an installed package during the test, so its entry point is found."""
-    monkeypatch.syspath_prepend(installed)
     monkeypatch.setattr(registry, "_methods", registry.methods())
+    monkeypatch.syspath_prepend(installed)
     for cached in (registry._load_entry_points, find_trainer):
         cached.cache_clear()
     yield importlib.import_module("voco_loss")
