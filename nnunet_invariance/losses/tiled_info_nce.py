@@ -63,8 +63,7 @@ def info_nce(
         anchor_class_weight: :math:`u_i` is 1 ("none"), or the inverse of the size of i's class ("inverse") or of its
             square root ("inverse_sqrt").
         denominator_class_weight: :math:`w_{ij}` is 1 ("none"), or the inverse of the number of rows of j's class in
-            D(i) ("inverse") or of its square root ("inverse_sqrt"), so that a large class does not dominate the
-            denominator (BCL, arXiv 2207.09052).
+            D(i) ("inverse") or of its square root ("inverse_sqrt"), as in BCL (arXiv 2207.09052).
         gather: a block continues on the other ranks, which then have the same G; otherwise every rank has its own
             blocks.
         tile: number of logits held at once.
@@ -74,14 +73,19 @@ def info_nce(
         their mean over ranks, which DDP computes, is the gradient of one process on the joined rows.
     """
     with torch.autocast(features.device.type, enabled=False):
-        rows = at_least_float32(features)
-        if valid_mask is not None:
-            rows = torch.where(valid_mask[..., None], rows, 0)  # before NaN or inf can reach a gradient
-        z = F.normalize(rows, dim=-1)
+        z = _unit_rows(features, valid_mask)
         exchange = _Exchange.of(z) if gather else _Exchange([z.shape[1]], 0)
         keys = _Keys(classes, group, excluded, valid_mask).gathered(exchange)
         exponents = CLASS_WEIGHTS[anchor_class_weight], CLASS_WEIGHTS[denominator_class_weight]
         return _TiledInfoNCE.apply(z, _blocks(exchange, keys, *exponents, z.dtype), temperature, tile)
+
+
+def _unit_rows(features: Tensor, valid_mask: Tensor | None) -> Tensor:
+    """Normalise the rows in float32 or better; rows that are not valid become 0."""
+    rows = at_least_float32(features)
+    if valid_mask is not None:
+        rows = torch.where(valid_mask[..., None], rows, 0)  # before NaN or inf can reach a gradient
+    return F.normalize(rows, dim=-1)
 
 
 @dataclass(frozen=True)
