@@ -200,7 +200,7 @@ def test_a_second_run_moves_the_first_one_aside(tiny, run_folder):
     [
         (["alignment=sam"], "finished anatomical embedding"),
         (["alignment=elsewhere"], "expected one of"),
-        (["patients=(nobody)"], "does not fit the case"),
+        (["patients=(nobody)"], "does not match the name of the case"),
     ],
 )
 @pytest.mark.parametrize("earlier", [False, True])
@@ -234,22 +234,22 @@ def test_too_few_volumes_write_nothing(tiny, run_folder, tmp_path):
     assert not run_folder.parent.exists()
 
 
-def test_a_finished_run_with_other_options_is_not_continued(tiny, results, reference):
-    shutil.copytree(reference.parent, results)
+def test_a_finished_run_with_other_options_is_not_continued(tiny, run_folder, reference):
+    shutil.copytree(reference.parent, run_folder)
     for word, message in (("mask_ratio=0.5", r"mask_ratio: was 0\.75, is 0\.5"), ("epochs=4", "epochs: was 3, is 4")):
         with pytest.raises(WeightsIncompatibleError, match=message):
             pretrain(tiny, word, resume=True)
-    assert pretrain(tiny, "timeout=100", resume=True) == results / reference.name
+    assert pretrain(tiny, "timeout=100", resume=True) == run_folder / reference.name
 
 
-def test_a_second_run_on_the_same_folder_is_refused(tiny, results, reference):
-    shutil.copytree(reference.parent, results)
-    before = {path.name: path.stat().st_mtime_ns for path in results.iterdir()}
-    with lock_folder(results):
+def test_a_second_run_on_the_same_folder_is_refused(tiny, run_folder, reference):
+    shutil.copytree(reference.parent, run_folder)
+    before = {path.name: path.stat().st_mtime_ns for path in run_folder.iterdir()}
+    with lock_folder(run_folder):
         for resume in (False, True):
             with pytest.raises(FolderLockedError, match=rf"in use by process {os.getpid()} on "):
                 pretrain(tiny, resume=resume)
-    assert {path.name: path.stat().st_mtime_ns for path in results.iterdir() if path.name != "lock"} == {
+    assert {path.name: path.stat().st_mtime_ns for path in run_folder.iterdir() if path.name != "lock"} == {
         name: stamp for name, stamp in before.items() if name != "lock"
     }
 
