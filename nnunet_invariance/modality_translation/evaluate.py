@@ -13,14 +13,13 @@ from tqdm import tqdm
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.csv_files import read_csv, write_csv
 from nnunet_invariance.common.html import inline, page, table
-from nnunet_invariance.common.image_files import check_image
 from nnunet_invariance.common.json_files import read_json, write_text
-from nnunet_invariance.errors import ImagesFolderError, OutputError
+from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
 from nnunet_invariance.evaluation.report.pictures import panels, png
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
-from nnunet_invariance.nnunet.grids import check_same_grid
+from nnunet_invariance.nnunet.grids import check_case
 from nnunet_invariance.nnunet.missing_channels import find_cases
 
 logger = logging.getLogger(__name__)
@@ -74,9 +73,7 @@ def evaluate_translation(
     names, ending = translator.planned.channel_names, translator.planned.dataset_json["file_ending"]
     cases = find_cases(images, ending, names)
     for files in cases.values():
-        for file in files.values():
-            check_image(file)
-        check_same_grid(list(files.values()))
+        check_case(list(files.values()))
     rows: list[PairScore] = []
     picture = b""
     for case, files in tqdm(cases.items(), desc="cases", unit="case", disable=None):
@@ -95,11 +92,7 @@ def evaluate_translation(
             f"No case in {images} has the modalities of a source and another one, so there is nothing to score. Give "
             "cases with several modalities."
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_csv(out / SCORES, rows, PairScore)
-    except OSError as error:
-        raise OutputError(f"{out} could not be written ({error.strerror}). Give a place that is writable.") from error
+    write_csv(out / SCORES, rows, PairScore)
     atomic_write(out / EXAMPLES, lambda file: file.write(picture))
     text = _page(translator.planned.name, rows, picture, sorted(set(cases) & set(seen)))
     write_text(out / "report.html", text)

@@ -1,17 +1,17 @@
 """Predict the missing modalities of all cases in a folder."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_invariance.common.image_files import check_image, read_image, write_like
+from nnunet_invariance.common.image_files import read_image, write_like
 from nnunet_invariance.errors import ImagesFolderError, OptionError, OutputError
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
-from nnunet_invariance.nnunet.grids import check_same_grid
+from nnunet_invariance.nnunet.grids import check_case
 from nnunet_invariance.nnunet.missing_channels import find_cases
 
 
@@ -51,33 +51,42 @@ def translate_folder(
     """
     names, ending = translator.planned.channel_names, translator.planned.dataset_json["file_ending"]
     allowed, wanted = channels_of(sources or names, names), channels_of(targets, names)
-    used: dict[str, dict[int, Path]] = {}
-    for case, files in find_cases(images, ending, names).items():
-        if given := {c: path for c, path in files.items() if c in allowed}:
-            for path in given.values():
-                check_image(path)
-            check_same_grid(list(given.values()))
-        used[case] = {c: path for c, path in given.items() if not is_empty(path)}
-        if not used[case]:
-            whose = ", ".join(sources or names)
-            msg = f"Case {case} in {images} has no image of {whose}; one that is constant stands for a missing one. "
-            raise ImagesFolderError(f"{msg}Name others, or leave the case out.")
+    used = {
+        case: _source_images(case, files, allowed, ", ".join(sources or names))
+        for case, files in find_cases(images, ending, names).items()
+    }
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} is not empty and is not written into. Give a new folder.")
+        raise OutputError(f"{out} is not empty. Give a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for case, files in tqdm(used.items(), desc="cases", unit="case", disable=None):
-            predicted = translator.predict(files)
-            grid = read_image(next(iter(files.values())))
-            for channel in wanted or [c for c in range(len(names)) if c not in files]:
+            predicted, grid = translator.predict(files), read_image(next(iter(files.values())))
+            written = wanted or [channel for channel in range(len(names)) if channel not in files]
+            for channel in written:
                 write_like(out / f"{case}_{channel:04d}{ending}", predicted[channel].astype(np.float32), grid)
-            for channel, path in files.items() if keep else ():
-                if channel not in wanted:
-                    shutil.copyfile(path, out / f"{case}_{channel:04d}{ending}")
+            for channel in set(files) - set(written) if keep else ():
+                shutil.copyfile(files[channel], out / f"{case}_{channel:04d}{ending}")
     except OSError as error:
-        msg = f"{out} could not be written ({error.strerror}). Free space, or give a place that is writable."
+        msg = f"{out} could not be written ({error.strerror}). Free space, or give a writable folder."
         raise OutputError(msg) from error
     return len(used)
+
+
+def _source_images(case: str, files: Mapping[int, Path], allowed: Sequence[int], names: str) -> dict[int, Path]:
+    """Images of the source modalities that a case has; a constant image marks a missing one.
+
+    Raises:
+        VolumeError, ImagesFolderError: an image is damaged, grids differ, or the case has no source modality.
+    """
+    given = {channel: path for channel, path in files.items() if channel in allowed}
+    if given:
+        check_case(list(given.values()))
+    found = {channel: path for channel, path in given.items() if not is_empty(path)}
+    if not found:
+        folder = next(iter(files.values())).parent
+        msg = f"Case {case} in {folder} has no image of {names}; one that is constant stands for a missing one. "
+        raise ImagesFolderError(f"{msg}Name others, or leave the case out.")
+    return found
 
 
 def is_empty(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Whether the channels of a case lie on one grid."""
+"""Checks of the images of a case: they are sound and lie on one grid."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_invariance.common.image_files import check_image
 from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, training_images
 
@@ -45,6 +46,18 @@ def check_same_grid(files: Sequence[Path]) -> None:
                     f"{file} has the {name} {found}, but {files[0]} has {wanted}. Channels of a case must be "
                     "co-registered on one grid: resample one onto the other."
                 )
+
+
+def check_case(files: Sequence[Path]) -> None:
+    """Refuse a case whose images are damaged or lie on different grids.
+
+    Raises:
+        VolumeError: an image is damaged.
+        ImagesFolderError: two images differ in size, spacing, origin or direction.
+    """
+    for file in files:
+        check_image(file)
+    check_same_grid(files)
 
 
 def check_training_grids(dataset: PlannedDataset) -> None:

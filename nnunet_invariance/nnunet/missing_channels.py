@@ -11,9 +11,9 @@ from typing import Any
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_invariance.common.image_files import check_image, read_image, write_image
+from nnunet_invariance.common.image_files import read_image, write_image
 from nnunet_invariance.errors import DatasetNotFoundError, ImagesFolderError, OutputError
-from nnunet_invariance.nnunet.grids import check_same_grid
+from nnunet_invariance.nnunet.grids import check_case
 from nnunet_invariance.nnunet.planned_dataset import (
     channel_names_of,
     dataset_name_of,
@@ -59,9 +59,7 @@ def fill_missing_channels(images: Path, out: Path, dataset: str) -> FillReport:
     names, ending = channel_names_of(description), description["file_ending"]
     cases = find_cases(images, ending, names)
     for files in cases.values():
-        for file in files.values():
-            check_image(file)
-        check_same_grid(list(files.values()))
+        check_case(list(files.values()))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} is not empty. Give a new folder.")
     try:

@@ -56,13 +56,24 @@ def sliding_window(
     if len(size) != len(window) or any(n < w for n, w in zip(size, window, strict=True)):
         msg = f"The image has the size {size}, the window {window}; expected an image at least as large. Pad it."
         raise ShapeError(msg)
-    device = device or image.device
     cells = [tuple(cell) for cell in cells or [(1,) * len(window)]]
+    return _average_windows(compute, image, window, cells, window_starts(size, window, align), device, progress)
+
+
+def _average_windows(
+    compute: Callable[[Tensor], Sequence[Tensor]],
+    image: Tensor,
+    window: tuple[int, ...],
+    cells: list[tuple[int, ...]],
+    starts: list[tuple[int, ...]],
+    device: torch.device | None,
+    progress: str | None,
+) -> list[Tensor]:
+    device = device or image.device
     gaussian = compute_gaussian(window, dtype=torch.float32, device=device)
     weights = [_average(gaussian, cell) for cell in cells]
-    totals = [torch.zeros(1, *_divide(size, cell), device=device) for cell in cells]
+    totals = [torch.zeros(1, *_divide(image.shape[1:], cell), device=device) for cell in cells]
     sums = [torch.zeros_like(total) for total in totals]
-    starts = window_starts(size, window, align)
     for start in tqdm(starts, desc=progress, unit="window", disable=True if progress is None else None):
         whole_window = (slice(None), *_region(start, window))
         maps = compute(image[whole_window][None])

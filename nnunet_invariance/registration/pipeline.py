@@ -50,19 +50,16 @@ def register(
 ) -> dict[str, Any]:
     """Register two image files and write the results into a folder.
 
-    The folder then contains ``warped.nii.gz``, ``displacement.nii.gz``, ``registration.json`` and ``checkerboard.png``.
-    The displacement includes the affine map and lies on the grid of the fixed image: a vector image in mm for
-    SimpleITK's ``DisplacementFieldTransform``.
+    Writes ``warped.nii.gz``, ``displacement.nii.gz`` (mm, affine map included, on the grid of the fixed image, for
+    SimpleITK's ``DisplacementFieldTransform``), ``registration.json`` and ``checkerboard.png``.
 
     Args:
         fixed: image file that defines the grid of the result.
         moving: image file that is aligned with ``fixed``.
         out: folder of the results; it is created.
-        options: default: ``RegistrationOptions()``.
-        convex_adam_options: default: the published settings.
+        options, convex_adam_options: default: the published settings.
         weights: checkpoint of the feature network; default: see :func:`.network.find_network_file`.
-        fixed_mask: mask of the fixed image; only voxels above 0 are compared.
-        moving_mask: mask of the moving image.
+        fixed_mask, moving_mask: masks; only voxels above 0 are compared.
         device: for features and ConvexAdam, ``"cpu"`` or ``"cuda"``.
 
     Returns:
@@ -74,13 +71,11 @@ def register(
     """
     options, adam = options or RegistrationOptions(), convex_adam_options or ConvexAdamOptions()
     fixed, moving, out = Path(fixed), Path(moving), Path(out)
-    library()  # a missing package is an error before the work starts
+    library()  # a missing package is an error before the work starts, and so is a spacing that is too coarse
     pair = read_pair(fixed, moving, fixed_mask, moving_mask, options.ct)
-    working_spacing = working_grid(pair.fixed, options.spacing).GetSpacing()[0]  # so is a spacing that is too coarse
-    network = None
-    if options.features != "mind":
-        weights = find_network_file(weights)
-        network = load_feature_network(weights, torch.device(device))
+    working_spacing = working_grid(pair.fixed, options.spacing).GetSpacing()[0]
+    weights = None if options.features == "mind" else find_network_file(weights)
+    network = None if weights is None else load_feature_network(weights, torch.device(device))
     start = sitk.Transform(sitk.AffineTransform(3))
     if options.affine:
         start = align_affine(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
@@ -89,16 +84,19 @@ def register(
         "fixed": str(fixed),
         "moving": str(moving),
         **options.to_dict(),
-        "weights": None if network is None else str(weights),
+        "weights": None if weights is None else str(weights),
         "masks": [None if mask is None else str(mask) for mask in (fixed_mask, moving_mask)],
         "affine": affine_matrix(start) if options.affine else None,
         "convex_adam": adam.to_dict(),
         "working_spacing_mm": round(working_spacing, 4),
-        "displacement_mm": displacement_statistics(field),
-        "jacobian": jacobian_statistics(jacobian(field)),
+        **_statistics(field),
     }
     _write_results(out, pair, warp(read_volume(moving), field), start, field, report)
     return report
+
+
+def _statistics(field: sitk.Image) -> dict[str, Any]:
+    return {"displacement_mm": displacement_statistics(field), "jacobian": jacobian_statistics(jacobian(field))}
 
 
 def _write_results(
