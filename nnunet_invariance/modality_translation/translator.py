@@ -62,7 +62,7 @@ class ModalityTranslator:
         for channel, i in enumerate(self.intensities):
             values = predicted[channel] * i.scale + i.offset
             whole[channel] = i.background
-            whole[(channel, *place)] = np.where(inside[0] >= 0, values, i.background) if i.masked else values
+            whole[channel][place] = np.where(inside[0] >= 0, values, i.background) if i.masked else values
         return whole.transpose([0, *(i + 1 for i in plans.transpose_backward)])
 
     @torch.inference_mode()
@@ -76,7 +76,8 @@ class ModalityTranslator:
                 return [self.network(window.to(self.device), present[None].to(self.device))]
 
         (images,) = sliding_window(compute, padded, patch, progress="translation")
-        return images[(slice(None), *inner[1:])]
+        inside = (slice(None), *inner[1:])
+        return images[inside]
 
 
 def load_translator(

@@ -146,7 +146,8 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missin
         return SkippedCase(name, "has a constant channel" if images else "has no channel that is not constant")
     if any(n < c for n, c in zip(shape, cell, strict=True)):
         return SkippedCase(name, f"is too small: {shape} voxels, expected at least {tuple(cell)}")
-    content = hashlib.sha256(np.ascontiguousarray(image[(slice(None), *_thinned(shape))])).hexdigest()
+    subset = (slice(None), *_thinned(shape))
+    content = hashlib.sha256(np.ascontiguousarray(image[subset]).tobytes()).hexdigest()
     return Case(name, str(folder), tuple(int(n) for n in shape), body_box(images[0]), content)
 
 

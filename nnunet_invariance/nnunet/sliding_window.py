@@ -56,8 +56,8 @@ def sliding_window(
     if len(size) != len(window) or any(n < w for n, w in zip(size, window, strict=True)):
         msg = f"The image has the size {size}, the window {window}; expected an image at least as large. Pad it."
         raise ShapeError(msg)
-    cells = [tuple(cell) for cell in cells or [(1,) * len(window)]]
-    return _average_windows(compute, image, window, cells, window_starts(size, window, align), device, progress)
+    sizes = [tuple(cell) for cell in cells or [(1,) * len(window)]]
+    return _average_windows(compute, image, window, sizes, window_starts(size, window, align), device, progress)
 
 
 def _average_windows(

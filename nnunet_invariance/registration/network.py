@@ -38,7 +38,8 @@ class FeatureNetwork:
     def __call__(self, x: Tensor) -> Tensor:
         """Features (1, C, z, y, x) of an image (1, 1, z, y, x), see :func:`normalise_features`."""
         kept: list[Tensor] = []
-        hook = self.network.decoder.stages[-1].register_forward_hook(lambda *call: kept.append(call[-1]))
+        *_, stage = self.network.get_submodule("decoder.stages").children()
+        hook = stage.register_forward_hook(lambda *call: kept.append(call[-1]))
         x = normalise_image(x, self.scheme)
 
         def finest(window: Tensor) -> list[Tensor]:
@@ -57,15 +58,15 @@ def find_network_file(weights: Path | None) -> Path:
     Raises:
         WeightsNotFoundError: there is none.
     """
-    found = None if weights else named_weights(None) or find_shipped(METHOD)
-    if weights is None and found is None:
-        msg = (
-            "No weights of a feature network are named (--weights, NNUNET_INVARIANCE_CHECKPOINT), and none are shipped "
-        )
+    if weights:
+        return weights
+    found = named_weights(None) or find_shipped(METHOD)
+    if found is None:
         raise WeightsNotFoundError(
-            msg + "with the package. Name a checkpoint, or use --features mind, which needs none."
+            "No weights of a feature network are named (--weights, NNUNET_INVARIANCE_CHECKPOINT), and none are shipped "
+            "with the package. Name a checkpoint, or use --features mind, which needs none."
         )
-    return weights or found.path
+    return found.path
 
 
 def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
@@ -118,4 +119,5 @@ def slide(compute: Callable[[Tensor], list[Tensor]], x: Tensor, patch: Sequence[
     rest = [max(0, p - n) for p, n in zip(patch, spatial, strict=True)]
     x = F.pad(x, [amount for n in reversed(rest) for amount in (0, n)], mode="replicate")
     (features,) = sliding_window(compute, x[0], patch)
-    return features[(None, ..., *(slice(n) for n in spatial))]
+    inside = (slice(None), *(slice(n) for n in spatial))
+    return features[inside][None]

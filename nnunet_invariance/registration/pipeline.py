@@ -51,7 +51,8 @@ def register(
     """Register two image files and write the results into a folder.
 
     Writes ``warped.nii.gz``, ``displacement.nii.gz`` (mm, affine map included, on the grid of the fixed image, for
-    SimpleITK's ``DisplacementFieldTransform``), ``registration.json`` and ``checkerboard.png``.
+    SimpleITK's ``DisplacementFieldTransform``), ``registration.json``, whose content is returned, and
+    ``checkerboard.png``.
 
     Args:
         fixed: image file that defines the grid of the result.
@@ -61,9 +62,6 @@ def register(
         weights: checkpoint of the feature network; default: see :func:`.network.find_network_file`.
         fixed_mask, moving_mask: masks; only voxels above 0 are compared.
         device: for features and ConvexAdam, ``"cpu"`` or ``"cuda"``.
-
-    Returns:
-        The content of ``registration.json``.
 
     Raises:
         VolumeError, WeightsNotFoundError, WeightsIncompatibleError, MissingPackageError: nothing was written.
@@ -76,16 +74,11 @@ def register(
     working_spacing = working_grid(pair.fixed, options.spacing).GetSpacing()[0]
     weights = None if options.features == "mind" else find_network_file(weights)
     network = None if weights is None else load_feature_network(weights, torch.device(device))
-    start = sitk.Transform(sitk.AffineTransform(3))
-    if options.affine:
-        start = align_affine(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
+    start = _affine_start(pair, options)
     field = deform(pair, start, network, options.features != "anatomix", adam, options.spacing, device)
     report = {
-        "fixed": str(fixed),
-        "moving": str(moving),
+        **_names(fixed=fixed, moving=moving, weights=weights, fixed_mask=fixed_mask, moving_mask=moving_mask),
         **options.to_dict(),
-        "weights": None if weights is None else str(weights),
-        "masks": [None if mask is None else str(mask) for mask in (fixed_mask, moving_mask)],
         "affine": affine_matrix(start) if options.affine else None,
         "convex_adam": adam.to_dict(),
         "working_spacing_mm": round(working_spacing, 4),
@@ -93,6 +86,16 @@ def register(
     }
     _write_results(out, pair, warp(read_volume(moving), field), start, field, report)
     return report
+
+
+def _affine_start(pair: Pair, options: RegistrationOptions) -> sitk.Transform:
+    if options.affine:
+        return align_affine(pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
+    return sitk.AffineTransform(3)
+
+
+def _names(**files: Path | None) -> dict[str, str | None]:
+    return {role: None if file is None else str(file) for role, file in files.items()}
 
 
 def _statistics(field: sitk.Image) -> dict[str, Any]:
