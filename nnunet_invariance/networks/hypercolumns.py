@@ -1,4 +1,4 @@
-"""Hypercolumns: the features of all encoder and decoder stages at a voxel, joined into one vector."""
+"""Hypercolumns: the features of all encoder and decoder stages at a voxel, concatenated to one vector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class HypercolumnMaps:
 
     Attributes:
         names: ``encoder_0`` (finest) to ``encoder_S``, then ``decoder_S-1`` to ``decoder_0`` (finest).
-        maps: (B, C_m, *spatial_m) each.
+        maps: one tensor (B, C_m, *spatial_m) per name.
 
     >>> HypercolumnMaps(("encoder_0",), (torch.zeros(1, 8, 4, 4, 4),)).channels
     [8]
@@ -35,7 +35,7 @@ class HypercolumnMaps:
         return [feature_map.shape[1] for feature_map in self.maps]
 
     def only(self, name: str) -> "HypercolumnMaps":
-        """One of the maps by itself."""
+        """Select one map by its name."""
         return HypercolumnMaps((name,), (self.maps[self.names.index(name)],))
 
 
@@ -53,7 +53,7 @@ def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
     if encoder is None or not (hasattr(decoder, "transpconvs") and hasattr(decoder, "stages")):
         raise UnsupportedConfigurationError(
             f"A probe reads the stages of a U-Net, but {type(network).__name__} has no encoder and decoder with "
-            "stages. Take plans with PlainConvUNet or ResidualEncoderUNet."
+            "stages. Use plans with PlainConvUNet or ResidualEncoderUNet."
         )
     skips = list(encoder(image))
     decoded = decode(decoder, skips)
@@ -63,13 +63,13 @@ def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
 
 
 def sample_hypercolumns(maps: HypercolumnMaps, size: Sequence[int], positions: Tensor) -> Tensor:
-    """Hypercolumns at positions of each image, without upsampling whole maps.
+    """Interpolate hypercolumns at positions of each image, without upsampling whole maps.
 
     Each map is interpolated linearly, exactly as ``F.interpolate(..., align_corners=False)`` upsamples it.
 
     Args:
         size: spatial size of the image in voxels.
-        positions: (B, N, D) in voxels; the centre of voxel i is at i.
+        positions: (B, N, D) in voxels; integer coordinates are voxel centres.
 
     Returns:
         (B, N, sum of C_m).
@@ -79,7 +79,7 @@ def sample_hypercolumns(maps: HypercolumnMaps, size: Sequence[int], positions: T
     tensor([1.0000, 1.5000])
     """
     extent = torch.tensor(size, dtype=torch.float32, device=positions.device)
-    grid = ((2 * positions.to(maps.maps[0].dtype) + 1) / extent - 1).flip(-1)  # grid_sample counts the last axis first
+    grid = ((2 * positions.to(maps.maps[0].dtype) + 1) / extent - 1).flip(-1)  # grid_sample expects the last axis first
     grid = grid.reshape(len(grid), *[1] * (len(size) - 1), *grid.shape[1:])
     columns = [
         F.grid_sample(feature_map, grid, mode="bilinear", padding_mode="border", align_corners=False).flatten(2)

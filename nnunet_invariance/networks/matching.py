@@ -1,4 +1,4 @@
-"""Matching points of two volumes by their embeddings, with the error of the way back."""
+"""Match points of two volumes by their embeddings, and measure the cycle error of each match."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VALUES = 2**24  # similarities computed at once; bounds the memory and does not change the result
+VALUES = 2**24  # number of similarities computed at once; limits the memory and does not change the result
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Embedding:
     """The two embeddings of a volume of ``shape`` voxels.
 
     Attributes:
-        fine: (D, *fine grid), unit vectors; cells of ``fine_cell`` voxels whose centres lie in the volume, at least one
-            an axis.
-        coarse: (D, *coarse grid), unit vectors; may reach beyond the volume.
-        norm: (*fine grid) length of the coarse vectors after trilinear interpolation at the fine cells.
-        spacing: mm per voxel.
+        fine: (D, *fine grid), unit vectors of the fine cells whose centres lie in the volume, at least one per axis.
+        coarse: (D, *coarse grid), unit vectors; the grid may extend beyond the volume.
+        norm: (*fine grid), norm of the coarse vectors after trilinear interpolation at the fine cells.
+        fine_cell, coarse_cell: size of the cells in voxels.
+        spacing: in mm per voxel.
     """
 
     fine: Tensor
@@ -34,7 +34,7 @@ class Embedding:
 
     @property
     def full_grid(self) -> tuple[int, ...]:
-        """The fine grid over all that the coarse map covers."""
+        """Size of a fine grid that covers the whole coarse map."""
         cells = zip(self.coarse.shape[1:], self.coarse_cell, self.fine_cell, strict=True)
         return tuple(n * c // f for n, c, f in cells)
 
@@ -61,7 +61,7 @@ def make_embedding(
     fine: Tensor, coarse: Tensor, fine_cell: Sequence[int], coarse_cell: Sequence[int], shape: Sequence[int],
     spacing: Sequence[float],
 ) -> Embedding:  # fmt: skip
-    """Join the maps (D, *grid) of a volume that was padded at its end to whole coarse cells."""
+    """Build an embedding from the maps (D, *grid) of a volume that was padded at its end to whole coarse cells."""
     inside = tuple(slice(max(1, math.ceil(n / c - 0.5))) for n, c in zip(shape, fine_cell, strict=True))
     all_channels_inside = (slice(None), *inside)
     square = torch.zeros(fine.shape[1:], dtype=fine.dtype, device=fine.device)
@@ -76,26 +76,26 @@ def make_embedding(
 
 
 def describe(embedding: Embedding, points: Tensor) -> Descriptors:
-    """Embeddings at points (N, 3) in voxels, read at the centre of the fine cell that contains each point."""
+    """Descriptors of points (N, 3) in voxels, taken at the centre of the fine cell that contains each point."""
     cell = torch.tensor(embedding.fine_cell, device=points.device)
     last = torch.tensor(embedding.fine.shape[1:], device=points.device) - 1
     index = torch.minimum((points / cell).floor().long().clamp(min=0), last)
     fine = embedding.fine[:, index[:, 0], index[:, 1], index[:, 2]].T
     full = torch.tensor(embedding.full_grid, device=points.device)
-    location = ((index + 0.5) * 2 / full - 1).flip(-1)  # grid_sample names axes x, y, z, in [-1, 1]
+    location = ((index + 0.5) * 2 / full - 1).flip(-1)  # grid_sample expects the order x, y, z and the range [-1, 1]
     grid = location.to(embedding.coarse.dtype)[None, :, None, None]
     coarse = F.grid_sample(embedding.coarse[None], grid, padding_mode="border", align_corners=False)
     return Descriptors(fine, F.normalize(coarse[0, :, :, 0, 0].T, dim=1))
 
 
 def locate(wanted: Descriptors, embedding: Embedding) -> tuple[Tensor, Tensor]:
-    r"""The most similar fine cell for each descriptor: its centre (N, 3) in voxels, and the similarity (N,).
+    r"""Find the most similar fine cell of each descriptor: its centre (N, 3) in voxels, and the similarity (N,).
 
     .. math:: \mathrm{sim}(v) = \tfrac12 (\langle f, f(v) \rangle + \langle c, c(v) \rangle)
 
     over all fine cells v (SAM, arXiv 2012.02383), with c(v) the coarse embedding interpolated to v: the coarse map
-    decides the body part, the fine one the position within it. Interpolation is linear, so interpolating the coarse
-    similarity and dividing by the length of the interpolated vector gives the same result at a fraction of the cost.
+    determines the body part, and the fine map the position within it. Interpolation is linear, so interpolating the
+    coarse similarity and dividing by the norm of the interpolated vector gives the same result at a lower cost.
     """
     grid = embedding.fine.shape[1:]
     all_points_inside = (slice(None), *(slice(n) for n in grid))
@@ -118,7 +118,7 @@ def locate(wanted: Descriptors, embedding: Embedding) -> tuple[Tensor, Tensor]:
 
 
 def match_points(source: Embedding, target: Embedding, points: Tensor) -> Matches:
-    """Match points (N, 3), in voxels of the source, to the target, and the matches back to the source.
+    """Match points (N, 3), in voxels of the source volume, to the target, and match the result back to the source.
 
     >>> fine, coarse = (F.normalize(torch.randn(8, n, n, n), dim=0) for n in (8, 1))
     >>> embedding = make_embedding(fine, coarse, (2, 2, 2), (16, 16, 16), (16, 16, 16), (1.0, 1.0, 1.0))
@@ -126,12 +126,12 @@ def match_points(source: Embedding, target: Embedding, points: Tensor) -> Matche
     tensor([[3., 5., 7.]])
 
     Raises:
-        ValueError: the embeddings are of different networks.
+        ValueError: the embeddings come from different networks.
     """
     if len(source.fine) != len(target.fine) or source.fine_cell != target.fine_cell:
         raise ValueError(
-            f"The two embeddings are of different networks: {len(source.fine)} channels with cells of "
-            f"{source.fine_cell} voxels, and {len(target.fine)} with {target.fine_cell}. "
+            f"The two embeddings come from different networks: {len(source.fine)} channels with cells of "
+            f"{source.fine_cell} voxels, and {len(target.fine)} channels with cells of {target.fine_cell} voxels. "
             "Embed both volumes with the same checkpoint."
         )
     found, similarity = locate(describe(source, points), target)

@@ -1,4 +1,4 @@
-"""Networks that nnU-Net plans: how to build one, choose its token stage, and read its decoder stage by stage."""
+"""Build the network of a plans file, choose its token stage, and compute the features of its decoder stages."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PlannedModule: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Architecture:
-    """The description of a network in a plans file, enough to build it again.
+    """Description of a network in a plans file, from which the network can be built.
 
     >>> kwargs = {"variant": "anatomix", "strides": [[1, 1, 1]] + 4 * [[2, 2, 2]], "channels": "averaged"}
     >>> name = "nnunet_invariance.networks.architectures.anatomix_unet.AnatomixUNet"
@@ -61,7 +61,7 @@ class Architecture:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Built-in types, for the header of a checkpoint."""
+        """Convert to built-in types, for the header of a checkpoint."""
         return {**asdict(self), "_kw_requires_import": list(self._kw_requires_import)}
 
 
@@ -80,7 +80,7 @@ def cumulative_strides(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]
 
 
 def token_stage(strides: Sequence[Sequence[int]], wanted: int = 16) -> int:
-    """Index of the encoder stage whose cumulative stride is nearest ``wanted`` voxels on every axis.
+    """Index of the encoder stage whose cumulative stride is nearest to ``wanted`` voxels per axis.
 
     The distance is the sum over axes of |log2(stride / wanted)|. In shallow plans this is the deepest stage.
 
@@ -92,7 +92,7 @@ def token_stage(strides: Sequence[Sequence[int]], wanted: int = 16) -> int:
 
 
 def decode(decoder: PlannedModule, skips: Sequence[Tensor]) -> list[Tensor]:
-    """Feature maps of every decoder stage, coarsest first; the last one is at full resolution.
+    """Compute the feature maps of all decoder stages, coarsest first; the last one is at full resolution.
 
     nnU-Net's ``UNetDecoder`` (``transpconvs``, ``stages``) returns only logits from ``forward``. If a decoder has a
     method ``refine``, the skips pass through it first.
@@ -112,9 +112,9 @@ def decode(decoder: PlannedModule, skips: Sequence[Tensor]) -> list[Tensor]:
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each tensor once (nnU-Net's ``state_dict()`` names many of them twice).
+    """Parameters and buffers by name, each tensor once (nnU-Net's ``state_dict()`` contains many under two names).
 
-    Buffers that a module does not save are left out.
+    Non-persistent buffers are excluded.
 
     >>> sorted(unique_tensors(nn.Linear(2, 3)))
     ['bias', 'weight']
@@ -125,7 +125,7 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:
-    """(B, C, *spatial) to (B, N, C), with N the product of the spatial sizes.
+    """Reshape (B, C, *spatial) to (B, N, C), where N is the product of the spatial sizes.
 
     >>> to_tokens(torch.zeros(2, 8, 4, 4, 4)).shape
     torch.Size([2, 64, 8])

@@ -1,17 +1,18 @@
-"""Which channels of a patch contain an image, and which are placeholders of a missing modality."""
+"""Detect which channels of a patch contain an image, and which are placeholders of a missing modality."""
 
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-5  # resampling may move a constant by its last digits
+TOLERANCE = 1e-5  # resampling may change the last digits of a constant
 
 
 def present_channels(x: Tensor) -> Tensor:
-    """False where a channel is one constant, or one constant inside a box of zeros; (B, C, *spatial) to (B, C) bool.
+    """Detect the channels that contain an image; (B, C, *spatial) to (B, C) bool.
 
-    The placeholder of a missing modality is a constant image. It stays constant under every normalisation of nnU-Net,
-    although that of CT changes 0, and nnU-Net pads volumes that are smaller than the patch with zeros: hence the box. A
-    patch that contains only background counts as missing too, because it has no information.
+    A channel is missing if it is constant, or constant inside a box that is surrounded by zeros. The placeholder of a
+    missing modality is a constant image, and every normalisation of nnU-Net keeps it constant (CT normalisation maps 0
+    to another value). nnU-Net pads volumes that are smaller than the patch with zeros, which gives the box. A channel
+    that shows only background also counts as missing, because it has no information.
 
     >>> x = torch.stack((torch.rand(4, 4, 4), torch.zeros(4, 4, 4)))[None]
     >>> present_channels(x)
@@ -38,5 +39,5 @@ def _box_size(mask: Tensor) -> Tensor:
 
 
 def over_maps(mask: Tensor, maps: Tensor) -> Tensor:
-    """A mask (B, C) with trailing axes of length 1, which broadcasts to maps (B, C, ...)."""
+    """Append axes of length 1 to a mask (B, C), so that it broadcasts to maps (B, C, ...)."""
     return mask.view(*mask.shape, *[1] * (maps.ndim - mask.ndim))

@@ -1,4 +1,4 @@
-"""Sparse encoding of a masked image: hidden voxels take no part in convolutions and norms."""
+"""Sparse encoding of a masked image: convolutions and norms ignore hidden voxels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ def visibility(visible: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def masked_instance_norm(x: Tensor, mask: Tensor, norm: InstanceNorm) -> Tensor:
-    """``norm`` with statistics of the positions where ``mask`` (B, 1, *spatial) is 1, and 0 elsewhere; shape as x."""
+    """Instance norm over the positions where ``mask`` (B, 1, *spatial) is 1; all other positions become 0."""
     axes = tuple(range(2, x.ndim))
     wide = at_least_float32(x)
     mask = mask.to(wide.dtype)
@@ -48,9 +48,10 @@ def masked_instance_norm(x: Tensor, mask: Tensor, norm: InstanceNorm) -> Tensor:
 class SparseEncoding:
     """Restricts a convolutional encoder to visible cells by forward hooks (as SparK does, arXiv 2301.03580).
 
-    Every convolution's output is zero where the image is hidden, so that no information leaks in over several layers,
-    and instance norms compute their statistics over visible positions. The parameters keep their names, so the moving
-    average of the encoder is a dense encoder. Outside of :meth:`restricted_to`, the encoder itself is dense.
+    The output of every convolution is set to zero at hidden positions, so that hidden positions do not receive
+    information through the layers, and instance norms compute their statistics over visible positions. The parameters
+    keep their names, so that the moving average of the encoder is a dense encoder. Outside of :meth:`restricted_to`,
+    the encoder itself is dense.
 
     >>> encoder = nn.Conv2d(1, 1, 3, padding=1)
     >>> sparse, visible = SparseEncoding(encoder), torch.tensor([[[[True, False]]]])
@@ -59,7 +60,7 @@ class SparseEncoding:
     False
 
     Raises:
-        OptionError: the encoder has trained layers other than convolutions and instance norms.
+        OptionError: the encoder has layers with parameters other than convolutions and instance norms.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -72,8 +73,8 @@ class SparseEncoding:
             elif next(module.parameters(recurse=False), None) is not None:
                 raise OptionError(
                     "encoding=sparse needs an encoder of convolutions and instance norms, but "
-                    f"{type(encoder).__name__} holds {type(module).__name__}. Take "
-                    "--set encoding=dense, or --set preset=a-paper encoding=dense for the rest of that preset."
+                    f"{type(encoder).__name__} holds {type(module).__name__}. Use --set "
+                    "encoding=dense; to keep the rest of the preset: --set preset=a-paper encoding=dense."
                 )
 
     @contextmanager
@@ -103,7 +104,7 @@ class MaskTokens(nn.Module):
     False
 
     Args:
-        channels: of each stage, finest first.
+        channels: number of channels of each stage, finest first.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""A planned U-Net whose segmentation head reads the maps of all stages, not of the finest decoder stage alone."""
+"""A planned U-Net whose segmentation head reads the feature maps of all stages, not only the finest decoder stage."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ class SummedHeadUNet(nn.Module):
     r"""A U-Net of nnU-Net with logits :math:`z = S(d_0) + \sum_m \mathrm{up}(W_m f_m)`.
 
     :math:`S` is the network's own segmentation layer on the finest decoder map :math:`d_0`, :math:`f_m` are all other
-    maps of encoder and decoder, :math:`W_m` are convolutions of one tap without bias, and up is linear interpolation to
-    the size of the image. Each :math:`W_m` starts at 0, so the network starts as the planned one. The coarser outputs
-    of deep supervision are the planned network's.
+    maps of encoder and decoder, :math:`W_m` are convolutions of kernel size 1 without bias, and up is linear
+    interpolation to the size of the image. Each :math:`W_m` is initialised to 0, so the initial outputs equal those of
+    the planned network. The coarser outputs of deep supervision are those of the planned network.
 
-    Encoder and decoder keep their names, so that pre-trained weights, and tools that read them, work as before.
+    Encoder and decoder keep their parameter names, so that pre-trained weights can be loaded.
 
     Shape: (B, C, *spatial) to (B, K, *spatial), or to a list of such tensors, finest first, with deep supervision.
 
@@ -51,7 +51,7 @@ class SummedHeadUNet(nn.Module):
             nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """See the class."""
+        """Compute the logits; the class docstring has the equation and the shapes."""
         skips = self.encoder(x)
         total = torch.stack([self._side(f"encoder_{stage}", skip, x) for stage, skip in enumerate(skips)]).sum(0)
         outputs = []
@@ -77,14 +77,14 @@ class SummedHeadUNet(nn.Module):
 
     @torch.no_grad()
     def set_head(self, weight: Tensor, bias: Tensor) -> None:
-        """Start from a linear classifier of hypercolumns.
+        """Initialise the head with a linear classifier of hypercolumns.
 
         Args:
             weight: (K, sum of channels), in the order ``encoder_0`` to ``encoder_S``, ``decoder_S-1`` to ``decoder_0``.
             bias: (K,).
 
         Raises:
-            ShapeError: another number of classes or features.
+            ShapeError: the number of classes or features differs from that of the head.
         """
         finest = self.decoder.seg_layers[-1]
         layers: list[Any] = [*self.side_layers.values(), finest]
@@ -92,13 +92,13 @@ class SummedHeadUNet(nn.Module):
         if weight.shape != (len(finest.weight), sum(widths)) or bias.shape != weight.shape[:1]:
             expected = (len(finest.weight), sum(widths))
             raise ShapeError(
-                f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: expected {expected} and its rows."
+                f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: expected {expected} and {expected[:1]}."
             )
         for layer, part in zip(layers, weight.split(widths, dim=1), strict=True):
             layer.weight.copy_(part.reshape(layer.weight.shape))
         finest.bias.copy_(bias)
 
     def compute_conv_feature_map_size(self, input_size: tuple[int, ...]) -> int:
-        """Size of all feature maps in voxels, as nnU-Net's planner estimates memory with; without the side layers."""
+        """Voxels of all feature maps, from which nnU-Net's planner estimates memory; without the side layers."""
         encoder = self.encoder.compute_conv_feature_map_size(input_size)
         return encoder + self.decoder.compute_conv_feature_map_size(input_size)

@@ -1,4 +1,4 @@
-"""Which axes may be mirrored: decided from the labels and intensities of the training cases."""
+"""Decide from the labels and intensities of the training cases which axes may be mirrored."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,17 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: A pair of classes is told apart by an axis only if the distance of their centres is at least this share of the
+#: Two classes lie on opposite sides along an axis only if the distance of their centres is at least this share of the
 #: foreground's extent in every case.
 LEAST_OFFSET = 0.15
 #: Two classes look alike if their mean intensities differ by less than this many standard deviations in all channels.
 MOST_DIFFERENCE = 0.5
-#: Smaller regions of a class are ignored.
+#: A class with fewer voxels in a case is ignored in that case.
 LEAST_VOXELS = 10
 
 
 class LabelledImage(NamedTuple):
-    """A training case: ``image`` (C, *spatial) and ``labels`` (*spatial), integers."""
+    """A training case: ``image`` (C, *spatial) and integer ``labels`` (*spatial).
+
+    >>> LabelledImage(np.zeros((1, 4, 4)), np.zeros((4, 4), int)).labels.shape
+    (4, 4)
+    """
 
     image: np.ndarray
     labels: np.ndarray
@@ -25,7 +29,7 @@ class LabelledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class SidedPair:
-    """Two classes that look alike and that only their side along an axis tells apart.
+    """Two classes that look alike and differ only in their side along an axis.
 
     Attributes:
         offset: mean of (centre of ``first`` - centre of ``second``) along the axis, as a share of the foreground's
@@ -52,7 +56,11 @@ class SidedPair:
 
 @dataclass(frozen=True)
 class MirroringDecision:
-    """The axes that may be mirrored, and why the others may not."""
+    """The axes that may be mirrored, and for each excluded axis the pairs of classes that exclude it.
+
+    >>> MirroringDecision((0, 1), ()).axes
+    (0, 1)
+    """
 
     axes: tuple[int, ...]
     pairs: tuple[SidedPair, ...]
@@ -66,17 +74,17 @@ class _Measured(NamedTuple):
 def decide_mirroring(
     cases: Iterable[LabelledImage], class_names: Mapping[int, str], axes: Sequence[int]
 ) -> MirroringDecision:
-    """Exclude the axes along which mirroring turns one class into another that looks the same.
+    """Exclude the axes along which mirroring turns one class into another class that looks the same.
 
-    A network that is trained on mirrored patches must tell such classes apart without knowing the side, for example the
-    left and the right parotid gland, or the anterior and the posterior hippocampus. An axis is excluded if two
+    A network that is trained on mirrored patches must distinguish such classes without knowing the side, for example
+    the left and the right parotid gland, or the anterior and the posterior hippocampus. An axis is excluded if two
     foreground classes lie on opposite sides along it in every training case and have similar intensities in every
-    channel. Labels that are regions (several classes per voxel) are read as their integer labels.
+    channel. If nnU-Net trains on regions, the integer labels are used.
 
     Args:
         cases: the training cases; validation and test cases must not be among them.
         class_names: name of every foreground label.
-        axes: those that nnU-Net would mirror.
+        axes: the axes that nnU-Net would mirror.
 
     >>> labels = np.zeros((4, 10), int)
     >>> labels[:, :4], labels[:, 6:] = 1, 2

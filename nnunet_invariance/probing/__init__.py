@@ -1,4 +1,4 @@
-"""Linear probes: what the frozen features of a network know about the labels of a data set.
+"""Linear probes: how well a linear classifier of frozen features segments a data set.
 
 >>> from nnunet_invariance.probing import ProbeOptions
 >>> ProbeOptions(shots=(1,)).draws

@@ -37,13 +37,13 @@ def fit_linear_probe(
 ) -> LinearProbe:
     r"""Minimise :math:`\frac{1}{N} \sum_i CE(W z_i + b, y_i) + \frac{\lambda}{2} \lVert W \rVert^2`.
 
-    :math:`z` are the features, standardised with the mean and standard deviation of the sample. The returned
-    probe takes raw features: the standardisation is folded into its weights.
+    :math:`z` are the features, standardised with their mean and standard deviation over the N rows. The returned probe
+    takes raw features, because its weights include the standardisation.
 
     Args:
         features: (N, C). labels: (N,) int64 in [0, num_classes).
         l2: :math:`\lambda`, at least 0.
-        max_iterations: of L-BFGS.
+        max_iterations: maximum number of L-BFGS iterations.
 
     Raises:
         ShapeError: features and labels differ in length, or a label is out of range.
@@ -56,7 +56,9 @@ def fit_linear_probe(
     if len(features) != len(labels) or features.ndim != 2 or labels.ndim != 1:
         raise ShapeError(f"features {tuple(features.shape)}, labels {tuple(labels.shape)}: expected (N, C) and (N,).")
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
-        raise ShapeError(f"labels must be at least one, in [0, {num_classes}); found {labels.unique().tolist()[:10]}.")
+        raise ShapeError(
+            f"expected at least one label, all in [0, {num_classes}); found {labels.unique().tolist()[:10]}."
+        )
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
     z = (features - mean) / std
     weight = torch.zeros(num_classes, z.shape[1], device=z.device, requires_grad=True)

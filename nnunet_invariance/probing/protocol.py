@@ -1,4 +1,4 @@
-"""The probe of one data set: frozen networks, few labelled cases to fit on, held-out labelled cases to score."""
+"""Probe frozen networks on one data set: fit on few labelled cases, and score on held-out labelled cases."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +55,7 @@ class ProbeOptions(Options):
     test_cases: int = count(20, 1, doc="Held-out labelled cases; at most half of the labelled cases are used.")
     random_networks: int = count(5, 0, doc="Networks with random weights that are probed beside the checkpoints.")
     voxels_per_class: int = count(
-        1000, 10, doc="Voxels per class and case to fit on; four times as many of background."
+        1000, 10, doc="Voxels per class and case to fit on; the background has four times as many."
     )
     l2: float = number(1e-2, 0, 100, doc="Weight of the L2 penalty of the logistic regression.")
     seed: int = count(0, 0, doc="Seed of the choice of cases and voxels and of the random networks.")
@@ -63,7 +63,7 @@ class ProbeOptions(Options):
 
 @dataclass
 class ProbeScores:
-    """What one network scored.
+    """Scores of one network.
 
     >>> scores = ProbeScores("mae", False, {(1, "all"): np.array([[[0.5, 0.7]]])})
     >>> scores.mean(1)
@@ -88,7 +88,7 @@ class ProbeScores:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The scores of all networks, and the cases they rest on.
+    """Scores of all networks, and the cases that they were computed on.
 
     >>> ProbeResult((), ("left", "right"), ("encoder_0",), ("case_1",), ("case_2",), (), ProbeOptions()).chance
     0.3333333333333333
@@ -112,7 +112,7 @@ Branch = Literal["teacher", "student"]
 
 
 def random_network(planned: PlannedDataset, seed: int) -> nn.Module:
-    """The planned network with nnU-Net's initialisation under a seed."""
+    """Build the planned network with nnU-Net's initialisation from a seed."""
     channels = len(planned.channel_names)
     architecture = Architecture.from_plans(planned.configuration.configuration["architecture"], channels, channels)
     with torch.random.fork_rng(devices=[]):
@@ -121,7 +121,7 @@ def random_network(planned: PlannedDataset, seed: int) -> nn.Module:
 
 
 def load_probed_network(planned: PlannedDataset, path: Path, branch: Branch | None = None) -> nn.Module:
-    """The planned network with encoder and decoder of a checkpoint; layers that it lacks stay random and are logged.
+    """Build the planned network and load encoder and decoder of a checkpoint; the log names layers that stay random.
 
     Raises:
         WeightsIncompatibleError, WeightsNotFoundError, CheckpointCorruptError: the file does not fit these plans.
@@ -147,12 +147,13 @@ def probe(
     regression (:func:`fit_linear_probe`) on sampled voxels of the labelled cases.
 
     Args:
-        networks: by name; probed beside ``options.random_networks`` networks with random weights.
+        networks: networks by name; ``options.random_networks`` networks with random weights are probed as well.
         labelled: names of preprocessed cases with labels.
         seen: names of cases that a pre-training has seen; they are never test cases.
 
     Raises:
-        ComparisonError: too few labelled cases for these options. OptionError: no network.
+        ComparisonError: there are too few labelled cases for these options.
+        OptionError: there is no network to probe.
     """
     options = options or ProbeOptions()
     if not networks and not options.random_networks:
@@ -192,7 +193,7 @@ def _foreground_classes(labels: Mapping[str, object], values: Iterable[int]) -> 
 
 
 class _Run:
-    """The cases, and what is computed on them for each network."""
+    """The cases, and the computations on them for each network."""
 
     def __init__(
         self,
@@ -245,7 +246,7 @@ class _Run:
         return sample_hypercolumns(maps, size, self.voxels[case][0][None].to(self.device))[0].cpu()
 
     def _fit(self, columns: dict[str, Tensor]) -> dict[tuple[int, str], list[LinearProbe]]:
-        """One probe per number of shots, draw and map, and per whole hypercolumn."""
+        """Fit probes for every number of shots and draw: one on the whole hypercolumn, and one on each map."""
         ends = np.cumsum([0, *self.channels]).tolist()
         parts = {ALL_MAPS: (0, ends[-1]), **{m: (ends[i], ends[i + 1]) for i, m in enumerate(self.maps)}}
         fitted: dict[tuple[int, str], list[LinearProbe]] = {}

@@ -1,4 +1,4 @@
-"""What a probe found, as text, CSV, JSON and one picture."""
+"""The results of a probe as text, CSV, JSON and one picture."""
 
 import csv
 import io
@@ -23,13 +23,13 @@ STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size":
 
 
 def mean_and_interval(dice: np.ndarray) -> tuple[float, float, float]:
-    """Mean of (draws, cases) and its 95 % interval over other draws and cases, within [0, 1]."""
+    """Mean of a table (draws, cases), and its 95 % interval for other draws and cases, clipped to [0, 1]."""
     low, high = crossed_interval(dice)
     return float(np.nanmean(dice)), max(0.0, low), min(1.0, high)
 
 
 def groups_of(result: ProbeResult) -> Iterator[tuple[str, list[ProbeScores]]]:
-    """The networks as they are shown: each checkpoint by itself, all random networks together."""
+    """Groups of the report: one per checkpoint, and one of all random networks."""
     for scores in result.scores:
         if not scores.random:
             yield scores.name, [scores]
@@ -38,7 +38,7 @@ def groups_of(result: ProbeResult) -> Iterator[tuple[str, list[ProbeScores]]]:
 
 
 def summary(result: ProbeResult) -> dict[str, Any]:
-    """Everything that the report shows, in JSON's types."""
+    """All numbers of the report, in types that JSON supports."""
     networks = {}
     for name, members in groups_of(result):
         entry: dict[str, Any] = {"networks": len(members), "retrieval": float(np.mean([m.retrieval for m in members]))}
@@ -85,7 +85,7 @@ def verdict(result: ProbeResult) -> str:
 
 
 def to_text(result: ProbeResult) -> str:
-    """Two tables for the console: the whole hypercolumn by class, and each map by itself."""
+    """Text for the console: Dice of the whole hypercolumn by class, voxel retrieval, and Dice of each map alone."""
     data = summary(result)
     lines = [verdict(result), ""]
     for shots in result.options.shots:
@@ -120,7 +120,7 @@ def rows(result: ProbeResult) -> Iterator[dict[str, Any]]:
 
 
 def draw(result: ProbeResult) -> Figure:
-    """Left: Dice by number of shots with intervals and every random network. Right: Dice of each map by itself."""
+    """Draw Dice with intervals by number of labelled cases (left), and Dice of each map alone (right)."""
     data = summary(result)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""From a data set's name and checkpoints to a report of their probe."""
+"""Probe checkpoints on a data set that is given by name, and write the report."""
 
 import logging
 from collections.abc import Sequence
@@ -30,10 +30,21 @@ def run_probe(
     device: str = "cpu",
     out: Path | None = None,
 ) -> tuple[ProbeResult, Path]:
-    """Probe checkpoints on a preprocessed data set with labels, and write the report; returns it and its folder.
+    """Probe checkpoints on a preprocessed data set with labels, and write the report.
+
+    Args:
+        weights: checkpoint files.
+        methods: pre-training methods; each names the finished pre-training of this data set, plans and configuration.
+        branch: which network of a checkpoint with a teacher is probed.
+        out: folder of the report. Default: ``nnUNet_results/DATASET/probing/PLANS__CONFIGURATION``.
+
+    Returns:
+        The result and the folder of the report.
 
     Raises:
-        InvarianceError: one of its kinds, for anything that is wrong with the input.
+        ComparisonError: there are too few preprocessed cases with labels.
+        WeightsNotFoundError: a file or a finished pre-training does not exist.
+        InvarianceError: another subclass, if the data set or a checkpoint cannot be used.
     """
     planned = open_planned_dataset(dataset, configuration, plans)
     files = {path.stem if path.stem != "checkpoint_final" else path.parent.name: path for path in weights}
@@ -61,9 +72,9 @@ def _probe_unseen(
     device: str,
     files: Sequence[Path],
 ) -> ProbeResult:
-    """Keep test cases apart from the images of the pre-trainings, if at least two labelled cases are left.
+    """Choose test cases that no pre-training has seen, if there are at least two such labelled cases.
 
-    Otherwise the test cases are among the images that a pre-training has seen, without their labels; the log says so.
+    Otherwise a pre-training may have seen the images (not the labels) of the test cases, and the log warns of it.
     """
     seen = seen_cases([path for path in files if (path.parent / "manifest.json").is_file()])
     free = set(labelled) - seen
@@ -74,7 +85,7 @@ def _probe_unseen(
 
 
 def _branches(name: str, path: Path, branch: str) -> list[tuple[str, Branch | None]]:
-    """The networks of a checkpoint that are probed, each with its label."""
+    """List the networks of a checkpoint that are probed: a label and a branch each."""
     teacher = bool(load_checkpoint(path, [SECTION_OF["teacher"]]).tensors)
     if branch == "both" and teacher:
         return [(f"{name} (student)", "student"), (f"{name} (teacher)", "teacher")]
@@ -84,15 +95,15 @@ def _branches(name: str, path: Path, branch: str) -> list[tuple[str, Branch | No
 
 
 def _finished(planned: PlannedDataset, method: str, plans: str) -> Path:
-    """The checkpoint of a finished pre-training.
+    """Path of the checkpoint of a finished pre-training.
 
     Raises:
-        WeightsNotFoundError
+        WeightsNotFoundError: the pre-training has not finished.
     """
     path = pretraining_folder(method, planned.name, plans, planned.configuration_name) / FINAL
     if not path.is_file():
         command = f"nnunet-invariance pretrain {method} {planned.name} {planned.configuration_name} -p {plans}"
         raise WeightsNotFoundError(
-            f"There is no finished pre-training {path}. Run `{command}`, or name files: --weights."
+            f"There is no finished pre-training {path}. Run `{command}`, or name checkpoint files with --weights."
         )
     return path

@@ -1,4 +1,4 @@
-"""One patch per labelled case, and the voxels of it that a probe is fitted to."""
+"""One patch per labelled case, and the sampled voxels that a probe is fitted to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,14 @@ class LabelledPatch:
     """A patch of one case, centred on its labelled region.
 
     Attributes:
-        image: (1, C, *patch). labels: (*patch) int64; -1 where nothing is known (padding, ignore label, outside the
-            nonzero mask of nnU-Net's preprocessing counts as background).
-        complete: whether the patch shows every labelled voxel of the case.
+        name: of the case.
+        image: (1, C, *patch).
+        labels: (*patch) int64; -1 in the padding and where the label is the ignore label. Voxels outside of the nonzero
+            mask of nnU-Net's preprocessing are background.
+        complete: whether the patch contains every labelled voxel of the case.
+
+    >>> LabelledPatch("case_1", torch.zeros(1, 1, 4, 4), torch.zeros(4, 4, dtype=torch.long), True).labels.shape
+    torch.Size([4, 4])
     """
 
     name: str
@@ -28,10 +33,12 @@ class LabelledPatch:
 
 
 def load_patch(folder: str, name: str, size: Sequence[int], ignore: int | None = None) -> LabelledPatch:
-    """Cut the patch around the centre of the foreground's bounding box, or of an image without foreground.
+    """Crop a patch at the centre of the foreground's bounding box, or at the image centre if there is no foreground.
 
     Args:
-        folder: of nnU-Net's preprocessed cases.
+        folder: folder of nnU-Net's preprocessed cases.
+        name: of the case.
+        size: of the patch, in voxels.
         ignore: value of the ignore label, if there is one.
     """
     data, segmentation, *_ = infer_dataset_class(folder)(folder, [name]).load_case(name)
