@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old file or the new file, never a part of either."""
+"""Atomic writes: a reader sees either the old file or the complete new file."""
 
 import contextlib
 import errno
@@ -58,7 +58,7 @@ def atomic_write(path: str | os.PathLike, write: Callable[[BinaryIO], object], k
             write(file)
 
     path = Path(path)
-    # Another suffix than that of the file, so that a leftover of a killed process matches no pattern such as "*.json".
+    # The suffix differs from that of the file, so that a file left by a killed process does not match "*.json".
     _replace(path, path.with_name(f".{path.name}.tmp"), write_to, keep_previous)
 
 
@@ -77,7 +77,7 @@ def atomic_write_path(path: str | os.PathLike, write: Callable[[Path], object]) 
 
 
 def _replace(path: Path, temporary: Path, write: Callable[[Path], object], keep_previous: bool) -> None:
-    """Write the temporary file and rename it; its name is fixed, so that a leftover is replaced by the next write."""
+    """Write the temporary file and rename it; the name is fixed, so the next write replaces a leftover file."""
     try:
         # A rename would replace a device, pipe or folder by a regular file.
         if path.exists() and not path.is_file():
@@ -98,14 +98,14 @@ def _replace(path: Path, temporary: Path, write: Callable[[Path], object], keep_
     except OSError as error:
         raise _output_error(path, error) from error
     except RuntimeError as error:
-        # torch.save raises a RuntimeError of its own while it handles the OSError of a full disk.
+        # If the disk is full, torch.save raises a RuntimeError while it handles the OSError.
         if not isinstance(error.__context__, OSError):
             raise
         raise _output_error(path, error.__context__) from error
 
 
 def _create(temporary: Path, path: Path) -> None:
-    """Create an empty file that nobody else opened or linked, with the permissions of the file that it will replace."""
+    """Create an empty file exclusively, with the permissions of the file that it will replace."""
     temporary.unlink(missing_ok=True)
     replaces = path.is_file()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if replaces else 0o666)
@@ -121,7 +121,7 @@ def _open_without_following(path: str, flags: int) -> int:
 
 
 def _keep_previous(path: Path) -> None:
-    """Give the present file its second name; a hard link, so that the first name never disappears."""
+    """Keep the current file under its previous-version name, by a hard link so that ``path`` always exists."""
     link = path.with_name(f".{path.name}.previous.tmp")
     link.unlink(missing_ok=True)
     try:
@@ -136,7 +136,7 @@ def _keep_previous(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that is being raised matters more
+    with contextlib.suppress(OSError):  # the original error must not be hidden
         path.unlink(missing_ok=True)
 
 

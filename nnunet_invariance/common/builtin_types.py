@@ -1,4 +1,4 @@
-"""What a trainer writes beside tensors: native types only, so that it opens without code being run."""
+"""Conversion to built-in types, so that checkpoints load with ``torch.load(weights_only=True)``."""
 
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -9,12 +9,15 @@ import torch
 
 
 def to_builtin(value: Any) -> Any:
-    """Tensors as they are; NumPy numbers, arrays, devices and paths as Python's own types, inside containers too.
+    """Convert NumPy scalars and arrays, devices and paths to built-in types, recursively; tensors are unchanged.
+
+    >>> to_builtin({"spacing": np.array([1.0, 2.0]), "case": PurePath("a")})
+    {'spacing': [1.0, 2.0], 'case': 'a'}
 
     Raises:
         TypeError: a value of any other type.
     """
-    if isinstance(value, np.generic | np.ndarray):  # first, because np.float64 is a float
+    if isinstance(value, np.generic | np.ndarray):  # before float, because np.float64 is a subclass of float
         return value.tolist()
     if value is None or isinstance(value, bool | int | float | str | torch.Tensor):
         return value

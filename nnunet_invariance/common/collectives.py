@@ -1,4 +1,4 @@
-"""Collective operations of the losses that compare rows across ranks; a single process needs no process group."""
+"""Collective operations for losses that compare rows across ranks; they also work without a process group."""
 
 import torch
 import torch.distributed as dist
@@ -36,7 +36,7 @@ def all_reduce_max(value: Tensor) -> Tensor:
 
 
 def gather_row_counts(count: int, device: torch.device) -> list[int]:
-    """Number of rows on each rank; ``device`` is that of the collective's tensors."""
+    """Gather the number of rows of each rank, using tensors on ``device``."""
     if get_world_size() == 1:
         return [count]
     counts = [torch.empty(1, dtype=torch.long, device=device) for _ in range(get_world_size())]
@@ -45,13 +45,13 @@ def gather_row_counts(count: int, device: torch.device) -> list[int]:
 
 
 def all_gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Concatenate the rows (n, ...) of all ranks to (N, ...) in the order of the ranks, without a gradient.
+    """Concatenate the rows (n, ...) of all ranks to (N, ...) in rank order, detached from the graph.
 
     >>> all_gather_rows(torch.ones(2, 3), [2]).shape
     torch.Size([2, 3])
 
     Args:
-        rows: of this rank.
+        rows: rows of this rank.
         sizes: number of rows on each rank, see :func:`gather_row_counts`.
     """
     if len(sizes) == 1:

@@ -1,4 +1,4 @@
-"""CSV files: atomic writing of dataclasses, and reading that names the damage of a file."""
+"""CSV files: atomic writing of dataclass instances, and reading with errors that name the damaged line."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _REMEDY = "Restore the file from a copy, or delete it and repeat the command tha
 
 
 def write_csv(path: Path, rows: Sequence[Any], kind: type) -> None:
-    """Write dataclass instances of one ``kind`` as CSV, atomically; floats keep their full precision, NaN is ``nan``.
+    """Write instances of the dataclass ``kind`` as CSV, atomically; floats keep full precision, NaN becomes ``nan``.
 
     Raises:
         OutputError: the file could not be written.
@@ -43,10 +43,11 @@ def read_csv(path: Path, kind: type[Row], remedy: str = _REMEDY) -> list[Row]:
     [Score(case='a', dice=0.5)]
 
     Raises:
-        DamagedFileError: the file is missing, empty or truncated, or a value has another type; names the line.
+        DamagedFileError: the file is missing, empty or truncated, or a value has the wrong type; the message names
+            the line.
     """
     types = get_type_hints(kind)
-    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]  # a dataclass, which no bound of Row can say
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]  # a TypeVar bound cannot express "dataclass"
     result = []
     for number, row in enumerate(read_csv_rows(path, names, remedy), start=2):
         try:
@@ -60,7 +61,7 @@ def read_csv_rows(path: Path, columns: Sequence[str], remedy: str = _REMEDY) -> 
     """Read the rows of a CSV file as text, by column; it must have at least ``columns``.
 
     Raises:
-        DamagedFileError: the file is missing, empty or truncated, or lacks a column; names the line.
+        DamagedFileError: the file is missing, empty or truncated, or lacks a column; the message names the line.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:

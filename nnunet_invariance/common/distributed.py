@@ -1,4 +1,4 @@
-"""Process group of a run that torchrun started; a run without torchrun is one rank."""
+"""Process group of a run started by torchrun; a run without torchrun has a single rank."""
 
 import os
 from collections.abc import Iterator
@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 __all__ = ["DistributedContext", "distributed_context"]
 
-#: How long ranks wait for each other. Rank 0 preprocesses scans and mines pairs while the others wait, which takes
-#: hours on large data; the defaults (10 minutes with nccl, 30 with gloo) end the run. torchrun detects dead ranks.
+#: Timeout of collective operations. The other ranks wait while rank 0 preprocesses scans and mines pairs, which takes
+#: hours for large datasets, longer than PyTorch's defaults (10 minutes for nccl, 30 for gloo). torchrun itself detects
+#: dead ranks.
 TIMEOUT = timedelta(days=7)
 
 
@@ -35,7 +36,7 @@ class DistributedContext:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until all ranks have called it."""
+        """Wait until all ranks have reached this call."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -51,7 +52,7 @@ class DistributedContext:
 
 @contextmanager
 def distributed_context(device: str) -> Iterator[DistributedContext]:
-    """Join torchrun's process group (gloo on the CPU, nccl on CUDA), or run as a single rank; leave it at the end.
+    """Join torchrun's process group (gloo on the CPU, nccl on CUDA), or run as a single rank; leave the group at exit.
 
     >>> with distributed_context("cpu") as context:
     ...     context.rank, context.world_size

@@ -1,10 +1,10 @@
-"""Files that are not what their name says, told by their first bytes."""
+"""Detection of files that do not contain weights, from their first bytes."""
 
 from pathlib import Path
 
 
 def mistaken_file_type(path: Path) -> str | None:
-    """What a file is that should hold weights and does not, in words with the remedy; None where nothing is known."""
+    """Describe why a file is not a weights file, with the remedy; None if its type is not recognised."""
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
@@ -14,5 +14,5 @@ def mistaken_file_type(path: Path) -> str | None:
     if start.lstrip().startswith(b"<"):
         return "it is a web page, not the file itself (download it again)"
     if start[257:262] == b"ustar":
-        return "it is a tar archive, a format that PyTorch gave up (save it again with a PyTorch of today)"
+        return "it is a tar archive, a format that PyTorch no longer supports (save it again with a current PyTorch)"
     return None

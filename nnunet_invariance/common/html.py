@@ -1,4 +1,4 @@
-"""Pieces of self-contained pages: the frame, pictures that carry their file, tables of escaped text."""
+"""Building blocks of self-contained HTML pages: page frame, embedded images, and tables of escaped text."""
 
 import base64
 import html
@@ -36,18 +36,18 @@ pre {{ background: #f5f5f5; padding: 0.7rem 1rem; white-space: pre-wrap; overflo
 
 
 def page(title: str, body: str, width: int) -> str:
-    """A whole page of at most ``width`` rem."""
+    """Complete HTML page with a maximum width of ``width`` rem; ``body`` is HTML."""
     return FRAME.format(title=html.escape(title), body=body, width=width)
 
 
 def inline(png: bytes, alternative: str) -> str:
-    """An image element that carries its PNG file."""
+    """Image element with the PNG data embedded."""
     data = base64.b64encode(png).decode()
     return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int, kinds: Sequence[str] = ()) -> str:
-    """A table of escaped text; the last ``numbers`` columns are set to the right, ``kinds`` are classes of the rows."""
+    """Table of escaped text; the last ``numbers`` columns are right-aligned, ``kinds`` are CSS classes of rows."""
 
     def line(cells: Sequence[str], tag: str, kind: str = "") -> str:
         columns = [""] * (len(cells) - numbers) + [' class="number"'] * numbers
@@ -60,17 +60,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int, kind
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """A list of escaped text."""
+    """Bullet list of escaped text.
+
+    >>> bullets(["a < b"])
+    '<ul><li>a &lt; b</li></ul>'
+    """
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def folded(summary: str, text: str) -> str:
-    """Preformatted text that opens on a click."""
+    """Collapsible block of preformatted, escaped text."""
     return details(summary, f"<pre>{html.escape(text)}</pre>")
 
 
 def details(summary: str, body: str) -> str:
-    """HTML that opens on a click."""
+    """Collapsible block of HTML."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{body}\n</details>"
 
 
@@ -80,7 +84,7 @@ def notice(text: str) -> str:
 
 
 def transfer_table(report: dict[str, Any]) -> str:
-    """The transfer report: tensors and parameters that were matched, adapted, skipped and missing."""
+    """Table of the transfer report: number of matched, adapted, skipped and missing tensors and parameters."""
     rows = []
     for kind in ("matched", "adapted", "skipped", "missing"):
         parameters = sum(entry["parameters"] for entry in report[kind])

@@ -1,7 +1,8 @@
-"""Image files: reading with named errors, a search for damage, and atomic writing with the geometry of another image.
+"""Image files: reading with named errors, checks for damage, and atomic writing with a given geometry.
 
-SimpleITK's NIfTI reader replaces NaN by 0, fills the end of a truncated file with zeros, and takes the absolute value
-of a negative spacing and 1 for a spacing of 0, all without a message. :func:`check_image` reads what the file holds.
+SimpleITK's NIfTI reader replaces NaN by 0, fills the end of a truncated file with zeros, and replaces a negative spacing
+by its absolute value and a spacing of 0 by 1, all without a message. :func:`check_image` therefore checks the content of
+the file itself.
 """
 
 import gzip
@@ -22,7 +23,7 @@ from nnunet_invariance.errors import VolumeError
 __all__ = ["check_image", "read_image", "write_image", "write_like"]
 
 _NIFTI = (".nii", ".nii.gz")
-_SMALLEST_VOLUME = 1e-12  # of a voxel, mm^3
+_SMALLEST_VOLUME = 1e-12  # voxel volume in mm^3
 _REMEDY = "Replace the file or leave it out."
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 
@@ -42,11 +43,11 @@ def read_image(path: Path) -> sitk.Image:
 
 
 def check_image(path: Path, dimensions: int | None = None) -> None:
-    """Refuse an image file that is damaged, although SimpleITK may read it without an error.
+    """Check an image file for damage, also for damage that SimpleITK does not report.
 
     Args:
-        path: the file.
-        dimensions: number of spatial axes that the image must have; default: any.
+        path: image file.
+        dimensions: expected number of spatial axes; default: any number.
 
     Raises:
         VolumeError: the file is missing, unreadable or truncated, has another number of axes, holds NaN or infinite
@@ -73,13 +74,13 @@ def check_image(path: Path, dimensions: int | None = None) -> None:
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
     """Spacing as written in the header, shape without trailing axes of length 1, and voxels as stored."""
     try:
-        # To the end of the stream, whose checksum nibabel does not reach.
+        # Decompress the whole stream: nibabel stops before the checksum at its end.
         content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-        two = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # size of the header, 540 bytes
+        two = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # NIfTI-2: the header size is 540 bytes
         kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
         image = kind.from_bytes(content)
         voxels = _stored(image)
-        header = kind.header_class(content[: image.header.sizeof_hdr], check=False)  # that of the image is corrected
+        header = kind.header_class(content[: image.header.sizeof_hdr], check=False)  # nibabel corrects image.header
     except _READ_ERRORS as error:
         raise VolumeError(f"{path} cannot be read as an image ({_last_line(error)}). {_REMEDY}") from error
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < _SMALLEST_VOLUME:
@@ -91,7 +92,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
 
 
 def _stored(image: nibabel.Nifti1Image) -> np.ndarray:
-    """Voxels without slope and intercept."""
+    """Voxels as stored, without slope and intercept."""
     proxy = image.dataobj
     return np.asanyarray(proxy.get_unscaled() if isinstance(proxy, ArrayProxy) else proxy)
 
@@ -106,7 +107,7 @@ def write_image(path: Path, image: sitk.Image) -> None:
     def write(temporary: Path) -> None:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
-        except RuntimeError as error:  # SimpleITK's only error, for a full disk too
+        except RuntimeError as error:  # SimpleITK raises it for all errors, including a full disk
             raise OSError(f"SimpleITK reports: {_last_line(error)}") from error
 
     atomic_write_path(path, write)

@@ -1,4 +1,4 @@
-"""Text and JSON files: atomic writing, and reading that names the damage of a file."""
+"""Text and JSON files: atomic writing, and reading with errors that name the damaged line."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def read_json(path: Path, default: Any = _REQUIRED, remedy: str = _REMEDY) -> An
         where = f"line {error.lineno}, column {error.colno}"
         size = "it is empty" if not error.doc else f"{error.msg} at {where} of {error.doc.count(chr(10)) + 1} lines"
         raise DamagedFileError(f"{path} is not a valid JSON file: {size}. {remedy}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, nested too deeply
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number with too many digits, or nested too deeply
         raise DamagedFileError(f"{path} is not a valid JSON file: {str(error).splitlines()[0]}. {remedy}") from error
     if not isinstance(content, dict | list):
         found = type(content).__name__
@@ -69,7 +69,7 @@ def read_json(path: Path, default: Any = _REQUIRED, remedy: str = _REMEDY) -> An
 
 
 def claim_folder(path: Path, record: dict[str, Any], made: str) -> None:
-    """Record in ``path`` what its folder is made with, or check that the folder was made with the same.
+    """Record the settings of a folder in ``path``, or check that they equal the recorded settings.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "record.json"
@@ -78,11 +78,11 @@ def claim_folder(path: Path, record: dict[str, Any], made: str) -> None:
 
     Args:
         path: JSON file in the folder.
-        record: settings that decide the content of the folder.
+        record: settings that determine the content of the folder.
         made: subject of the error message, for example ``"these slices"``.
 
     Raises:
-        OutputError: the folder was made with other settings; names them.
+        OutputError: the folder was created with other settings; the message names them.
         DamagedFileError: the record cannot be read.
     """
     record = json.loads(json.dumps(record))  # tuples become lists, as in the file

@@ -1,14 +1,13 @@
-"""Advisory locks on folders, so that two processes do not write the same results.
+"""Advisory locks on folders, so that two processes do not write to the same results folder.
 
-A lock is a file ``lock`` in the folder, held with ``flock``. The kernel releases it when the last process that has the
-descriptor ends, so a killed owner never leaves a locked folder behind. The file also names the owner (host, process,
-start time) for the error message.
+The lock is a file named ``lock`` in the folder, held with ``flock``. The kernel releases it when the last process that
+holds the descriptor ends, so a killed process does not leave a locked folder behind. The file also contains host,
+process id and start time of the owner for the error message.
 
-On network file systems: Linux's NFS client (since 2.6.12) and Lustre mounted with ``flock`` carry the lock to the
-server, so that it works across hosts. With ``local_lock=flock`` (NFS) or ``localflock`` (Lustre) it works between the
-processes of one host only, and does not keep a second host out. Where a file system refuses ``flock``, the owner named
-in the file decides: a living process of this host keeps the folder, a dead one does not, and a process of another host
-keeps it until the file is deleted.
+Network file systems: Linux's NFS client (since 2.6.12) and Lustre mounted with ``flock`` send the lock to the server,
+so it works across hosts. With ``local_lock=flock`` (NFS) or ``localflock`` (Lustre), it works only between processes of
+one host. If the file system does not support ``flock``, the owner named in the lock file decides: an owner on this host
+locks the folder while its process runs, and an owner on another host locks it until the file is deleted.
 """
 
 import contextlib
@@ -33,9 +32,9 @@ _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[int]:
-    """Hold the lock of a folder, which is created; yields the descriptor of the lock file.
+    """Lock a folder, which is created if it does not exist; yields the descriptor of the lock file.
 
-    A command that inherits the descriptor keeps the folder locked after this process was killed.
+    A child process that inherits the descriptor keeps the folder locked if this process is killed.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -47,7 +46,7 @@ def lock_folder(folder: Path) -> Iterator[int]:
     True
 
     Raises:
-        FolderLockedError: another process holds it; names host, process and start time.
+        FolderLockedError: another process holds the lock; the message names host, process and start time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -86,7 +85,7 @@ def _locked(folder: Path, owner: dict[str, Any]) -> FolderLockedError:
 
 
 def _may_live(owner: dict[str, Any]) -> bool:
-    """Whether the owner may still run; that of another host cannot be asked."""
+    """Whether the owner may still be running; a process on another host is assumed to run."""
     return owner["host"] != socket.gethostname() or (owner["pid"] != os.getpid() and _is_alive(owner["pid"]))
 
 
@@ -95,13 +94,13 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # the process belongs to another user
         return True
     return True
 
 
 def _read_owner(descriptor: int) -> dict[str, Any]:
-    """Owner in the lock file; empty if there is none or the file was damaged."""
+    """Read the owner from the lock file; empty if there is none or the file is damaged."""
     with contextlib.suppress(ValueError):
         owner = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
         if isinstance(owner, dict) and isinstance(owner.get("pid"), int) and {"host", "started"} <= owner.keys():

@@ -1,6 +1,7 @@
-"""When a run stops because of NaN or infinite losses."""
+"""Limit for NaN or infinite losses, after which a run stops."""
 
 __all__ = ["MAX_NON_FINITE_STEPS"]
 
-#: Consecutive steps with a non-finite loss or gradient that end a run: a few come from half precision and pass.
+#: Number of consecutive steps with a non-finite loss or gradient that stops a run. Fewer are tolerated, because mixed
+#: precision causes isolated ones.
 MAX_NON_FINITE_STEPS = 5

@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses whose fields declare and check their own range.
+"""Options as frozen dataclasses; each field declares its valid range, which the constructor checks.
 
 >>> @dataclass(frozen=True)
 ... class MyOptions(Options):
@@ -24,12 +24,12 @@ __all__ = ["OptionDescription", "Options", "choice", "count", "flag", "is_int", 
 
 
 def option(default: Any, expected: str, accepts: Callable[[Any], bool], doc: str = "") -> Any:
-    """A dataclass field with its default, its range as text and as a predicate, and a one-sentence description."""
+    """Dataclass field with a default, the valid range (as text and as a predicate) and a one-sentence description."""
     return field(default=default, metadata={"expected": expected, "accepts": accepts, "doc": doc})
 
 
 def count(default: int | None, least: int, optional: bool = False, doc: str = "") -> Any:
-    """An integer of at least ``least``, or None if ``optional``."""
+    """Field for an integer of at least ``least``, or None if ``optional``."""
     expected = f"a whole number of at least {least}" + (", or null" if optional else "")
     return option(default, expected, lambda v: (optional and v is None) or (is_int(v) and v >= least), doc)
 
@@ -43,7 +43,7 @@ def number(
     optional: bool = False,
     doc: str = "",
 ) -> Any:
-    """A finite float between ``low`` and ``high``, or None if ``optional``; integers are accepted, booleans are not."""
+    """Field for a finite int or float between ``low`` and ``high`` (no bool), or None if ``optional``."""
     closing = ")" if high_excluded or high == math.inf else "]"
     expected = f"a number in {'(' if low_excluded else '['}{low:g}, {high:g}{closing}"
     expected += ", or null" if optional else ""
@@ -60,18 +60,18 @@ def number(
 
 
 def choice(*values: str, doc: str = "") -> Any:
-    """One of several strings; the first is the default."""
+    """Field for one of several strings; the first one is the default."""
     expected = "one of " + ", ".join(map(repr, values))
     return option(values[0], expected, lambda v: isinstance(v, str) and v in values, doc)
 
 
 def flag(default: bool, doc: str = "") -> Any:
-    """A boolean."""
+    """Field for a boolean."""
     return option(default, "true or false", lambda v: isinstance(v, bool), doc)
 
 
 def text(default: str | None, expected: str = "a text", optional: bool = False, doc: str = "") -> Any:
-    """A string, or None if ``optional``."""
+    """Field for a string, or None if ``optional``."""
     expected += ", or null" if optional else ""
     return option(default, expected, lambda v: (optional and v is None) or isinstance(v, str), doc)
 
@@ -82,7 +82,11 @@ def is_int(value: Any) -> bool:
 
 
 class OptionDescription(NamedTuple):
-    """One field of an options class, for help texts and documentation."""
+    """Description of one option, for help texts and documentation.
+
+    >>> OptionDescription("steps", 100, "a whole number of at least 1", "Length of the run in steps.").name
+    'steps'
+    """
 
     name: str
     default: Any
@@ -93,6 +97,12 @@ class OptionDescription(NamedTuple):
 @dataclass(frozen=True)
 class Options:
     """Base class of all options; the constructor checks each field against its declared range.
+
+    >>> @dataclass(frozen=True)
+    ... class MyOptions(Options):
+    ...     steps: int = count(100, 1, doc="Length of the run in steps.")
+    >>> MyOptions(steps=5).to_dict()
+    {'steps': 5}
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
@@ -110,12 +120,12 @@ class Options:
                 raise self.error(item.name, item.metadata["expected"])
 
     def error(self, name: str, expected: str) -> OptionError:
-        """Error about the value of one option; subclasses use it for constraints between options."""
+        """Create the error for an invalid option; subclasses use it for constraints between options."""
         subject = self.subject.format(name=name, value=getattr(self, name))
         return OptionError(f"{subject}; expected {expected}. {self.remedy}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as built-in types, for a checkpoint."""
+        """Options as a dictionary of built-in types, for a checkpoint."""
         return dataclasses.asdict(self)
 
     @classmethod

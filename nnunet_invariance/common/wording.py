@@ -1,11 +1,11 @@
-"""Counts and suggestions in messages."""
+"""Plural forms and spelling suggestions for messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:
-    """A number with its noun in the right form.
+    """Format a number with its noun in the singular or plural.
 
     >>> counted(1, "case"), counted(2, "case"), counted(0, "class", "classes")
     ('1 case', '2 cases', '0 classes')
@@ -14,7 +14,7 @@ def counted(number: int, singular: str, plural: str = "") -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest known word, with a leading space; empty if none is near.
+    """Suggest the most similar known word, as a sentence with a leading space; empty if none is similar.
 
     >>> did_you_mean("pretrian", ["pretrain", "weights"])
     " Did you mean 'pretrain'?"

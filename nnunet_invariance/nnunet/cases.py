@@ -1,4 +1,4 @@
-"""Preprocessed volumes of a pre-training; each is inspected once before it is used."""
+"""Preprocessed volumes for pre-training; each volume is inspected once before it is used."""
 
 import hashlib
 import logging
@@ -22,13 +22,13 @@ __all__ = ["Case", "CaseVolume", "Manifest", "SkippedCase", "load_volume", "make
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # of the cached inspections; a volume with another format is inspected again
-#: Errors of nnU-Net, blosc2 and pickle about damaged files.
+CACHE_FORMAT = 2  # version of the cached inspection results; entries of another version are not reused
+#: Exceptions that nnU-Net, blosc2 and pickle raise for damaged files.
 _DAMAGE = (
     OSError, RuntimeError, ValueError, EOFError, AssertionError, LookupError, TypeError, AttributeError, ImportError,
     pickle.UnpicklingError,
 )  # fmt: skip
-ENDINGS = (".b2nd", ".npz")  # of preprocessed images, nnU-Net's present and former format
+ENDINGS = (".b2nd", ".npz")  # nnU-Net's current and previous format of preprocessed images
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Case:
     'case_000'
 
     Attributes:
-        name: identifier of the case in its folder.
-        folder: folder of preprocessed cases.
+        name: case identifier.
+        folder: folder with the preprocessed cases.
         shape: spatial size in voxels.
-        body: bounding box of the bright part (above Otsu's threshold of the first channel that is not constant),
-            ((lo, hi), ...) in voxels.
-        content: hash of a subset of the voxels.
+        body: bounding box ((lo, hi), ...) in voxels of the voxels above Otsu's threshold in the first channel that is
+            not constant.
+        content: SHA-256 of a subset of the voxels.
     """
 
     name: str
@@ -56,17 +56,21 @@ class Case:
 
 @dataclass(frozen=True)
 class SkippedCase:
-    """A volume that cannot be used, and why."""
+    """A volume that cannot be used, with the reason.
+
+    >>> SkippedCase("case_001", "has a constant channel").reason
+    'has a constant channel'
+    """
 
     name: str
     reason: str
 
 
 class CaseVolume:
-    r"""Preprocessed image (C, \*spatial), float32; only the part that is indexed is read.
+    r"""Preprocessed image (C, \*spatial), float32; indexing reads only the requested part.
 
     Raises:
-        NotPreprocessedError: a file of the case is missing or damaged; also when a part is read.
+        NotPreprocessedError: a file of the case is missing or damaged; indexing can raise it too.
     """
 
     def __init__(self, case: Case) -> None:
@@ -101,17 +105,17 @@ def load_volume(case: Case) -> CaseVolume:
 
 
 def _open_image(folder: Path, name: str) -> Any:
-    """Image of a case by nnU-Net's data set classes, which read the properties too."""
+    """Open the image with nnU-Net's dataset class, which also reads the properties file."""
     return infer_dataset_class(str(folder))(str(folder), [name]).load_case(name)[0]
 
 
 def _thinned(shape: Sequence[int]) -> tuple[slice, ...]:
-    """Every n-th voxel of an axis, such that 64 to 127 remain of a long one."""
+    """Slices that keep every n-th voxel, so that 64 to 127 voxels remain along each long axis."""
     return tuple(slice(None, None, max(1, n // 64)) for n in shape)
 
 
 def _sampled(image: np.ndarray) -> tuple[slice, ...]:
-    """Voxels that determine the body: a subset, or all voxels if the subset is constant."""
+    """Slices of the voxels that define the body: a subset, or all voxels if the subset is constant."""
     step = _thinned(image.shape)
     return step if np.ptp(image[step]) > 0 else (slice(None, None, 1),) * image.ndim
 
@@ -152,7 +156,7 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missin
 
 
 def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], missing: bool) -> str:
-    """Changes with the file of a case and with everything that decides whether it can be used; "" if it is gone."""
+    """Cache key: changes if the file or a criterion of the inspection changes; "" if the file does not exist."""
     file = next((file for ending in ENDINGS if (file := folder / f"{name}{ending}").is_file()), None)
     if file is None:
         return ""
@@ -164,16 +168,16 @@ def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], miss
 def scan_cases(
     folder: Path, channels: int, cell: Sequence[int], missing: bool = False
 ) -> tuple[list[Case], list[SkippedCase]]:
-    """Inspect every volume of a preprocessed folder: readable, finite, not constant, at least one cell large.
+    """Check that every volume of a preprocessed folder is readable, finite, not constant and large enough.
 
-    The results are cached in ``FOLDER.nnunet_invariance_scan.json`` beside the folder, so that a second run starts at
-    once; a damaged cache is rebuilt.
+    The results are cached in ``FOLDER.nnunet_invariance_scan.json`` beside the folder, so that the next run
+    starts at once; a damaged cache is rebuilt.
 
     Args:
-        folder: preprocessed cases.
+        folder: folder with the preprocessed cases.
         channels: expected number of channels.
-        cell: smallest size in voxels.
-        missing: channels may be constant if at least one is not.
+        cell: minimum size in voxels along each axis.
+        missing: accept constant (missing) channels if at least one channel is not constant.
 
     Raises:
         NotPreprocessedError: the folder is missing or contains no preprocessed case.
@@ -203,7 +207,7 @@ def scan_cases(
 
 
 def _identifiers(folder: Path) -> list[str]:
-    """Names of the cases, as nnU-Net's data set classes find them.
+    """Case names, as listed by nnU-Net's dataset class.
 
     Raises:
         NotPreprocessedError: the folder mixes both formats of preprocessed cases.
@@ -216,17 +220,17 @@ def _identifiers(folder: Path) -> list[str]:
 
 
 def _read_cache(file: Path) -> dict[str, Any]:
-    """Cached inspections; empty if there are none or the file is damaged."""
+    """Read the cached inspection results; empty if the file is missing or damaged."""
     try:
         content = read_json(file, default={})
     except DamagedFileError as error:
-        logger.warning("%s is damaged and is written again (%s)", file, error)
+        logger.warning("%s is damaged and will be rebuilt (%s)", file, error)
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _from_cache(known: Any, key: str, name: str, folder: str) -> Case | SkippedCase | None:
-    """Cached inspection of a case; None if there is none, it is outdated, or it is incomplete."""
+    """Cached inspection result of a case; None if it is missing, outdated or incomplete."""
     if not isinstance(known, dict) or not key or known.get("key") != key:
         return None
     try:
@@ -240,14 +244,18 @@ def _from_cache(known: Any, key: str, name: str, folder: str) -> Case | SkippedC
 
 @dataclass(frozen=True)
 class Manifest:
-    """Data of one pre-training: the cases that are used, and those that are skipped with the reason."""
+    """Data of one pre-training run: the cases that are used, and the skipped cases with their reasons.
+
+    >>> Manifest((), (SkippedCase("case_001", "has a constant channel"),)).to_dict()["cases"]
+    []
+    """
 
     cases: tuple[Case, ...]
     skipped: tuple[SkippedCase, ...]
 
     @property
     def sha256(self) -> str:
-        """Hash of names, shapes, boxes and voxels in order; the same files give the same hash on every machine."""
+        """SHA-256 of the names, shapes, boxes and voxels in order; identical files give identical hashes anywhere."""
         return sha256_of_json([(c.name, c.shape, c.body, c.content) for c in self.cases])
 
     def to_dict(self) -> dict[str, Any]:
@@ -264,13 +272,13 @@ def make_manifest(
     missing: bool = False,
     already_skipped: Sequence[SkippedCase] = (),
 ) -> Manifest:
-    """Inspect the volumes of all folders; those that cannot be used are named in the log and counted.
+    """Inspect the volumes of all folders; the log names each volume that cannot be used.
 
     Args:
-        folders: of preprocessed cases.
+        folders: folders with preprocessed cases.
         channels, cell, missing: see :func:`scan_cases`.
-        minimum: number of usable volumes that the method needs.
-        already_skipped: scans that were skipped before preprocessing; they enter the manifest.
+        minimum: minimum number of usable volumes.
+        already_skipped: scans that preprocessing skipped; they are listed in the manifest.
 
     Raises:
         NotPreprocessedError: a folder contains no preprocessed case.

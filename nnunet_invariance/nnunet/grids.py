@@ -1,4 +1,4 @@
-"""Checks of the images of a case: they are sound and lie on one grid."""
+"""Check that the images of a case are undamaged and share one grid."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, training_images
 
 READ_BY_SIMPLEITK = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
-TOLERANCE = 1e-3  # mm, and of direction cosines
+TOLERANCE = 1e-3  # absolute; mm for spacing and origin
 
 
 def grid_of(file: Path) -> dict[str, tuple[float, ...]]:
-    """Size (voxels), spacing and origin (mm) and direction of an image; reads the header only.
+    """Read size (voxels), spacing and origin (mm) and direction from the header of an image.
 
     Raises:
         ImagesFolderError: SimpleITK cannot read the file.
@@ -25,17 +25,17 @@ def grid_of(file: Path) -> dict[str, tuple[float, ...]]:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        msg = f"{file} cannot be read as an image ({str(error).strip().splitlines()[-1]}). Replace it or leave it away."
+        msg = f"{file} cannot be read as an image ({str(error).strip().splitlines()[-1]}). Replace it or remove it."
         raise ImagesFolderError(msg) from error
     names = {"size": "Size", "spacing": "Spacing", "origin": "Origin", "direction": "Direction"}
     return {name: tuple(getattr(reader, f"Get{kind}")()) for name, kind in names.items()}
 
 
 def check_same_grid(files: Sequence[Path]) -> None:
-    """Refuse channels of one case that differ in size, spacing, origin or direction.
+    """Check that all channels of a case have the same size, spacing, origin and direction.
 
     Raises:
-        ImagesFolderError: names the two files and what differs.
+        ImagesFolderError: two files differ; the message names the files and the property.
     """
     first = grid_of(files[0])
     for file in files[1:]:
@@ -49,7 +49,7 @@ def check_same_grid(files: Sequence[Path]) -> None:
 
 
 def check_case(files: Sequence[Path]) -> None:
-    """Refuse a case whose images are damaged or lie on different grids.
+    """Check that the images of a case are undamaged and share one grid.
 
     Raises:
         VolumeError: an image is damaged.
@@ -61,7 +61,11 @@ def check_case(files: Sequence[Path]) -> None:
 
 
 def check_training_grids(dataset: PlannedDataset) -> None:
-    """Refuse a raw training case whose channels differ: nnU-Net warns and preprocesses it; see `check_same_grid`."""
+    """Check that the channels of each raw training case share one grid; nnU-Net itself only warns if they do not.
+
+    Raises:
+        ImagesFolderError: see :func:`check_same_grid`.
+    """
     if dataset.plans.image_reader_writer_class.__name__ in READ_BY_SIMPLEITK:
         for files in training_images(dataset).values():
             check_same_grid(files)

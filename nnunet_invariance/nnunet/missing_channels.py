@@ -39,21 +39,22 @@ class FillReport:
 
 
 def fill_missing_channels(images: Path, out: Path, dataset: str) -> FillReport:
-    """Copy the images of a folder, and write an image of zeros for each missing channel on the grid of its case.
+    """Copy the images of a folder and write an image of zeros, on the grid of the case, for each missing channel.
 
-    The network of PUIRTrainer interprets a constant image as a missing modality. All files are checked before anything
-    is written.
+    PUIRTrainer's network treats a constant image as a missing modality. All files are checked before the first one is
+    written.
 
     Args:
         images: files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``; some may be absent.
-        out: folder that is empty or does not exist.
-        dataset: name or id; its dataset.json gives the number of channels.
+        out: output folder; it must be empty or not exist.
+        dataset: name or id of the dataset; its dataset.json gives the channels.
 
     Raises:
-        ImagesFolderError: no folder, no image, a channel that the data set does not have, or different grids.
+        ImagesFolderError: the folder is missing or contains no image, a file has a channel that the dataset does not
+            have, or the channels of a case have different grids.
         VolumeError: an image is damaged.
         OutputError: ``out`` is not empty or cannot be written.
-        EnvironmentNotSetError, DatasetNotFoundError, DamagedFileError: the data set cannot be used.
+        EnvironmentNotSetError, DatasetNotFoundError, DamagedFileError: the dataset cannot be used.
     """
     description = _read_dataset_json(dataset)
     names, ending = channel_names_of(description), description["file_ending"]
@@ -79,10 +80,11 @@ def fill_missing_channels(images: Path, out: Path, dataset: str) -> FillReport:
 
 
 def find_cases(images: Path, ending: str, names: list[str]) -> dict[str, dict[int, Path]]:
-    """Files of each case by channel, in order.
+    """Group the images of a folder by case and channel index, in sorted order.
 
     Raises:
-        ImagesFolderError: no folder, no image, or a channel that the data set does not have.
+        ImagesFolderError: the folder is missing or contains no image, or a file has a channel that the dataset does
+            not have.
     """
     if not images.is_dir():
         raise ImagesFolderError(f"The images folder {images} does not exist. Give an existing folder.")
@@ -103,7 +105,7 @@ def find_cases(images: Path, ending: str, names: list[str]) -> dict[str, dict[in
 
 
 def zeros_like(file: Path) -> sitk.Image:
-    """Image of zeros with the geometry and pixel type of a file."""
+    """Create an image of zeros with the geometry and pixel type of an image file."""
     reference = read_image(file)
     zeros = sitk.Image(reference.GetSize(), reference.GetPixelID())
     zeros.CopyInformation(reference)

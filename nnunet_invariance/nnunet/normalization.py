@@ -1,4 +1,4 @@
-"""What nnU-Net's normalisation makes of intensities, channel by channel."""
+"""nnU-Net's intensity normalisation of single channels."""
 
 import nnunetv2
 import numpy as np
@@ -8,7 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 
 def normalizer(plans: PlansManager, configuration: ConfigurationManager, channel: int) -> ImageNormalization:
-    """The normalisation that preprocessing runs on one channel."""
+    """Create the normalisation that nnU-Net's preprocessing applies to a channel."""
     scheme = configuration.normalization_schemes[channel]
     folder = f"{nnunetv2.__path__[0]}/preprocessing/normalization"
     kind = find_class_by_name.recursive_find_python_class(folder, scheme, "nnunetv2.preprocessing.normalization")
@@ -19,7 +19,7 @@ def normalizer(plans: PlansManager, configuration: ConfigurationManager, channel
 
 
 def empty_slots(plans: PlansManager, configuration: ConfigurationManager) -> list[float]:
-    """What an image of zeros is after preprocessing, for each channel: 0, but not so under CT normalisation."""
+    """Value of an image of zeros after normalisation, per channel; it is not 0 with CT normalisation."""
     zeros, mask = np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.int8)
     channels = range(len(configuration.normalization_schemes))
     return [float(normalizer(plans, configuration, c).run(zeros.copy(), mask).flat[0]) for c in channels]

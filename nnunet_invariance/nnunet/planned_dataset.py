@@ -1,4 +1,4 @@
-"""A data set as nnU-Net planned and preprocessed it: its files, and named errors about everything that is wrong."""
+"""Files of a dataset that nnU-Net planned and preprocessed, with named errors for missing or damaged files."""
 
 import os
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ DESCRIPTIONS = {dict: "an object", str: "a text"}
 
 @dataclass(frozen=True)
 class PlannedDataset:
-    """One configuration of one plans file of one dataset.
+    """A dataset with one plans file and one of its configurations; see :func:`open_planned_dataset`.
 
     Attributes:
-        folder: where nnU-Net keeps the preprocessed cases of this configuration; may not exist yet.
-        base: the dataset's folder in ``nnUNet_preprocessed``.
+        base: folder of the dataset in ``nnUNet_preprocessed``.
+        folder: folder with the preprocessed cases of this configuration; it may not exist yet.
     """
 
     name: str
@@ -47,12 +47,12 @@ class PlannedDataset:
 
     @property
     def channel_names(self) -> list[str]:
-        """Names of the channels in order, as in dataset.json."""
+        """Channel names from dataset.json, in channel order."""
         return channel_names_of(self.dataset_json)
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Spacing of the preprocessed cases, mm per axis in nnU-Net's (transposed) order."""
+        """Spacing of the preprocessed cases, in mm per axis, in nnU-Net's transposed axis order."""
         return tuple(float(s) for s in self.configuration.spacing)
 
     @property
@@ -62,13 +62,21 @@ class PlannedDataset:
 
 
 def channel_names_of(dataset_json: dict[str, Any]) -> list[str]:
-    """Names of the channels in order."""
+    """Channel names in channel order.
+
+    >>> channel_names_of({"channel_names": {"1": "T2", "0": "T1"}})
+    ['T1', 'T2']
+    """
     names = dataset_json.get("channel_names") or dataset_json["modality"]
     return [names[k] for k in sorted(names, key=int)]
 
 
 def require_environment() -> None:
-    """Raise EnvironmentNotSetError, which names all of nnU-Net's three variables that are not set."""
+    """Check that nnU-Net's three environment variables are set.
+
+    Raises:
+        EnvironmentNotSetError: at least one is not set; the message names all of them.
+    """
     missing = [variable for variable in ENVIRONMENT if not os.environ.get(variable)]
     if len(missing) == 1:
         msg = f"The environment variable {missing[0]} is not set. "
@@ -79,10 +87,10 @@ def require_environment() -> None:
 
 
 def dataset_name_of(dataset: str) -> str:
-    """The name of a dataset that is given by name or id.
+    """Full name of a dataset that is given by name or id.
 
     Raises:
-        DatasetNotFoundError
+        DatasetNotFoundError: no such dataset, or the argument is a path.
     """
     if Path(dataset).name != dataset:
         msg = f"Dataset {dataset!r} is a path; expected a name such as Dataset004_Hippocampus, or an id. "
@@ -96,10 +104,19 @@ def dataset_name_of(dataset: str) -> str:
 
 
 def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nnUNetPlans") -> PlannedDataset:
-    """Find a dataset by name or id and one configuration of its plans.
+    """Open one configuration of a planned dataset.
+
+    Args:
+        dataset: name or id of the dataset.
+        configuration: name of the configuration, for example ``3d_fullres``.
+        plans_name: plans identifier.
 
     Raises:
-        EnvironmentNotSetError, DatasetNotFoundError, NotPreprocessedError, UnknownConfigurationError
+        EnvironmentNotSetError: an environment variable of nnU-Net is not set.
+        DatasetNotFoundError: no such dataset.
+        NotPreprocessedError: the plans file does not exist.
+        UnknownConfigurationError: the plans have no such configuration.
+        DamagedFileError: the plans file or dataset.json is damaged.
     """
     require_environment()
     name = dataset_name_of(dataset)
@@ -126,7 +143,7 @@ def read_plans(path: Path) -> PlansManager:
     """Read a plans file.
 
     Raises:
-        DamagedFileError: it is not valid JSON, or lacks what every plans file has.
+        DamagedFileError: the file is not valid JSON or lacks a required key.
     """
     remedy = "Plan again with nnUNetv2_plan_experiment, or restore the file."
     content = read_json(path, remedy=remedy)
@@ -140,10 +157,10 @@ def read_plans(path: Path) -> PlansManager:
 
 
 def _configuration(path: Path, plans: PlansManager, name: str) -> ConfigurationManager:
-    """One configuration, with those that it inherits from.
+    """Resolve a configuration, including the configurations that it inherits from.
 
     Raises:
-        DamagedFileError: a parent or a required key is missing, or a size is no list of positive numbers.
+        DamagedFileError: a parent or required key is missing, or patch size or spacing are not positive numbers.
     """
     where, remedy = f"Configuration {name!r} of {path}", "Plan again with nnUNetv2_plan_experiment."
     try:
@@ -164,7 +181,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     """Read a ``dataset.json``.
 
     Raises:
-        DamagedFileError: it is missing, not valid JSON, or lacks channel names, labels or the file ending.
+        DamagedFileError: the file is missing, is not valid JSON, or lacks channel names, labels or the file ending.
     """
     remedy = "Restore it; nnU-Net's documentation of the data set format describes its keys."
     content = read_json(path, remedy=remedy)
@@ -181,7 +198,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
 
 
 def training_images(dataset: PlannedDataset) -> dict[str, list[Path]]:
-    """Raw files, one a channel, of the training cases that nnU-Net has preprocessed, as far as they are still there."""
+    """Raw image files (one per channel) of each preprocessed training case; cases with a missing file are left out."""
     raw = Path(os.environ["nnUNet_raw"]) / dataset.name
     if "dataset" not in dataset.dataset_json and not (raw / "imagesTr").is_dir():
         return {}
@@ -198,9 +215,17 @@ def require_supported(
     channels: int = 1,
     networks: tuple[str, ...] = PLANNED_NETWORKS,
 ) -> None:
-    """Refuse cascades, and dimensions, channels or networks that a method cannot do with.
+    """Check that a method supports the configuration.
 
-    Where it needs several channels, each must have a name of its own.
+    Args:
+        dataset: dataset and configuration.
+        method: name of the method for the error message.
+        dimensions: supported numbers of spatial dimensions.
+        channels: minimum number of channels; if it is above 1, the channel names must be unique.
+        networks: supported network classes.
+
+    Raises:
+        UnsupportedConfigurationError: the configuration is a cascade stage, or fails one of these checks.
     """
     where = f"Configuration {dataset.configuration_name!r} of {dataset.name}"
     if dataset.configuration.previous_stage_name is not None:

@@ -1,11 +1,11 @@
-"""What preprocessed files depend on, as a hash."""
+"""Hash of all settings that preprocessed files depend on."""
 
 import hashlib
 import json
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-#: Keys of a configuration that say what the preprocessed files hold.
+#: Keys of a configuration that affect the content of the preprocessed files.
 PREPROCESSING = (
     "spacing",
     "normalization_schemes",
@@ -19,7 +19,10 @@ PREPROCESSING = (
 
 
 def preprocessing_fingerprint(plans: PlansManager, configuration: ConfigurationManager) -> str:
-    """Hash of spacing, normalisation, resampling, axes and intensity statistics: equal hashes, equal preprocessing."""
+    """SHA-256 of spacing, normalisation, resampling, axis order and intensity statistics.
+
+    Two configurations with the same hash give the same preprocessed files.
+    """
     entry = configuration.configuration
     depends = {
         "configuration": {key: entry[key] for key in PREPROCESSING if key in entry},

@@ -13,7 +13,7 @@ from nnunet_invariance.errors import ShapeError
 
 __all__ = ["sliding_window", "window_starts"]
 
-STEP = 0.5  # distance of neighbouring windows, as a share of the window; nnU-Net's default
+STEP = 0.5  # step between neighbouring windows, as a fraction of the window size; nnU-Net's default
 
 
 def sliding_window(
@@ -25,12 +25,12 @@ def sliding_window(
     device: torch.device | None = None,
     progress: str | None = None,
 ) -> list[Tensor]:
-    r"""Evaluate ``compute`` on windows of an image and average its maps.
+    r"""Evaluate ``compute`` on overlapping windows of an image and average the resulting maps.
 
     .. math:: y(v) = \sum_i g_i(v) \, y_i(v) / \sum_i g_i(v)
 
-    over the windows i that contain voxel v; g is the Gaussian of nnU-Net, averaged over the voxels of a cell where a
-    map is coarser than the image.
+    The sums run over the windows i that contain voxel v; g is nnU-Net's Gaussian. If a map is coarser than the image, g
+    is averaged over the voxels of each cell.
 
     >>> double = lambda window: [2 * window]
     >>> (result,) = sliding_window(double, torch.ones(1, 6, 6, 9), (4, 4, 4))
@@ -42,12 +42,12 @@ def sliding_window(
         image: (C, \*size), at least as large as the window; size and window are multiples of every cell.
         window: size of a window in voxels.
         cells: voxels per cell of each map, along each axis; default: one map at the resolution of the image.
-        align: windows start at multiples of these; default: anywhere.
-        device: of the averaged maps; default: the device of the image.
-        progress: name of a progress bar; default: no bar.
+        align: windows start at multiples of these numbers of voxels; default: no alignment.
+        device: device of the averaged maps; default: the device of the image.
+        progress: label of the progress bar; default: no progress bar.
 
     Returns:
-        The averaged maps (C', \*(size / cell)), float32.
+        Averaged maps (C', \*(size / cell)), float32.
 
     Raises:
         ShapeError: the image is smaller than the window.
@@ -89,7 +89,7 @@ def _average_windows(
 def window_starts(
     size: Sequence[int], window: Sequence[int], align: Sequence[int] | None = None
 ) -> list[tuple[int, ...]]:
-    """First voxels of windows that cover an image, at nnU-Net's steps, rounded down to multiples of ``align``.
+    """Start positions of the windows that cover an image, with nnU-Net's steps, rounded down to multiples of ``align``.
 
     >>> window_starts((8, 6), (4, 6))
     [(0, 0), (2, 0), (4, 0)]
@@ -101,7 +101,7 @@ def window_starts(
 
 
 def _average(gaussian: Tensor, cell: tuple[int, ...]) -> Tensor:
-    """Mean of the weights (*window) over the voxels of each cell: (1, *(window / cell))."""
+    """Average the weights (*window) over the voxels of each cell; returns (1, *(window / cell))."""
     pool = F.avg_pool3d if gaussian.ndim == 3 else F.avg_pool2d
     return pool(gaussian[None, None], cell)[0]
 

@@ -1,4 +1,4 @@
-"""Unlabelled scans from any folder, preprocessed by nnU-Net's own preprocessor with the plans of a data set."""
+"""Preprocess unlabelled scans from any folder with nnU-Net's preprocessor and the plans of a dataset."""
 
 import hashlib
 import logging
@@ -32,10 +32,10 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 
 def find_scans(folder: Path, dataset: PlannedDataset) -> dict[str, list[Path]]:
-    """Group the images of a folder into scans: by channel, ``NAME_0000.nii.gz`` and so on, or one file per scan.
+    """Group the images of a folder into scans, by names such as ``NAME_0000.nii.gz``, or one file per scan.
 
     Raises:
-        ImagesFolderError: the folder is missing or holds no image, or a scan has another number of channels.
+        ImagesFolderError: the folder is missing or contains no image, or a scan has the wrong number of channels.
     """
     endings, channels = dataset.plans.image_reader_writer_class.supported_file_endings, len(dataset.channel_names)
     if not folder.is_dir():
@@ -63,11 +63,14 @@ def find_scans(folder: Path, dataset: PlannedDataset) -> dict[str, list[Path]]:
 
 @dataclass(frozen=True)
 class PreprocessedImages:
-    """A folder of scans after preprocessing.
+    """Preprocessed scans of one folder.
+
+    >>> PreprocessedImages(Path("scans"), skipped=()).folder.name
+    'scans'
 
     Attributes:
-        folder: the preprocessed scans.
-        skipped: scans that could not be used, and why.
+        folder: folder with the preprocessed scans.
+        skipped: scans that could not be used, with the reasons.
     """
 
     folder: Path
@@ -77,7 +80,9 @@ class PreprocessedImages:
 def preprocess_scan(
     target: str, files: list[str], plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
 ) -> None:
-    """Check and preprocess one scan to ``target``.b2nd, ``target``_seg.b2nd and ``target``.pkl (last: it is complete).
+    """Check and preprocess one scan to ``target``.b2nd, ``target``_seg.b2nd and ``target``.pkl.
+
+    The ``.pkl`` file is written last and marks a finished scan.
 
     Raises:
         VolumeError: a file is damaged.
@@ -85,11 +90,11 @@ def preprocess_scan(
     """
     manager = PlansManager(plans)
     chosen = manager.get_configuration(configuration)
-    if plans["image_reader_writer"] in READ_BY_SIMPLEITK:  # SimpleITK hides the damage of a file
+    if plans["image_reader_writer"] in READ_BY_SIMPLEITK:  # SimpleITK reads some damaged files without an error
         for file in files:
             check_image(Path(file), dimensions=3 if len(chosen.patch_size) == 3 else None)
         if len(files) > 1:
-            check_same_grid([Path(file) for file in files])  # nnU-Net names neither the file nor the difference
+            check_same_grid([Path(file) for file in files])  # nnU-Net's error names neither the file nor the difference
     working = f"{target}.part"
     chosen.preprocessor_class(verbose=False).run_case_save(working, files, None, manager, chosen, dataset_json)
     for ending in (".b2nd", "_seg.b2nd", ".pkl"):
@@ -97,9 +102,9 @@ def preprocess_scan(
 
 
 def preprocess_images(folders: Sequence[Path], dataset: PlannedDataset) -> list[PreprocessedImages]:
-    """Preprocess all scans of some folders into a cache beside the data set's own cases; finished scans are reused.
+    """Preprocess the scans of several folders into a cache in the dataset's folder; finished scans are reused.
 
-    A scan that is damaged, or that nnU-Net cannot preprocess, is named in the log and skipped.
+    A scan that is damaged, or that nnU-Net cannot preprocess, is skipped and named in the log.
 
     Raises:
         ImagesFolderError: a folder is missing, or none of its scans can be used.
@@ -130,7 +135,7 @@ def preprocess_images(folders: Sequence[Path], dataset: PlannedDataset) -> list[
 
 
 def _forget_changed(cache: Path, scans: dict[str, list[Path]]) -> None:
-    """Delete cached scans whose files changed or disappeared, so that the cache always mirrors the folder."""
+    """Delete cached scans whose source files were changed or deleted."""
     record = cache.with_suffix(".json")
     now = {name: [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths] for name, paths in scans.items()}
     try:
@@ -173,10 +178,10 @@ def _preprocess_all(cache: Path, todo: dict[str, list[Path]], dataset: PlannedDa
 
 
 def _worker_error(cache: Path, todo: dict[str, list[Path]], workers: int) -> WorkerError:
-    """Error about a worker that the system killed; every scan without a result may be the one that killed it."""
+    """Error for a worker that the system killed; any scan without a result may be the cause."""
     unfinished = [name for name in todo if not (cache / f"{name}.pkl").is_file()]
     return WorkerError(
-        f"A worker process that preprocesses scans died; the system kills a process if the memory is full. "
+        f"A worker process that preprocesses scans died, probably because the memory was full. "
         f"{len(todo) - len(unfinished)} of {len(todo)} scans are finished and are kept; unfinished: "
         f"{', '.join(unfinished[:5])}{' ...' if len(unfinished) > 5 else ''}. Use fewer workers than {workers} (set "
         "nnUNet_def_n_proc), or a machine with more memory, and repeat the command."
