@@ -1,8 +1,8 @@
 """Image files: reading with named errors, checks for damage, and atomic writing with a given geometry.
 
-SimpleITK's NIfTI reader replaces NaN by 0, fills the end of a truncated file with zeros, and replaces a negative spacing
-by its absolute value and a spacing of 0 by 1, all without a message. :func:`check_image` therefore checks the content of
-the file itself.
+SimpleITK's NIfTI reader replaces NaN by 0, fills the end of a truncated file with zeros, and replaces a negative
+spacing by its absolute value and a spacing of 0 by 1, all without a message. :func:`check_image` therefore checks the
+content of the file itself.
 """
 
 import gzip

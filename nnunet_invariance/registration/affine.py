@@ -1,4 +1,4 @@
-"""Affine alignment by mutual information, SimpleITK's."""
+"""Affine alignment with SimpleITK, by mutual information."""
 
 import logging
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ AnyTransform = TypeVar("AnyTransform", bound=sitk.Transform)
 
 logger = logging.getLogger(__name__)
 
-BINS = 32
-COARSEST = 24  # voxels of the shortest side at the coarsest level
-ITERATIONS = 80  # at a level, at most
-STRETCH = 1.5  # largest plausible scale along any direction, and its inverse the smallest
-LOST = 0.25  # largest plausible share of what overlapped at the start and does not in the end
-SHARE = 0.5  # of the voxels
+BINS = 32  # of the joint histogram
+COARSEST = 24  # minimum number of voxels along the shortest axis at the coarsest level
+ITERATIONS = 80  # maximum per level
+STRETCH = 1.5  # largest plausible scale factor in any direction; the smallest one is its inverse
+LOST = 0.25  # largest plausible fraction of the initial overlap that the alignment loses
+SHARE = 0.5  # fraction of the voxels that are sampled for the metric
 
 
 def align_affine(
@@ -30,15 +30,15 @@ def align_affine(
     moving_mask: sitk.Image | None = None,
     seed: int = 0,
 ) -> sitk.AffineTransform:
-    """Points of ``fixed`` to points of ``moving``, mm: rigid, then affine, each over three resolutions.
+    """Align rigidly, then affinely, over up to three resolutions each; maps points of ``fixed`` to ``moving``, in mm.
 
-    The headers are believed where the centre of the fixed image lies inside of the moving one; else the centres are
-    laid on each other first. Mutual information can prefer a small overlap to the right one: a map that loses more than
-    :data:`LOST` of the overlap, or scales by more than :data:`STRETCH`, is dropped for the position it started from,
-    with a warning.
+    If the centre of the fixed image lies inside the moving image, the positions in the headers are the starting point;
+    otherwise the image centres are aligned first. Mutual information can be largest at a wrong, small overlap: if the
+    result loses more than :data:`LOST` of the overlap or scales by more than :data:`STRETCH`, it is discarded with a
+    warning and the starting position is returned.
 
     Raises:
-        VolumeError: the images have no overlap in which mutual information can be taken.
+        VolumeError: the overlap of the images is too small to compute mutual information.
     """
     centre = fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()])
     rigid = sitk.Euler3DTransform()
@@ -54,13 +54,13 @@ def align_affine(
     scales = np.linalg.svd(np.reshape(found.GetMatrix(), (3, 3)), compute_uv=False)
     if lost > LOST or scales.max() > STRETCH or scales.min() < 1 / STRETCH:
         found_out = f"it loses {max(lost, 0):.0%} of the overlap and scales by {scales.min():.2f} to {scales.max():.2f}"
-        logger.warning(f"affine alignment dropped: {found_out}; the images stay where their headers put them")
+        logger.warning(f"affine alignment discarded: {found_out}; the images keep their starting position")
         return start
     return found
 
 
 def overlap(transform: sitk.Transform, fixed: sitk.Image, moving: sitk.Image) -> float:
-    """Share of the fixed image's voxels whose partners lie inside of the moving image."""
+    """Fraction of the voxels of the fixed image that ``transform`` maps into the moving image."""
     whole = sitk.Image(moving.GetSize(), sitk.sitkUInt8) + 1
     whole.CopyInformation(moving)
     inside = sitk.Resample(whole, fixed, transform, sitk.sitkNearestNeighbor, 0)
@@ -78,15 +78,15 @@ def _as_affine(rigid: sitk.Euler3DTransform) -> sitk.AffineTransform:
 def mutual_information(
     fixed: sitk.Image, moving: sitk.Image, fixed_mask: sitk.Image | None, moving_mask: sitk.Image | None, seed: int
 ) -> sitk.ImageRegistrationMethod:
-    """SimpleITK's registration with Mattes' mutual information over a pyramid; the optimiser is left to the caller."""
+    """Configure multi-resolution registration with Mattes' mutual information; the caller sets the optimiser."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(SHARE, seed + 1)  # 0 would be the clock
+    method.SetMetricSamplingPercentage(SHARE, seed + 1)  # a seed of 0 would mean the current time
     method.SetInterpolator(sitk.sitkLinear)
     factors = shrink_factors(fixed.GetSize())
     method.SetShrinkFactorsPerLevel(factors)
-    method.SetSmoothingSigmasPerLevel(factors)  # the finest level too: noise has mutual information of its own
+    method.SetSmoothingSigmasPerLevel(factors)  # also at the finest level, to suppress noise
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     if fixed_mask is not None:
         method.SetMetricFixedMask(fixed_mask)
@@ -96,7 +96,11 @@ def mutual_information(
 
 
 def shrink_factors(size: Sequence[int]) -> list[int]:
-    """4, 2, 1, without those that leave fewer than :data:`COARSEST` voxels of the shortest side."""
+    """Shrink factors 4, 2, 1, except those that leave fewer than :data:`COARSEST` voxels along the shortest axis.
+
+    >>> shrink_factors((64, 64, 64))
+    [2, 1]
+    """
     return [factor for factor in (4, 2) if min(size) // factor >= COARSEST] + [1]
 
 

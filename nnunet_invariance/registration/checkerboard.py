@@ -1,4 +1,4 @@
-"""A picture to judge a registration by: squares of the fixed and of the warped image in turn."""
+"""Checkerboard images of the fixed and the warped image, for visual inspection of a registration."""
 
 from pathlib import Path
 
@@ -9,19 +9,23 @@ from matplotlib.figure import Figure
 
 from nnunet_invariance.common.atomic import atomic_write_path
 
-SQUARES = 8  # along the longer side of a plane
+SQUARES = 8  # along the longer side of a slice
 COLUMNS = ("fixed", "moving, affine", "moving, warped", "checkerboard before", "checkerboard after")
 
 
 def checkerboard(one: np.ndarray, other: np.ndarray, squares: int = SQUARES) -> np.ndarray:
-    """Two planes of one shape, in squares in turn."""
+    """Combine two slices of the same shape in alternating squares.
+
+    >>> checkerboard(np.zeros((2, 2), int), np.ones((2, 2), int), squares=2).tolist()
+    [[0, 1], [1, 0]]
+    """
     side = max(1, -(-max(one.shape) // squares))
     rows, columns = np.indices(one.shape) // side
     return np.where((rows + columns) % 2 == 0, one, other)
 
 
 def write_checkerboard(path: Path, fixed: sitk.Image, before: sitk.Image, after: sitk.Image) -> None:
-    """PNG of the middle plane along each axis; each image is scaled by its own 1st and 99th percentile.
+    """Write a PNG with the middle slice along each axis; each image is scaled to its 1st and 99th percentile.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,8 +1,8 @@
-"""ConvexAdam (Siebert et al., IEEE TMI 2024) on any features.
+"""ConvexAdam registration (Siebert et al., IEEE TMI 2024) for arbitrary features.
 
-The main function of the library ``convexadam`` accepts two images only and computes their MIND features itself. This
-module therefore calls the parts of the library (descriptors, costs, coupled convex optimisation, inverse consistency)
-and has its own Adam stage, which the library does not offer as a function.
+The main function of the library ``convexadam`` only accepts two images and always computes their MIND features. This
+module therefore calls the library's components (descriptors, costs, coupled convex optimisation, inverse consistency)
+and implements the Adam stage, which the library does not provide as a function.
 """
 
 import importlib
@@ -22,14 +22,14 @@ from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.common.options import Options, count, number
 from nnunet_invariance.errors import MissingPackageError
 
-CHANNELS_AT_ONCE = 4  # the library unfolds the moving features, which bounds the memory to these channels
+CHANNELS_AT_ONCE = 4  # limits the memory, because the library unfolds the moving features
 LEARNING_RATE = 1.0
-COST_SCALE = 12.0  # the library sums over the 12 channels of MIND-SSC
+COST_SCALE = 12.0  # number of channels of MIND-SSC, over which the library sums
 
 
 @dataclass(frozen=True)
 class ConvexAdamOptions(Options):
-    """Settings of ConvexAdam, arXiv 2411.02372; lengths are voxels of the working grid.
+    """Settings of ConvexAdam (arXiv 2411.02372); lengths are in voxels of the working grid.
 
     >>> ConvexAdamOptions(smoothness=2.0).iterations
     80
@@ -54,7 +54,7 @@ def library() -> ModuleType:
         MissingPackageError: ``convexadam`` is not installed.
     """
     try:
-        with warnings.catch_warnings():  # the import switches all warnings off
+        with warnings.catch_warnings():  # the import disables all warnings
             return importlib.import_module("convexAdam.convex_adam_utils")
     except ModuleNotFoundError as error:
         msg = f"Registration needs the library convexadam, which is not installed ({error}). "
@@ -62,7 +62,7 @@ def library() -> ModuleType:
 
 
 def mind_ssc(x: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
-    """MIND-SSC features (1, 12, z, y, x) of an image (1, 1, z, y, x)."""
+    """Compute MIND-SSC features (1, 12, z, y, x) of an image (1, 1, z, y, x)."""
     with _quiet():
         return library().MINDSSC(x, radius, dilation, device=x.device)
 
@@ -73,12 +73,12 @@ def convex_adam(
     options: ConvexAdamOptions,
     report: Callable[[int, float], object] | None = None,
 ) -> Tensor:
-    """Displacement u (3, z, y, x) in voxels along z, y, x, such that moving(x + u(x)) resembles fixed(x).
+    """Compute a displacement u (3, z, y, x) in voxels along z, y, x, such that moving(x + u(x)) matches fixed(x).
 
     Args:
         fixed, moving: features (1, C, z, y, x) on the same grid.
         options: settings of both stages.
-        report: called with step and loss after each step of the Adam stage.
+        report: callback with step and loss, called after each step of the Adam stage.
     """
     spatial = fixed.shape[2:]
     step = math.lcm(options.grid, options.grid_adam)
@@ -92,7 +92,7 @@ def convex_adam(
 
 
 def _convex(fixed: Tensor, moving: Tensor, options: ConvexAdamOptions) -> Tensor:
-    """Displacement (1, 3, z, y, x) in voxels, made inverse consistent."""
+    """Inverse-consistent displacement (1, 3, z, y, x) in voxels from the convex stage."""
     lib, grid, size = library(), options.grid, tuple(fixed.shape[2:])
     coarse = [F.avg_pool3d(features, grid, stride=grid) for features in (fixed, moving)]
     n = 2 * options.search + 1
@@ -103,14 +103,14 @@ def _convex(fixed: Tensor, moving: Tensor, options: ConvexAdamOptions) -> Tensor
         for one, other in (coarse, coarse[::-1]):
             cost = _costs(one, other, options, size)
             fields.append(lib.coupled_convex(cost, cost.argmin(0), tried, grid, size))
-        # grid_sample measures in half extents, and its first coordinate is x.
+        # grid_sample expects coordinates in units of half the image extent, in the order x, y, z.
         scale = torch.tensor(fields[0].shape[2:], device=fixed.device).view(1, 3, 1, 1, 1) / 2
         consistent, _ = lib.inverse_consistency(*((field / scale).flip(1) for field in fields), iter=15)
     return F.interpolate(consistent.flip(1) * scale * grid, size=size, mode="trilinear")
 
 
 def _costs(one: Tensor, other: Tensor, options: ConvexAdamOptions, size: tuple[int, ...]) -> Tensor:
-    """Smoothed squared differences (displacements, z, y, x), summed over a few channels at a time."""
+    """Smoothed squared differences (displacements, z, y, x), computed for a few channels at a time."""
     total = torch.zeros((), device=one.device)
     for part, counterpart in zip(*(features.split(CHANNELS_AT_ONCE, 1) for features in (one, other)), strict=True):
         cost, _ = library().correlate(part, counterpart, options.search, options.grid, size, part.shape[1])
@@ -125,7 +125,7 @@ def _adam(
     options: ConvexAdamOptions,
     report: Callable[[int, float], object],
 ) -> Tensor:
-    """Minimise 12 mean_c (F - M(x + s(u)))^2 + w |grad s(u)|^2 over u; s are three box filters; returns s(u)."""
+    """Minimise 12 mean_c (F - M(x + s(u)))^2 + w |grad s(u)|^2 over u, where s is three box filters; returns s(u)."""
     grid = options.grid_adam
     fixed, moving = (F.avg_pool3d(features, grid, stride=grid) for features in (fixed, moving))
     size = fixed.shape[2:]
@@ -155,7 +155,7 @@ def _smooth(u: Tensor) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence PyTorch's warning about ``align_corners``, which the library leaves at its default."""
+    """Suppress PyTorch's warning about ``align_corners``, which the library does not set."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

@@ -1,11 +1,11 @@
-"""Displacement fields in millimetres: composition with the affine map, and what they do to volume."""
+"""Displacement fields in millimetres: composition with the affine transform, warping and Jacobian determinants."""
 
 import numpy as np
 import SimpleITK as sitk
 
 
 def to_field(u: np.ndarray, grid: sitk.Image) -> sitk.Image:
-    """Displacement (3, z, y, x) in voxels of ``grid``, axes z, y, x, as a vector image in mm (x, y, z of the world)."""
+    """Convert a displacement (3, z, y, x) in voxels of ``grid`` to a vector image in mm (world axes x, y, z)."""
     direction = np.reshape(grid.GetDirection(), (3, 3))
     vectors = np.moveaxis(u[::-1], 0, -1) * grid.GetSpacing() @ direction.T
     field = sitk.GetImageFromArray(vectors.astype(np.float64), isVector=True)
@@ -14,13 +14,13 @@ def to_field(u: np.ndarray, grid: sitk.Image) -> sitk.Image:
 
 
 def compose(field: sitk.Image, affine: sitk.Transform, reference: sitk.Image) -> sitk.Image:
-    """The whole way x -> A(x + u(x)) as one field on the grid of ``reference``: A(x + u(x)) - x, mm.
+    """Compose displacement u and affine transform A to one field on the grid of ``reference``: A(x + u(x)) - x, in mm.
 
-    ``u`` is interpolated linearly; beyond the outermost voxel centres of its grid it goes on as it was there.
+    ``u`` is interpolated linearly and extrapolated beyond its grid with the value of the nearest voxel.
     """
     padded = sitk.ZeroFluxNeumannPad(field, [2] * 3, [2] * 3)
-    deformation = sitk.DisplacementFieldTransform(sitk.Image(padded))  # the transform takes its image over
-    whole = sitk.CompositeTransform([affine, deformation])  # the last is applied first
+    deformation = sitk.DisplacementFieldTransform(sitk.Image(padded))  # the transform takes ownership of its image
+    whole = sitk.CompositeTransform([affine, deformation])  # the last transform is applied first
     return sitk.TransformToDisplacementField(
         whole, sitk.sitkVectorFloat64, reference.GetSize(), reference.GetOrigin(), reference.GetSpacing(),
         reference.GetDirection(),
@@ -28,23 +28,27 @@ def compose(field: sitk.Image, affine: sitk.Transform, reference: sitk.Image) ->
 
 
 def warp(moving: sitk.Image, field: sitk.Image, interpolator: int = sitk.sitkLinear) -> sitk.Image:
-    """The moving image on the grid of the field; outside of it, its smallest value."""
+    """Resample the moving image to the grid of the field; voxels outside the moving image get its minimum."""
     background = float(sitk.GetArrayViewFromImage(moving).min())
     transform = sitk.DisplacementFieldTransform(sitk.Image(field))
     return sitk.Resample(moving, field, transform, interpolator, background, moving.GetPixelID())
 
 
 def jacobian(field: sitk.Image) -> np.ndarray:
-    """Determinant of the Jacobian of x -> x + u(x), (z, y, x)."""
+    """Jacobian determinant (z, y, x) of x -> x + u(x)."""
     direction = np.reshape(field.GetDirection(), (3, 3))
-    # ITK takes derivatives along the image's axes, so the vectors must be told along them too.
+    # ITK differentiates along the image axes, so the vectors must be expressed in these axes too.
     along = sitk.GetImageFromArray(sitk.GetArrayViewFromImage(field) @ direction, isVector=True)
     along.SetSpacing(field.GetSpacing())
     return sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(along))
 
 
 def jacobian_statistics(determinant: np.ndarray) -> dict[str, float]:
-    """Share of folded voxels (determinant <= 0), mean, extremes and quantiles, and the deviation of its logarithm."""
+    """Fraction of folded voxels (determinant <= 0), mean, extremes, quantiles, and standard deviation of the logarithm.
+
+    >>> jacobian_statistics(np.array([-1.0, 1.0, 1.0, 3.0]))["folded_share"]
+    0.25
+    """
     quantiles = np.quantile(determinant, (0.01, 0.5, 0.99))
     return {
         "folded_share": float((determinant <= 0).mean()),

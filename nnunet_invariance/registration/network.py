@@ -1,4 +1,4 @@
-"""Features of a pre-trained U-Net at full resolution, by sliding window."""
+"""Full-resolution features of a pre-trained U-Net, computed by sliding window."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 METHOD = "anatomix"
 EPSILON = 1e-5
-#: How the image of a checkpoint was normalised, by nnU-Net's names. A checkpoint holds no intensity statistics of its
-#: data set, so CT is scaled by those of the volume, after the window.
+#: Supported nnU-Net normalisation schemes of a checkpoint. A checkpoint has no intensity statistics of its dataset, so
+#: CT is clipped and then normalised with the statistics of the volume.
 ZSCORE = ("ZScoreNormalization", "CTNormalization")
 ZERO_TO_ONE = ("RescaleTo01Normalization",)
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network in evaluation mode, the size of its window, and the normalisation of its image.
+    """A network in evaluation mode with its window size and the normalisation scheme of its input.
 
     >>> FeatureNetwork(nn.Identity(), (64, 64, 64), "ZScoreNormalization").patch
     (64, 64, 64)
@@ -36,7 +36,7 @@ class FeatureNetwork:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Features (1, C, z, y, x) of an image (1, 1, z, y, x), see :func:`normalise_features`."""
+        """Compute normalised features (1, C, z, y, x) of an image (1, 1, z, y, x); see :func:`normalise_features`."""
         kept: list[Tensor] = []
         *_, stage = self.network.get_submodule("decoder.stages").children()
         hook = stage.register_forward_hook(lambda *call: kept.append(call[-1]))
@@ -53,10 +53,10 @@ class FeatureNetwork:
 
 
 def find_network_file(weights: Path | None) -> Path:
-    """The file named, else that of the environment variable, else that shipped with the package.
+    """Checkpoint of the feature network: ``weights``, else the environment variable, else the shipped weights.
 
     Raises:
-        WeightsNotFoundError: there is none.
+        WeightsNotFoundError: none of these exists.
     """
     if weights:
         return weights
@@ -64,18 +64,19 @@ def find_network_file(weights: Path | None) -> Path:
     if found is None:
         raise WeightsNotFoundError(
             "No weights of a feature network are named (--weights, NNUNET_INVARIANCE_CHECKPOINT), and none are shipped "
-            "with the package. Name a checkpoint, or use --features mind, which needs none."
+            "with the package. Name a checkpoint, or use --features mind, which needs no network."
         )
     return found.path
 
 
 def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
-    """Build the network of a checkpoint of ours and fill it; the teacher's weights where the file has them.
+    """Build the network of a checkpoint of this package and load its weights (the teacher's, if the file has them).
 
     Raises:
-        WeightsNotFoundError, CheckpointCorruptError: no such file, or a broken one.
-        WeightsIncompatibleError: not 3-D, several input channels, a decoder that was not pre-trained, or a
-            normalisation without a rule.
+        WeightsNotFoundError: the file does not exist.
+        CheckpointCorruptError: the file is damaged.
+        WeightsIncompatibleError: the network is not 3-D or has several input channels, its decoder was not pre-trained,
+            or its normalisation scheme is not supported.
     """
     checkpoint, branch = load_network(path)
     metadata = checkpoint.metadata
@@ -86,12 +87,12 @@ def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
     elif architecture.input_channels != 1:
         wrong = f"a network for {architecture.input_channels} channels", "one channel"
     elif "decoder" not in metadata["pretrained"]:
-        wrong = "a decoder that was not pre-trained", "one that was: features are read behind it"
+        wrong = "a decoder that was not pre-trained", "a pre-trained decoder, because the features are its output"
     elif schemes[0] not in (*ZSCORE, *ZERO_TO_ONE):
         wrong = f"the normalisation {schemes[0]}", f"one of {', '.join((*ZSCORE, *ZERO_TO_ONE))}"
     if wrong:
-        msg = f"{path} cannot give features for registration: found {wrong[0]}, expected {wrong[1]}. "
-        raise WeightsIncompatibleError(f"{msg}Take another checkpoint, or --features mind.")
+        msg = f"{path} cannot provide features for registration: found {wrong[0]}, expected {wrong[1]}. "
+        raise WeightsIncompatibleError(f"{msg}Use another checkpoint, or --features mind.")
     network = architecture.build()
     load_pretrained(network, checkpoint, transfer="encoder+decoder", branch=branch)
     patch = tuple(int(n) for n in metadata["patch_size"])
@@ -99,21 +100,21 @@ def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
 
 
 def normalise_image(x: Tensor, scheme: str) -> Tensor:
-    """The whole volume to mean 0 and deviation 1, or to [0, 1]."""
+    """Normalise a volume to mean 0 and standard deviation 1, or to [0, 1], depending on the scheme."""
     if scheme in ZERO_TO_ONE:
         return (x - x.min()) / (x.max() - x.min())
     return (x - x.mean()) / x.std()
 
 
 def normalise_features(features: Tensor) -> Tensor:
-    """Each channel to mean 0 and deviation 1 over the volume, then each voxel to length 1 over its channels."""
+    """Normalise each channel to mean 0 and standard deviation 1, then each voxel to unit length over the channels."""
     return F.normalize(F.instance_norm(features, eps=EPSILON), dim=1)
 
 
 def slide(compute: Callable[[Tensor], list[Tensor]], x: Tensor, patch: Sequence[int]) -> Tensor:
-    """Features (1, C, *spatial) of an image (1, 1, *spatial) of any size, which is padded at its end to one patch.
+    """Features (1, C, *spatial) of an image (1, 1, *spatial); small images are padded at the end to one patch.
 
-    The windows overlap by half; the authors use 0.8, which takes four to ten times as long.
+    The windows overlap by 0.5; the authors use 0.8, which takes four to ten times as long.
     """
     spatial = x.shape[2:]
     rest = [max(0, p - n) for p, n in zip(patch, spatial, strict=True)]

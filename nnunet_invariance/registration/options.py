@@ -11,7 +11,7 @@ __all__ = ["RegistrationOptions"]
 
 @dataclass(frozen=True)
 class RegistrationOptions(Options):
-    """Which features are compared, on which grid, and what happens before.
+    """Settings of a registration: features, working grid and preprocessing.
 
     >>> RegistrationOptions(features="mind", spacing=2.0).ct
     'none'
@@ -23,13 +23,13 @@ class RegistrationOptions(Options):
     subject: ClassVar[str] = "The registration option {name} is {value!r}"
 
     features: Literal["both", "anatomix", "mind"] = choice(
-        "both", "anatomix", "mind", doc="Features that are compared: MIND-SSC, those of a network, or both."
+        "both", "anatomix", "mind", doc="Features to compare: MIND-SSC, network features, or both."
     )
     ct: Literal["none", "fixed", "moving", "both"] = choice(
-        "none", "fixed", "moving", "both", doc="Images that are clipped to [-450, 450] HU before the comparison."
+        "none", "fixed", "moving", "both", doc="CT images, which are clipped to [-450, 450] HU before the comparison."
     )
     spacing: float | None = number(
         None, 0, math.inf, low_excluded=True, optional=True,
-        doc="Voxel size in mm at which features are compared; null: as many voxels as the fixed image has.",
+        doc="Voxel size of the working grid in mm; null: keep the voxel volume of the fixed image.",
     )  # fmt: skip
-    affine: bool = flag(True, doc="Align the images by an affine map first.")
+    affine: bool = flag(True, doc="Align the images affinely first.")

@@ -1,4 +1,4 @@
-"""``register``: two image files become a warped image, a displacement field in mm, statistics and a checkerboard."""
+"""Registration of two image files: warped image, displacement field in mm, statistics and checkerboard."""
 
 import os
 from dataclasses import dataclass
@@ -28,7 +28,11 @@ CT_WINDOW = (-450.0, 450.0)  # HU
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images and their masks (None: no mask), each on its own grid."""
+    """Two images and their masks (None: no mask), each on its own grid.
+
+    >>> Pair(sitk.Image(4, 4, 4, sitk.sitkFloat32), sitk.Image(8, 8, 8, sitk.sitkFloat32)).fixed.GetSize()
+    (4, 4, 4)
+    """
 
     fixed: sitk.Image
     moving: sitk.Image
@@ -50,26 +54,28 @@ def register(
 ) -> dict[str, Any]:
     """Register two image files and write the results into a folder.
 
-    Writes ``warped.nii.gz``, ``displacement.nii.gz`` (mm, affine map included, on the grid of the fixed image, for
-    SimpleITK's ``DisplacementFieldTransform``), ``registration.json``, whose content is returned, and
-    ``checkerboard.png``.
+    Writes ``warped.nii.gz``, ``displacement.nii.gz`` (in mm on the grid of the fixed image, including the affine
+    transform, for SimpleITK's ``DisplacementFieldTransform``), ``checkerboard.png``, and ``registration.json``, whose
+    content is returned.
 
     Args:
         fixed: image file that defines the grid of the result.
         moving: image file that is aligned with ``fixed``.
-        out: folder of the results; it is created.
-        options, convex_adam_options: default: the published settings.
+        out: output folder; it is created if it does not exist.
+        options, convex_adam_options: settings; default: the published ones.
         weights: checkpoint of the feature network; default: see :func:`.network.find_network_file`.
-        fixed_mask, moving_mask: masks; only voxels above 0 are compared.
-        device: for features and ConvexAdam, ``"cpu"`` or ``"cuda"``.
+        fixed_mask, moving_mask: mask files; only voxels above 0 are compared.
+        device: device for features and ConvexAdam, ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        VolumeError, WeightsNotFoundError, WeightsIncompatibleError, MissingPackageError: nothing was written.
-        OutputError: a file cannot be written.
+        VolumeError: an image or mask cannot be used, or the images do not overlap.
+        WeightsNotFoundError, WeightsIncompatibleError: there is no suitable feature network.
+        MissingPackageError: ``convexadam`` is not installed.
+        OutputError: a file cannot be written; with all other errors, nothing was written.
     """
     options, adam = options or RegistrationOptions(), convex_adam_options or ConvexAdamOptions()
     fixed, moving, out = Path(fixed), Path(moving), Path(out)
-    library()  # a missing package is an error before the work starts, and so is a spacing that is too coarse
+    library()  # report a missing package, and below a spacing that is too coarse, before the work starts
     pair = read_pair(fixed, moving, fixed_mask, moving_mask, options.ct)
     working_spacing = working_grid(pair.fixed, options.spacing).GetSpacing()[0]
     weights = None if options.features == "mind" else find_network_file(weights)
@@ -144,7 +150,7 @@ def deform(
     spacing: float | None = None,
     device: str = "cpu",
 ) -> sitk.Image:
-    """Displacement from the fixed to the moving image, ``start`` included, in mm on the grid of the fixed image."""
+    """Displacement from the fixed to the moving image in mm, including ``start``, on the grid of the fixed image."""
     grid = working_grid(pair.fixed, spacing)
     identity = sitk.Transform(3, sitk.sitkIdentity)
     sides = ((pair.fixed, pair.fixed_mask, identity), (pair.moving, pair.moving_mask, start))
@@ -165,7 +171,7 @@ def deform(
 def extract_features(
     x: np.ndarray, valid_mask: np.ndarray, has_mask: bool, network: FeatureNetwork | None, use_mind: bool, device: str
 ) -> Tensor:
-    """MIND-SSC, then the features of the network, set to 0 outside of the image's mask: (1, C, z, y, x)."""
+    """Concatenate MIND-SSC and network features (0 outside the mask) to (1, C, z, y, x)."""
     image = torch.from_numpy(x)[None, None].to(device)
     parts = [mind_ssc(image)] if use_mind else []
     if network is not None:

@@ -1,4 +1,4 @@
-"""Images and masks of a registration: reading, checks, and the grid on which features are compared."""
+"""Images and masks of a registration: reading, checks, and resampling to the working grid."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from nnunet_invariance.errors import VolumeError
 
 __all__ = ["fill_outside", "read_mask", "read_volume", "resample_to_grid", "working_grid"]
 
-SMALLEST = 16  # voxels along an axis: fewer leave nothing to compare after the strides
+SMALLEST = 16  # minimum number of voxels along each axis; fewer are too few after striding
 
 
 def read_volume(path: Path) -> sitk.Image:
     """Read a 3-D image with one value per voxel, as float32.
 
     Raises:
-        VolumeError: the file is missing, unreadable, truncated, of another dimension, too small, not finite or
-            constant, or its spacing is not positive.
+        VolumeError: the file is missing, unreadable or truncated, or the image is not 3-D, too small, constant, not
+            finite, or its spacing is not positive.
     """
     image = sitk.Cast(_read(path), sitk.sitkFloat32)
     array = sitk.GetArrayViewFromImage(image)
@@ -29,10 +29,10 @@ def read_volume(path: Path) -> sitk.Image:
 
 
 def read_mask(path: Path, image: sitk.Image) -> sitk.Image:
-    """Read a mask (voxels above 0), uint8, resampled to the grid of its image by the nearest voxel.
+    """Read a mask (voxels above 0) as uint8, resampled to the grid of its image with nearest-neighbour interpolation.
 
     Raises:
-        VolumeError: the file is unreadable, or no voxel of the mask lies inside of the image.
+        VolumeError: the file is unreadable, or no voxel of the mask lies inside the image.
     """
     found = _read(path) > 0
     mask = sitk.Resample(found, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
@@ -57,9 +57,9 @@ def _read(path: Path) -> sitk.Image:
 
 
 def working_grid(fixed: sitk.Image, spacing: float | None = None) -> sitk.Image:
-    """Empty image over the extent of ``fixed`` with isotropic voxels of ``spacing`` mm.
+    """Create an empty image with the extent of ``fixed`` and isotropic voxels of ``spacing`` mm.
 
-    The default spacing is the cube root of the voxel volume of ``fixed``, which gives as many voxels as it has.
+    The default spacing is the cube root of the voxel volume of ``fixed``, which keeps the number of voxels.
 
     Raises:
         VolumeError: an axis would have fewer than :data:`SMALLEST` voxels.
@@ -73,7 +73,7 @@ def working_grid(fixed: sitk.Image, spacing: float | None = None) -> sitk.Image:
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing([spacing] * 3)
     grid.SetDirection(fixed.GetDirection())
-    # The centres agree, so that both ends share what the rounding of the size adds or removes.
+    # Align the centres, so that the rounding of the size affects both ends equally.
     middle = fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()])
     reach = np.reshape(fixed.GetDirection(), (3, 3)) @ ((size - 1) / 2 * spacing)
     grid.SetOrigin(np.subtract(middle, reach).tolist())
@@ -83,10 +83,9 @@ def working_grid(fixed: sitk.Image, spacing: float | None = None) -> sitk.Image:
 def resample_to_grid(
     image: sitk.Image, mask: sitk.Image | None, grid: sitk.Image, transform: sitk.Transform
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resample an image linearly and its mask by the nearest voxel, to (z, y, x) float32 and bool.
+    """Resample an image (linear) and its mask (nearest neighbour) to arrays (z, y, x) of float32 and bool.
 
-    Outside of the image or the mask, intensities are those of the nearest voxel inside, so that no artificial edge
-    appears.
+    Voxels outside the image or the mask get the intensity of the nearest voxel inside, to avoid artificial edges.
 
     Raises:
         VolumeError: no voxel of the image, or of its mask, lies on the grid.
@@ -104,7 +103,7 @@ def resample_to_grid(
 
 
 def fill_outside(x: np.ndarray, valid_mask: np.ndarray) -> np.ndarray:
-    """Replace the voxels outside of a mask by the nearest voxel inside.
+    """Replace each voxel outside a mask by the nearest voxel inside.
 
     >>> fill_outside(np.array([1.0, 2.0, 9.0]), np.array([True, True, False])).tolist()
     [1.0, 2.0, 2.0]
