@@ -10,12 +10,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the command and its flags."""
     parser = subparsers.add_parser(
         "complete",
-        help="fill missing channels with zeros, so that nnUNetv2_predict accepts the cases",
-        description="Copies the images of a folder to OUT and writes a zero image, with the geometry of an image of "
-        "the same case, for each channel whose file is absent. A model of PUIRTrainer treats it as a missing modality.",
+        help="fill missing channels with zeros for nnUNetv2_predict",
+        description="Copies the images of a folder to OUT and writes an image of zeros, with the geometry of the case, "
+        "for each missing channel. Models of PUIRTrainer treat such an image as a missing modality.",
     )
     parser.add_argument("images", type=Path, metavar="IN", help="folder with CASE_0000, CASE_0001, ...")
-    parser.add_argument("out", type=Path, metavar="OUT", help="new folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder; it must be empty or not exist")
     parser.add_argument("-d", dest="dataset", required=True, help="name or id of the dataset")
 
 

@@ -1,4 +1,4 @@
-"""``nnunet-invariance register``: align one volume with another one, also across modalities."""
+"""``nnunet-invariance register``: align a volume with another volume, also across modalities."""
 
 import argparse
 from pathlib import Path
@@ -10,29 +10,32 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the command and its flags."""
     parser = subparsers.add_parser(
         "register",
-        help="align one volume with another one, also across modalities",
+        help="align a volume with another volume, also across modalities",
         description="Affine alignment by mutual information, then ConvexAdam on features of both images. Writes "
-        "OUT/warped.nii.gz, OUT/displacement.nii.gz (mm, affine map included, for SimpleITK's "
-        "DisplacementFieldTransform), "
-        "OUT/registration.json (folded voxels and other Jacobian statistics) and OUT/checkerboard.png.",
+        "OUT/warped.nii.gz, OUT/displacement.nii.gz (in mm, including the affine transform, for SimpleITK's "
+        "DisplacementFieldTransform), OUT/registration.json (folded voxels and other Jacobian statistics) and "
+        "OUT/checkerboard.png.",
         formatter_class=ShowDefaults,
     )
     add = parser.add_argument
     add("fixed", type=Path, metavar="FIXED", help="image that defines the grid of the result")
     add("moving", type=Path, metavar="MOVING", help="image that is aligned with FIXED")
-    add("out", type=Path, metavar="OUT", help="folder of the results")
-    add("--weights", type=Path, metavar="FILE", help="checkpoint of the feature network (for anatomix, both)")
-    add("--features", choices=["anatomix", "mind", "both"], default="both", help="features that are compared")
-    add("--fixed-mask", type=Path, metavar="FILE", help="mask of FIXED: voxels above 0 are compared")
-    add("--moving-mask", type=Path, metavar="FILE", help="mask of MOVING: voxels above 0 are compared")
+    add("out", type=Path, metavar="OUT", help="output folder")
     add(
-        "--ct", choices=["none", "fixed", "moving", "both"], default="none", help="CT images, to clip to [-450, 450] HU"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of the feature network, for --features anatomix or both",
     )
+    add("--features", choices=["anatomix", "mind", "both"], default="both", help="features to compare")
+    add("--fixed-mask", type=Path, metavar="FILE", help="mask of FIXED; only voxels above 0 are compared")
+    add("--moving-mask", type=Path, metavar="FILE", help="mask of MOVING; only voxels above 0 are compared")
+    add("--ct", choices=["none", "fixed", "moving", "both"], default="none", help="images to clip to [-450, 450] HU")
     add(
         "--spacing",
         type=float,
         metavar="MM",
-        help="voxel size for the comparison (default: as many voxels as FIXED has)",
+        help="voxel size of the working grid (default: keep the voxel volume of FIXED)",
     )
     add("--no-affine", action="store_true", help="skip the affine alignment")
     add("--grid", type=int, default=2, help="grid spacing of the convex stage, in voxels")

@@ -1,4 +1,4 @@
-"""``nnunet-invariance translate``: predict images of missing modalities from those that are present."""
+"""``nnunet-invariance translate``: predict images of missing modalities from the available ones."""
 
 import argparse
 from pathlib import Path
@@ -8,31 +8,39 @@ from nnunet_invariance.common.wording import counted
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the command, its three steps and their flags."""
+    """Add the command, its three subcommands and their flags."""
     parser = subparsers.add_parser("translate", help="modality translation: train, predict, evaluate")
     steps = parser.add_subparsers(dest="step", required=True)
     train = steps.add_parser(
         "train",
-        help="train a network that predicts all modalities from any of them",
-        description="Trains PUIR's network with nnU-Net's decoder to predict all modalities from any of them, on "
-        "the preprocessed cases of a dataset. Starts from the finished `pretrain puir` of the same plans.",
+        help="train a network that predicts all modalities from any subset",
+        description="Trains PUIR's network with nnU-Net's decoder to predict all modalities from any subset, on the "
+        "preprocessed cases of a dataset. Starts from the checkpoint of `pretrain puir` with the same plans.",
         formatter_class=ShowDefaults,
     )
     _add_dataset(train)
-    train.add_argument("--start", default="", metavar="FILE", help="another checkpoint of pretrain puir, or none")
-    train.add_argument("--epochs", type=int, default=200, help="epochs")
-    train.add_argument("--iterations", type=int, default=250, help="steps an epoch; the state is saved after each")
-    train.add_argument("--seed", type=int, default=0, help="of data and augmentation")
+    train.add_argument("--start", default="", metavar="FILE", help="other checkpoint of pretrain puir, or 'none'")
+    train.add_argument("--epochs", type=int, default=200, help="number of epochs")
+    train.add_argument(
+        "--iterations", type=int, default=250, help="steps per epoch; the state is saved after each epoch"
+    )
+    train.add_argument("--seed", type=int, default=0, help="seed of sampling and augmentation")
     train.add_argument("--c", action="store_true", help="continue the last run")
-    train.add_argument("--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE", help="see docs/puir.md")
+    train.add_argument(
+        "--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE", help="options, see docs/puir.md"
+    )
     predict = steps.add_parser("predict", help="write the missing modalities of each case")
     _add_images(predict)
-    predict.add_argument("--from", nargs="+", default=[], dest="sources", metavar="NAME", help="default: all present")
-    predict.add_argument("--to", nargs="+", default=[], dest="targets", metavar="NAME", help="default: all others")
+    predict.add_argument(
+        "--from", nargs="+", default=[], dest="sources", metavar="NAME", help="source modalities; default: all present"
+    )
+    predict.add_argument(
+        "--to", nargs="+", default=[], dest="targets", metavar="NAME", help="target modalities; default: all others"
+    )
     predict.add_argument("--keep", action="store_true", help="also copy the source images to OUT")
     evaluate = steps.add_parser("evaluate", help="PSNR, NMSE and SSIM from each modality to each other")
     _add_images(evaluate)
-    single = "source modalities by name, several joined by +; default: each modality alone"
+    single = "sets of source modalities, joined by +; default: each modality alone"
     evaluate.add_argument("--from", nargs="+", dest="sources", metavar="A+B", help=single)
 
 
@@ -40,14 +48,14 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="name or id of the dataset")
     parser.add_argument("configuration", help="configuration of the plans, for example 3d_fullres")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
-    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where to run")
+    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the network")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     _add_dataset(parser)
     parser.add_argument("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with CASE_0000, ...")
-    parser.add_argument("-o", dest="out", type=Path, required=True, metavar="OUT", help="folder for the result")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: that of translate train")
+    parser.add_argument("-o", dest="out", type=Path, required=True, metavar="OUT", help="output folder")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the checkpoint of translate train")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""PUIR's modality translation: images of missing modalities, predicted from those that are present.
+"""PUIR's modality translation: predict images of missing modalities from the available ones.
 
 from nnunet_invariance.modality_translation import load_translator
 translator = load_translator(planned, device="cpu")        # an nnunet.planned_dataset.PlannedDataset

@@ -1,4 +1,4 @@
-"""Scores of the translation from each modality to each other against the real images, as tables and a page."""
+"""Compare translated images with the real ones for each pair of modalities; writes a table and an HTML report."""
 
 import html
 import logging
@@ -27,16 +27,20 @@ logger = logging.getLogger(__name__)
 METRICS = ("psnr", "nmse", "ssim", "release_psnr", "release_nmse", "release_ssim")
 HEAD = ("from", "to", "cases", "PSNR", "NMSE", "SSIM", "PSNR, release", "NMSE, release", "SSIM, release")
 SCORES, EXAMPLES = "scores.csv", "examples.png"
-CONVENTIONS = """<p>Plain: whole volume, raw intensities, data range of the real image, NMSE = sum of squared errors
-over sum of squares. Release: as the code of PUIR (arXiv 2411.06106) does it, but each image by itself: z-scores over
-all voxels, background of the real image (z &lt; -0.35) put into the predicted one, data range the larger of both,
-NMSE = mean squared error. The two are not to be compared with each other. Mean and standard deviation over cases.
-</p>"""
+CONVENTIONS = """<p>Plain: raw intensities of the whole volume, data range of the real image, NMSE = sum of squared
+errors divided by the sum of squares of the real image. Release: as in the published code of PUIR (arXiv 2411.06106),
+but with each image normalised separately: z-scores over all voxels, background of the real image (z &lt; -0.35) copied
+into the predicted image, the larger data range of the two images, NMSE = mean squared error. The two conventions
+are not comparable. Values are mean and standard deviation over cases.</p>"""
 
 
 @dataclass(frozen=True)
 class PairScore:
-    """One case, from one set of modalities to one other; PSNR in dB."""
+    """Scores of one case for one set of source modalities and one target modality; PSNR in dB.
+
+    >>> PairScore("T1", "T2", "case_000", 30.0, 0.01, 0.9, 31.0, 0.02, 0.95).target
+    'T2'
+    """
 
     source: str
     target: str
@@ -56,17 +60,22 @@ def evaluate_translation(
     subsets: Sequence[tuple[int, ...]],
     seen: Sequence[str] = (),
 ) -> Path:
-    """Score the translation from each subset to every other modality; writes a table, a picture and ``report.html``.
+    """Score the translation from each subset to every other modality; writes a table, examples and ``report.html``.
 
     Args:
-        images: complete cases, ``CASE_0000`` and so on; a modality that a case lacks (no file, or a constant image) is
-            neither source nor target there.
-        out: folder of the three files.
-        subsets: of the modalities, by index.
-        seen: cases that the translator was trained on; the page names those among the images.
+        translator: trained translator.
+        images: folder with files ``CASE_0000`` and so on; a missing modality (no file, or a constant image) is neither
+            source nor target in that case.
+        out: output folder.
+        subsets: sets of source modalities, by channel index.
+        seen: training cases of the translator; the report lists those that are in ``images``.
+
+    Returns:
+        Path of ``report.html``.
 
     Raises:
-        ImagesFolderError: no images, different grids, or no pair to score.
+        ImagesFolderError: the folder contains no image, the channels of a case have different grids, or no case has
+            both a source and a target modality.
         VolumeError: an image is damaged.
         OutputError: ``out`` cannot be written.
     """
@@ -89,7 +98,7 @@ def evaluate_translation(
         picture = picture or (_grid(names, real, predicted) if predicted else b"")
     if not rows:
         raise ImagesFolderError(
-            f"No case in {images} has the modalities of a source and another one, so there is nothing to score. Give "
+            f"No case in {images} has all source modalities and another modality, so there is nothing to score. Give "
             "cases with several modalities."
         )
     write_csv(out / SCORES, rows, PairScore)
@@ -100,7 +109,7 @@ def evaluate_translation(
 
 
 def seen_cases(checkpoint: Path) -> list[str]:
-    """Cases of the manifest beside a checkpoint; none where there is no manifest."""
+    """Names of the training cases from the manifest beside a checkpoint; empty if there is no manifest."""
     manifest = checkpoint.parent / "manifest.json"
     return [case["name"] for case in read_json(manifest, default={"cases": []})["cases"]]
 
@@ -113,12 +122,12 @@ def _score(
 
 
 def read_pairs(folder: Path) -> list[PairScore]:
-    """The rows that :func:`evaluate_translation` left in a folder."""
+    """Read the scores that :func:`evaluate_translation` wrote to a folder."""
     return read_csv(folder / SCORES, PairScore)
 
 
 def summarise(rows: Sequence[PairScore]) -> list[tuple[str, ...]]:
-    """A line for each source and target: the number of cases, and mean and standard deviation of every metric."""
+    """Summary row per source and target: number of cases, and mean (standard deviation) of each metric."""
     lines = []
     for source, target in dict.fromkeys((row.source, row.target) for row in rows):
         own = [row for row in rows if (row.source, row.target) == (source, target)]
@@ -147,7 +156,7 @@ def _page(dataset: str, rows: Sequence[PairScore], picture: bytes, seen: Sequenc
 def _grid(
     names: Sequence[str], real: Mapping[int, np.ndarray], predicted: Mapping[tuple[int, ...], np.ndarray]
 ) -> bytes:
-    """Middle slices: a column for each modality, all of a column in the grey values of the real image."""
+    """PNG of middle slices, one column per modality; each column uses the intensity window of the real image."""
     figure, axes = panels(1 + len(predicted), len(real))
     for column, (channel, image) in enumerate(real.items()):
         low, high = np.percentile(image, (0.5, 99.5))

@@ -1,4 +1,4 @@
-"""Intensity scale of each modality, measured on the training images, to undo nnU-Net's normalisation."""
+"""Intensity scale of each modality, measured on the training images, to invert nnU-Net's normalisation."""
 
 import logging
 from collections.abc import Sequence
@@ -21,15 +21,17 @@ FILE = "intensities.json"
 
 @dataclass(frozen=True)
 class Intensities:
-    """Intensity scale of one modality.
+    """Intensity scale of one modality: raw = normalised * scale + offset.
 
     >>> Intensities("T1", "ZScoreNormalization", scale=12.0, offset=100.0, masked=False, background=0.0).scale
     12.0
 
     Attributes:
-        scale, offset: raw = normalised * scale + offset.
-        masked: outside nnU-Net's nonzero mask raw is 0.
-        background: raw outside nnU-Net's crop.
+        channel: name of the modality.
+        scheme: nnU-Net's normalisation scheme.
+        scale, offset: scale and offset in raw intensities.
+        masked: whether voxels outside nnU-Net's nonzero mask are set to ``background``.
+        background: raw intensity outside nnU-Net's crop.
     """
 
     channel: str
@@ -41,10 +43,18 @@ class Intensities:
 
 
 def affine_of(scheme: str, values: np.ndarray, properties: dict[str, float]) -> tuple[float, float]:
-    """(scale, offset) that undo one of nnU-Net's schemes on an image of which ``values`` are the voxels that count.
+    """Scale and offset that invert a normalisation scheme of nnU-Net.
+
+    >>> affine_of("RescaleTo01Normalization", np.array([1.0, 5.0]), {})
+    (4.0, 1.0)
+
+    Args:
+        scheme: name of the normalisation scheme.
+        values: voxels that the normalisation is computed from.
+        properties: nnU-Net's foreground intensity properties of the channel.
 
     Raises:
-        UnsupportedConfigurationError: the scheme is not one of nnU-Net's own.
+        UnsupportedConfigurationError: the scheme is not one of nnU-Net's.
     """
     if scheme == "ZScoreNormalization":
         return max(float(values.std()), 1e-8), float(values.mean())
@@ -59,12 +69,17 @@ def affine_of(scheme: str, values: np.ndarray, properties: dict[str, float]) -> 
 
 
 def measure_intensities(planned: PlannedDataset, cases: Sequence[Sequence[Path]]) -> list[Intensities]:
-    """The scale of each modality: the median over the cases that have it, each measured as nnU-Net normalises it.
+    """Measure the intensity scale of each modality: the median over all cases in which it is present.
 
-    The background of a case is 0, or the least value of a modality where the crop is the whole image.
+    The background of a case is 0, or the minimum of the image if nnU-Net does not crop it.
 
     Args:
-        cases: raw files, one a channel.
+        planned: dataset and configuration.
+        cases: raw image files of each case, one per channel.
+
+    Raises:
+        VolumeError: an image is damaged.
+        UnsupportedConfigurationError: a modality is missing in all cases, or its normalisation cannot be inverted.
     """
     manager, plans = planned.configuration, planned.plans
     reader = plans.image_reader_writer_class()
@@ -82,7 +97,7 @@ def measure_intensities(planned: PlannedDataset, cases: Sequence[Sequence[Path]]
                 background = 0.0 if empty else float(image[channel].min())
                 found[channel].append((*affine_of(scheme, values, properties), background))
     if lacking := [name for name, facts in zip(planned.channel_names, found, strict=True) if not facts]:
-        msg = f"No case of {planned.name} has an image of {', '.join(lacking)}, so that it cannot be predicted."
+        msg = f"No case of {planned.name} has an image of {', '.join(lacking)}, so it cannot be predicted."
         raise UnsupportedConfigurationError(f"{msg} Add such cases, or remove the channel.")
     return [
         _median(name, scheme, bool(masked), np.array(facts))
@@ -94,20 +109,20 @@ def measure_intensities(planned: PlannedDataset, cases: Sequence[Sequence[Path]]
 
 def _median(channel: str, scheme: str, masked: bool, facts: np.ndarray) -> Intensities:
     scale, offset = np.median(facts[:, :2], axis=0).tolist()
-    background = np.quantile(facts[:, 2], 0.5, method="lower").item()  # between air and 0 lies tissue
+    background = np.quantile(facts[:, 2], 0.5, method="lower").item()  # a value between air (CT) and 0 would be tissue
     return Intensities(channel, scheme, scale, offset, masked, background)
 
 
 def write_intensities(folder: Path, intensities: Sequence[Intensities]) -> None:
-    """Write the scales into the folder of a checkpoint."""
+    """Write the intensity scales to the folder of a checkpoint."""
     write_json(folder / FILE, [asdict(i) for i in intensities])
 
 
 def read_intensities(folder: Path) -> list[Intensities]:
-    """Read what :func:`write_intensities` wrote.
+    """Read the intensity scales that :func:`write_intensities` wrote.
 
     Raises:
-        WeightsNotFoundError: there is no such file.
+        WeightsNotFoundError: the file does not exist.
         DamagedFileError: the file is damaged.
     """
     if not (folder / FILE).is_file():

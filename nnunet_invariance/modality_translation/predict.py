@@ -16,10 +16,13 @@ from nnunet_invariance.nnunet.missing_channels import find_cases
 
 
 def channels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Indices of modalities by name.
+    """Channel indices of modalities that are given by name.
+
+    >>> channels_of(["T2"], ["T1", "T2"])
+    [1]
 
     Raises:
-        OptionError: one is not a channel of the data set.
+        OptionError: the dataset has no channel of that name.
     """
     if strange := [name for name in names if name not in known]:
         raise OptionError(f"{', '.join(strange)}: no such channel; the data set has {', '.join(known)}. Correct it.")
@@ -34,20 +37,26 @@ def translate_folder(
     targets: Sequence[str] = (),
     keep: bool = False,
 ) -> int:
-    """Write the other modalities of each case, float32 on the grid of its images; returns the number of cases.
+    """Predict the missing modalities of each case and write them as float32 on the grid of the case.
 
     Args:
-        images: files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``, some of them absent or constant.
-        out: a folder that is empty or not there.
-        sources: modalities to use, by name; none: all that a case has.
-        targets: modalities to write; none: all that are not used.
-        keep: also copy the images that were used.
+        translator: trained translator.
+        images: folder with files ``CASE_0000`` and so on, as for ``nnUNetv2_predict``; a missing modality has no file
+            or a constant image.
+        out: output folder; it must be empty or not exist.
+        sources: names of the source modalities; default: all that a case has.
+        targets: names of the modalities to write; default: all except the sources.
+        keep: also copy the source images to ``out``.
+
+    Returns:
+        Number of cases.
 
     Raises:
-        ImagesFolderError: no images, different grids, or a case with none of the sources.
+        ImagesFolderError: the folder contains no image, the channels of a case have different grids, or a case has no
+            source modality.
         VolumeError: an image is damaged.
-        OptionError: a name that the data set does not have.
-        OutputError: ``out`` holds something or cannot be written.
+        OptionError: the dataset has no modality of that name.
+        OutputError: ``out`` is not empty or cannot be written.
     """
     names, ending = translator.planned.channel_names, translator.planned.dataset_json["file_ending"]
     allowed, wanted = channels_of(sources or names, names), channels_of(targets, names)
@@ -73,10 +82,11 @@ def translate_folder(
 
 
 def _source_images(case: str, files: Mapping[int, Path], allowed: Sequence[int], names: str) -> dict[int, Path]:
-    """Images of the source modalities that a case has; a constant image marks a missing one.
+    """Select the images of the source modalities of a case; a constant image marks a missing modality.
 
     Raises:
-        VolumeError, ImagesFolderError: an image is damaged, grids differ, or the case has no source modality.
+        VolumeError: an image is damaged.
+        ImagesFolderError: the grids differ, or the case has no source modality.
     """
     given = {channel: path for channel, path in files.items() if channel in allowed}
     if given:
@@ -84,8 +94,8 @@ def _source_images(case: str, files: Mapping[int, Path], allowed: Sequence[int],
     found = {channel: path for channel, path in given.items() if not is_empty(path)}
     if not found:
         folder = next(iter(files.values())).parent
-        msg = f"Case {case} in {folder} has no image of {names}; one that is constant stands for a missing one. "
-        raise ImagesFolderError(f"{msg}Name others, or leave the case out.")
+        msg = f"Case {case} in {folder} has no image of {names} (a constant image counts as missing). "
+        raise ImagesFolderError(f"{msg}Choose other source modalities, or remove the case.")
     return found
 
 

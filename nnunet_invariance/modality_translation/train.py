@@ -1,4 +1,4 @@
-"""Training of a modality translator with the pre-training loop; writes the intensity scales beside the checkpoint."""
+"""Train a modality translator with the pre-training loop, and write the intensity scales beside the checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,23 +23,30 @@ def train_translator(
     options: Mapping[str, Any] | None = None,
     loop: LoopOptions | None = None,
 ) -> Path:
-    """Train on the preprocessed cases; returns the checkpoint, with the modalities' intensities beside it.
+    """Train a modality translator on the preprocessed cases of a dataset.
 
     Args:
-        start: checkpoint of ``pretrain puir``; "" takes that of the same plans, "none" random weights.
+        planned: dataset and configuration.
+        device: ``"cuda"``, ``"cpu"`` or ``"mps"``.
+        resume: continue the last run.
+        start: checkpoint of ``pretrain puir``; "" uses that of the same plans, "none" starts from random weights.
         options: fields of :class:`PUIRTranslationOptions` that differ from the defaults.
-        loop: options of the loop.
+        loop: options of the training loop.
+
+    Returns:
+        Path of the checkpoint; the intensity scales are in the same folder.
 
     Raises:
-        InvarianceError: one of its kinds, see ``pretrain`` and ``measure_intensities``.
+        DatasetNotFoundError: the raw training images were not found.
+        InvarianceError: any error of ``pretrain`` or ``measure_intensities``.
     """
     require_translatable(planned)
     names = (planned.name, planned.plans.plans_name, planned.configuration_name)
     if not resume and start != SCRATCH:
         find_start(pretraining_folder(PUIRTranslation.name, *names), start)
     if not (images := training_images(planned)):
-        msg = f"No preprocessed case of {planned.name} has its images in nnUNet_raw; intensities are measured on them. "
-        raise DatasetNotFoundError(f"{msg}Set nnUNet_raw to where they lie, or preprocess the dataset.")
+        msg = f"No preprocessed case of {planned.name} has images in nnUNet_raw; intensities are measured on them. "
+        raise DatasetNotFoundError(f"{msg}Set nnUNet_raw to the folder that contains them, or preprocess the dataset.")
     check_training_grids(planned)
     intensities = measure_intensities(planned, list(images.values()))
     name, plans_name, configuration = names

@@ -1,4 +1,4 @@
-"""A trained modality translator: predicts the images of all modalities from those of some."""
+"""A trained modality translator: predicts images of all modalities from the available ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +22,20 @@ from nnunet_invariance.registry import get_method
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 
-#: nnU-Net's readers whose axes are those of SimpleITK, which writes the images.
+#: nnU-Net's readers with the same axis order as SimpleITK, which writes the predicted images.
 READERS = ("SimpleITKIO", "NibabelIO")
 
 
 @dataclass(frozen=True)
 class ModalityTranslator:
-    """A trained network and the intensity scales of its modalities; see :func:`load_translator`."""
+    """A trained network and the intensity scales of its modalities; see :func:`load_translator`.
+
+    >>> from types import SimpleNamespace
+    >>> planned, network = SimpleNamespace(patch_size=(4, 4, 4)), lambda images, present: images
+    >>> translator = ModalityTranslator(planned, network, [], torch.device("cpu"))
+    >>> translator.predict_normalised(torch.zeros(2, 4, 4, 6), torch.tensor([True, False])).shape
+    torch.Size([2, 4, 4, 6])
+    """
 
     planned: PlannedDataset
     network: PUIRNet
@@ -36,7 +43,7 @@ class ModalityTranslator:
     device: torch.device
 
     def predict(self, files: Mapping[int, Path]) -> np.ndarray:
-        """Predict all modalities (C, *spatial) from some, in raw intensities on the grid of the files.
+        """Predict all modalities (C, *spatial) from the given images, in raw intensities on their grid.
 
         Args:
             files: image files by channel index, all on one grid.
@@ -67,7 +74,12 @@ class ModalityTranslator:
 
     @torch.inference_mode()
     def predict_normalised(self, data: Tensor, present: Tensor) -> Tensor:
-        """Predict normalised images (C, *spatial) of all modalities from those that are ``present`` (C,)."""
+        """Predict normalised images (C, *spatial) of all modalities.
+
+        Args:
+            data: normalised images (C, *spatial); images of missing modalities are ignored.
+            present: which modalities are present, bool (C,).
+        """
         patch = self.planned.patch_size
         padded, inner = pad_nd_image(data, patch, "constant", {"value": 0}, True, None)
 
@@ -83,11 +95,16 @@ class ModalityTranslator:
 def load_translator(
     planned: PlannedDataset, checkpoint: Path | None = None, device: str = "cuda"
 ) -> ModalityTranslator:
-    """Load the translator that ``translate train`` trained for a data set, or that of a checkpoint file.
+    """Load a trained translator.
+
+    Args:
+        planned: dataset and configuration.
+        checkpoint: checkpoint file; default: the one that ``translate train`` wrote for this configuration.
+        device: ``"cuda"``, ``"cpu"`` or ``"mps"``.
 
     Raises:
-        WeightsNotFoundError: there is no checkpoint, or no intensities beside it.
-        WeightsIncompatibleError: of another method, network or other modalities.
+        WeightsNotFoundError: the checkpoint or its file of intensity scales does not exist.
+        WeightsIncompatibleError: the checkpoint is from another method, network or set of modalities.
         UnsupportedConfigurationError: see :func:`require_translatable`.
     """
     require_translatable(planned)
@@ -101,8 +118,8 @@ def load_translator(
     before = (loaded.metadata["channel_names"], loaded.metadata["plans"]["architecture"])
     if before != (channels, planned.configuration.configuration["architecture"]):
         raise WeightsIncompatibleError(
-            f"{path} was trained for the channels {', '.join(before[0])} and its own plans; the data set has "
-            f"{', '.join(channels)}, or its plans name another network. Give the data set and plans of the training."
+            f"{path} was trained for the channels {', '.join(before[0])} and its own plans; the dataset has "
+            f"{', '.join(channels)}, or its plans name another network. Give the dataset and plans of the training."
         )
     options = loaded.metadata["options"]
     architecture = Architecture.from_plans(before[1], len(channels), len(channels))
@@ -112,24 +129,24 @@ def load_translator(
 
 
 def require_translatable(planned: PlannedDataset) -> None:
-    """Refuse a data set or plans that modality translation does not support.
+    """Check that modality translation supports the dataset and its plans.
 
     Raises:
-        UnsupportedConfigurationError: one channel, two of one name, 2-D or cascaded plans, another network, or images
-            that are not read by SimpleITK or NiBabel in its own orientation.
+        UnsupportedConfigurationError: the dataset has a single channel or duplicate channel names, the plans are 2-D,
+            a cascade stage or for an unsupported network, or the image reader is not in :data:`READERS`.
     """
     entry = get_method(PUIRTranslation.name)
     require_supported(planned, "modality translation", entry.dimensions, entry.least_channels, entry.networks)
     if (reader := planned.plans.image_reader_writer_class.__name__) not in READERS:
-        msg = f"{planned.name} is read by {reader}; predicted images are written for {' and '.join(READERS)}."
+        msg = f"{planned.name} is read by {reader}; modality translation supports only {' and '.join(READERS)}."
         raise UnsupportedConfigurationError(f"{msg} Plan with one of these readers.")
 
 
 def checkpoint_of(planned: PlannedDataset, checkpoint: Path | None = None) -> Path:
-    """Checkpoint file that is named, or that ``translate train`` wrote for a data set.
+    """Path of the given checkpoint, or of the one that ``translate train`` wrote for the dataset.
 
     Raises:
-        WeightsNotFoundError: there is none.
+        WeightsNotFoundError: the file does not exist.
     """
     names = (planned.name, planned.plans.plans_name, planned.configuration_name)
     path = checkpoint or pretraining_folder(PUIRTranslation.name, *names) / FINAL
