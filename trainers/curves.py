@@ -1,4 +1,4 @@
-"""Curves of a training beside those of nnU-Net's progress.png."""
+"""Log and draw curves of a training in addition to those in nnU-Net's progress.png."""
 
 import math
 from pathlib import Path
@@ -13,9 +13,9 @@ from nnunet_invariance.pretraining.engine.history import draw_history
 
 
 def log_curves(logger: MetaLogger, values: dict[str, float], epoch: int) -> None:
-    """Log an epoch's values, averaged over the ranks, under keys that nnU-Net does not have.
+    """Log the values of an epoch, averaged over the ranks, under keys that nnU-Net's logger does not have.
 
-    Every rank must call it. Earlier epochs without a value get NaN.
+    Every rank must call this function. Earlier epochs without a value get NaN.
     """
     if dist.is_available() and dist.is_initialized():
         ranks: list[dict[str, float]] = [{}] * dist.get_world_size()
@@ -31,6 +31,6 @@ def draw_curves(logger: MetaLogger, names: list[str], path: Path) -> None:
     columns = [logger.get_value(name, None) for name in names]
     rows = zip(*columns, strict=True)
     history = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(rows)]
-    with matplotlib.style.context("default"):  # nnU-Net sets huge fonts for the whole process
+    with matplotlib.style.context("default"):  # nnU-Net sets large fonts for the whole process
         figure = draw_history(history)
         atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=100))

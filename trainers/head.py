@@ -1,4 +1,4 @@
-"""The summed segmentation head of a trainer, and its start from a linear probe on the training cases."""
+"""The summed segmentation head of a trainer, and its initialisation by a linear probe on the training cases."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ VOXELS_PER_CLASS = 1000
 
 
 def add_head(network: nn.Module, head: str) -> nn.Module:
-    """Return the network with the head that the options name.
+    """Return the network with the segmentation head of the option ``head`` ("stock" or "summed").
 
     Raises:
-        UnsupportedConfigurationError: the network is no U-Net with segmentation layers on its decoder stages.
+        UnsupportedConfigurationError: the network is not a U-Net with segmentation layers on its decoder stages.
     """
     if head == "stock":
         return network
@@ -42,15 +42,16 @@ def start_from_probe(
     ignore: int | None = None,
     seed: int = 0,
 ) -> float:
-    """Set the head to a linear probe that is fitted on frozen features of the training cases.
+    """Initialise the head with a linear probe that is fitted to frozen features of the training cases.
 
     Args:
-        folder: of nnU-Net's preprocessed cases.
-        cases: training cases; the first ten are read.
-        num_classes: background included.
+        folder: folder of nnU-Net's preprocessed cases.
+        cases: names of the training cases; the first ten are used.
+        num_classes: number of classes including the background.
+        ignore: value of the ignore label, if there is one.
 
     Returns:
-        The probe's accuracy on its own voxels, in [0, 1].
+        Accuracy of the probe on the voxels that it was fitted to, in [0, 1].
     """
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)

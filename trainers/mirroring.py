@@ -1,4 +1,4 @@
-"""The decision about mirroring for the training cases of a trainer."""
+"""Decide which axes a trainer mirrors, from its training cases."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,11 +14,13 @@ MOST_CASES = 30
 def mirroring_of(
     folder: str, cases: Sequence[str], dataset_json: Mapping[str, Any], axes: Sequence[int]
 ) -> MirroringDecision:
-    """Decide from at most thirty training cases, evenly spread over ``cases``, which of ``axes`` may be mirrored.
+    """Decide which of ``axes`` may be mirrored, from at most thirty evenly spaced training cases of ``cases``.
 
     Args:
-        folder: of nnU-Net's preprocessed cases.
-        cases: names of the training cases alone.
+        folder: folder of nnU-Net's preprocessed cases.
+        cases: names of the training cases; validation cases must not be among them.
+        dataset_json: content of ``dataset.json``.
+        axes: the axes that nnU-Net would mirror.
     """
     labels = dataset_json["labels"]
     names = {value: name for name, value in labels.items() if isinstance(value, int) and value > 0 and name != "ignore"}

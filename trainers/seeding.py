@@ -25,13 +25,13 @@ class Stream(IntEnum):
 
     TRAINING = 0  # batches
     VALIDATION = 1  # batches
-    POSITIONS = 2  # of dense contrast, and everything else that auxiliary losses sample
+    POSITIONS = 2  # positions of dense contrast, and all other samples of auxiliary losses
     EQUIVARIANCE = 3  # which steps have an additional pass
     CHANNEL_DROPOUT = 4
 
 
 def mix(*entropy: int) -> int:
-    """Derive one seed in [0, 2^32) from several numbers; different numbers give unrelated seeds.
+    """Derive one seed in [0, 2^32) from several numbers; different numbers give independent seeds.
 
     >>> mix(1, 2) == mix(2, 1)
     False
@@ -61,12 +61,12 @@ def make_repeatable(transform: BasicTransform) -> None:
 class SeededBatches:
     """A data loader whose batch ``i`` depends only on ``entropy`` and ``i``.
 
-    The workers take the batches in turn, so the stream depends neither on the number of workers nor on interruptions
-    of the run.
+    Worker w of W makes the batches w, w + W, w + 2 W, and so on, so the stream depends neither on the number of workers
+    nor on interruptions of the run.
 
     Args:
         loader: nnU-Net's data loader.
-        entropy: identifies the stream.
+        entropy: numbers that identify the stream.
         first: index of the first batch.
         workers: number of processes that share the stream.
 
@@ -88,7 +88,7 @@ class SeededBatches:
     def set_thread_id(self, worker: int) -> None:
         """Called by batchgenerators at the start of a worker process."""
         self.index = self.first + worker
-        torch.set_num_threads(1)  # the ordered augmenter, unlike nnU-Net's usual one, leaves this to the loader
+        torch.set_num_threads(1)  # unlike nnU-Net's usual augmenter, the ordered one does not set it
 
     def __iter__(self) -> "SeededBatches":
         return self

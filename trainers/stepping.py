@@ -1,4 +1,4 @@
-"""Parts of an optimiser step: batches on the device, gradients of several ranks, clipping."""
+"""Parts of an optimiser step: moving a batch to the device, averaging gradients over ranks, clipping."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch import nn
 
 from nnunet_invariance.augmentation.views import split_views
 
-GRADIENT_NORM = 12  # nnU-Net's own
+GRADIENT_NORM = 12  # as in nnU-Net
 
 
 def views_on_device(batch: dict[str, Any], channels: int, device: torch.device) -> dict[str, Any]:
-    """Add ``views`` on the device and ``valid_mask`` on the CPU to a batch of nnU-Net, and move ``target``."""
+    """Add ``views`` (on the device) and ``valid_mask`` (on the CPU) to nnU-Net's batch, and move ``target``."""
     data, target = batch["data"], batch["target"]
     moved = [part.to(device, non_blocking=True) for part in (target if isinstance(target, list) else [target])]
     return {
@@ -30,7 +30,7 @@ def copy_from_first_rank(module: nn.Module) -> None:
 
 
 def average_gradients(module: nn.Module) -> None:
-    """Average the gradients of a module outside of DDP over all ranks."""
+    """Average the gradients of a module that is not wrapped in DDP over all ranks."""
     for parameter in module.parameters():
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad)
@@ -38,7 +38,7 @@ def average_gradients(module: nn.Module) -> None:
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
-    """Clip the norm of all gradients together, then step; a scaler skips non-finite gradients."""
+    """Clip the total gradient norm and step; with a scaler, steps with non-finite gradients are skipped."""
     if scaler is not None:
         scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], GRADIENT_NORM)

@@ -1,4 +1,4 @@
-"""Labels and rows of nnU-Net's targets, with or without deep supervision."""
+"""Select samples, the finest output and labels from nnU-Net's outputs and targets, with or without deep supervision."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,15 @@ def rows_of(values: Tensor | Sequence[Tensor], rows: slice) -> Tensor | list[Ten
 
 
 def finest(values: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return the output of full resolution, with or without deep supervision."""
+    """Return the full-resolution tensor, with or without deep supervision."""
     return values if isinstance(values, Tensor) else values[0]
 
 
 def tissue_labels(target: Tensor, manager: LabelManager) -> tuple[Tensor, int]:
     """Return the label of each voxel (B, 1, *spatial) int64, and the number of labels.
 
-    If nnU-Net trains on regions (B, R, *spatial), the label is the number of regions that contain the voxel, because
-    regions are nested.
+    If nnU-Net trains on regions (B, R, *spatial), the label is the number of regions that contain the voxel, which
+    identifies the class if the regions are nested.
     """
     if manager.has_regions:
         return target.sum(1, keepdim=True).long(), target.shape[1] + 1

@@ -12,7 +12,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "demo",
         help="run one method end to end on synthetic data; writes one HTML page",
         description="Creates a small data set, plans, trains with and without the method, predicts and scores, in "
-        "about five minutes on two CPU cores, and writes index.html. It shows the pipeline and is no evidence.",
+        "about five minutes on two CPU cores, and writes index.html. It shows the pipeline and does not measure the "
+        "method.",
     )
     parser.add_argument("method", nargs="?", choices=list(DEMOS), default="alice", help="the method (default: alice)")
     parser.add_argument(

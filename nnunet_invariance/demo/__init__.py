@@ -1,4 +1,4 @@
-"""Demos: one method end to end on synthetic data; they show the pipeline and are no evidence."""
+"""Demos that run one method end to end on synthetic data. They show the pipeline and do not measure the method."""
 
 __all__ = [
     "alice",

@@ -1,4 +1,4 @@
-"""Alice: pre-training on images without labels, then its trainer and its twin from random weights."""
+"""Demo of Alice: pre-training on unlabelled images, then AliceTrainer and its twin from random weights."""
 
 from nnunet_invariance.demo.data import write_dataset
 from nnunet_invariance.demo.next_steps import next_steps
@@ -22,7 +22,7 @@ NEXT_STEPS = next_steps("AliceTrainer", (*EVALUATION, "--pretrain"), method="ali
 
 
 def arms() -> list[str]:
-    """The trainer and its twin."""
+    """Names of the trainer and of its twin from random weights."""
     return [f"AliceTrainer_{EPOCHS}epochs", f"AliceTrainer_scratch_{EPOCHS}epochs"]
 
 
@@ -37,7 +37,7 @@ def run(demo: Demo) -> None:
 
 
 def draw(demo: Demo) -> Page:
-    """The page with the results of the steps."""
+    """Create the page with the results of the steps."""
     return Page(
         "alice: from unlabelled images to a scored segmentation",
         [

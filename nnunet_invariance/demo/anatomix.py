@@ -1,4 +1,4 @@
-"""anatomix: pre-training on synthetic volumes alone, then its trainer and its twin from random weights."""
+"""Demo of anatomix: pre-training on synthetic volumes alone, then AnatomixTrainer and its twin from random weights."""
 
 from nnunet_invariance.common.html import inline
 from nnunet_invariance.demo.data import write_dataset
@@ -35,16 +35,16 @@ NEXT_STEPS = next_steps("AnatomixTrainer", (*EVALUATION, "--pretrain"), method="
 
 
 def arms() -> list[str]:
-    """The trainer and its twin."""
+    """Names of the trainer and of its twin from random weights."""
     return [f"AnatomixTrainer_{EPOCHS}epochs", f"AnatomixTrainer_scratch_{EPOCHS}epochs"]
 
 
 def run(demo: Demo) -> None:
-    """Create data, plan, show and pre-train on synthetic volumes, train with and without the weights, score."""
+    """Create data, plan, show synthetic volumes, pre-train on others, train with and without the weights, score."""
     with demo.step("making a small data set: the same shapes, another contrast in every case"):
         write_dataset(demo.raw, N_TRAIN, N_TEST, seed=SEED)
     plan(demo, ITERATIONS)
-    with demo.step(f"making {N_SYNTHETIC} synthetic volumes to look at"):
+    with demo.step(f"making {N_SYNTHETIC} synthetic volumes for the page"):
         command = ["nnunet-invariance", "synthesize", "synthetic", "-n", str(N_SYNTHETIC), "--size", "32", "--preview"]
         demo.run("synthesize", command)
     with demo.step("pre-training anatomix on synthetic volumes of random shapes; no image is read"):
@@ -53,7 +53,7 @@ def run(demo: Demo) -> None:
 
 
 def draw(demo: Demo) -> Page:
-    """The page with the results of the steps."""
+    """Create the page with the results of the steps."""
     picture = (demo.out / "synthetic" / "preview.png").read_bytes()
     synthetic = inline(picture, "Random label maps, each in two random appearances")
     return Page(
@@ -61,7 +61,7 @@ def draw(demo: Demo) -> Page:
         [
             score_section(demo),
             data_section("Every case has the same organs in another contrast.", [demo.raw]),
-            Section("What is pre-trained on: random label maps, each in two appearances", synthetic),
+            Section("Pre-training data: random label maps, each in two appearances", synthetic),
             pretraining_section("Pre-training, without images", pretraining_folder(demo, "anatomix")),
             transfer_section(demo),
             training_section(demo),

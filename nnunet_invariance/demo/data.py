@@ -1,4 +1,4 @@
-"""Small synthetic data sets in nnU-Net's raw format, with random or given contrast."""
+"""Write small synthetic data sets in nnU-Net's raw format, with random or given contrast."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import SimpleITK as sitk
 LABELS = {"background": 0, "organ": 1, "core": 2}
 ENDING = ".nii.gz"
 LABEL_OF_TISSUE = np.array([0, 0, 0, 1, 2], dtype=np.uint8)
-#: Intensities of air, body, another organ, organ and core in each modality.
+#: Intensities of air, body, other organ, organ and core in each modality.
 MODALITIES = {
     "T1": (10.0, 90.0, 130.0, 150.0, 140.0),
     "T2": (10.0, 120.0, 60.0, 110.0, 190.0),
@@ -31,9 +31,11 @@ def write_dataset(
     """Write labelled training and test cases into a raw dataset folder, and images without labels into another.
 
     Args:
-        unlabelled: that other folder, and the number of images.
-        levels: see :func:`make_case`.
-        prefix: of the cases' names.
+        raw: raw dataset folder.
+        n_train, n_test: numbers of labelled cases.
+        unlabelled: folder and number of the images without labels.
+        levels: intensities, see :func:`make_case`.
+        prefix: first part of the names of the cases.
     """
     folder, n_unlabelled = unlabelled or (raw, 0)
     kinds = [("Tr", n_train), ("Ts", n_test), ("", n_unlabelled)]
@@ -51,10 +53,10 @@ def write_dataset(
 
 
 def make_case(rng: np.random.Generator, levels: Sequence[float] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """An organ with a core, and a second, unlabelled organ, in a body; image (float32) and labels (uint8), both 3-D.
+    """Make the image (float32) and the labels (uint8), both 3-D, of a body with an organ, its core and another organ.
 
-    The shapes are about the same in every case. ``levels`` are the intensities of air, body, second organ, organ and
-    core; without them they are sampled and can have any order, so that a network has to learn the shapes.
+    The other organ has no label. The shapes vary little between cases. ``levels`` are the intensities of air, body,
+    other organ, organ and core; by default they are sampled in any order, so that a network has to learn the shapes.
     """
     tissue, grid = _draw_tissues(rng)
     drawn = 40 + 160 * (rng.permutation(5) + rng.uniform(0.2, 0.8, 5)) / 5
@@ -65,7 +67,7 @@ def make_case(rng: np.random.Generator, levels: Sequence[float] | None = None) -
 
 
 def write_modalities(raw: Path, n_train: int, n_test: int, seed: int) -> None:
-    """Write labelled cases with three modalities; every third training case has zeros in place of one of them."""
+    """Write labelled cases with three modalities; in every third training case, one modality is an image of zeros."""
     for number in range(n_train + n_test):
         kind, name = ("Tr" if number < n_train else "Ts"), f"case_{number:03d}"
         images, labels = make_modalities(np.random.default_rng([seed, number]))
@@ -79,10 +81,10 @@ def write_modalities(raw: Path, n_train: int, n_test: int, seed: int) -> None:
 
 
 def make_modalities(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The organs of :func:`make_case` in three modalities (3, *spatial), float32, and their labels.
+    """Make the organs of :func:`make_case` in three modalities (3, *spatial), float32, and their labels.
 
-    Intensities of tissues are the same in every case. The organ stands out in the first modality, the core in the
-    second, both a little in the third.
+    Intensities of tissues are the same in every case. The organ has a high contrast in the first modality, the
+    core in the second, and both have a low contrast in the third.
     """
     tissue, grid = _draw_tissues(rng)
     bias = 1 + 0.1 * np.sin(2 * grid @ rng.uniform(-1, 1, 3) + rng.uniform(0, 2 * np.pi))
@@ -91,10 +93,10 @@ def make_modalities(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_tissues(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Tissue map of one individual (air 0, body 1, another organ 2, organ 3, core 4), and its coordinates."""
+    """Sample the tissue map of one individual (air 0, body 1, other organ 2, organ 3, core 4), and its coordinates."""
     size = rng.integers(38, 45, 3)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij"), axis=-1)
-    grid = grid + 0.04 * np.sin(4 * grid[..., [1, 2, 0]] + rng.uniform(0, 2 * np.pi, 3))  # another shape each
+    grid = grid + 0.04 * np.sin(4 * grid[..., [1, 2, 0]] + rng.uniform(0, 2 * np.pi, 3))  # every case has another shape
     shift = rng.uniform(-0.08, 0.08, 3)
     tissue = np.zeros(size, dtype=np.uint8)
     radii = rng.uniform(0.9, 1.1, 4)

@@ -13,10 +13,10 @@ OWN_FOLDERS = (*TREES, "unlabelled", "synthetic", "comparison", "logs")
 
 
 def empty(out: Path) -> None:
-    """Create the folder, or remove the files of an earlier demo; other files are never removed.
+    """Create the folder, or empty it if it contains nothing but an earlier demo.
 
     Raises:
-        OutputError: the folder contains files that no demo has made.
+        OutputError: the folder contains files that do not come from a demo.
     """
     found = {p.name for p in out.iterdir()} if out.is_dir() else set()
     if strangers := found - {*OWN_FOLDERS, "index.html"}:
@@ -30,15 +30,15 @@ def empty(out: Path) -> None:
 
 @contextmanager
 def environment(out: Path) -> Iterator[None]:
-    """Set nnU-Net's environment variables to the demo's folders and to as few processes as possible."""
+    """Set nnU-Net's environment variables to the demo's folders and to the smallest number of worker processes."""
     values: Mapping[str, str] = {
         **{name: str(out / name) for name in TREES},
-        # Starting one process of nnU-Net takes as long as half of a training here.
+        # Starting a worker process takes about half as long as a training of the demo.
         "nnUNet_def_n_proc": "1",
         "nnUNet_n_proc_DA": "1",
         "nnUNet_npp": "0",
         "nnUNet_nps": "0",
-        # Spinning threads make everything ten times slower if the cores have other work.
+        # Threads that wait actively slow the demo down tenfold if other processes use the cores.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     before = {name: os.environ.get(name) for name in values}

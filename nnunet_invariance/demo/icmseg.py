@@ -1,4 +1,4 @@
-"""ICMSeg: training on one contrast, testing on two that no training case has."""
+"""Demo of ICMSeg: training on one contrast, and testing on it and on two contrasts that no training case has."""
 
 from nnunet_invariance.common.html import inline
 from nnunet_invariance.demo.data import ENDING, write_dataset
@@ -33,7 +33,7 @@ N_TRAIN, N_TEST = 8, 3
 EPOCHS, ITERATIONS = 8, 16
 EVALUATION = ("cross-modality", "--targets", "Dataset124_Other", "--trainers", "ICMSegTrainer")
 NEXT_STEPS = next_steps("ICMSegTrainer", (*EVALUATION, "--baselines", "nnUNetTrainer", "--draws", "3"))
-#: Intensities of air, body, second organ, organ and core in each data set.
+#: Intensities of air, body, other organ, organ and core in each data set.
 LEVELS = {
     DATASET: (20, 70, 110, 150, 200),
     "Dataset991_Inverted": (200, 150, 110, 70, 20),
@@ -42,14 +42,14 @@ LEVELS = {
 
 
 def arms() -> list[str]:
-    """The trainer and plain nnU-Net."""
+    """Names of the trainer and of plain nnU-Net."""
     return [f"ICMSegTrainer_{EPOCHS}epochs", f"BaselineTrainer_{EPOCHS}epochs"]
 
 
 def run(demo: Demo) -> None:
     """Create data, plan, train with and without styles, predict and score all three contrasts."""
     source, *targets = LEVELS
-    with demo.step("making three small data sets: the same shapes, each set in a contrast of its own"):
+    with demo.step("making three small data sets: the same shapes, another contrast in every set"):
         for number, (name, levels) in enumerate(LEVELS.items()):
             n = N_TRAIN + N_TEST if name == source else N_TEST
             write_dataset(demo.raw.with_name(name), n, levels=levels, seed=SEED + number, prefix=f"set{number}")
@@ -66,7 +66,7 @@ def run(demo: Demo) -> None:
 
 
 def draw(demo: Demo) -> Page:
-    """The page: results of the steps, and a training image in the style of every intervention."""
+    """Create the page with the results of the steps and a training image in the style of every intervention."""
     image, labels = (
         demo.raw / f"{kind}Tr" / f"set0_000{end}{ENDING}" for kind, end in (("images", "_0000"), ("labels", ""))
     )
@@ -78,7 +78,7 @@ def draw(demo: Demo) -> Page:
         [
             score_section(demo),
             data_section(
-                "Each data set has a contrast of its own; only the first is trained on.",
+                "Each data set has another contrast; only the first is used for training.",
                 [demo.raw.with_name(n) for n in LEVELS],
             ),
             Section("The interventions, three samples each, on a training image", styles),

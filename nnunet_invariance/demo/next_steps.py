@@ -1,8 +1,8 @@
-"""The commands that do the same on the user's own data."""
+"""The commands that repeat the steps of a demo on the user's own data."""
 
 from collections.abc import Sequence
 
-#: Stands for the user's data set, in nnU-Net's raw format.
+#: Placeholder for the name of the user's data set, which is in nnU-Net's raw format.
 OWN_DATASET = "Dataset123_Mine"
 CONFIGURATION = "3d_fullres"
 
@@ -14,14 +14,14 @@ def next_steps(
     before_prediction: Sequence[str] = (),
     images: str = "imagesTs",
 ) -> list[str]:
-    """Commands from a raw data set to predictions and an evaluation, in order.
+    """List the commands from a raw data set to predictions and an evaluation, in order.
 
     Args:
         trainer: name for ``nnUNetv2_train -tr``.
         evaluate: arguments of ``nnunet-invariance evaluate``, without the data set and the configuration.
         method: pre-training method; None for a trainer without one.
         before_prediction: commands between training and prediction.
-        images: folder of the images that are predicted.
+        images: folder with the images to predict.
     """
     what = f"{OWN_DATASET} {CONFIGURATION}"
     protocol, *words = evaluate

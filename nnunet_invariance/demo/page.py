@@ -21,11 +21,12 @@ from nnunet_invariance.evaluation.runner.stored import stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import read_scores
 from nnunet_invariance.evaluation.statistics.effects import Contrast
 
-NOTICE = """<p class="notice"><strong>This page shows the pipeline and is no evidence.</strong> The images are
-synthetic, the networks are tiny, the runs take about a minute, and a few test cases with one seed cannot show whether
-the method is better.</p>"""
-COMMANDS = """<p>The commands ran in the folder of this page, with nnU-Net's three environment variables set to folders
-in it; training and prediction ran in <code>comparison</code>, with preprocessed and results folders of its own.</p>"""
+NOTICE = """<p class="notice"><strong>This page shows the pipeline and does not measure the method.</strong> The images
+are synthetic, the networks are tiny, the runs take about a minute, and a few test cases with one seed cannot show
+whether the method is better than plain nnU-Net.</p>"""
+COMMANDS = """<p>The commands ran in the folder of this page, with nnU-Net's three environment variables set to
+folders in it. Training and prediction ran in <code>comparison</code>, which has its own preprocessed and
+results folders.</p>"""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,11 @@ class Page:
 
 
 def write_page(out: Path, content: Page, steps: Sequence[Step], next_steps: Sequence[str] = ()) -> Path:
-    """Write the sections, the commands that were run and those for other data to ``out/index.html``; returns it."""
-    commands = details("Every command of this demo, with its seconds", "\n".join([COMMANDS, *map(_step, steps)]))
-    sections = [*content.sections, Section("What was run", commands), _next_section(next_steps)]
+    """Write the sections, the commands of the demo and those for other data to ``out/index.html``; returns its path."""
+    commands = details(
+        "Every command of this demo, and the time of every step", "\n".join([COMMANDS, *map(_step, steps)])
+    )
+    sections = [*content.sections, Section("Commands of this demo", commands), _next_section(next_steps)]
     parts = [f"<h1>{html.escape(content.title)}</h1>", NOTICE]
     parts += [f"<h2>{html.escape(section.heading)}</h2>\n{section.body}" for section in sections]
     target = out / "index.html"
@@ -65,7 +68,7 @@ def write_page(out: Path, content: Page, steps: Sequence[Step], next_steps: Sequ
 
 
 def data_section(text: str, raws: Sequence[Path]) -> Section:
-    """Up to six labelled cases of each raw data set, with their outlines."""
+    """Show up to six labelled cases of each raw data set, with the outlines of their labels."""
     parts = [f"<p>{html.escape(text)}</p>", class_legend(class_colours(LABELS))]
     for raw in raws:
         parts += [f"<h3>{html.escape(raw.name)}</h3>"] if len(raws) > 1 else []
@@ -74,27 +77,27 @@ def data_section(text: str, raws: Sequence[Path]) -> Section:
 
 
 def pretraining_section(heading: str, folder: Path) -> Section:
-    """The curves of a pre-training, and the warnings of its log in red."""
+    """Show the curves of a pre-training, and the warnings of its log in red."""
     picture = (folder / "progress.png").read_bytes()
     curves = inline(picture, "Losses and diagnostics of the pre-training, epoch by epoch")
     return Section(heading, "\n".join([*map(notice, warnings_of(folder)), curves]))
 
 
 def transfer_section(demo: Demo) -> Section:
-    """The transfer report of the first arm."""
+    """Table of the weights that the first arm loaded, from its transfer report."""
     report = json.loads((stored_jobs(demo.comparison)[0].model / "transfer_report.json").read_text())
-    return Section("Weights that the trainer took from it", transfer_table(report))
+    return Section("Weights that the trainer loaded", transfer_table(report))
 
 
 def training_section(demo: Demo) -> Section:
-    """Training curves of all arms."""
+    """Show the training curves of all arms."""
     folders = {job.arm.name: job.model for job in stored_jobs(demo.comparison)}
     alternative = "Training loss and validation Dice of all trainers, epoch by epoch"
     return Section("Training with nnUNetv2_train", inline(draw_training(folders), alternative))
 
 
 def prediction_section(demo: Demo) -> Section:
-    """Reference and predictions of every test set."""
+    """Show reference and predictions of every test set."""
     jobs, pictures = stored_jobs(demo.comparison), [class_legend(class_colours(LABELS))]
     for test in jobs[0].setting.tests:
         folders = {job.arm.name: job.predictions(test) for job in jobs}
@@ -105,7 +108,7 @@ def prediction_section(demo: Demo) -> Section:
 
 
 def score_section(demo: Demo) -> Section:
-    """Mean Dice and paired differences to the last arm."""
+    """Show mean Dice, and paired differences to the last arm."""
     jobs = stored_jobs(demo.comparison)
     n_test = sum(len(test.cases) for test in jobs[0].setting.tests)
     body = score_table(demo.comparison / "scores.csv", baseline=jobs[-1].arm.name)
@@ -136,12 +139,12 @@ def score_table(scores: Path, baseline: str) -> str:
 
 
 def _next_section(commands: Sequence[str]) -> Section:
-    """The commands for the user's own data."""
+    """List the commands for the user's own data."""
     text = (
         f"<p>Put your data into <code>nnUNet_raw/{OWN_DATASET}</code> in nnU-Net's format, and run (with "
-        "<code>-device cpu</code> where there is no GPU):</p>"
+        "<code>-device cpu</code> if there is no GPU):</p>"
     )
-    return Section("Now your data", f"{text}<pre>{html.escape(chr(10).join(commands))}</pre>")
+    return Section("The same with your data", f"{text}<pre>{html.escape(chr(10).join(commands))}</pre>")
 
 
 def _step(step: Step) -> str:

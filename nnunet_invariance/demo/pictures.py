@@ -1,4 +1,4 @@
-"""The demo's pictures: training cases, predictions, training curves."""
+"""Pictures of a demo: training cases, predictions, training curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from nnunet_invariance.weights.foreign import open_foreign
 
 
 def draw_cases(raw: Path) -> bytes:
-    """Six training cases, each with its outlines, as PNG."""
+    """Draw up to six training cases with the outlines of their labels, as PNG."""
     labels = sorted((raw / "labelsTr").glob(f"*{ENDING}"))[:6]
     figure, axes = panels(1, len(labels))
     for axis, path in zip(axes[0], labels, strict=True):
@@ -28,7 +28,7 @@ def draw_cases(raw: Path) -> bytes:
 
 
 def draw_predictions(cases: Sequence[LabelledCase], folders: Mapping[str, Path]) -> bytes:
-    """One row per test case: image, outlines of the reference, and outlines of each arm's prediction, as PNG."""
+    """Draw one row per test case, as PNG: image, outlines of the reference, and outlines of each arm's prediction."""
     figure, axes = panels(len(cases), 2 + len(folders))
     for row, case in zip(axes, cases, strict=True):
         image, reference = read(case.images[0]), read(case.label)
@@ -41,7 +41,7 @@ def draw_predictions(cases: Sequence[LabelledCase], folders: Mapping[str, Path])
 
 
 def draw_training(folders: Mapping[str, Path]) -> bytes:
-    """Training loss and nnU-Net's validation Dice of every arm over the epochs, as PNG; the last arm is dashed."""
+    """Draw training loss and nnU-Net's validation Dice of every arm over the epochs, as PNG; the last arm is dashed."""
     curves = {"train_losses": "segmentation loss, training", "mean_fg_dice": "validation Dice (nnU-Net's estimate)"}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 2.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""PUIR: pre-training on several modalities, modality translation, and segmentation with missing modalities."""
+"""Demo of PUIR: pre-training on several modalities, modality translation, segmentation with missing modalities."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ N_TRAIN, N_TEST = 9, 3
 PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 3, 15
 TRANSLATION_EPOCHS, TRANSLATION_ITERATIONS = 3, 10
 EPOCHS, ITERATIONS = 5, 12
-#: Not all seven subsets, because each prediction starts nnU-Net anew.
+#: Two of the seven subsets, because each prediction starts new nnU-Net processes.
 SUBSETS = [JOIN.join(MODALITIES), next(iter(MODALITIES))]
 NEXT_STEPS = next_steps(
     "PUIRTrainer",
@@ -43,7 +43,7 @@ NEXT_STEPS = next_steps(
 
 
 def arms() -> list[str]:
-    """The trainer, and nnU-Net of the same length."""
+    """Names of the trainer and of plain nnU-Net with the same number of epochs."""
     return [f"PUIRTrainer_{EPOCHS}epochs", f"BaselineTrainer_{EPOCHS}epochs"]
 
 
@@ -67,7 +67,7 @@ def run(demo: Demo) -> None:
 
 
 def draw(demo: Demo) -> Page:
-    """The page with the results of the steps."""
+    """Create the page with the results of the steps."""
     return Page(
         "puir: any subset of the modalities",
         [
@@ -86,7 +86,7 @@ def _translation(demo: Demo) -> Path:
 
 
 def _data_section(demo: Demo) -> Section:
-    """Three training cases, the last of which lacks a modality."""
+    """Show three training cases; the third lacks a modality."""
     figure, axes = panels(3, len(MODALITIES))
     for number, row in enumerate(axes):
         for (channel, name), axis in zip(enumerate(MODALITIES), row, strict=True):
@@ -100,17 +100,17 @@ def _data_section(demo: Demo) -> Section:
 
 
 def _translation_section(demo: Demo) -> Section:
-    """Scores and pictures of the translation from each modality to each other."""
+    """Show scores and pictures of the translation from each modality to every other."""
     folder = _translation(demo)
     picture = inline((folder / EXAMPLES).read_bytes(), "Real images, and the images predicted from each modality")
     return Section("Modality translation", CONVENTIONS + table(HEAD, summarise(read_pairs(folder)), 7) + picture)
 
 
 def _subset_section(demo: Demo) -> Section:
-    """Mean Dice under every subset."""
+    """Show mean Dice with every subset of the modalities."""
     means = arm_means(read_scores(demo.comparison / "scores.csv"), SEED)
     picture = inline(
         draw_heat_map([mean for mean in means if mean.metric == "dice"]), "Mean Dice by modalities and class"
     )
-    text = f"<p>Modalities that are not in the name are images of zeros. {arms()[1]} is nnU-Net.</p>\n"
+    text = f"<p>Modalities that are not in the name are images of zeros. {arms()[1]} is plain nnU-Net.</p>\n"
     return Section("Dice with missing modalities", text + picture)

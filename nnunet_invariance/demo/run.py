@@ -1,4 +1,4 @@
-"""The demos, and what is the same for all: a folder, an environment, and one page at the end."""
+"""Run the demo of a method: prepare the folder and the environment, do the steps, and write one page."""
 
 import importlib
 import logging
@@ -7,16 +7,17 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 #: Module of each method's demo, with ``run(demo)`` (does the steps), ``STEPS`` (their number), ``draw(demo)`` (returns
-#: the ``Page``) and ``NEXT_STEPS`` (commands for other data). Only names, so that the command's help imports no torch.
+#: the ``Page``) and ``NEXT_STEPS`` (commands for other data). The modules are
+#: imported when a demo runs, so that the help of the command does not import torch.
 DEMOS = {method: f"nnunet_invariance.demo.{method}" for method in ("alice", "anatomix", "icmseg", "puir")}
 
 
 def run_demo(method: str, out: Path) -> Path:
-    """Run the demo of a method in ``out`` and return its page; an old demo in there is replaced.
+    """Run the demo of a method in ``out`` and return the path of its page; an earlier demo in ``out`` is replaced.
 
     Raises:
-        OutputError: ``out`` contains files that no demo has made.
-        ComparisonError: a command failed; names its log.
+        OutputError: ``out`` contains files that do not come from a demo.
+        ComparisonError: a command failed; the message names its log.
     """
     from nnunet_invariance.demo.folder import empty, environment
     from nnunet_invariance.demo.next_steps import OWN_DATASET
@@ -33,5 +34,5 @@ def run_demo(method: str, out: Path) -> Path:
             page = write_page(out, module.draw(demo), demo.steps, module.NEXT_STEPS)
     minutes, seconds = divmod(round(sum(step.seconds for step in demo.steps)), 60)
     logger.info("done in %d min %d s: %s", minutes, seconds, page)
-    logger.info("\nNow your data, in nnUNet_raw/%s:\n  %s", OWN_DATASET, "\n  ".join(module.NEXT_STEPS))
+    logger.info("\nThe same with your data, in nnUNet_raw/%s:\n  %s", OWN_DATASET, "\n  ".join(module.NEXT_STEPS))
     return page

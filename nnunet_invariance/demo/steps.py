@@ -1,4 +1,4 @@
-"""The steps that demos share; the log names each step and its time."""
+"""Steps that several demos use; the log contains each step and its time."""
 
 import csv
 import json
@@ -59,12 +59,12 @@ class Demo:
 
     @property
     def comparison(self) -> Path:
-        """Folder of the comparison."""
+        """Folder in which the trainers are compared."""
         return self.out / "comparison"
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """One numbered step."""
+        """Log and time one numbered step."""
         logger.info("[%d/%d] %s ...", len(self.steps) + 1, self.total, name)
         self.steps.append(Step(name, [], 0.0))
         start = time.monotonic()
@@ -73,16 +73,17 @@ class Demo:
         logger.info("      %.0f s", self.steps[-1].seconds)
 
     def run(self, log: str, command: Sequence[str], on_poll: Callable[[], None] = lambda: None) -> None:
-        """Run a command of this environment in the demo's folder."""
+        """Run a command of this Python environment in the demo's folder, with output to ``logs/<log>.log``."""
         logger.info("      %s", " ".join(command))
         self.steps[-1].commands.append(" ".join(command))
         run_command(self.steps[-1].name, command, self.out / "logs" / f"{log}.log", self.out, {}, on_poll)
 
 
 def plan(demo: Demo, iterations: int, **options: Any) -> None:
-    """Plan and preprocess, then write a plans copy that two cores can train in a minute.
+    """Plan and preprocess, then write a plans copy with a network that trains in a minute on two cores.
 
-    Patch 32^3, batch 2, stages of 8, 16, 32 and 64 features.
+    The patch is 32^3, the batch size 2, and the stages have 8, 16, 32 and 64 features. ``options`` are options of the
+    trainers.
     """
     with demo.step("planning and preprocessing with nnU-Net's own command"):
         identifier = str(int(DATASET[7:10]))
@@ -129,7 +130,7 @@ def pretrain(demo: Demo, method: str, epochs: int, iterations: int, options: Seq
 
 
 def _read_rows(metrics: Path) -> list[dict[str, str]]:
-    """The epochs that a pre-training has finished."""
+    """Rows of ``metrics.csv``, one per finished epoch."""
     if not metrics.is_file():
         return []
     with metrics.open(newline="") as file:
@@ -142,7 +143,7 @@ def pretraining_folder(demo: Demo, method: str) -> Path:
 
 
 def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> None:
-    """Compare the arms on the cases of labelsTs; ``protocol``: further arguments of `run_few_shot`."""
+    """Train the arms and compare them on the cases of labelsTs; ``protocol``: further arguments of `run_few_shot`."""
     test = sorted(p.name.split(".")[0] for p in (demo.raw / "labelsTs").iterdir())
     with demo.step(f"training {' and '.join(arms)}, predicting and scoring {len(test)} test cases"):
         run_few_shot(
@@ -156,7 +157,7 @@ def compare(demo: Demo, arms: Sequence[str], n_train: int, **protocol: Any) -> N
 
 
 def settings(demo: Demo, **others: Any) -> ProtocolOptions:
-    """Options of a demo's comparison."""
+    """Options of the comparison in a demo."""
     return ProtocolOptions(n_val=N_VAL, seed=SEED, device="cpu", mirroring=False, out=demo.comparison, **others)
 
 

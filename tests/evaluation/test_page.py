@@ -131,13 +131,14 @@ def test_every_picture_decodes_and_says_what_it_shows(page):
         assert min(pixels.shape[:2]) >= 8
 
 
-def test_the_page_says_that_it_is_no_evidence(page):
-    assert "shows the pipeline and is no evidence" in page.text
+def test_the_page_says_that_it_does_not_measure_the_method(page):
+    assert "shows the pipeline and does not measure the method" in page.text
     assert "a few test cases with one seed" in page.text
 
 
 def test_the_results_come_first_and_the_commands_for_other_data_last(page):
-    headings = ["Dice on the 2 test cases", "The data", "Pre-training, without labels", "What was run", "Now your data"]
+    headings = ["Dice on the 2 test cases", "The data", "Pre-training, without labels"]
+    headings += ["Commands of this demo", "The same with your data"]
     positions = [page.text.index(heading) for heading in headings]
     assert positions == sorted(positions)
     assert page.text.index("nnUNetv2_train <own>") > positions[-1]
