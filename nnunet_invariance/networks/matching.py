@@ -22,6 +22,10 @@ class Embedding:
         norm: (*fine grid), norm of the coarse vectors after trilinear interpolation at the fine cells.
         fine_cell, coarse_cell: size of the cells in voxels.
         spacing: in mm per voxel.
+
+    >>> fine, coarse = (F.normalize(torch.ones(8, n, n, n), dim=0) for n in (8, 1))
+    >>> make_embedding(fine, coarse, (2, 2, 2), (16, 16, 16), (16, 16, 16), (1.0, 1.0, 1.0)).full_grid
+    (8, 8, 8)
     """
 
     fine: Tensor
@@ -40,7 +44,11 @@ class Embedding:
 
 
 class Descriptors(NamedTuple):
-    """Descriptors of N points: (N, D) unit vectors each."""
+    """Fine and coarse descriptors of N points: unit vectors, (N, D) each.
+
+    >>> Descriptors(torch.zeros(5, 8), torch.zeros(5, 8)).fine.shape
+    torch.Size([5, 8])
+    """
 
     fine: Tensor
     coarse: Tensor
@@ -50,6 +58,9 @@ class Matches(NamedTuple):
     """Matched points (N, 3) in voxels, similarity (N,) in [-1, 1], and cycle error (N,) in mm.
 
     The cycle error is the distance from a point to the match of its match.
+
+    >>> Matches(torch.zeros(5, 3), torch.ones(5), torch.zeros(5)).points.shape
+    torch.Size([5, 3])
     """
 
     points: Tensor
