@@ -193,7 +193,7 @@ def test_other_channel_names_or_priors_are_refused(tmp_path):
     _, checkpoint = weights(tmp_path / "w.safetensors", ["T1", "T2"])
     with pytest.raises(WeightsIncompatibleError, match=r"channels CT: it was pre-trained with T1, T2"):
         in_channel_order(checkpoint, ["T1", "CT"], PUIRNet.table)
-    with pytest.raises(WeightsIncompatibleError, match="channels of one name"):
+    with pytest.raises(WeightsIncompatibleError, match="cannot distinguish channels with the same name"):
         in_channel_order(checkpoint, ["T1", "T1"], PUIRNet.table)
     target = PUIRNet(architecture(channels=2), PATCH, length=9)
     before = values(target)
