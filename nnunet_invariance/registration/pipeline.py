@@ -59,9 +59,7 @@ def register(
     content is returned.
 
     Args:
-        fixed: image file that defines the grid of the result.
-        moving: image file that is aligned with ``fixed``.
-        out: output folder; it is created if it does not exist.
+        fixed, moving: image files; ``moving`` is aligned with ``fixed``, which defines the grid of the result.
         options, convex_adam_options: settings; default: the published ones.
         weights: checkpoint of the feature network; default: see :func:`.network.find_network_file`.
         fixed_mask, moving_mask: mask files; only voxels above 0 are compared.
