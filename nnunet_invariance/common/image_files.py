@@ -50,8 +50,8 @@ def check_image(path: Path, dimensions: int | None = None) -> None:
         dimensions: expected number of spatial axes; default: any number.
 
     Raises:
-        VolumeError: the file is missing, unreadable or truncated, has another number of axes, holds NaN or infinite
-            voxels, or its spacing is not positive.
+        VolumeError: the file is missing, unreadable or truncated, has another number of axes, contains NaN or
+            infinite voxels, or its spacing is not positive.
     """
     if not path.is_file():
         raise VolumeError(f"There is no image {path}. Check the spelling of the path.")

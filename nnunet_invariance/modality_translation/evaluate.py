@@ -60,18 +60,14 @@ def evaluate_translation(
     subsets: Sequence[tuple[int, ...]],
     seen: Sequence[str] = (),
 ) -> Path:
-    """Score the translation from each subset to every other modality; writes a table, examples and ``report.html``.
+    """Score the translation from each subset to every other modality; returns the path of ``report.html``.
 
     Args:
-        translator: trained translator.
         images: folder with files ``CASE_0000`` and so on; a missing modality (no file, or a constant image) is neither
             source nor target in that case.
-        out: output folder.
+        out: output folder for a table, example images and ``report.html``.
         subsets: sets of source modalities, by channel index.
         seen: training cases of the translator; the report lists those that are in ``images``.
-
-    Returns:
-        Path of ``report.html``.
 
     Raises:
         ImagesFolderError: the folder contains no image, the channels of a case have different grids, or no case has
@@ -98,8 +94,8 @@ def evaluate_translation(
         picture = picture or (_grid(names, real, predicted) if predicted else b"")
     if not rows:
         raise ImagesFolderError(
-            f"No case in {images} has all source modalities and another modality, so there is nothing to score. Give "
-            "cases with several modalities."
+            f"No case in {images} has all modalities of a source and another modality, so there is nothing to score. "
+            "Give cases with several modalities."
         )
     write_csv(out / SCORES, rows, PairScore)
     atomic_write(out / EXAMPLES, lambda file: file.write(picture))

@@ -25,7 +25,7 @@ def channels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
         OptionError: the dataset has no channel of that name.
     """
     if strange := [name for name in names if name not in known]:
-        raise OptionError(f"{', '.join(strange)}: no such channel; the data set has {', '.join(known)}. Correct it.")
+        raise OptionError(f"{', '.join(strange)}: no such channel; the dataset has {', '.join(known)}. Correct it.")
     return [known.index(name) for name in names]
 
 

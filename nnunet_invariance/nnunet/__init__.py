@@ -1,3 +1,3 @@
-"""Access to nnU-Net's files: planned data sets, preprocessed cases and unlabelled images."""
+"""Access to nnU-Net's files: planned datasets, preprocessed cases and unlabelled images."""
 
 __all__: list[str] = []  # import from the modules

@@ -31,6 +31,9 @@ class LabelledImage(NamedTuple):
 class SidedPair:
     """Two classes that look alike and differ only in their side along an axis.
 
+    >>> SidedPair("left", "right", axis=1, offset=-0.5, difference=0.1, cases=1).axis
+    1
+
     Attributes:
         offset: mean of (centre of ``first`` - centre of ``second``) along the axis, as a share of the foreground's
             extent; it has the same sign in every case.

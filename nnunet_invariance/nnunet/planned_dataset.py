@@ -183,7 +183,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError: the file is missing, is not valid JSON, or lacks channel names, labels or the file ending.
     """
-    remedy = "Restore it; nnU-Net's documentation of the data set format describes its keys."
+    remedy = "Restore it; nnU-Net's documentation of the dataset format describes its keys."
     content = read_json(path, remedy=remedy)
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path} holds a JSON list, expected an object. {remedy}")

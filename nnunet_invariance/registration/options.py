@@ -1,4 +1,4 @@
-"""Options of a registration."""
+"""Options of the registration."""
 
 import math
 from dataclasses import dataclass

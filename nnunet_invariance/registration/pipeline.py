@@ -60,16 +60,16 @@ def register(
 
     Args:
         fixed, moving: image files; ``moving`` is aligned with ``fixed``, which defines the grid of the result.
+        out: output folder; it is created if it does not exist.
         options, convex_adam_options: settings; default: the published ones.
         weights: checkpoint of the feature network; default: see :func:`.network.find_network_file`.
         fixed_mask, moving_mask: mask files; only voxels above 0 are compared.
         device: device for features and ConvexAdam, ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        VolumeError: an image or mask cannot be used, or the images do not overlap.
-        WeightsNotFoundError, WeightsIncompatibleError: there is no suitable feature network.
-        MissingPackageError: ``convexadam`` is not installed.
-        OutputError: a file cannot be written; with all other errors, nothing was written.
+        VolumeError, WeightsNotFoundError, WeightsIncompatibleError, MissingPackageError: an input, the feature network
+            or the library ``convexadam`` cannot be used; nothing was written.
+        OutputError: a file cannot be written.
     """
     options, adam = options or RegistrationOptions(), convex_adam_options or ConvexAdamOptions()
     fixed, moving, out = Path(fixed), Path(moving), Path(out)

@@ -242,7 +242,7 @@ def test_transposed_plans_change_nothing(model, images):
 
 
 def test_what_cannot_be_predicted_is_refused_and_leaves_nothing(model, images, tmp_path):
-    with pytest.raises(OptionError, match="PET: no such channel; the data set has T1, CT"):
+    with pytest.raises(OptionError, match="PET: no such channel; the dataset has T1, CT"):
         translate_folder(model, images, tmp_path / "out", ["PET"])
     with pytest.raises(ImagesFolderError, match=r"Case a in .* has no image of T1"):
         translate_folder(model, images, tmp_path / "out", ["T1"])
