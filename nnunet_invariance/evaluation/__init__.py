@@ -4,45 +4,32 @@
 protocols `few_shot`, `missing_modality` and `cross_modality` train, predict and score.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nnunet_invariance.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from nnunet_invariance.evaluation.frames import compare, mean_scores, rank
-    from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality
-    from nnunet_invariance.evaluation.protocols.few_shot import few_shot
-    from nnunet_invariance.evaluation.protocols.missing_modality import missing_modality
-    from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
-    from nnunet_invariance.evaluation.report.page import write_report
+    from nnunet_invariance.evaluation.frames import compare as compare
+    from nnunet_invariance.evaluation.frames import mean_scores as mean_scores
+    from nnunet_invariance.evaluation.frames import rank as rank
+    from nnunet_invariance.evaluation.protocols.cross_modality import cross_modality as cross_modality
+    from nnunet_invariance.evaluation.protocols.few_shot import few_shot as few_shot
+    from nnunet_invariance.evaluation.protocols.missing_modality import missing_modality as missing_modality
+    from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions as ProtocolOptions
+    from nnunet_invariance.evaluation.report.page import write_report as write_report
 
-_MODULES = {
-    "ProtocolOptions": "protocols.protocol",
-    "compare": "frames",
-    "cross_modality": "protocols.cross_modality",
-    "few_shot": "protocols.few_shot",
-    "mean_scores": "frames",
-    "missing_modality": "protocols.missing_modality",
-    "rank": "frames",
-    "write_report": "report.page",
-}
-
-__all__ = [
-    "ProtocolOptions",
-    "compare",
-    "cross_modality",
-    "few_shot",
-    "mean_scores",
-    "missing_modality",
-    "rank",
-    "write_report",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "frames": (
+            "compare",
+            "mean_scores",
+            "rank",
+        ),
+        "protocols.cross_modality": ("cross_modality",),
+        "protocols.few_shot": ("few_shot",),
+        "protocols.missing_modality": ("missing_modality",),
+        "protocols.protocol": ("ProtocolOptions",),
+        "report.page": ("write_report",),
+    },
+)

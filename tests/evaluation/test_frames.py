@@ -90,7 +90,7 @@ def test_the_package_imports_nothing_heavy_and_lists_its_names():
     code = (
         "import sys, nnunet_invariance.evaluation as e; "
         "heavy = {'torch', 'pandas', 'nnunetv2', 'numpy'} & set(sys.modules); "
-        "assert not heavy, heavy; assert dir(e) == sorted(e.__all__)"
+        "assert not heavy, heavy; assert set(e.__all__) <= set(dir(e))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     for name in evaluation.__all__:
