@@ -238,7 +238,9 @@ def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str
     """The model card; every number in it comes from the run."""
     loss, options = record["held_out_loss"], metadata["options"]
     features = metadata["architecture"]["arch_kwargs"]["features_per_stage"]
-    ended = "the rule" if record["stopped_by_the_rule"] else "its largest number of epochs, while the loss still fell"
+    ended = (
+        "early stopping" if record["stopped_by_the_rule"] else "the largest number of epochs, while the loss still fell"
+    )
     rows = "\n".join(
         f"| {name} | {r['trained']:.3f} | {np.mean(r['random']):.3f} ({min(r['random']):.3f} to {max(r['random']):.3f},"
         f" {len(r['random'])} networks) |"
@@ -246,19 +248,19 @@ def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str
     )
     return f"""# {weights.stem}
 
-Encoder and decoder of nnU-Net's 3-D PlainConvUNet with {features} features a stage, two convolutions a stage, for one
-input channel (others by the rules of transfer), pre-trained with `pretrain anatomix` (re-implementation of arXiv
-2411.02372). Half precision, {weights.stat().st_size / 1e6:.1f} MB. No image of anybody was read.
+Encoder and decoder of nnU-Net's 3-D PlainConvUNet with {features} features per stage, two convolutions per stage and
+one input channel (other numbers of channels are adapted), pre-trained with `pretrain anatomix` (a re-implementation of
+arXiv 2411.02372). Half precision, {weights.stat().st_size / 1e6:.1f} MB. The training used synthetic images only.
 
 | what | value |
 |---|---|
 | shapes | {options["templates"] or "procedural"} |
-| patches | {options["patch"]}^3 voxels cut out of {options["volume"]}^3, {options["batch_size"]} pair(s) a step |
+| patches | {options["patch"]}^3 voxels cut out of {options["volume"]}^3, {options["batch_size"]} pair(s) per step |
 | length | {record["steps"]} steps, seed {options["seed"]} |
 | ended by | {ended} (no lower held-out loss in a tenth of the epochs) |
 | time of training | {record["seconds"] / 60:.1f} min on {metadata["device"]} |
 | held-out loss, first epoch, best, last | {loss["first"]:.3f}, {loss["best"]:.3f}, {loss["last"]:.3f} |
-| of features that are all equal, mean of log(2N - 1) | {loss["chance"]:.3f} |
+| loss if all features are equal, mean of log(2N - 1) | {loss["chance"]:.3f} |
 
 Label retrieval of voxels by the finest features, mean over labels; the same voxels for all networks:
 
@@ -266,7 +268,7 @@ Label retrieval of voxels by the finest features, mean over labels; the same vox
 |---|---|---|
 {rows}
 
-Weights ship only if the first column exceeds the mean of the second by more than its range. Not a medical device.
+Weights are shipped only if they exceed the mean of the random networks by more than their range. Not a medical device.
 
     {record["command"]}
     sha256sum -c {weights.stem}.sha256
