@@ -13,7 +13,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="measure pre-trained features with a linear probe, in minutes",
         description="Fits a linear classifier to the frozen features of all stages of a network, on few labelled "
         "cases, and scores it on held-out labelled cases, beside random networks of the same architecture. "
-        "This is the first check after a pre-training: features that do not beat random ones will not help a training.",
+        "Use it as the first check after a pre-training, before a long training.",
         formatter_class=ShowDefaults,
     )
     add = parser.add_argument

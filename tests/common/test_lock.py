@@ -91,4 +91,5 @@ def test_without_flock_the_named_owner_decides(tmp_path, monkeypatch, host, aliv
 def test_a_damaged_lock_file_locks_nothing(tmp_path, content):
     (tmp_path / LOCK_FILE).write_text(content)
     with lock_folder(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert (tmp_path / LOCK_FILE).read_text() == ""
