@@ -20,6 +20,7 @@ COMMANDS = (
     "synthesize",
     "weights",
     "style",
+    "predict",
     "complete",
     "translate",
     "register",

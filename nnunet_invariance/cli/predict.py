@@ -1,0 +1,52 @@
+"""``nnunet-invariance predict``: nnU-Net's prediction, with additions for images that differ from the training's."""
+
+import argparse
+from pathlib import Path
+
+from nnunet_invariance.cli.help import ShowDefaults
+from nnunet_invariance.common.wording import counted
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the command and its flags."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="predict with a trained model, averaged over styles of the images",
+        description="Predicts the images of a folder with a trained model of any trainer, as "
+        "nnUNetv2_predict_from_modelfolder does. With --styles N the result is the mean over the image and N random "
+        "styles of it, which takes N + 1 times as long.",
+        formatter_class=ShowDefaults,
+    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL_FOLDER", help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")
+    add("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with CASE_0000, CASE_0001, ...")
+    add("-o", dest="out", type=Path, required=True, metavar="OUT", help="output folder")
+    add("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of the model (default: all that exist)")
+    add("-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME", help="checkpoint of every fold")
+    add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the network")
+    add("--styles", type=_count, default=0, metavar="N", help="number of random styles of every image")
+    add("--seed", type=int, default=0, help="seed of the styles")
+    add("--disable_tta", action="store_true", help="predict without mirroring")
+    add("--save_probabilities", action="store_true", help="also write the probabilities")
+    add("--workers", type=_count, default=3, metavar="N", help="processes for preprocessing and export; 0: none")
+
+
+def _count(word: str) -> int:
+    if int(word) < 0:
+        raise ValueError
+    return int(word)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    import torch
+
+    from nnunet_invariance.prediction import StylePredictor, open_model, predict_folder
+
+    predictor = StylePredictor(
+        styles=args.styles, seed=args.seed, use_mirroring=not args.disable_tta, device=torch.device(args.device)
+    )
+    open_model(predictor, args.model, args.folds, args.checkpoint)
+    cases = predict_folder(predictor, args.images, args.out, args.save_probabilities, args.workers)
+    print(f"finished: {counted(cases, 'case')} in {args.out}")
+    return 0

@@ -1,0 +1,19 @@
+"""Prediction with trained nnU-Net models: an ensemble over styles.
+
+from nnunet_invariance.prediction import StylePredictor, open_model, predict_folder
+predictor = open_model(StylePredictor(styles=4, device=torch.device("cpu")), model_folder)
+predict_folder(predictor, images, out)
+"""
+
+from typing import TYPE_CHECKING
+
+from nnunet_invariance.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from nnunet_invariance.prediction.model import open_model as open_model
+    from nnunet_invariance.prediction.model import predict_folder as predict_folder
+    from nnunet_invariance.prediction.styles import StylePredictor as StylePredictor
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__, {"model": ("open_model", "predict_folder"), "styles": ("StylePredictor",)}
+)

@@ -1,0 +1,100 @@
+"""Open the folder of a trained model and predict a folder of images with nnU-Net's own predictor."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_invariance.errors import ImagesFolderError, OutputError, WeightsNotFoundError
+from nnunet_invariance.nnunet.missing_channels import find_cases
+from nnunet_invariance.nnunet.planned_dataset import channel_names_of
+
+CHECKPOINT = "checkpoint_final.pth"
+
+PredictorType = TypeVar("PredictorType", bound=nnUNetPredictor)
+
+
+def open_model(
+    predictor: PredictorType, folder: Path, folds: Sequence[str] = (), checkpoint: str = CHECKPOINT
+) -> PredictorType:
+    """Load the folds of a trained model into a predictor, and return the predictor.
+
+    Args:
+        predictor: nnU-Net's predictor, or one that is derived from it.
+        folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
+        folds: numbers of the folds, or "all"; default: every fold that has the checkpoint.
+        checkpoint: name of the file in the folder of a fold.
+
+    Raises:
+        WeightsNotFoundError: the folder is not that of a trained model, or a fold has no such checkpoint.
+    """
+    for name in ("plans.json", "dataset.json"):
+        if not (folder / name).is_file():
+            raise WeightsNotFoundError(
+                f"{folder} has no {name}; expected the folder of a trained model, which is "
+                "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION. Check the spelling of the path."
+            )
+    files = checkpoint_files(folder, folds, checkpoint)
+    predictor.initialize_from_trained_model_folder(str(folder), [*files], checkpoint)
+    return predictor
+
+
+def checkpoint_files(folder: Path, folds: Sequence[str] = (), checkpoint: str = CHECKPOINT) -> dict[str, Path]:
+    """Files of the checkpoint by fold: of the given folds, or of every fold that has it.
+
+    Raises:
+        WeightsNotFoundError: a fold, or every fold, has no such checkpoint.
+    """
+    present = {p.parent.name.removeprefix("fold_"): p for p in sorted(folder.glob(f"fold_*/{checkpoint}"))}
+    missing = [fold for fold in folds if str(fold) not in present]
+    if missing or not present:
+        what = f"the folds {', '.join(map(str, missing))} of {folder}" if missing else str(folder)
+        raise WeightsNotFoundError(
+            f"There is no {checkpoint} in {what}; folds with this file: {', '.join(present) or 'none'}. Train the "
+            "fold to the end, or name another checkpoint."
+        )
+    return {str(fold): present[str(fold)] for fold in folds or present}
+
+
+def predict_folder(
+    predictor: nnUNetPredictor, images: Path, out: Path, save_probabilities: bool = False, workers: int = 3
+) -> int:
+    """Predict the cases of a folder and write the segmentations as ``nnUNetv2_predict`` does; returns their number.
+
+    Args:
+        predictor: a predictor with a model, see :func:`open_model`.
+        images: files ``CASE_0000`` and so on.
+        out: output folder.
+        save_probabilities: also write the probabilities of every voxel.
+        workers: processes for preprocessing, and as many for the export; 0 works in this process.
+
+    Raises:
+        ImagesFolderError: the folder is missing or contains no image, or a case lacks a channel.
+        OutputError: ``out`` cannot be made.
+    """
+    names = channel_names_of(predictor.dataset_json)
+    cases = find_cases(images, predictor.dataset_json["file_ending"], names)
+    for case, files in cases.items():
+        if lacking := [name for channel, name in enumerate(names) if channel not in files]:
+            raise ImagesFolderError(
+                f"The case {case} in {images} has no image of {', '.join(lacking)}. Add the file, or fill it with "
+                "zeros: nnunet-invariance complete."
+            )
+    lists = [[str(files[channel]) for channel in sorted(files)] for files in cases.values()]
+    outputs = [str(out / case) for case in cases]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made ({error.strerror}). Give a writable folder.") from error
+    if workers:
+        predictor.predict_from_files(
+            lists,
+            outputs,
+            save_probabilities,
+            num_processes_preprocessing=workers,
+            num_processes_segmentation_export=workers,
+        )
+    else:
+        predictor.predict_from_files_sequential(lists, outputs, save_probabilities)
+    return len(cases)
