@@ -14,7 +14,8 @@ from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import OptionError, OutputError
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import PREPROCESSING
-from nnunet_invariance.plans.options import BLOCK, check_block
+from nnunet_invariance.plans.block import check_block
+from nnunet_invariance.plans.options import BLOCK
 
 logger = logging.getLogger(__name__)
 

@@ -1,16 +1,13 @@
-"""The options block of a plans file: ``plans["configurations"][c]["nnunet_invariance"]``.
+"""The options of the trainers: ``plans["configurations"][c]["nnunet_invariance"]`` of a plans file.
 
 Each options class belongs to one base trainer or to one trainer, and derives from the options of the trainer's base.
 """
 
-import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from nnunet_invariance.common.options import Options, choice, count, flag, is_int, number, option
-from nnunet_invariance.errors import OptionError
 
 BLOCK = "nnunet_invariance"
 
@@ -329,61 +326,3 @@ class PUIRTrainerOptions(AuxiliaryLossOptions):
         "off",
         doc="Recompute the encoder's activations in the backward pass; auto: if the estimate exceeds the GPU's memory.",
     )
-
-
-#: Every options class of a trainer; a plans copy may hold fields of all of them.
-OPTIONS: tuple[type[BaselineOptions], ...] = (
-    BaselineOptions,
-    ChannelDropoutOptions,
-    PretrainedOptions,
-    TransferOptions,
-    DenseTrainerOptions,
-    AuxiliaryLossOptions,
-    DenseContrastOptions,
-    ICMSegTrainerOptions,
-    AnatomixTrainerOptions,
-    PUIRTrainerOptions,
-)
-
-OptionsType = TypeVar("OptionsType", bound=BaselineOptions)
-
-
-def read_options(cls: type[OptionsType], configuration: Mapping[str, Any]) -> OptionsType:
-    """Read the block of one configuration; a missing field has its default.
-
-    A trainer ignores fields that only other trainers have, because all trainers of a comparison share one plans copy.
-
-    Args:
-        cls: options class of the trainer.
-        configuration: ``plans["configurations"][c]``, inherited keys included.
-
-    Raises:
-        OptionError: a field is unknown, of the wrong type or out of range.
-
-    >>> read_options(BaselineOptions, {"nnunet_invariance": {"seed": 2, "aux": False}}).seed
-    2
-    """
-    block = configuration.get(BLOCK, {})
-    if not isinstance(block, Mapping):
-        msg = f"The plans block {BLOCK!r} is {block!r}; expected an object with options. Correct it in your plans copy."
-        raise OptionError(msg)
-    own = {item.name for item in dataclasses.fields(cls)}
-    known = {item.name for options in OPTIONS for item in dataclasses.fields(options)}
-    for name in block:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known options: {', '.join(sorted(known))}."
-            raise OptionError(f"Unknown option {name!r} in the plans block {BLOCK!r}. {hint}")
-    return cls(**{name: value for name, value in block.items() if name in own})
-
-
-def check_block(configuration: Mapping[str, Any]) -> None:
-    """Check the block of one configuration against the options of every trainer.
-
-    Raises:
-        OptionError: a field is unknown, of the wrong type or out of range.
-
-    >>> check_block({"nnunet_invariance": {"seed": 2, "style": "gin"}})
-    """
-    for cls in OPTIONS:
-        read_options(cls, configuration)

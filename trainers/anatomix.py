@@ -15,7 +15,8 @@ from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, AnatomixUNet, check_patch
 from nnunet_invariance.networks.frozen_features import add_frozen_features
 from nnunet_invariance.plans.anatomix import TO_01
-from nnunet_invariance.plans.options import AnatomixTrainerOptions, read_options
+from nnunet_invariance.plans.block import read_options
+from nnunet_invariance.plans.options import AnatomixTrainerOptions
 from nnunet_invariance.synthesis.appearance import apply_appearance, sample_appearance
 from nnunet_invariance.synthesis.corruptions import apply_corruption, sample_corruption
 from nnunet_invariance.synthesis.options import SynthesisOptions

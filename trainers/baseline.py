@@ -16,7 +16,8 @@ import nnunet_invariance
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.builtin_types import to_builtin
 from nnunet_invariance.errors import WeightsIncompatibleError
-from nnunet_invariance.plans.options import BaselineOptions, read_options
+from nnunet_invariance.plans.block import read_options
+from nnunet_invariance.plans.options import BaselineOptions
 from nnunet_invariance.trainers.configuration import check_channels, configuration_of
 from nnunet_invariance.trainers.error_display import show_message_only
 from nnunet_invariance.trainers.mirroring import mirroring_of

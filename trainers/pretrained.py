@@ -11,7 +11,8 @@ from torch import nn
 
 from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import WeightsIncompatibleError
-from nnunet_invariance.plans.options import PretrainedOptions, read_options
+from nnunet_invariance.plans.block import read_options
+from nnunet_invariance.plans.options import PretrainedOptions
 from nnunet_invariance.trainers.baseline import BaselineTrainer
 from nnunet_invariance.trainers.configuration import check_supported, encoder_of
 from nnunet_invariance.trainers.curves import draw_curves, log_curves

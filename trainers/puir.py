@@ -20,7 +20,8 @@ from nnunet_invariance.networks.architectures.puir import PUIRNet, gigabytes
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides
 from nnunet_invariance.networks.presence import present_channels
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
-from nnunet_invariance.plans.options import PUIRTrainerOptions, read_options
+from nnunet_invariance.plans.block import read_options
+from nnunet_invariance.plans.options import PUIRTrainerOptions
 from nnunet_invariance.trainers.auxiliary_loss import AuxiliaryLossTrainer
 from nnunet_invariance.trainers.seeding import Stream, mix
 from nnunet_invariance.trainers.targets import finest

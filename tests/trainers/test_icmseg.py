@@ -19,7 +19,8 @@ from nnunet_invariance.errors import OptionError, OutputError, WeightsNotFoundEr
 from nnunet_invariance.losses.consistency import ConsistencyLoss
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
-from nnunet_invariance.plans.options import BaselineOptions, ICMSegTrainerOptions, PretrainedOptions, read_options
+from nnunet_invariance.plans.block import read_options
+from nnunet_invariance.plans.options import BaselineOptions, ICMSegTrainerOptions, PretrainedOptions
 from nnunet_invariance.plans.zscore import write_zscore_plans
 from nnunet_invariance.trainers.targets import tissue_labels
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE

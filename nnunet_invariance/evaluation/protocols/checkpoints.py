@@ -13,7 +13,8 @@ from nnunet_invariance.evaluation.protocols.cases import seen_cases
 from nnunet_invariance.evaluation.protocols.splits import shared_cases
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
-from nnunet_invariance.plans.options import BLOCK, read_options
+from nnunet_invariance.plans.block import read_options
+from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.registry import ANY_METHOD, method_of_trainer
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 from nnunet_invariance.weights.locate import (
