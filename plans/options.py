@@ -53,6 +53,11 @@ class BaselineOptions(Options):
         doc="Axes that training and prediction mirror: all that nnU-Net plans, none that turns one class into another "
         "of the training labels, or these.",
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = choice(
+        "auto", "fp32", "bf16", "fp16",
+        doc="Arithmetic of the networks in training; auto: nnU-Net's fp16 with a loss scale on CUDA, bf16 on CPUs with "
+        "bf16 instructions, else fp32.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

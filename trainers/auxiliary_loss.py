@@ -1,6 +1,5 @@
 """Base of the trainers with auxiliary losses between two intensity views of each patch."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -232,29 +231,18 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
     def _backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute all losses and add up their gradients."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self._precision():
+        with self.precision.autocast():
             segmentation, losses = self.losses_of_views(batch, self.second_samples)
         total = segmentation + self._weighted_sum(losses)
-        self._add_gradients(total)
-        with self._precision():
+        self.add_gradients(total)
+        with self.precision.autocast():
             later = self.losses_of_later_pass(batch)
         if later:
             added = self._weighted_sum(later)
             total = total.detach() + added
             if added.requires_grad:
-                self._add_gradients(total)
+                self.add_gradients(total)
         return {"loss": segmentation, **losses, **later, "total": total}
 
     def _weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         return sum((self.weight_of(name) * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
-
-    def _precision(self) -> AbstractContextManager:
-        """Mixed precision on CUDA, as in nnU-Net."""
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
-
-    def _add_gradients(self, total: Tensor) -> None:
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(total).backward()
-        else:
-            self.guard.report_loss(total)
-            total.backward()

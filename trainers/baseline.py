@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 import nnunet_invariance
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.builtin_types import to_builtin
+from nnunet_invariance.common.precision import Float32Loss, Precision
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import BaselineOptions
@@ -30,6 +31,7 @@ from nnunet_invariance.trainers.seeding import (
     seed_everything,
     seeded_augmenter,
 )
+from nnunet_invariance.trainers.stepping import clipped_step, target_on_device
 from nnunet_invariance.weights.foreign import open_foreign
 
 FORMAT = 1
@@ -82,6 +84,8 @@ class BaselineTrainer(nnUNetTrainer):
         self.save_every = 1
         # nnU-Net gives the coarsest output the weight 0, so a network with two outputs or fewer has one loss.
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
+        self.precision = self.choose_precision()
+        self.grad_scaler = self.precision.make_scaler()
         self.guard = NonFiniteGuard()
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
@@ -91,6 +95,11 @@ class BaselineTrainer(nnUNetTrainer):
             UnsupportedConfigurationError
         """
         check_channels(plans["dataset_name"], dataset_json, self.least_channels, type(self).__name__)
+
+    def choose_precision(self) -> Precision:
+        """The precision of the option; "auto" keeps nnU-Net's on CUDA, so that a comparison with it is fair."""
+        name = self.options.precision
+        return Precision.choose("fp16" if name == "auto" and self.device.type == "cuda" else name, self.device)
 
     @property
     def plan_names(self) -> tuple[str, str, str]:
@@ -119,6 +128,10 @@ class BaselineTrainer(nnUNetTrainer):
             axes = tuple(axis for axis in axes if axis in self.options.mirroring)
         self.inference_allowed_mirroring_axes = axes or None
         return *geometry, axes or None
+
+    def _build_loss(self) -> nn.Module:
+        """nnU-Net's loss, in float32."""
+        return Float32Loss(super()._build_loss())
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's transforms, reproducible if there is a seed."""
@@ -167,7 +180,27 @@ class BaselineTrainer(nnUNetTrainer):
 
     def update(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """One forward pass, backward pass and optimiser step: nnU-Net's own here. Returns the losses by name."""
-        return super().train_step(batch)
+        data, target = batch["data"].to(self.device, non_blocking=True), target_on_device(batch["target"], self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.precision.autocast():
+            logits = self.network(data)
+        loss = self.loss(logits, target)
+        self.add_gradients(loss)
+        clipped_step(self.optimizer, self.grad_scaler)
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def add_gradients(self, loss: Tensor) -> None:
+        """Run the backward pass of a loss, outside of autocast, with the loss scale if there is one."""
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(loss).backward()
+        else:
+            self.guard.report_loss(loss)
+            loss.backward()
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """nnU-Net's, in the precision of the training."""
+        with self.precision.autocast():
+            return super().validation_step(batch)
 
     def trained_modules(self) -> list[nn.Module]:
         """All modules that a step changes."""

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 
 from nnunet_invariance.augmentation.views import split_views
 
@@ -13,14 +13,20 @@ GRADIENT_NORM = 12  # as in nnU-Net
 
 def views_on_device(batch: dict[str, Any], channels: int, device: torch.device) -> dict[str, Any]:
     """Add ``views`` (on the device) and ``valid_mask`` (on the CPU) to nnU-Net's batch, and move ``target``."""
-    data, target = batch["data"], batch["target"]
-    moved = [part.to(device, non_blocking=True) for part in (target if isinstance(target, list) else [target])]
+    data = batch["data"]
     return {
         **batch,
         "valid_mask": split_views(data, channels).valid_mask,
         "views": split_views(data.to(device, non_blocking=True), channels),
-        "target": moved if isinstance(target, list) else moved[0],
+        "target": target_on_device(batch["target"], device),
     }
+
+
+def target_on_device(target: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+    """Move a target to the device; a list has one target per resolution."""
+    if isinstance(target, list):
+        return [part.to(device, non_blocking=True) for part in target]
+    return target.to(device, non_blocking=True)
 
 
 def copy_from_first_rank(module: nn.Module) -> None:

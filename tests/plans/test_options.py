@@ -24,6 +24,7 @@ def block(**fields) -> dict:
 def test_no_block_gives_the_stated_defaults() -> None:
     assert read_options(DenseContrastOptions, {}).to_dict() == {
         "mirroring": "all",
+        "precision": "auto",
         "head": "stock",
         "head_start": "probe",
         "checkpoint": None,
@@ -47,7 +48,7 @@ def test_no_block_gives_the_stated_defaults() -> None:
 @pytest.mark.parametrize(
     ("cls", "base", "own"),
     [
-        (BaselineOptions, None, {"iterations_per_epoch", "val_iterations_per_epoch", "seed", "mirroring"}),
+        (BaselineOptions, None, {"iterations_per_epoch", "val_iterations_per_epoch", "seed", "mirroring", "precision"}),
         (
             PretrainedOptions,
             BaselineOptions,

@@ -89,6 +89,7 @@ def test_options_of_the_loop_are_checked():
         "patience": [nan, -0.1],
         "timeout": [0, nan],
         "compile": [1],
+        "precision": ["half", None],
     }
     assert set(wrong) == {field.name for field in dataclasses.fields(LoopOptions)}
     for name, values in wrong.items():

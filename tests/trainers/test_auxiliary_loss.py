@@ -90,7 +90,7 @@ def test_frozen_epochs_leave_the_encoder_unchanged(tiny):
 
 
 def test_gradients_equal_those_of_both_losses_computed_separately(tiny):
-    trainer, batch = started(tiny, "AliceTrainer_scratch", aux_weight=0.7, num_positions=100)
+    trainer, batch = started(tiny, "AliceTrainer_scratch", precision="fp32", aux_weight=0.7, num_positions=100)
     network, aux = copy.deepcopy(trainer.network), copy.deepcopy(trainer.aux)
     network.encoder._forward_hooks.clear()
     generator = torch.Generator()

@@ -90,7 +90,7 @@ def test_every_style_trains_a_step(tiny, style):
 
 def test_gradients_equal_those_of_all_losses_computed_separately(tiny):
     options = {"aux_weight": 0.7, "consistency_weight": 0.3, "num_positions": 100, "stages": [1, 2]}
-    trainer, batch = started(tiny, "ICMSegTrainer", **options)
+    trainer, batch = started(tiny, "ICMSegTrainer", precision="fp32", **options)
     network, aux = copy.deepcopy(trainer.network), copy.deepcopy(trainer.aux)
     network.encoder._forward_hooks.clear()
     state = trainer.generator.get_state()

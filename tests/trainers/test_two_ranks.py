@@ -27,7 +27,7 @@ def rank_main(rank: int, tiny, folder: Path) -> None:
     )
     # nnU-Net supports DDP on CUDA only; everything else is as on two GPUs.
     nnunet.DDP = lambda network, device_ids: DistributedDataParallel(network)
-    trainer = make_trainer(tiny, "AliceTrainer_scratch_1epoch", seed=1, aux_ramp=0.0, aux_weight=0.5)
+    trainer = make_trainer(tiny, "AliceTrainer_scratch_1epoch", precision="fp32", seed=1, aux_ramp=0.0, aux_weight=0.5)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
     trainer.initialize()
     trainer.on_train_start()

@@ -5,7 +5,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
+from nnunet_invariance.common.precision import Precision
 from nnunet_invariance.errors import NonFiniteLossError
 from nnunet_invariance.pretraining.engine.contract import check_gradients, check_output, split_batch
 from nnunet_invariance.pretraining.engine.history import Row, write_metrics
@@ -75,7 +76,8 @@ class Loop:
             self.module = DistributedDataParallel(self.method, device_ids=ids, broadcast_buffers=False)
         self.trained = [p for p in self.method.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.method, options)
-        self.scaler = torch.amp.GradScaler("cuda") if ranks.device.type == "cuda" else None
+        self.precision = Precision.choose(options.precision, ranks.device)
+        self.scaler = self.precision.make_scaler()
         self.generator = torch.Generator(ranks.device)
         self.step = 0
         self.history: list[Row] = []
@@ -248,15 +250,12 @@ class Loop:
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout
         views = self.method.make_views(batch, self.generator)
-        with self._precision():
+        with self.precision.autocast():
             output = self.module(views, progress)
             check_output(self.method, output)
             weights = self.method.loss_weights
             loss = torch.stack([weights[name] * value for name, value in output.losses.items()]).sum()
         return output, loss
-
-    def _precision(self) -> AbstractContextManager:
-        return torch.autocast("cuda") if self.ranks.device.type == "cuda" else nullcontext()
 
     def _optimize(self) -> bool:
         """Clip the gradient and step; returns False, and changes no parameter, if the gradient is not finite."""
@@ -311,7 +310,7 @@ class Loop:
         means = {name: total / count for name, total in self.sums.items()}
         self.sums = {}
         self.method.eval()
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), self.precision.autocast():
             means |= self.method.evaluate()
         self.method.train()
         row: Row = {"epoch": self.step // self.options.iterations, "step": self.step, **means}

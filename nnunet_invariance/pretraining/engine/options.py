@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from nnunet_invariance.common.options import Options, count, flag, is_int, number, option
+from nnunet_invariance.common.options import Options, choice, count, flag, is_int, number, option
 from nnunet_invariance.errors import OptionError
 
 LARGEST_SEED = 2**32 - 1
@@ -53,6 +53,11 @@ class LoopOptions(Options):
     timeout: float = number(
         1800.0, 0, float("inf"), low_excluded=True,
         doc="Seconds without an answer from a data worker or another rank after which the run ends.",
+    )  # fmt: skip
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = choice(
+        "auto", "fp32", "bf16", "fp16",
+        doc="Arithmetic of the networks; auto: bf16 on CUDA (fp16 with a loss scale if the device has no bf16) and on "
+        "CPUs with bf16 instructions, else fp32.",
     )  # fmt: skip
     compile: bool = flag(False, doc="Whether torch.compile compiles the method's forward pass.")
     patience: float = number(
