@@ -19,11 +19,12 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import environment, publish
+from nnunet_invariance.pretraining.data.synthetic_pairs import balanced_positions
 from nnunet_invariance.synthesis import corruptions, ensembles
 from nnunet_invariance.synthesis.appearance import apply_appearance
 from nnunet_invariance.synthesis.engine import SynthesisEngine
 from nnunet_invariance.synthesis.options import SynthesisOptions
-from nnunet_invariance.synthesis.randomness import element_generator, sample_distinct
+from nnunet_invariance.synthesis.randomness import element_generator
 from tests.helpers import slow_synthesis as slow
 
 AUTHORS_SECONDS_PER_PAIR = 3.64
@@ -55,9 +56,9 @@ def our_steps(engine: SynthesisEngine, repeats: int) -> dict[str, dict[str, floa
     corruption = corruptions.sample_corruption(options, generator)
     painted = ensembles.paint(engine.bank, [drawn], size)
     x = apply_appearance(painted, [view], options.texture_weight)
-    maps = [math.prod(size) // 8**k for k in range(6)]  # positions of six feature maps
+    maps = [painted.flatten()[: math.prod(size) // 8**k] for k in range(6)]  # labels of six feature maps
     calls = {
-        "positions": lambda: [sample_distinct(n, 512, generator) for n in maps],
+        "positions": lambda: [balanced_positions(labels, 512, 0) for labels in maps],
         "paint": lambda: ensembles.paint(engine.bank, [drawn], size),
         "majority": lambda: ensembles.majority(painted),
         "foreground and envelope": lambda: ensembles.apply_foreground(painted, [drawn.foreground]),

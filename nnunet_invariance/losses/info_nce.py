@@ -8,7 +8,7 @@ from torch import Tensor
 from nnunet_invariance.common.collectives import get_rank
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.base import Loss, check_choice, check_dimensions, check_shape, check_temperature
-from nnunet_invariance.losses.tiled_info_nce import CLASS_WEIGHTS, class_ids, info_nce, join_ids
+from nnunet_invariance.losses.tiled_info_nce import CLASS_WEIGHTS, class_ids, class_sizes, info_nce, join_ids
 
 ClassWeight = Literal["none", "inverse_sqrt", "inverse"]
 Scope = Literal["within", "across"]
@@ -89,6 +89,31 @@ class SupervisedInfoNCE(Loss):
             denominator_class_weight=self.denominator_class_weight,
             gather=one_block,
         )
+
+    @torch.no_grad()
+    def bounds(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The loss of ideal features and of equal features, with positives and negatives within a map.
+
+        Ideal features are equal within a label, and labels are the corners of a regular simplex: the cosine between two
+        of K labels is -1 / (K - 1). With equally many rows of each label, no loss is lower.
+
+        >>> SupervisedInfoNCE(temperature=1.0).bounds(torch.tensor([[0, 0, 1, 1]]))  # log(1 + 2 / e^2), log(3)
+        (tensor(0.2395), tensor(1.0986))
+
+        Shape:
+            labels: (B, N) whole numbers, as in :meth:`forward`. Returns two scalars.
+        """
+        size = class_sizes(class_ids(labels.long()), torch.ones_like(labels, dtype=torch.float32))
+        exponents = CLASS_WEIGHTS[self.anchor_class_weight], CLASS_WEIGHTS[self.denominator_class_weight]
+        anchor = (size > 1) * size ** exponents[0]
+        anchor = anchor / anchor.sum().clamp(min=1e-12)
+        own = (size - 1).clamp(min=1) ** (1 + exponents[1])
+        others = (size ** exponents[1]).sum(1, keepdim=True) - size ** (1 + exponents[1])
+        num_labels = size.reciprocal().sum(1, keepdim=True).round()
+        cosine = -1 / (num_labels - 1).clamp(min=1)
+        apart = others * torch.exp((cosine - 1) / self.temperature)
+        ideal, equal = (own + apart).log(), (own + others).log()
+        return (anchor * ideal).sum(), (anchor * equal).sum()
 
 
 class PatchInfoNCE(Loss):

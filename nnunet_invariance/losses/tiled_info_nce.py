@@ -197,14 +197,14 @@ def _blocks(
 ) -> _Blocks:
     classes = class_ids(keys.classes)
     valid = torch.ones_like(classes, dtype=dtype) if keys.valid_mask is None else keys.valid_mask.to(dtype)
-    size = _class_sizes(classes, valid)
+    size = class_sizes(classes, valid)
     anchor = valid * (size > 1) * size.clamp(min=1) ** anchor_exponent
     total = anchor.sum()
     if len(exchange.sizes) < get_world_size():  # the blocks of other ranks are not among these
         total = all_reduce_sum(total)
     weights = None
     if denominator_exponent:
-        in_group = size if keys.group is None else _class_sizes(join_ids(classes, class_ids(keys.group)), valid)
+        in_group = size if keys.group is None else class_sizes(join_ids(classes, class_ids(keys.group)), valid)
         of_class, of_others = (denominator_exponent * n.clamp(min=1).log() for n in (size - 1, in_group))
         weights = of_class, of_others
     return _Blocks(
@@ -227,7 +227,7 @@ def join_ids(first: Tensor, second: Tensor) -> Tensor:
     return class_ids(first * first.shape[1] + second)
 
 
-def _class_sizes(ids: Tensor, valid: Tensor) -> Tensor:
+def class_sizes(ids: Tensor, valid: Tensor) -> Tensor:
     """(G, M): the number of valid rows in the class of each row."""
     return torch.zeros_like(valid).scatter_add_(1, ids, valid).gather(1, ids)
 

@@ -47,22 +47,6 @@ def bernoulli(probability: float, generator: torch.Generator) -> bool:
     return bool(torch.rand((), generator=generator) < probability)
 
 
-def sample_distinct(n: int, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` different integers in [0, n), uniform and in random order; all of them where n is not larger.
-
-    The cost depends on ``count``, not on n: integers are sampled with replacement, and repetitions are dropped.
-
-    >>> sample_distinct(128**3, 512, torch.Generator().manual_seed(0)).unique().numel()
-    512
-    """
-    if n <= 4 * count:
-        return torch.randperm(n, generator=generator)[:count]
-    values: dict[int, None] = {}
-    while len(values) < count:
-        values.update(dict.fromkeys(torch.randint(n, (2 * count,), generator=generator).tolist()))
-    return torch.tensor(list(values)[:count])
-
-
 def noise_seed(generator: torch.Generator) -> int:
     """Seed of a field that :func:`white_noise` makes at full size on the device."""
     return int(torch.randint(2**62, (), generator=generator))

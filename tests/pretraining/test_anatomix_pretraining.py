@@ -7,9 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
 from nnunet_invariance.networks.planned import Architecture
-from nnunet_invariance.pretraining.data.synthetic_pairs import FIRST_HELD_OUT_NUMBER, PairIndexDataset
+from nnunet_invariance.pretraining.data.synthetic_pairs import (
+    FIRST_HELD_OUT_NUMBER,
+    PairIndexDataset,
+    SyntheticPairGenerator,
+    balanced_positions,
+)
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.engine.options import LoopOptions
@@ -91,7 +97,7 @@ def test_no_number_is_used_twice_and_none_is_held_out():
 
 def test_positions_are_different_and_have_the_label_of_the_cell_centre():
     method = make()
-    parameters = method.pair_generator.sample(0, FIRST_HELD_OUT_NUMBER, [10], 10, augment=False)
+    parameters = method.pair_generator.sample(0, FIRST_HELD_OUT_NUMBER, augment=False)
     labels = method.pair_generator.make([parameters], torch.device("cpu")).labels[0, 0]
     made = method.held_out_views(FIRST_HELD_OUT_NUMBER)
     for level in method.levels:
@@ -117,13 +123,33 @@ def test_images_have_the_range_of_the_normalization(unit_range):
 def test_a_small_patch_is_cropped_from_the_same_position_of_both_views():
     method = make(patch=(12, 40, 36), volume=48)
     assert views(method)["image"].shape == (2, 1, 12, 40, 36)
-    parameters = method.pair_generator.sample(0, 3, [8], 4, augment=True)
+    parameters = method.pair_generator.sample(0, 3, augment=True)
+    parameters = replace(parameters, starts=parameters.starts[:1])
     patch = method.pair_generator.make([parameters], torch.device("cpu"))
     method.pair_generator.patch_size = (48, 48, 48)
-    whole = method.pair_generator.make([replace(parameters, start=(0, 0, 0))], torch.device("cpu"))
-    box = (..., *(slice(a, a + n) for a, n in zip(parameters.start, (12, 40, 36), strict=True)))
+    whole = method.pair_generator.make([parameters], torch.device("cpu"))
+    box = (..., *(slice(a, a + n) for a, n in zip(parameters.starts[0].tolist(), (12, 40, 36), strict=True)))
     assert torch.equal(patch.labels, whole.labels[box])
     assert all(torch.equal(a, b[box]) for a, b in zip(patch.views, whole.views, strict=True))
+
+
+def test_a_patch_that_one_label_dominates_is_sampled_again():
+    generator = SyntheticPairGenerator((8, 8, 8), volume=32)
+    labels = torch.zeros(1, 32, 32, 32, dtype=torch.int16)
+    labels[:, :, :, :4] = 1  # shares of label 0: 0.5 at x = 0, 0.75 at x = 2, 1 at x = 20
+    starts = torch.tensor([[0, 0, 20], [3, 0, 2], [5, 6, 0], [0, 0, 0]])
+    assert generator._box(labels, starts)[1:] == (slice(5, 13), slice(6, 14), slice(0, 8))
+    assert generator._box(labels, starts[:2])[1].start == 3  # the best of those that are too uniform
+
+
+def test_positions_are_balanced_over_the_labels():
+    labels = torch.cat([torch.full((n,), value) for value, n in enumerate((5000, 900, 100, 5))])
+    index = torch.stack([balanced_positions(labels, 64, seed) for seed in range(40)])
+    assert all(len(row.unique()) == 64 for row in index)
+    counts = torch.stack([labels[row].bincount(minlength=4) for row in index]).float().mean(0)
+    assert counts[3] > 4  # nearly all
+    assert counts[:3].sub(20).abs().max() < 4  # equal shares; sampled uniformly, the first label had 53 of 64
+    assert len(balanced_positions(labels[:10], 64, 0)) == 10
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------
@@ -172,15 +198,42 @@ def test_the_target_of_denoising_has_the_geometry_of_the_input():
         assert correlation > 0.5
 
 
-def test_equal_features_have_the_loss_of_chance_and_give_a_warning():
-    method = make()
-    for head in method.heads:
-        head.register_forward_hook(lambda module, inputs, rows: torch.ones_like(rows))
-    losses = method(views(method), 0.0).losses
-    assert sum(method.loss_weights[n] * v for n, v in losses.items()).item() == pytest.approx(method.chance, rel=1e-5)
-    assert method.chance == pytest.approx(math.log(127))
-    assert "no lower than that of equal features" in method.warnings({"held_out_loss": method.chance})[0]
-    assert method.warnings({"held_out_loss": 0.8 * method.chance}) == []
+@pytest.mark.parametrize("weights", [("none", "none"), ("inverse", "inverse_sqrt")])
+def test_learned_is_0_for_equal_and_1_for_ideal_features(weights):
+    method = make(anchor_class_weight=weights[0], denominator_class_weight=weights[1])
+    made = views(method)
+    for ideal in (False, True):
+        handles = []
+        for level, head in zip(method.levels, method.heads, strict=True):
+            values = made[f"{level.name}.labels"].unique(return_inverse=True)
+            count = len(values[0])
+            corners = F.normalize(torch.eye(count) - 1 / count, dim=1) if ideal else torch.ones(count, 1)
+            rows = corners[values[1]].repeat(2, 1, 1).flatten(0, 1)
+            handles.append(head.register_forward_hook(lambda module, inputs, found, rows=rows: rows))
+        assert method(made, 0.0).diagnostics["learned"].item() == pytest.approx(float(ideal), abs=1e-4)
+        for handle in handles:
+            handle.remove()
+
+
+def test_no_free_features_have_a_lower_loss_than_ideal_ones():
+    torch.manual_seed(0)
+    labels, loss = torch.arange(4).repeat(1, 6), SupervisedInfoNCE(0.5)
+    rows = torch.nn.Parameter(torch.randn(1, 24, 8))
+    optimizer = torch.optim.Adam([rows], 0.3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        found = loss(rows, labels)
+        found.backward()
+        optimizer.step()
+    ideal, chance = loss.bounds(labels)
+    assert ideal <= found.item() + 1e-6
+    assert found.item() == pytest.approx(ideal.item(), abs=1e-3)
+    assert chance.item() == pytest.approx(math.log(23))
+
+
+def test_features_that_have_learned_nothing_give_a_warning():
+    assert "the held-out loss is that of equal features" in make().warnings({"held_out_learned": 0.0})[0]
+    assert make().warnings({"held_out_learned": 0.2}) == []
 
 
 def test_the_held_out_loss_falls():
@@ -203,7 +256,7 @@ def test_the_held_out_loss_falls():
             before = measured()
     after = measured()
     assert after["held_out_loss"] < before["held_out_loss"] - 0.1
-    assert after["held_out_loss"] < method.chance
+    assert after["held_out_learned"] > max(before["held_out_learned"], 0)
 
 
 def test_label_retrieval_equals_a_slow_loop():

@@ -9,7 +9,6 @@ import torch
 from nnunet_invariance.errors import OptionError, TemplateError
 from nnunet_invariance.synthesis import SynthesisEngine, SynthesisOptions, painting
 from nnunet_invariance.synthesis.engine import SyntheticPairs
-from nnunet_invariance.synthesis.randomness import sample_distinct
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +72,3 @@ def test_autocast_changes_nothing(engine):
     for made in (pairs, fresh):
         assert isinstance(made, SyntheticPairs)
         assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
-
-
-@pytest.mark.parametrize(("n", "count"), [(128**3, 512), (5000, 512), (600, 512), (100, 512), (9, 2), (1, 1)])
-def test_distinct_integers_are_different_and_in_range(n, count):
-    values = sample_distinct(n, count, torch.Generator().manual_seed(0))
-    assert values.dtype == torch.int64
-    assert values.unique().numel() == len(values) == min(n, count)
-    assert 0 <= values.min() <= values.max() < n
-
-
-def test_distinct_integers_are_uniform_and_in_random_order():
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.stack([sample_distinct(20, 4, generator) for _ in range(4000)])
-    for column in samples.T:
-        assert torch.bincount(column, minlength=20).float().div(200).sub(1).abs().max() < 0.3
-    pairs = torch.bincount(samples[:, 0] * 20 + samples[:, 1], minlength=400).view(20, 20)
-    assert pairs.diagonal().sum() == 0
-    assert pairs[~torch.eye(20, dtype=torch.bool)].float().mean().item() == pytest.approx(4000 / 380)

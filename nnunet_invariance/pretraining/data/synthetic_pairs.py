@@ -21,10 +21,13 @@ from nnunet_invariance.synthesis.online import (
     scale_to_percentile,
 )
 from nnunet_invariance.synthesis.options import SynthesisOptions
-from nnunet_invariance.synthesis.randomness import element_generator, sample_distinct, without_autocast
+from nnunet_invariance.synthesis.randomness import element_generator, noise_seed, without_autocast
 
 #: Training never uses pairs from this number on.
 FIRST_HELD_OUT_NUMBER = 2**48
+#: Patches in which one label has a larger share of the voxels are sampled again, up to ``CANDIDATES`` times.
+LARGEST_SHARE = 0.7
+CANDIDATES = 8
 UNCHANGED = IntensityChange(None, None, None, None, None)
 
 
@@ -55,14 +58,15 @@ class PairParameters:
     Attributes:
         element: label map, appearances and corruptions.
         augmentation: online augmentation, or None.
-        start: first voxel of the patch in the synthetic volume.
-        positions: for each feature map, the sampled positions (N,) as flat indices.
+        starts: (candidates, 3), first voxel of the patch in the synthetic volume; the first patch in which no label has
+            more than :data:`LARGEST_SHARE` of the voxels is used, otherwise the one whose largest share is smallest.
+        position_seed: of the positions that are sampled in the feature maps.
     """
 
     element: Element
     augmentation: Augmentation | None
-    start: tuple[int, ...]
-    positions: list[Tensor]
+    starts: Tensor
+    position_seed: int
 
 
 class SyntheticPairGenerator:
@@ -80,9 +84,9 @@ class SyntheticPairGenerator:
         TemplateError: the folder contains no label map.
 
     >>> generator = SyntheticPairGenerator((16, 16, 16), volume=32)
-    >>> parameters = generator.sample(seed=0, number=0, sizes=[8, 4096], num_positions=10, augment=False)
-    >>> [len(positions) for positions in parameters.positions]
-    [8, 10]
+    >>> parameters = generator.sample(seed=0, number=0, augment=False)
+    >>> generator.make([parameters], torch.device("cpu")).labels.shape
+    torch.Size([1, 1, 16, 16, 16])
     """
 
     def __init__(self, patch_size: Sequence[int], volume: int, templates: Path | None = None, divisor: int = 1) -> None:
@@ -95,23 +99,20 @@ class SyntheticPairGenerator:
         size = (max(volume, z), max(volume, y), max(volume, x))
         self.engine = SynthesisEngine(SynthesisOptions(size=size), templates)
 
-    def sample(self, seed: int, number: int, sizes: Sequence[int], num_positions: int, augment: bool) -> PairParameters:
+    def sample(self, seed: int, number: int, augment: bool) -> PairParameters:
         """Sample the parameters of one pair.
 
         Args:
             seed: of the run.
             number: of the pair.
-            sizes: number of positions of each feature map.
-            num_positions: different positions that are sampled per map; all if a map has fewer.
             augment: whether online augmentation is sampled.
         """
         generator = element_generator(seed, number)
         element = self.engine.sample(generator)
         augmentation = sample_augmentation(generator) if augment else None
         choices = (n - p + 1 for n, p in zip(self.engine.options.size, self.patch_size, strict=True))
-        start = tuple(int(torch.randint(n, (), generator=generator)) for n in choices)
-        positions = [sample_distinct(n, num_positions, generator) for n in sizes]
-        return PairParameters(element, augmentation, start, positions)
+        starts = torch.stack([torch.randint(n, (CANDIDATES,), generator=generator) for n in choices], 1)
+        return PairParameters(element, augmentation, starts, noise_seed(generator))
 
     def make(self, parameters: Sequence[PairParameters], device: torch.device) -> SyntheticPairs:
         r"""Labels and both images (B, 1, \*patch) on the device; intensities are in about [0, 1]."""
@@ -145,12 +146,56 @@ class SyntheticPairGenerator:
         else:
             first, second = (scale_to_percentile(view) for view in pair.views)
             pair = SyntheticPairs(pair.labels, first, second)
-        boxes = [
-            (slice(None), *(slice(a, a + n) for a, n in zip(p.start, self.patch_size, strict=True))) for p in parameters
-        ]
+        if self.patch_size == self.engine.options.size:
+            return pair
+        boxes = [self._box(labels, p.starts) for labels, p in zip(pair.labels, parameters, strict=True)]
 
         def crop(volumes: Tensor) -> Tensor:
             return torch.stack([volume[box] for volume, box in zip(volumes, boxes, strict=True)])
 
         first, second = (crop(view) for view in pair.views)
         return SyntheticPairs(crop(pair.labels), first, second)
+
+    def _box(self, labels: Tensor, starts: Tensor) -> tuple[slice, ...]:
+        """The box of the patch in the label map (1, z, y, x), see :class:`PairParameters`."""
+        shares = {}
+        for start in starts.tolist():
+            box = (slice(None), *(slice(a, a + n) for a, n in zip(start, self.patch_size, strict=True)))
+            shares[largest_share(labels[box])] = box
+            if min(shares) <= LARGEST_SHARE:
+                break
+        return shares[min(shares)]
+
+
+def largest_share(labels: Tensor) -> float:
+    """The share of the most frequent label, in (0, 1].
+
+    >>> largest_share(torch.tensor([3, 3, 3, 5]))
+    0.75
+    """
+    return int(torch.bincount(labels.flatten().long()).amax()) / labels.numel()
+
+
+def balanced_positions(labels: Tensor, count: int, seed: int) -> Tensor:
+    r"""``count`` different positions, which are spread over the labels as evenly as the labels are frequent enough.
+
+    Position i is sampled without replacement with a probability in proportion to :math:`1 / n_i`, the frequency of its
+    label (the smallest keys :math:`-n_i \log u_i`). CPU and CUDA sample different positions.
+
+    >>> labels = torch.tensor([0] * 1000 + [1] * 1000 + [2] * 10)
+    >>> labels[balanced_positions(labels, 30, seed=0)].bincount()
+    tensor([17,  6,  7])
+
+    Args:
+        labels: (N,) whole numbers of at least 0.
+        count: number of positions; all if there are fewer.
+        seed: of the choice.
+
+    Returns:
+        (min(count, N),) indices.
+    """
+    labels = labels.long()
+    generator = torch.Generator(labels.device).manual_seed(seed)
+    uniform = torch.rand(len(labels), generator=generator, device=labels.device)
+    frequency = torch.bincount(labels)[labels]
+    return (-uniform.log() * frequency).topk(min(count, len(labels)), largest=False).indices

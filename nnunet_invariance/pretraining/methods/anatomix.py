@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from nnunet_invariance.common.options import choice, count, number, text
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
+from nnunet_invariance.losses.tiled_info_nce import CLASS_WEIGHTS
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
 from nnunet_invariance.networks.heads.projection import ContrastHead, gather_positions
 from nnunet_invariance.networks.planned import cumulative_strides
@@ -20,6 +21,7 @@ from nnunet_invariance.pretraining.data.synthetic_pairs import (
     FIRST_HELD_OUT_NUMBER,
     PairIndexDataset,
     SyntheticPairGenerator,
+    balanced_positions,
 )
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
@@ -48,6 +50,12 @@ class AnatomixPretrainingOptions(MethodOptions):
     templates: str = text("", doc="Folder of label maps whose shapes are used; empty: procedural shapes.")
     num_positions: int = count(512, 2, doc="Positions sampled per feature map and pair; all if a map has fewer.")
     temperature: float = number(0.33, 0, math.inf, low_excluded=True, doc="Temperature of InfoNCE.")
+    anchor_class_weight: Literal["none", "inverse_sqrt", "inverse"] = choice(
+        *CLASS_WEIGHTS, doc="Weight of an anchor by the number of sampled positions of its label."
+    )
+    denominator_class_weight: Literal["none", "inverse_sqrt", "inverse"] = choice(
+        *CLASS_WEIGHTS, doc="The same for the rows in the denominator of InfoNCE."
+    )
     pretext: Literal["labels", "positions", "denoising"] = choice(
         "labels", "positions", "denoising",
         doc="labels: voxels of one label are positives; positions: only the same voxel in the other view is "
@@ -59,11 +67,15 @@ class AnatomixPretrainingOptions(MethodOptions):
 
 
 class Anatomix(Method):
-    """Voxels with the same label have similar features at several depths, whatever the appearance; no image is read.
+    r"""Voxels with the same label have similar features at several depths, whatever the appearance; no image is read.
 
     Each pair consists of two random appearances of one random label map. Each of the maps of :func:`levels_of` has a
     projection head. At sampled positions of the map, the supervised multi-positive InfoNCE compares the features of
     both views; the loss is the mean over the maps. The label of a position is that of its centre. There is no teacher.
+
+    The loss is bounded by the labels of a batch: its range is often below one nat. ``learned`` is therefore
+    :math:`(L_{equal} - L) / (L_{equal} - L_{ideal})`, 0 for equal and 1 for ideal features
+    (:meth:`.SupervisedInfoNCE.bounds`).
 
     >>> from nnunet_invariance.networks.planned import Architecture
     >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
@@ -98,14 +110,9 @@ class Anatomix(Method):
             self.network.decoder.seg_layers.requires_grad_(False)  # no loss uses them
             self.heads = nn.ModuleList(ContrastHead(level.channels) for level in self.levels)
             self.loss_weights = {level.name: 1 / len(self.levels) for level in self.levels}
-        self.contrast = SupervisedInfoNCE(options.temperature)
+        weights = (options.anchor_class_weight, options.denominator_class_weight)
+        self.contrast = SupervisedInfoNCE(options.temperature, "within", "within", *weights)
         self._held_out: list[dict[str, Tensor]] | None = None
-
-    @property
-    def chance(self) -> float:
-        """The loss if all features are equal: the mean over the maps of log(2N - 1)."""
-        sampled = [min(self.options.num_positions, math.prod(size)) for size in self._sizes()]
-        return sum(math.log(2 * n - 1) for n in sampled) / len(sampled)
 
     def describe(self) -> str:
         """See :class:`Method`."""
@@ -121,25 +128,23 @@ class Anatomix(Method):
         """Generate the pairs of the batch with online augmentation; their seed and numbers determine them."""
         return self._views(int(batch["seed"]), batch["number"].tolist(), augment=True)
 
-    def _sizes(self) -> list[tuple[int, ...]]:
-        return [level.size(self.patch_size) for level in self.levels]
-
     def _views(self, seed: int, numbers: list[int], augment: bool) -> dict[str, Tensor]:
         r"""``image`` (2B, 1, \*patch), all first views before all second views, and for each map positions and labels.
 
         Positions are flat indices (B, N), and labels (B, N) are those of the positions.
         """
-        sizes, device = self._sizes(), next(self.network.parameters()).device
-        totals = [math.prod(size) for size in sizes]
-        parameters = [self.pair_generator.sample(seed, n, totals, self.options.num_positions, augment) for n in numbers]
+        device, count = next(self.network.parameters()).device, self.options.num_positions
+        parameters = [self.pair_generator.sample(seed, n, augment) for n in numbers]
         pair = self.pair_generator.make(parameters, device)
         views = {"image": self._normalised(torch.cat(pair.views))}
         if self.options.pretext == "denoising":
             clean = self.pair_generator.make_clean(parameters, device)
             views["clean"] = self._normalised(torch.cat(clean.views))
-        for which, (level, size) in enumerate(zip(self.levels, sizes, strict=True)):
-            index = torch.stack([p.positions[which] for p in parameters]).to(device)
+        for which, level in enumerate(self.levels):
+            size = level.size(self.patch_size)
             labels = F.interpolate(pair.labels.float(), size, mode="nearest-exact").flatten(1)
+            seeds = (p.position_seed + which for p in parameters)
+            index = torch.stack([balanced_positions(y, count, s) for y, s in zip(labels, seeds, strict=True)])
             views |= {f"{level.name}.index": index, f"{level.name}.labels": labels.gather(1, index).long()}
         return views
 
@@ -154,7 +159,7 @@ class Anatomix(Method):
         if self.options.pretext == "denoising":
             error = (self.network(views["image"]).float() - views["clean"]).square()
             return StepOutput({"denoising": error.mean()})
-        losses = {}
+        losses, bounds = {}, []
         for level, head, feature_map in zip(
             self.levels, self.heads, feature_maps(self.network, views["image"]), strict=True
         ):
@@ -163,8 +168,12 @@ class Anatomix(Method):
             labels = views[f"{level.name}.labels"]
             if self.options.pretext == "positions":
                 labels = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-            losses[level.name] = self.contrast(torch.cat(rows.chunk(2), 1), labels.repeat(1, 2))
-        return StepOutput(losses)
+            labels = labels.repeat(1, 2)
+            losses[level.name] = self.contrast(torch.cat(rows.chunk(2), 1), labels)
+            bounds.append(torch.stack(self.contrast.bounds(labels)))
+        ideal, chance = torch.stack(bounds).mean(0)
+        loss = torch.stack([value.detach() for value in losses.values()]).mean()
+        return StepOutput(losses, {"learned": (chance - loss) / (chance - ideal).clamp(min=1e-6)})
 
     @torch.no_grad()
     def held_out_views(self, number: int) -> dict[str, Tensor]:
@@ -173,18 +182,17 @@ class Anatomix(Method):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """``held_out_loss``, and ``label_retrieval`` of the finest map, on held-out pairs."""
+        """``held_out_loss``, ``held_out_learned``, and ``label_retrieval`` of the finest map, on held-out pairs."""
         rows = []
         device = next(self.network.parameters()).device
         for stored in self._held_out_pairs():
             views = {name: tensor.to(device) for name, tensor in stored.items()}
-            losses = self.forward(views, 1.0).losses
-            loss = torch.stack([self.loss_weights[name] * value.float() for name, value in losses.items()]).sum()
-            rows.append(torch.stack((loss, self._retrieval(views))))
-        if not rows:
-            return {}
-        means = torch.stack(rows).nanmean(0).tolist()
-        return dict(zip(("held_out_loss", "label_retrieval"), means, strict=True))
+            output = self.forward(views, 1.0)
+            weighted = (self.loss_weights[name] * value.float() for name, value in output.losses.items())
+            row = {"held_out_loss": torch.stack(list(weighted)).sum()}
+            row |= {f"held_out_{name}": value for name, value in output.diagnostics.items()}
+            rows.append({**row, "label_retrieval": self._retrieval(views)})
+        return {name: torch.stack([row[name] for row in rows]).nanmean().item() for name in rows[0]} if rows else {}
 
     def _held_out_pairs(self) -> list[dict[str, Tensor]]:
         """All held-out views; they are generated once and kept in host memory."""
@@ -200,8 +208,11 @@ class Anatomix(Method):
         return label_retrieval(first, labels, second, labels, same_position=True)
 
     def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
-        """Warn if the held-out loss is that of features that are all equal, log(2N - 1)."""
-        found = diagnostics.get("held_out_loss", 0.0)
-        if self.options.pretext == "denoising" or found < 0.99 * self.chance:
+        """Warn if the held-out loss is that of features that are all equal."""
+        learned = diagnostics.get("held_out_learned", 1.0)
+        if learned > 0.01:
             return []
-        return [f"collapse: the held-out loss {found:.3f} is no lower than that of equal features, {self.chance:.3f}"]
+        return [
+            f"collapse: the held-out loss is that of equal features (learned {learned:.3f} of the way to ideal ones); "
+            "use larger synthetic volumes (--set volume=96), a longer run or another learning rate (--set lr=...)"
+        ]
