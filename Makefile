@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two processes; all tests of a file run in the same one, because they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install test test-fast test-all coverage types demo lint format wheel
+.PHONY: help install test test-fast test-all coverage types docs demo lint format wheel dist
 
 help:
 	@echo "make test        every test except the slow ones"
@@ -14,7 +14,9 @@ help:
 	@echo "make test-all    every test"
 	@echo "make coverage    make test, with line coverage"
 	@echo "make types       mypy on the whole package"
+	@echo "make docs        the documentation as a site in site/; a broken link is an error"
 	@echo "make demo        one method end to end on generated data; writes demo/"
+	@echo "make dist        source distribution and wheel, checked for the package index"
 	@echo "make lint | format | wheel"
 
 install: $(READY)
@@ -40,6 +42,10 @@ coverage: $(READY)
 types: $(READY)
 	.ci/types
 
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 demo: $(READY)
 	$(BIN)/nnunet-invariance demo --out demo
 
@@ -50,6 +56,12 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+dist: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 wheel: $(READY)
 	rm -rf build dist

@@ -1,0 +1,116 @@
+"""Hooks of mkdocs: links to files outside of docs/, and generated pages of the reference.
+
+A picture outside of docs/ becomes part of the site. A link to another file leads to the repository on GitHub if
+GITHUB_REPOSITORY names it (as in a workflow), and is plain text otherwise.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+PICTURES = {".png", ".svg", ".jpg"}
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
+#: Packages whose public names are in the reference of the Python API.
+PACKAGES = (
+    "losses",
+    "augmentation.interventions",
+    "synthesis",
+    "networks",
+    "weights",
+    "pretraining",
+    "probing",
+    "evaluation",
+)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages, and the pictures outside of docs/ that pages show."""
+    for name, content in (("reference/api.md", api_page()), ("reference/commands.md", commands_page())):
+        files.append(File.generated(config, name, content=content))
+    for page in list(files.documentation_pages()):
+        source = Path(config.docs_dir, page.src_uri)
+        for _, _, target, _ in LINK.findall(source.read_text(encoding="utf-8")) if source.is_file() else ():
+            path = (source.parent / target).resolve()
+            if outside(path, config) and path.suffix in PICTURES and path.is_file():
+                uri = picture_uri(path)
+                if files.get_file_from_path(uri) is None:
+                    files.append(File.generated(config, uri, content=path.read_bytes()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
+    """Rewrite the links that leave docs/."""
+    folder = Path(config.docs_dir, page.file.src_uri).parent
+
+    def rewrite(match: re.Match[str]) -> str:
+        mark, text, target, anchor = match.groups()
+        path = (folder / target).resolve()
+        if not outside(path, config):
+            return match[0]
+        if path.suffix in PICTURES:
+            return f"{mark}[{text}]({os.path.relpath(picture_uri(path), Path(page.file.src_uri).parent)})"
+        if repository := os.environ.get("GITHUB_REPOSITORY"):
+            return (
+                f"[{text}](https://github.com/{repository}/tree/main/{path.relative_to(ROOT).as_posix()}{anchor or ''})"
+            )
+        return text
+
+    return LINK.sub(rewrite, markdown)
+
+
+def outside(path: Path, config: MkDocsConfig) -> bool:
+    """Whether a linked file is not in docs/."""
+    return not path.is_relative_to(Path(config.docs_dir).resolve())
+
+
+def picture_uri(path: Path) -> str:
+    """Place of an outside picture in the site."""
+    return f"pictures/{path.relative_to(ROOT).as_posix().replace('/', '_')}"
+
+
+def api_page() -> str:
+    """The public names of every package, by the module that defines them."""
+    parts = [
+        "# Python API",
+        "",
+        "Every name is imported from its package, for example `from nnunet_invariance.losses import PatchInfoNCE`.",
+    ]
+    for package in PACKAGES:
+        module = importlib.import_module(f"nnunet_invariance.{package}")
+        parts += ["", f"## nnunet_invariance.{package}", "", (module.__doc__ or "").split("\n")[0], ""]
+        for name in module.__all__:
+            where = getattr(getattr(module, name), "__module__", module.__name__)
+            parts += [f"::: {where}.{name}", "    options: {heading_level: 3}", ""]
+    return "\n".join(parts)
+
+
+def commands_page() -> str:
+    """The help of every command, as the command line prints it."""
+    from nnunet_invariance.cli.main import COMMANDS, make_parser
+
+    parser = make_parser({name: importlib.import_module(f"nnunet_invariance.cli.{name}") for name in COMMANDS})
+    parts = ["# Commands", "", "What `nnunet-invariance COMMAND --help` prints."]
+    for words, sub_parser in sub_parsers(parser):
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            sub_parser.print_help()
+        parts += ["", f"## {words}", "", "```text", text.getvalue().rstrip(), "```"]
+    return "\n".join(parts)
+
+
+def sub_parsers(parser: Any, words: str = "") -> list[tuple[str, Any]]:
+    """Every command with its sub-commands, by name."""
+    found = []
+    for action in parser._actions:
+        for name, below in (action.choices or {}).items() if type(action).__name__ == "_SubParsersAction" else ():
+            full = f"{words} {name}".strip()
+            found += [(full, below), *sub_parsers(below, full)]
+    return found
