@@ -3,11 +3,12 @@
 Each options class belongs to one base trainer or to one trainer, and derives from the options of the trainer's base.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from nnunet_invariance.common.options import Options, choice, count, flag, is_int, number, option
+from nnunet_invariance.plans.unlabelled import UnlabelledOptions
 
 BLOCK = "nnunet_invariance"
 
@@ -58,6 +59,17 @@ class BaselineOptions(Options):
         doc="Arithmetic of the networks in training; auto: nnU-Net's fp16 with a loss scale on CUDA, bf16 on CPUs with "
         "bf16 instructions, else fp32.",
     )  # fmt: skip
+    unlabelled: Mapping[str, Any] | None = option(
+        None,
+        "an object with the options of UnlabelledOptions, or null",
+        lambda v: v is None or isinstance(v, Mapping),
+        doc="Unlabelled scans that a mean teacher segments for the training; null trains on the labels alone.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unlabelled is not None:
+            UnlabelledOptions.read(self.unlabelled)
 
 
 @dataclass(frozen=True)

@@ -201,11 +201,18 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
 
     def _update_on_views(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         losses = self._backward_in_memory(views_on_device(batch, self.num_input_channels, self.device))
+        self.add_unlabelled_gradients()
         if self.is_ddp:
             average_gradients(self.aux)
         clipped_step(self.optimizer, self.grad_scaler)
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu().numpy()
         return {name: np.asarray(value) for name, value in zip(losses, values, strict=True)}
+
+    def add_unlabelled_gradients(self) -> None:
+        """As the base; the feature hook does not keep the maps of the unlabelled batch."""
+        super().add_unlabelled_gradients()
+        if self.feature_hook:
+            self.feature_hook.clear()
 
     def _backward_in_memory(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Forward and backward pass; repeated with less memory if the device runs out of it.

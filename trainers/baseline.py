@@ -19,7 +19,8 @@ from nnunet_invariance.common.precision import Float32Loss, Precision
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import BaselineOptions
-from nnunet_invariance.trainers.configuration import check_channels, configuration_of
+from nnunet_invariance.plans.unlabelled import UnlabelledOptions
+from nnunet_invariance.trainers.configuration import check_channels, check_unlabelled, configuration_of
 from nnunet_invariance.trainers.error_display import show_message_only
 from nnunet_invariance.trainers.mirroring import mirroring_of
 from nnunet_invariance.trainers.non_finite_guard import NonFiniteGuard, is_finite, require_finite
@@ -32,6 +33,8 @@ from nnunet_invariance.trainers.seeding import (
     seeded_augmenter,
 )
 from nnunet_invariance.trainers.stepping import clipped_step, target_on_device
+from nnunet_invariance.trainers.targets import cloned
+from nnunet_invariance.trainers.unlabelled import UnlabelledLearning
 from nnunet_invariance.weights.foreign import open_foreign
 
 FORMAT = 1
@@ -87,6 +90,7 @@ class BaselineTrainer(nnUNetTrainer):
         self.precision = self.choose_precision()
         self.grad_scaler = self.precision.make_scaler()
         self.guard = NonFiniteGuard()
+        self.unlabelled: UnlabelledLearning | None = None
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
         """Refuse unsupported plans or data; called before any file is written.
@@ -95,6 +99,7 @@ class BaselineTrainer(nnUNetTrainer):
             UnsupportedConfigurationError
         """
         check_channels(plans["dataset_name"], dataset_json, self.least_channels, type(self).__name__)
+        check_unlabelled(plans, configuration, type(self).__name__)
 
     def choose_precision(self) -> Precision:
         """The precision of the option; "auto" keeps nnU-Net's on CUDA, so that a comparison with it is fair."""
@@ -112,6 +117,8 @@ class BaselineTrainer(nnUNetTrainer):
             seed_everything(self.options.seed)
         super().initialize()
         self.guard.attach(self.optimizer, self.grad_scaler)
+        if self.options.unlabelled is not None:
+            self.unlabelled = UnlabelledLearning(self, UnlabelledOptions.read(self.options.unlabelled))
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """nnU-Net's geometry, with the axes that the option ``mirroring`` chooses; prediction mirrors the same axes."""
@@ -138,11 +145,14 @@ class BaselineTrainer(nnUNetTrainer):
         transforms = super().get_training_transforms(*args, **kwargs)
         if self.options.seed is not None:
             make_repeatable(transforms)
+        self.plain_transforms = transforms
         return transforms
 
     def get_dataloaders(self) -> tuple[Augmenter, Augmenter]:
         """nnU-Net's loaders; with a seed, each stream of batches continues after the batches of earlier epochs."""
         train, val = super().get_dataloaders()
+        if self.unlabelled is not None:
+            self.unlabelled.open_loader(train)
         if self.options.seed is None:
             return train, val
         entropy = (self.options.seed, self.local_rank)
@@ -152,12 +162,21 @@ class BaselineTrainer(nnUNetTrainer):
             seeded_augmenter(val, (*entropy, Stream.VALIDATION), done[1]),
         )
 
+    def on_train_start(self) -> None:
+        """As nnU-Net; the teacher of unlabelled scans starts from the initial weights."""
+        super().on_train_start()
+        if self.unlabelled is not None:
+            self.unlabelled.start()
+
     def on_train_epoch_start(self) -> None:
         """Seed the randomness inside the network (dropout), then start the epoch as nnU-Net does."""
         if self.options.seed is not None:
             seed_everything(self.options.seed, self.local_rank, self.current_epoch)
         super().on_train_epoch_start()
         self.guard.start_epoch()
+        if self.unlabelled is not None:
+            self.unlabelled.start_epoch()
+            self.seed_generator(self.unlabelled.generator, Stream.STRONG_VIEWS)
 
     def seed_generator(self, generator: torch.Generator, stream: Stream) -> None:
         """Seed a generator for this epoch, so that a continued run does not repeat the samples of earlier epochs."""
@@ -174,6 +193,8 @@ class BaselineTrainer(nnUNetTrainer):
         """
         with self.guard.protect(self.trained_modules()):
             losses = self.update(batch)
+        if self.unlabelled is not None:
+            self.unlabelled.after_step(self.guard.skipped)
         if warning := self.guard.check(losses, batch["keys"]):
             self.print_to_log_file(warning)
         return losses
@@ -186,6 +207,7 @@ class BaselineTrainer(nnUNetTrainer):
             logits = self.network(data)
         loss = self.loss(logits, target)
         self.add_gradients(loss)
+        self.add_unlabelled_gradients()
         clipped_step(self.optimizer, self.grad_scaler)
         return {"loss": loss.detach().cpu().numpy()}
 
@@ -197,10 +219,37 @@ class BaselineTrainer(nnUNetTrainer):
             self.guard.report_loss(loss)
             loss.backward()
 
+    def add_unlabelled_gradients(self) -> None:
+        """Add the gradients of the loss on an unlabelled batch, if the training has one in this step."""
+        if self.unlabelled is not None and (loss := self.unlabelled.loss_of_step()) is not None:
+            self.add_gradients(loss)
+
     def validation_step(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """nnU-Net's, in the precision of the training."""
+        """nnU-Net's, in the precision of the training; validates the teacher of unlabelled scans as well."""
         with self.precision.autocast():
+            if self.unlabelled is not None:
+                again = {**batch, "target": cloned(batch["target"])}  # nnU-Net changes a target with ignored voxels
+                with self.unlabelled.teacher_as_network():
+                    self.unlabelled.keep_validation(super().validation_step(again), batch)
             return super().validation_step(batch)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, np.ndarray]]) -> None:
+        """As nnU-Net; judges the teacher of unlabelled scans."""
+        super().on_validation_epoch_end(val_outputs)
+        if self.unlabelled is not None:
+            self.unlabelled.end_epoch()
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net; draws the curves of learning from unlabelled scans."""
+        super().on_epoch_end()
+        if self.unlabelled is not None and self.local_rank == 0:
+            self.unlabelled.draw()
+
+    def on_train_end(self) -> None:
+        """As nnU-Net; the final weights are those of the teacher of unlabelled scans if they validate better."""
+        if self.unlabelled is not None:
+            self.unlabelled.finish()
+        super().on_train_end()
 
     def trained_modules(self) -> list[nn.Module]:
         """All modules that a step changes."""
@@ -256,6 +305,8 @@ class BaselineTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         self.load_checkpoint_block(checkpoint["nnunet_invariance"])
+        if self.unlabelled is not None:
+            self.unlabelled.load(checkpoint["nnunet_invariance"].get("unlabelled"))
         self.plain_network.load_state_dict(checkpoint["network_weights"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
@@ -272,6 +323,7 @@ class BaselineTrainer(nnUNetTrainer):
             "package_version": nnunet_invariance.__version__,
             "nnunetv2_version": version("nnunetv2"),
             "options": self.options.to_dict(),
+            **({} if self.unlabelled is None else {"unlabelled": self.unlabelled.state()}),
         }
 
     def load_checkpoint_block(self, block: dict[str, Any]) -> None:

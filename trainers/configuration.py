@@ -9,6 +9,7 @@ from torch import nn
 from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import UnknownConfigurationError, UnsupportedConfigurationError
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
+from nnunet_invariance.plans.options import BLOCK
 
 
 def configuration_of(plans: dict, name: str) -> ConfigurationManager:
@@ -53,6 +54,21 @@ def check_channels(dataset_name: str, dataset_json: dict, least: int, trainer: s
         raise UnsupportedConfigurationError(
             f"{dataset_name} has {found}; {trainer} needs at least {counted(least, 'channel')} per case. "
             "Train this data set with another trainer."
+        )
+
+
+def check_unlabelled(plans: dict, name: str, trainer: str) -> None:
+    """Refuse unlabelled scans in a cascade, whose second stage needs segmentations of the first.
+
+    Raises:
+        UnknownConfigurationError, UnsupportedConfigurationError
+    """
+    configuration = configuration_of(plans, name)
+    block = configuration.configuration.get(BLOCK)
+    if configuration.previous_stage_name is not None and isinstance(block, dict) and block.get("unlabelled"):
+        raise UnsupportedConfigurationError(
+            f'{trainer} cannot use "unlabelled" in {name} of {plans["plans_name"]}, the second stage of a cascade. '
+            "Remove the option from this configuration; the first stage and 3d_fullres can have it."
         )
 
 

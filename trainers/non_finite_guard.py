@@ -77,8 +77,8 @@ class NonFiniteGuard:
                 buffer.copy_(value)
 
     def report_loss(self, total: Tensor) -> None:
-        """Note the loss of the current step; the step is skipped if the loss is not finite."""
-        self._loss_is_finite = bool(total.isfinite())
+        """Note a loss of the current step; the step is skipped if one of its losses is not finite."""
+        self._loss_is_finite = self._loss_is_finite and bool(total.isfinite())
 
     def start_epoch(self) -> None:
         """Reset :attr:`in_epoch`; the number of steps in a row is kept across epochs."""

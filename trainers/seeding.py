@@ -28,6 +28,8 @@ class Stream(IntEnum):
     POSITIONS = 2  # positions of dense contrast, and all other samples of auxiliary losses
     EQUIVARIANCE = 3  # which steps have an additional pass
     CHANNEL_DROPOUT = 4
+    UNLABELLED = 5  # batches of unlabelled scans
+    STRONG_VIEWS = 6
 
 
 def mix(*entropy: int) -> int:

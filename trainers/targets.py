@@ -21,6 +21,16 @@ def finest(values: Tensor | Sequence[Tensor]) -> Tensor:
     return values if isinstance(values, Tensor) else values[0]
 
 
+def cloned(values: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """Copies of a tensor, or of each tensor of a list.
+
+    >>> import torch
+    >>> [len(copy) for copy in cloned([torch.zeros(2), torch.zeros(3)])]
+    [2, 3]
+    """
+    return values.clone() if isinstance(values, Tensor) else [value.clone() for value in values]
+
+
 def tissue_labels(target: Tensor, manager: LabelManager) -> tuple[Tensor, int]:
     """Return the label of each voxel (B, 1, *spatial) int64, and the number of labels.
 

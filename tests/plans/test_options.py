@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from nnunet_invariance.plans.options import (
     DenseContrastOptions,
     PretrainedOptions,
 )
+from nnunet_invariance.plans.unlabelled import UnlabelledOptions
 from nnunet_invariance.registry import trainers
 
 
@@ -42,13 +44,18 @@ def test_no_block_gives_the_stated_defaults() -> None:
         "iterations_per_epoch": None,
         "val_iterations_per_epoch": None,
         "seed": None,
+        "unlabelled": None,
     }
 
 
 @pytest.mark.parametrize(
     ("cls", "base", "own"),
     [
-        (BaselineOptions, None, {"iterations_per_epoch", "val_iterations_per_epoch", "seed", "mirroring", "precision"}),
+        (
+            BaselineOptions,
+            None,
+            {"iterations_per_epoch", "val_iterations_per_epoch", "seed", "mirroring", "precision", "unlabelled"},
+        ),
         (
             PretrainedOptions,
             BaselineOptions,
@@ -73,7 +80,7 @@ def test_every_options_class_is_listed_and_every_field_is_documented() -> None:
     defined = {cls for cls in with_subclasses(BaselineOptions) if cls.__module__.startswith("nnunet_invariance.plans.")}
     assert set(OPTIONS) == defined
     assert of_trainers <= defined
-    for cls in OPTIONS:
+    for cls in (*OPTIONS, UnlabelledOptions):
         for description in cls.describe():
             assert description.doc.endswith("."), (cls.__name__, description.name)
             assert description.expected, (cls.__name__, description.name)
@@ -94,20 +101,18 @@ def options_tables() -> str:
         subject = " and ".join(of_trainers)
         addition = f", in addition to those of `{bases[0].__name__}`" if bases else ""
         used = f"Options of {subject}{addition}." if subject else f"Options of a base class{addition}."
-        lines += [
-            f"### {cls.__name__}",
-            "",
-            used,
-            "",
-            "| option | default | range | meaning |",
-            "|---|---|---|---|",
-        ]
-        for option in cls.describe():
-            if option not in inherited:
-                default = json.dumps(option.default)
-                lines.append(f"| `{option.name}` | `{default}` | {option.expected} | {option.doc} |")
-        lines.append("")
-    return "\n".join(lines)
+        lines += options_table(cls, used, inherited)
+    return "\n".join(lines + options_table(UnlabelledOptions, 'Options in the object `"unlabelled"`.'))
+
+
+def options_table(cls, subject: str, inherited: Collection = ()) -> list[str]:
+    """Heading, subject and table of the options of a class that it does not inherit."""
+    lines = [f"### {cls.__name__}", "", subject, "", "| option | default | range | meaning |", "|---|---|---|---|"]
+    for option in cls.describe():
+        if option not in inherited:
+            default = json.dumps(option.default)
+            lines.append(f"| `{option.name}` | `{default}` | {option.expected} | {option.doc} |")
+    return [*lines, ""]
 
 
 def test_a_plans_copy_is_checked_against_the_options_of_every_trainer() -> None:
