@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "TransferOptions",
         ),
         "block": ("read_options",),
+        "unlabelled": ("UnlabelledOptions",),
         "copies": ("FittedPlans", "preprocessing_command", "write_plans_copy"),
         "fit": ("fit_plans_to_checkpoint",),
         "nnformer": ("write_nnformer_plans",),

@@ -9,16 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from nnunet_invariance.common.options import Options, choice, count, flag, is_int, number, option
 from nnunet_invariance.plans.unlabelled import UnlabelledOptions
+from nnunet_invariance.plans.values import are_axes, are_stages
 
 BLOCK = "nnunet_invariance"
-
-
-def _is_axes(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and all(is_int(axis) and 0 <= axis <= 2 for axis in value)
-        and len(set(value)) == len(value)
-    )
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class BaselineOptions(Options):
     mirroring: str | Sequence[int] = option(
         "all",
         "'all', 'auto', or a list of different axes, each 0, 1 or 2",
-        lambda v: v in ("all", "auto") or _is_axes(v),
+        lambda v: v in ("all", "auto") or are_axes(v),
         doc="Axes that training and prediction mirror: all that nnU-Net plans, none that turns one class into another "
         "of the training labels, or these.",
     )
@@ -219,11 +212,6 @@ class DenseContrastOptions(AuxiliaryLossOptions):
     )
 
 
-def _is_stages(value: Any) -> bool:
-    whole = isinstance(value, list) and all(is_int(stage) and stage >= 0 for stage in value)
-    return whole and len(value) > 0 and len(set(value)) == len(value)
-
-
 @dataclass(frozen=True)
 class ICMSegTrainerOptions(DenseContrastOptions):
     """Options of ICMSegTrainer; ``aux_weight`` is the weight of InfoNCE, and 0 trains on styles alone.
@@ -266,7 +254,7 @@ class ICMSegTrainerOptions(DenseContrastOptions):
     stages: Sequence[int] | None = option(
         None,
         "a list of different whole numbers of at least 0, or null",
-        lambda v: v is None or _is_stages(v),
+        lambda v: v is None or are_stages(v),
         doc="Encoder stages for InfoNCE, 0 is the finest; null takes the deepest stage with enough positions.",
     )
 

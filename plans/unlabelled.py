@@ -4,22 +4,14 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from nnunet_invariance.common.options import Options, choice, flag, number, option
 from nnunet_invariance.errors import OptionError
+from nnunet_invariance.plans.values import are_names, are_paths
 
 #: Every preprocessed case that the fold neither trains on nor validates on.
 REST = "rest"
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(v, str) and v.strip() for v in value)
-
-
-def _are_paths(value: Any) -> bool:
-    return _are_names(value) and all(Path(v).is_absolute() for v in value)
 
 
 @dataclass(frozen=True)
@@ -39,13 +31,13 @@ class UnlabelledOptions(Options):
     images: Sequence[str] = option(
         (),
         "a list of absolute paths of folders",
-        _are_paths,
+        are_paths,
         doc="Folders with unlabelled scans, named like nnU-Net's images.",
     )
     cases: str | Sequence[str] = option(
         (),
         "'rest', or a list of names of preprocessed cases",
-        lambda v: v == REST or _are_names(v),
+        lambda v: v == REST or are_names(v),
         doc="Preprocessed cases whose labels are not used; 'rest': all that the fold neither trains nor validates on.",
     )
     weight: float = number(
