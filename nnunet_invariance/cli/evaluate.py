@@ -84,7 +84,7 @@ def _add_what(
         help="run missing pre-trainings first, without the test cases; settings as for pretrain --set, prefixed with "
         "METHOD: if they are for one method",
     )
-    add("--transductive", action="store_true", help="allow test cases that a pre-training has seen")
+    add("--transductive", action="store_true", help="allow test cases that were seen without their labels")
 
 
 def _add_drawn(parser: argparse.ArgumentParser, shots: Sequence[int | str] = (5,)) -> None:

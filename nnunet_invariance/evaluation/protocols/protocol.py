@@ -11,6 +11,11 @@ from nnunet_invariance.common.options import Options, choice, count, flag, is_in
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.pretrainings import WeightRules, provide_checkpoints
 from nnunet_invariance.evaluation.protocols.splits import ALL, Subset
+from nnunet_invariance.evaluation.protocols.unlabelled import (
+    require_no_test_case,
+    tested_without_labels,
+    unlabelled_of,
+)
 from nnunet_invariance.evaluation.runner.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
 from nnunet_invariance.evaluation.runner.record import merged
@@ -65,7 +70,7 @@ class ProtocolOptions(Options):
         lambda value: value is None or _is_list(value),
         doc="Options of missing pre-trainings, which are then made without the test cases; None makes none.",
     )
-    transductive: bool = flag(False, doc="Allow test cases that a pre-training has seen.")
+    transductive: bool = flag(False, doc="Allow test cases that a pre-training or learning without labels has seen.")
     #: Folder of the comparison; None: a folder below nnUNet_results of the data set.
     out: Path | None = None
     parallel: int = count(1, 1, doc="Number of trainings at a time.")
@@ -121,7 +126,8 @@ def run_protocol(planned: PlannedDataset, selection: Selection, options: Protoco
     """Find or make the weights of the arms, and run the comparison; returns its folder.
 
     Raises:
-        ComparisonError: see :func:`~nnunet_invariance.evaluation.runner.comparison.run_comparison`.
+        ComparisonError: an arm learns from test cases without their labels; otherwise see
+            :func:`~nnunet_invariance.evaluation.runner.comparison.run_comparison`.
     """
     out = options.folder(plan.protocol, planned)
     comparison = Comparison(
@@ -137,10 +143,16 @@ def run_protocol(planned: PlannedDataset, selection: Selection, options: Protoco
         tolerance=options.tolerance,
         contrasts=selection.contrasts,
         left_out=selection.left_out,
+        unlabelled=unlabelled_of(selection.arms, planned, plan.names),
     )
-    if (out / RECORD).is_file():  # a different comparison is refused before hours of pre-training
+    if (out / RECORD).is_file() or comparison.unlabelled:
         comparison = replace(comparison, tests=plan.tests())
+    if (out / RECORD).is_file():  # a different comparison is refused before hours of pre-training
         merged(out / RECORD, comparison.describe())
+    reader = planned.plans.image_reader_writer_class()
+    tested = tested_without_labels(comparison.unlabelled, comparison.tests, plan.subsets, reader)
+    if not options.transductive:
+        require_no_test_case(tested)
     rules = WeightRules(
         test=plan.names,
         other_tests=plan.other_names,
@@ -150,5 +162,6 @@ def run_protocol(planned: PlannedDataset, selection: Selection, options: Protoco
     )
     checkpoints, seen = provide_checkpoints(planned, selection.arms, out, options.device, rules)
     tests = comparison.tests or plan.tests()
+    seen = seen.union(*tested.values())
     comparison = replace(comparison, tests=tests, checkpoints=checkpoints, transductive=seen)
     return run_comparison(comparison, out, parallel=options.parallel, devices=options.devices, slurm=options.slurm)

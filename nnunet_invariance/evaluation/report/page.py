@@ -77,7 +77,7 @@ def _state(described: Mapping[str, Any], jobs: Sequence[Job]) -> Iterator[str]:
     """What a reader has to know before the numbers: seen test images, unfinished cells, trainers that do not apply."""
     if seen := described["transductive"]:
         images = "1 test image" if len(seen) == 1 else f"{len(seen)} test images"
-        yield notice(f"A pre-training has seen {images} (transductive).")
+        yield notice(f"A pre-training, or learning without labels, has seen {images} (transductive).")
     if unfinished := [(job.name, state(job)) for job in jobs if not job.finished]:
         yield f"<h2>Not finished: {len(unfinished)} of {len(jobs)} cells (they enter no number of this page)</h2>"
         yield table(("cell", "state"), unfinished, numbers=0)

@@ -108,4 +108,7 @@ def _facts(record: Mapping[str, Any], out: Path) -> list[str]:
     for package in dict.fromkeys(package for versions in several for package in versions):
         found = dict.fromkeys(versions[package] for versions in several if versions.get(package))
         facts += [f"{package} {' and '.join(found)}"] if found else []
+    for arm, used in described.get("unlabelled", {}).items():
+        rest = " outside of each training" if used["rest"] else ""
+        facts += [f"{arm} learns without labels from {len(used['cases'])} cases{rest} and {len(used['scans'])} scans"]
     return facts + [f"{name}: sha256 {entry['sha256']}" for name, entry in described["pretrainings"].items()]

@@ -14,6 +14,7 @@ from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.checkpoints import describe_checkpoint, title
 from nnunet_invariance.evaluation.protocols.splits import Subset
+from nnunet_invariance.evaluation.protocols.unlabelled import Unlabelled
 from nnunet_invariance.evaluation.report.page import write_report
 from nnunet_invariance.evaluation.report.results import SUMMARY
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet, Job, Setting
@@ -45,7 +46,8 @@ class Comparison:
         tolerance: of NSD, in mm; None computes Dice alone.
         contrasts: pairs of arms that are compared; empty: every arm with the last one.
         left_out: requested trainers that do not apply, with the reason.
-        transductive: names of test cases that a pre-training has seen.
+        transductive: names of test cases that a pre-training, or learning without labels, has seen.
+        unlabelled: what arms learn from without labels, by arm.
 
     >>> arms = [Arm("A", "nnUNetTrainer")]
     >>> Comparison("few-shot", planned, arms, subsets, tests, {}, 0, "cuda", mirroring=True)  # doctest: +SKIP
@@ -64,6 +66,7 @@ class Comparison:
     contrasts: Sequence[Contrast] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     transductive: Collection[str] = ()
+    unlabelled: Mapping[str, Unlabelled] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """Everything that affects the result; a call that continues a comparison must not contradict it."""
@@ -86,6 +89,7 @@ class Comparison:
             "subsets": [describe_subset(subset) for subset in self.subsets],
             "tests": [describe_test(test) for test in self.tests],
             # Finished trainings are not tested again, so no test set may be added later.
+            **({"unlabelled": {a: u.describe() for a, u in self.unlabelled.items()}} if self.unlabelled else {}),
             **({"test_names": [test.name for test in self.tests]} if any(test.name for test in self.tests) else {}),
         }
 
@@ -142,7 +146,8 @@ def prepare(comparison: Comparison, out: Path) -> list[Job]:
         require_same_folds(out, planned.name, comparison.subsets)
     described = open_record(out / RECORD, comparison.describe(), comparison.device)
     subsets = stored_subsets(described)  # including those of earlier calls, in their order
-    build_preprocessed(out, planned, subsets, [arm.plans for arm in comparison.arms if arm.plans])
+    without_labels = {case for unlabelled in comparison.unlabelled.values() for case in unlabelled.cases}
+    build_preprocessed(out, planned, subsets, [arm.plans for arm in comparison.arms if arm.plans], without_labels)
     ending = planned.dataset_json["file_ending"]
     build_tests(out, comparison.tests, ending, planned.plans.image_reader_writer_class())
     setting = Setting(

@@ -3,7 +3,7 @@
 import functools
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,16 +41,21 @@ def link(source: Path, target: Path) -> None:
 
 
 def build_preprocessed(
-    out: Path, dataset: PlannedDataset, subsets: Sequence[Subset], plans: Iterable[str] = ()
+    out: Path,
+    dataset: PlannedDataset,
+    subsets: Sequence[Subset],
+    plans: Iterable[str] = (),
+    without_labels: Collection[str] = (),
 ) -> None:
     """Fill ``out/nnUNet_preprocessed`` with the plans and the cases of the subsets; fold ``i`` is ``subsets[i]``.
 
     Args:
         plans: names of further plans that arms train with.
+        without_labels: further cases, which arms learn from without their labels.
     """
     base = out / "nnUNet_preprocessed" / dataset.name
     copy_plans(base, dataset, plans)
-    link_preprocessed(base, dataset, {c for s in subsets for c in (*s.train, *s.val)})
+    link_preprocessed(base, dataset, {c for s in subsets for c in (*s.train, *s.val)} | set(without_labels))
     write_json(base / "splits_final.json", _folds(subsets))
 
 
