@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_invariance.common.json_files import write_json
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import OptionError, OutputError
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import PREPROCESSING
@@ -78,7 +78,7 @@ def write_plans_copy(
     check_block(PlansManager(plans).get_configuration(configuration).configuration)
 
     path = dataset.base / f"{new_plans_name}.json"
-    if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(plans)):
+    if path.is_file() and read_json(path) != json.loads(json.dumps(plans)):
         raise OutputError(f"{path} exists with other content and is not overwritten. Choose another plans name.")
     if not path.is_file():
         write_json(path, plans, indent=4)

@@ -9,7 +9,6 @@ processes hardly disturb it, and wall time on a GPU. Memory is measured in a sep
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -28,6 +27,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from tqdm import trange
 
 from benchmarks.common import environment, publish, rounds_parser
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.trainers.alice import AliceTrainer
 
 STOCK = "nnUNetTrainer"
@@ -49,8 +49,8 @@ VARIANTS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
 def make_trainer(variant: str, arguments: argparse.Namespace) -> tuple[nnUNetTrainer, Callable[[], dict[str, Any]]]:
     """A trainer before its first step, and a function that returns batches loaded in this process."""
     folder = Path(nnUNet_preprocessed.require(), maybe_convert_to_dataset_name(arguments.dataset))
-    plans = json.loads((folder / f"{arguments.plans}.json").read_text())
-    dataset = json.loads((folder / "dataset.json").read_text())
+    plans = read_json(folder / f"{arguments.plans}.json")
+    dataset = read_json(folder / "dataset.json")
     trainer_class, options = VARIANTS[variant]
     plans["configurations"][arguments.configuration]["nnunet_invariance"] = options
     plans["continue_training"] = False

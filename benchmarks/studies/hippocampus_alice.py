@@ -10,7 +10,6 @@ Data: Medical Segmentation Decathlon, Task04, in nnU-Net's raw layout (CC-BY-SA 
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -23,7 +22,7 @@ import torch
 
 from benchmarks.common import Steps, use_tree
 from nnunet_invariance.common.csv_files import write_csv
-from nnunet_invariance.common.json_files import write_json
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
@@ -94,7 +93,7 @@ def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
     """Link the data into a separate raw folder with the test cases in imagesTs; returns the test cases."""
     if not (data / "dataset.json").is_file():
         raise ComparisonError(f"{data} holds no dataset.json. Give {DATASET} in nnU-Net's raw layout with --data.")
-    dataset = json.loads((data / "dataset.json").read_text())
+    dataset = read_json(data / "dataset.json")
     ending = dataset["file_ending"]
     cases = sorted(p.name[: -len(ending)] for p in (data / "labelsTr").glob(f"*{ending}"))
     test = sorted(random.Random(f"hippocampus {seed}").sample(cases, N_TEST))
@@ -113,7 +112,7 @@ def plan(work: Path, steps: Steps, seed: int) -> None:
     """Plan and preprocess the other cases, and write a CPU-sized copy of the plans."""
     command = ["nnUNetv2_plan_and_preprocess", "-d", "4", "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
     steps.run("plan_and_preprocess", command)
-    stock = json.loads((work / "nnUNet_preprocessed" / DATASET / f"{STOCK_PLANS}.json").read_text())
+    stock = read_json(work / "nnUNet_preprocessed" / DATASET / f"{STOCK_PLANS}.json")
     architecture = stock["configurations"][CONFIGURATION]["architecture"]
     features = [BASE_FEATURES * 2**stage for stage in range(architecture["arch_kwargs"]["n_stages"])]
     architecture["arch_kwargs"]["features_per_stage"] = features
@@ -207,15 +206,15 @@ def collect(work: Path, comparison: Path, steps: Steps) -> None:
         for path in fold.glob("*.png"):
             shutil.copyfile(path, RESULTS / f"{trainer}_{path.name}")
         if (fold / "transfer_report.json").is_file():
-            report = json.loads((fold / "transfer_report.json").read_text())
+            report = read_json(fold / "transfer_report.json")
             if "checkpoint" in report:
                 report["checkpoint"] = Path(
                     report["checkpoint"]
                 ).name  # without the folder, because the report is published
             write_json(RESULTS / f"{trainer}_transfer_report.json", report)
-    record = json.loads((comparison / "comparison.json").read_text())
+    record = read_json(comparison / "comparison.json")
     record["steps"] = steps.done
-    plans = json.loads((work / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json").read_text())
+    plans = read_json(work / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json")
     record["plans"] = plans["configurations"][CONFIGURATION]
     write_json(RESULTS / "record.json", record)
     print(f"results: {os.path.relpath(RESULTS)}")

@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.evaluation.scoring.label_maps import Named
@@ -198,7 +199,7 @@ SETS: dict[str, Callable[..., Task]] = {
 def _read(path: Path) -> dict:
     if not path.is_file():
         raise ComparisonError(f"{path} does not exist. Give the shared data folder with --data.")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def _write(array: np.ndarray, like: sitk.Image, path: Path) -> None:

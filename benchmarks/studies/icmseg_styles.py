@@ -11,7 +11,6 @@ data that may not be redistributed.
 
 import argparse
 import itertools
-import json
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from benchmarks.common import Steps, cpu_sized, use_tree, write_file
 from benchmarks.studies.icmseg_data import CONTRASTS, ENDING, SETS, Task
 from benchmarks.tables import COMPARISON_TABLES, effect_table, mean_table
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.cross_modality import run_cross_modality
@@ -119,7 +119,7 @@ def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
     number = str(int(task.source[7:10]))
     command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
     steps.run(f"plan_{task.source}", command)
-    stock = json.loads((args.work / "nnUNet_preprocessed" / task.source / f"{STOCK_PLANS}.json").read_text())
+    stock = read_json(args.work / "nnUNet_preprocessed" / task.source / f"{STOCK_PLANS}.json")
     entry = stock["configurations"][CONFIGURATION]
     changes = cpu_sized(entry, [LARGEST_SIDE] * len(entry["patch_size"]), BASE_FEATURES, BATCH_SIZE)
     block = {"iterations_per_epoch": args.iterations, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}

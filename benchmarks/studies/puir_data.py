@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import ComparisonError
 
 ENDING = ".nii.gz"
@@ -126,7 +127,7 @@ def _like(array: np.ndarray, image: sitk.Image) -> sitk.Image:
 def _described(folder: Path) -> dict:
     if not (path := folder / "dataset.json").is_file():
         raise ComparisonError(f"{path} does not exist. Give the shared data folder with --data.")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def _read(path: Path) -> sitk.Image:

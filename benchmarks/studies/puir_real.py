@@ -13,7 +13,6 @@ visits of one patient.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -149,7 +148,7 @@ def write_plans(draw: Draw, steps: Steps) -> None:
     number = str(int(draw.task.dataset[7:10]))
     steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
     base = draw.args.work / "nnUNet_preprocessed" / draw.task.dataset
-    entry = json.loads((base / f"{STOCK_PLANS}.json").read_text())["configurations"][CONFIGURATION]
+    entry = read_json(base / f"{STOCK_PLANS}.json")["configurations"][CONFIGURATION]
     changes = cpu_sized(entry, draw.task.patch_size, BASE_FEATURES, BATCH_SIZE)
     args = draw.args
     block = {"iterations_per_epoch": args.iterations, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}

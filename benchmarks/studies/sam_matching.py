@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.common import Steps, use_tree
 from nnunet_invariance.augmentation.device_views import apply_affine, apply_intensity, sample_affine, sample_intensity
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.networks.matching import match_points
@@ -62,7 +63,7 @@ def main() -> int:
     args = parser.parse_args()
     work = args.work.resolve()
     use_tree(work)
-    record = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    record = read_json(args.out, default={})
     try:
         for name in args.datasets:
             row = {"settings": described(args), **run_dataset(name, work, args)}
@@ -97,7 +98,7 @@ def lay_out_raw(data: Path, raw: Path, test_cases: int, seed: int) -> None:
     """Link the data into a separate raw folder, with the test images in imagesTs."""
     if not (data / "dataset.json").is_file():
         raise ComparisonError(f"{data} holds no dataset.json. Give the folder of the raw datasets with --data.")
-    dataset = json.loads((data / "dataset.json").read_text())
+    dataset = read_json(data / "dataset.json")
     ending = dataset["file_ending"]
     cases = sorted(p.name[: -len(ending)] for p in (data / "labelsTr").glob(f"*{ending}"))
     test = set(random.Random(f"{data.name} {seed}").sample(cases, test_cases))
@@ -114,7 +115,7 @@ def lay_out_raw(data: Path, raw: Path, test_cases: int, seed: int) -> None:
 
 def write_small_plans(name: str, steps: Steps, work: Path, args: argparse.Namespace) -> None:
     """Write a plans copy with fewer channels and a patch of limited size; preprocess if spacings differ."""
-    stock = json.loads((work / "nnUNet_preprocessed" / name / f"{STOCK_PLANS}.json").read_text())
+    stock = read_json(work / "nnUNet_preprocessed" / name / f"{STOCK_PLANS}.json")
     configuration = stock["configurations"][CONFIGURATION]
     architecture, spacing = configuration["architecture"], configuration["spacing"]
     arguments = architecture["arch_kwargs"]

@@ -1,6 +1,5 @@
 """Stored views beside nnU-Net's preprocessed cases, which its own data loader samples as if they were cases."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -11,6 +10,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import StyleFolderError
 
 SUFFIX = "_styleviews"
@@ -40,7 +40,7 @@ def read_index(folder: Path, preprocessing: str) -> dict[str, list[str]]:
     if not path.is_file():
         msg = f"{folder} holds no {INDEX}, but 'views_probability' is not 0. "
         raise StyleFolderError(f"{msg}Make the views first: nnunet-invariance style preprocess FOLDER")
-    index = json.loads(path.read_text())
+    index = read_json(path)
     if index["preprocessing"] != preprocessing:
         raise StyleFolderError(
             f"{path}: the views were preprocessed in another way (hash {index['preprocessing'][:12]}, these plans have "

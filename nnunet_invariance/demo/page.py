@@ -1,13 +1,13 @@
 """The page of a demo: one self-contained HTML file, and the sections that demos share."""
 
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.html import details, inline, notice, page, table, transfer_table
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.demo.data import LABELS
 from nnunet_invariance.demo.next_steps import OWN_DATASET
 from nnunet_invariance.demo.pictures import draw_cases, draw_predictions, draw_training
@@ -85,7 +85,7 @@ def pretraining_section(heading: str, folder: Path) -> Section:
 
 def transfer_section(demo: Demo) -> Section:
     """Table of the weights that the first arm loaded, from its transfer report."""
-    report = json.loads((stored_jobs(demo.comparison)[0].model / "transfer_report.json").read_text())
+    report = read_json(stored_jobs(demo.comparison)[0].model / "transfer_report.json")
     return Section("Weights that the trainer loaded", transfer_table(report))
 
 

@@ -1,7 +1,6 @@
 """Steps that several demos use; the log contains each step and its time."""
 
 import csv
-import json
 import logging
 import sys
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.checkpoints import warnings_of
 from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
@@ -90,7 +90,7 @@ def plan(demo: Demo, iterations: int, **options: Any) -> None:
         demo.run(
             "plan", ["nnUNetv2_plan_and_preprocess", "-d", identifier, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
         )
-        stock = json.loads((demo.out / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json").read_text())
+        stock = read_json(demo.out / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json")
         architecture = stock["configurations"][CONFIGURATION]["architecture"]
         architecture["arch_kwargs"].update(
             n_stages=4,
@@ -163,5 +163,5 @@ def settings(demo: Demo, **others: Any) -> ProtocolOptions:
 
 def remember_commands(demo: Demo) -> None:
     """Add the commands in a comparison's record to the current step."""
-    jobs: dict[str, Any] = json.loads((demo.comparison / "comparison.json").read_text())["jobs"]
+    jobs: dict[str, Any] = read_json(demo.comparison / "comparison.json")["jobs"]
     demo.steps[-1].commands += [c for job in jobs.values() for step in job.values() for c in step["commands"]]

@@ -1,6 +1,5 @@
 """A latent diffusion model of the class of Stable Diffusion, from a folder on this machine."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.diffusion.packages import (
     AutoencoderKL,
     CLIPTextModel,
@@ -168,7 +168,7 @@ def _missing_weights(folder: Path, part: str, stem: str) -> list[str]:
     if not index.is_file():
         name = f"{part}/{stem}.safetensors"
         return [] if (folder / name).is_file() else [name]
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    shards = sorted(set(read_json(index)["weight_map"].values()))
     return [f"{part}/{shard}" for shard in shards if not (folder / part / shard).is_file()]
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nnunet_invariance.augmentation.stored_views import INDEX, view_key, views_folder
 from nnunet_invariance.common.atomic import atomic_write, atomic_write_path
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.diffusion.slices import open_slices
 from nnunet_invariance.diffusion.views import FOLDER
 from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset
@@ -67,7 +68,7 @@ def _open_index(target: Path, preprocessing: str) -> dict[str, Any]:
     path = target / INDEX
     if not path.is_file():
         return {"format": 1, "preprocessing": preprocessing, "views": {}}
-    index = json.loads(path.read_text())
+    index = read_json(path)
     if index["preprocessing"] != preprocessing:
         msg = f"{path}: the views there were preprocessed in another way. "
         raise StyleFolderError(f"{msg}Move {target} away; the plans changed since it was filled.")

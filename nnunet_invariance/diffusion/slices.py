@@ -1,6 +1,5 @@
 """Square 8-bit slices of labelled volumes, with the information that converts them back to volumes."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.json_files import claim_folder, write_json
+from nnunet_invariance.common.json_files import claim_folder, read_json, write_json
 from nnunet_invariance.diffusion.geometry import Geometry
 from nnunet_invariance.diffusion.volumes import (
     RawDataset,
@@ -60,7 +59,7 @@ class SliceFolder:
     def case(self, name: str) -> SlicedCase:
         """The slices of one volume."""
         base = self.root / FOLDER / name
-        record = json.loads(Path(f"{base}.json").read_text())
+        record = read_json(Path(f"{base}.json"))
         (height, width), (rows, columns) = record["shape"], record["scaled"]
         geometry = Geometry((height, width), (rows, columns), self.size)
         image, labels = (np.load(f"{base}_{part}.npy", mmap_mode="r") for part in ("image", "labels"))
@@ -77,7 +76,7 @@ def open_slices(root: Path) -> SliceFolder:
     if not record.is_file():
         msg = f"{root} holds no {RECORD}. "
         raise StyleFolderError(f"{msg}Make the slices first: nnunet-invariance style slices DATASET {root}")
-    content = json.loads(record.read_text())
+    content = read_json(record)
     parts = ("{}_image.npy", "{}_labels.npy", "{}.json")
     missing = [
         part.format(name)

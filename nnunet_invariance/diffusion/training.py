@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.diffusion.noise import named_generator
 from nnunet_invariance.diffusion.objective import Batch, SliceSampler
@@ -200,4 +201,4 @@ def write_network(network: Any, target: Path, record: dict[str, Any]) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The settings with which a finished network was trained."""
-    return json.loads((folder / RECORD).read_text())
+    return read_json(folder / RECORD)

@@ -1,6 +1,5 @@
 """Names of views, conversion of slices back to volumes, and counts of rejected slices."""
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from torch import Tensor
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.diffusion.slices import SlicedCase
 from nnunet_invariance.errors import OptionError
 
@@ -55,7 +55,7 @@ def put_back(squares: Tensor, case: SlicedCase, source: np.ndarray) -> np.ndarra
 def count_slices(root: Path, view: str, names: Sequence[str]) -> dict[str, int]:
     """Count and log the slices, the rejected slices and the omitted volumes of a view."""
     files = [file for name in names if (file := count_file(root, view, name)).is_file()]
-    counts = [json.loads(file.read_text()) for file in files]
+    counts = [read_json(file) for file in files]
     total = {
         "slices": sum(count["slices"] for count in counts),
         "rejected": sum(count["rejected"] for count in counts),

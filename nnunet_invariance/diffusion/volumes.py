@@ -1,6 +1,5 @@
 """Labelled volumes of a raw nnU-Net data set, one channel, with their geometry."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import DatasetNotFoundError, EnvironmentNotSetError, StyleFolderError
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of, dataset_name_of
 
@@ -52,7 +52,7 @@ def open_raw_dataset(dataset: str) -> RawDataset:
     folder = Path(raw) / name
     if not (folder / "dataset.json").is_file():
         raise DatasetNotFoundError(f"{folder} holds no dataset.json. The images and labels are read from there.")
-    content = json.loads((folder / "dataset.json").read_text())
+    content = read_json(folder / "dataset.json")
     channels = channel_names_of(content)
     if len(channels) != 1:
         msg = f"{name} has {len(channels)} channels; the diffusion path makes views of one. "

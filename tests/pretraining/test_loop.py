@@ -150,11 +150,36 @@ def test_an_output_that_breaks_the_contract_is_named(tmp_path, parts, message):
         ({"x": torch.tensor(1.0)}, "a batch's 'keys' is None; expected a list of the names of its cases"),
         ({"x": torch.tensor(1.0), "keys": ("a",)}, r"a batch's 'keys' is \('a',\)"),
         ({"x": 1.0, "keys": ["a"]}, "a batch's 'x' is a float; expected a tensor"),
+        (None, r"a batch of dataset\(\) is a NoneType; expected a dict"),
     ],
 )
 def test_a_batch_that_breaks_the_contract_is_named(tmp_path, item, message):
     with pytest.raises(MethodContractError, match=message):
         make_loop(Line(), tmp_path)._train_step([item], None)
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        (None, r"the result of make_views\(\) is a NoneType; expected a dict"),
+        ((torch.ones(2, 1),), r"the result of make_views\(\) is a tuple; expected a dict"),
+        ({"x": torch.ones(2, 1, requires_grad=True)}, r"the view 'x' is a tensor with gradient; .* torch\.no_grad\(\)"),
+    ],
+)
+def test_views_that_break_the_contract_are_named(tmp_path, monkeypatch, views, message):
+    monkeypatch.setattr(Line, "make_views", lambda self, batch, generator: views)
+    with pytest.raises(MethodContractError, match=rf"The method 'line': {message}.*engine/method\.py"):
+        step(make_loop(Line(), tmp_path), 1)
+
+
+@pytest.mark.parametrize(
+    ("hook", "expected"),
+    [("dataset", "a map-style"), ("forward", "a StepOutput"), ("evaluate", "a dict"), ("warnings", "a list")],
+)
+def test_a_hook_that_returns_none_is_named(tmp_path, monkeypatch, hook, expected):
+    monkeypatch.setattr(Line, hook, lambda *_: None)
+    with pytest.raises(MethodContractError, match=rf"the result of {hook}\(\) is a NoneType; expected {expected}"):
+        make_loop(Line(), tmp_path).run()
 
 
 def test_a_method_that_breaks_the_contract_is_named():

@@ -11,6 +11,7 @@ import torch
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import (
     CheckpointCorruptError,
+    DamagedFileError,
     OptionError,
     TooFewVolumesError,
     WeightsIncompatibleError,
@@ -141,11 +142,11 @@ def test_pairs_that_cannot_be_read_are_named_with_the_remedy(tmp_path):
     written = (tmp_path / "pairs.json").read_text()
     for content in (written[:20], "[1, 2]", "3", "\xff"):
         (tmp_path / "pairs.json").write_bytes(content.encode("latin-1"))
-        with pytest.raises(CheckpointCorruptError, match=r"cannot be read.*pairs\.json away, so that the pairs"):
+        with pytest.raises(DamagedFileError, match=r"pairs\.json .*pairs\.json away, so that the pairs"):
             load_pairs(tmp_path, sheet)
     (tmp_path / "pairs.json").write_text(written)
     (tmp_path / "pairs.safetensors").unlink()
-    with pytest.raises(CheckpointCorruptError, match=r"cannot be read.*pairs\.safetensors.*mined again"):
+    with pytest.raises(CheckpointCorruptError, match=r"pairs\.safetensors cannot be read.*mined again"):
         load_pairs(tmp_path, sheet)
 
 

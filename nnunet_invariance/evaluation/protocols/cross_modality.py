@@ -1,12 +1,12 @@
 """The cross-modality protocol: train on one data set, test on others of another modality."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
 from nnunet_invariance.evaluation.protocols.arms import Selection, open_comparison
 from nnunet_invariance.evaluation.protocols.cases import labelled_cases, preprocessed_cases
@@ -135,7 +135,7 @@ def _target_name(target: str) -> str:
 def _target_set(planned: PlannedDataset, target: str, names: Mapping[str, Named]) -> CaseSet:
     """All labelled cases of a target; its channels, endings and labels must match the source."""
     raw = Path(os.environ["nnUNet_raw"]) / target
-    described: dict[str, Any] = json.loads((raw / "dataset.json").read_text())
+    described: dict[str, Any] = read_json(raw / "dataset.json")
     channels = [channel_names_of(dataset) for dataset in (planned.dataset_json, described)]
     if len(channels[0]) != len(channels[1]):
         msg = f"{target} has {len(channels[1])} channel(s) ({', '.join(channels[1])}), {planned.name} has "

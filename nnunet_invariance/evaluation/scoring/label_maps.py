@@ -1,6 +1,5 @@
 """Label maps of one data set in the numbering of another: classes are matched by name, or by a names file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import ComparisonError
 
 #: Entry of a names file for a source class: name(s) or value(s) in the target's label map.
@@ -118,13 +118,11 @@ def read_names(path: Path) -> dict[str, dict[str, Named]]:
     """Read a names file: JSON of the form ``{TARGET: {SOURCE CLASS: name, value or list of them}}``.
 
     Raises:
-        ComparisonError: the file is missing or has another form.
+        DamagedFileError: the file is missing or is not JSON.
+        ComparisonError: the file has another form.
     """
     form = '{"Dataset902_MR": {"liver": 5, "aorta": "Aorta", "kidney": ["left kidney", "right kidney"]}}'
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ComparisonError(f"{path} cannot be read ({error}). Expected JSON such as {form}.") from error
+    content = read_json(path, remedy=f"Expected JSON such as {form}.")
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise ComparisonError(f"{path} is no names file. Expected {form}.")
     for target, entry in content.items():

@@ -18,8 +18,14 @@ from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.hashing import sha256_of_file
+from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.common.options import Options, count, number, text
-from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError, WeightsNotFoundError
+from nnunet_invariance.errors import (
+    CheckpointCorruptError,
+    DamagedFileError,
+    WeightsIncompatibleError,
+    WeightsNotFoundError,
+)
 from nnunet_invariance.networks.matching import Descriptors, Embedding, describe, locate
 from nnunet_invariance.nnunet.cases import Case, Manifest, load_volume
 from nnunet_invariance.pretraining.data.alignment import Alignment, MatchedPair, sample_points_in_body
@@ -224,14 +230,17 @@ def load_pairs(folder: Path, expected: dict[str, Any]) -> PairTable:
 
     Raises:
         WeightsIncompatibleError: the table was mined from other data, with another embedding, or with other options.
-        CheckpointCorruptError: a file cannot be read, or the two do not belong together.
+        DamagedFileError: ``pairs.json`` cannot be read.
+        CheckpointCorruptError: the table cannot be read, or the two files do not belong together.
     """
     remedy = f"Move {folder / SUMMARY} away, so that the pairs are mined again."
+    summary = read_json(folder / SUMMARY, remedy=remedy)
+    if not isinstance(summary, dict):
+        raise DamagedFileError(f"{folder / SUMMARY} contains a list, expected an object. {remedy}")
     try:
-        summary, data = dict(json.loads((folder / SUMMARY).read_text())), (folder / TABLE).read_bytes()
-    except (OSError, ValueError, TypeError) as error:
-        msg = f"The mined pairs in {folder} cannot be read ({type(error).__name__}: {error}). "
-        raise CheckpointCorruptError(msg + remedy) from error
+        data = (folder / TABLE).read_bytes()
+    except OSError as error:
+        raise CheckpointCorruptError(f"{folder / TABLE} cannot be read ({error.strerror}). {remedy}") from error
     for field, value in expected.items():
         if summary.get(field) != value:
             msg = f"{folder / TABLE} was mined for other data or options: {field} is {summary.get(field)!r}, "
@@ -266,7 +275,7 @@ def load_or_mine_pairs(
         table = mine_pairs(Embedder.load(checkpoint, device), manifest.cases, options)
         save_pairs(folder, table, {**expected, "cases": [c.name for c in manifest.cases], **_statistics(table)})
         logger.info("pairs stored: %s", folder / TABLE)
-    pairs = MinedPairs(manifest.cases, table, json.loads((folder / SUMMARY).read_text())["sha256"])
+    pairs = MinedPairs(manifest.cases, table, read_json(folder / SUMMARY)["sha256"])
     rejected = sum(not table.accepted[rows].any() for rows in pairs.rows)
     logger.info(
         "%d mined pairs, %.0f %% of them accepted; volumes without an accepted pair: %d",

@@ -45,6 +45,16 @@ def check_method(method: Method) -> None:
         raise _violation(method, "loss_weights", repr(weights), "a finite weight of at least 0 for every loss")
 
 
+def check_result(method: Method, hook: str, result: Any, kind: type, expected: str) -> None:
+    """Check the type of what a hook of the method returned.
+
+    Raises:
+        MethodContractError: it has another type.
+    """
+    if not isinstance(result, kind):
+        raise _violation(method, f"the result of {hook}()", f"a {type(result).__name__}", expected)
+
+
 def split_batch(method: Method, batch: Any) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a batch, and the names of its cases.
 
@@ -63,14 +73,26 @@ def split_batch(method: Method, batch: Any) -> tuple[dict[str, Tensor], list[str
     return tensors, list(keys)
 
 
+def check_views(method: Method, views: Any) -> None:
+    """Check the input of the forward pass.
+
+    Raises:
+        MethodContractError: the views are no dict, or one of them has a gradient.
+    """
+    check_result(method, "make_views", views, Mapping, "a dict")
+    for name, value in views.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            expected = "a tensor without gradient; decorate make_views with torch.no_grad()"
+            raise _violation(method, f"the view {name!r}", "a tensor with gradient", expected)
+
+
 def check_output(method: Method, output: Any) -> None:
     """Check the losses, diagnostics, state and rows of a forward pass; reads no value, so that no device waits.
 
     Raises:
         MethodContractError: names the part, what was found and what was expected.
     """
-    if not isinstance(output, StepOutput):
-        raise _violation(method, "the result of forward()", f"a {type(output).__name__}", "a StepOutput")
+    check_result(method, "forward", output, StepOutput, "a StepOutput")
     weights = method.loss_weights
     unknown = sorted(output.losses.keys() - weights.keys())
     missing = sorted(name for name, weight in weights.items() if weight and name not in output.losses)

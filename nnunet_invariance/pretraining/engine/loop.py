@@ -13,13 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.common.precision import Precision
 from nnunet_invariance.errors import NonFiniteLossError
-from nnunet_invariance.pretraining.engine.contract import check_gradients, check_output, split_batch
+from nnunet_invariance.pretraining.engine.contract import (
+    check_gradients,
+    check_output,
+    check_result,
+    check_views,
+    split_batch,
+)
 from nnunet_invariance.pretraining.engine.history import Row, write_metrics
 from nnunet_invariance.pretraining.engine.loading import load_batches, worker_error
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput, average
@@ -147,6 +154,7 @@ class Loop:
         dataset = self.method.dataset(
             self.options.steps * self.options.grad_accum_steps, self.options.seed, self.ranks.rank
         )
+        check_result(self.method, "dataset", dataset, Dataset, "a map-style torch.utils.data.Dataset")
         batches = load_batches(dataset, self.options, self.step, self.ranks.device.type == "cuda")
         if self.step:
             restore_rng(self._rng)
@@ -250,6 +258,7 @@ class Loop:
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout
         views = self.method.make_views(batch, self.generator)
+        check_views(self.method, views)
         with self.precision.autocast():
             output = self.module(views, progress)
             check_output(self.method, output)
@@ -311,13 +320,17 @@ class Loop:
         self.sums = {}
         self.method.eval()
         with torch.no_grad(), self.precision.autocast():
-            means |= self.method.evaluate()
+            measured = self.method.evaluate()
+        check_result(self.method, "evaluate", measured, dict, "a dict of numbers, which may be empty")
+        means |= measured
         self.method.train()
         row: Row = {"epoch": self.step // self.options.iterations, "step": self.step, **means}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped}
         row |= {"seconds": round(seconds, 3), "iterations_per_second": steps / seconds}
         self.history.append(row)
-        for warning in self.method.warnings(means):
+        warnings = self.method.warnings(means)
+        check_result(self.method, "warnings", warnings, list, "a list of messages, which may be empty")
+        for warning in warnings:
             logger.warning("epoch %d: %s", row["epoch"], warning)
         if self.ranks.is_main:
             parts = "  ".join(f"{n} {v:.4f}" for n, v in means.items())
