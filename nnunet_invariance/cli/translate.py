@@ -19,7 +19,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=ShowDefaults,
     )
     _add_dataset(train)
-    train.add_argument("--start", default="", metavar="FILE", help="other checkpoint of pretrain puir, or 'none'")
+    train.add_argument(
+        "--initial-weights", default="", metavar="FILE", help="other checkpoint of pretrain puir, or 'none'"
+    )
     train.add_argument("--epochs", type=int, default=200, help="number of epochs")
     train.add_argument(
         "--iterations", type=int, default=250, help="steps per epoch; the state is saved after each epoch"
@@ -72,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
         settings = parse_settings(args.settings, PUIRTranslationOptions)
         loop = {"epochs": args.epochs, "iterations": args.iterations, "seed": args.seed, **settings.loop}
         try:
-            path = train_translator(planned, args.device, args.c, args.start, settings.method, LoopOptions(**loop))
+            path = train_translator(
+                planned, args.device, args.c, args.initial_weights, settings.method, LoopOptions(**loop)
+            )
         except PretrainingStopped as stopped:
             print(stopped)
             return 143

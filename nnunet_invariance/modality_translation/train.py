@@ -11,7 +11,7 @@ from nnunet_invariance.nnunet.grids import check_training_grids
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, training_images
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.engine.run import pretrain
-from nnunet_invariance.pretraining.methods.puir_translation import SCRATCH, PUIRTranslation, find_start
+from nnunet_invariance.pretraining.methods.puir_translation import SCRATCH, PUIRTranslation, find_initial_weights
 from nnunet_invariance.weights.locate import pretraining_folder
 
 
@@ -19,7 +19,7 @@ def train_translator(
     planned: PlannedDataset,
     device: str = "cuda",
     resume: bool = False,
-    start: str = "",
+    initial_weights: str = "",
     options: Mapping[str, Any] | None = None,
     loop: LoopOptions | None = None,
 ) -> Path:
@@ -29,7 +29,7 @@ def train_translator(
         planned: dataset and configuration.
         device: ``"cuda"``, ``"cpu"`` or ``"mps"``.
         resume: continue the last run.
-        start: checkpoint of ``pretrain puir``; "" uses that of the same plans, "none" starts from random weights.
+        initial_weights: checkpoint of ``pretrain puir``; "" uses that of the same plans, "none" random weights.
         options: fields of :class:`PUIRTranslationOptions` that differ from the defaults.
         loop: options of the training loop.
 
@@ -42,15 +42,15 @@ def train_translator(
     """
     require_translatable(planned)
     names = (planned.name, planned.plans.plans_name, planned.configuration_name)
-    if not resume and start != SCRATCH:
-        find_start(pretraining_folder(PUIRTranslation.name, *names), start)
+    if not resume and initial_weights != SCRATCH:
+        find_initial_weights(pretraining_folder(PUIRTranslation.name, *names), initial_weights)
     if not (images := training_images(planned)):
         msg = f"No preprocessed case of {planned.name} has images in nnUNet_raw; intensities are measured on them. "
         raise DatasetNotFoundError(f"{msg}Set nnUNet_raw to the folder that contains them, or preprocess the dataset.")
     check_training_grids(planned)
     intensities = measure_intensities(planned, list(images.values()))
     name, plans_name, configuration = names
-    changes = {**(options or {}), "start": start}
+    changes = {**(options or {}), "initial_weights": initial_weights}
     path = pretrain(
         PUIRTranslation.name, name, configuration, plans_name, device=device, options=changes, loop=loop, resume=resume
     )

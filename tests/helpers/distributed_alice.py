@@ -12,7 +12,7 @@ def build(seed: int = 0, **changes: object) -> Alice:
     """Alice without dropout, so that only the data of the ranks differ."""
     torch.manual_seed(seed)
     planned: Architecture = architecture()
-    options = AliceOptions(**{"hidden": 16, "num_prototypes": 16, **changes})
+    options = AliceOptions(**{"head_width": 16, "num_prototypes": 16, **changes})
     alice = Alice(Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), 4, False, ()), options).train()
     for module in alice.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -11,7 +11,7 @@ from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from tests.helpers.pretraining_runs import run_pretraining
 
-SHORT = ["epochs=3", "iterations=4", "lr=1e-3", "workers=0", "hidden=64", "num_prototypes=64"]
+SHORT = ["epochs=3", "iterations=4", "lr=1e-3", "workers=0", "head_width=64", "num_prototypes=64"]
 
 
 def pretrain(tiny, *settings, resume=False, **kwargs):
@@ -28,7 +28,7 @@ def make_alice(tiny, **options):
     architecture = Architecture.from_plans(configuration["architecture"], 1, 1)
     torch.manual_seed(0)
     setup = Setup(architecture, (32, 32, 32), (1.0, 1.0, 1.0), 2, False, tuple(cases))
-    return Alice(setup, AliceOptions(hidden=64, num_prototypes=64, **options)).train()
+    return Alice(setup, AliceOptions(head_width=64, num_prototypes=64, **options)).train()
 
 
 def batch_of(alice, step):

@@ -47,7 +47,7 @@ def test_test_images_are_not_looked_at(modalities, raw, untrained, test_images):
     (raw / "imagesTs").mkdir()
     for name in test_images:
         (raw / "imagesTs" / name).touch()
-    assert train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
+    assert train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", initial_weights="none")
     assert [i.channel for i in read_intensities(untrained)] == ["T1", "CT"]
 
 
@@ -59,7 +59,7 @@ def test_the_background_is_measured_where_the_crop_ends(modalities, raw, untrain
         image = pixels(paths[0])
         image[:3] = 0
         sitk.WriteImage(sitk.GetImageFromArray(image), str(paths[0]))
-    train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
+    train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", initial_weights="none")
     for channel, intensities in enumerate(read_intensities(untrained)):
         lowest = sorted([0.0, *(pixels(path).min() for path in files[channel][1:])])
         assert intensities.background == pytest.approx(lowest[(len(lowest) - 1) // 2])
@@ -69,7 +69,7 @@ def test_the_background_is_measured_where_the_crop_ends(modalities, raw, untrain
 def test_raw_images_that_are_gone_are_named(modalities, raw, untrained):
     shutil.rmtree(raw / "imagesTr")
     with pytest.raises(DatasetNotFoundError, match=r"No preprocessed case .* in nnUNet_raw"):
-        train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
+        train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", initial_weights="none")
 
 
 def test_training_images_on_different_grids_are_refused(modalities, raw, untrained, tmp_path):
@@ -80,7 +80,7 @@ def test_training_images_on_different_grids_are_refused(modalities, raw, untrain
     with pytest.raises(ImagesFolderError, match=r"case_001_0001\.nii\.gz has the origin .*resample"):
         run_pretraining("puir", modalities.name, CONFIGURATION, device="cpu")
     with pytest.raises(ImagesFolderError, match=r"case_001_0001\.nii\.gz has the origin .*resample"):
-        train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", start="none")
+        train_translator(open_planned_dataset(modalities.name, CONFIGURATION), "cpu", initial_weights="none")
     assert not (tmp_path / "results").exists()
     assert not list(untrained.iterdir())
 

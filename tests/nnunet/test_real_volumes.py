@@ -23,7 +23,7 @@ def test_real_scans_are_preprocessed_and_pretrained_on(tiny, tmp_path, monkeypat
         shutil.copy(path, scans)
     cache = tiny.preprocessed / tiny.name / "nnunet_invariance_images"
     try:
-        settings = ["epochs=1", "iterations=3", "workers=0", "hidden=64", "num_prototypes=64"]
+        settings = ["epochs=1", "iterations=3", "workers=0", "head_width=64", "num_prototypes=64"]
         path = run_pretraining("alice", tiny.name, "3d_fullres", device="cpu", images=[scans], settings=settings)
         manifest = json.loads((path.parent / "manifest.json").read_text())
         real = [c["name"] for c in manifest["cases"] if c["name"].startswith("hippocampus")]

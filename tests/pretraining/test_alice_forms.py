@@ -277,7 +277,7 @@ def test_an_encoder_of_monai_is_pretrained_on_three_channels():
     torch.manual_seed(0)
     planned = dataclasses.replace(architecture(channels=3))
     object.__setattr__(planned, "build", lambda: SwinUNet(3))
-    options = AliceOptions(hidden=16, num_prototypes=16)
+    options = AliceOptions(head_width=16, num_prototypes=16)
     alice = Alice(Setup(planned, (32, 32, 32), (1.0, 1.0, 1.0), 2, False, ()), options).train()
     assert alice.cell == (16, 16, 16)
     batch = {"image": torch.randn(2, 3, 32, 32, 32), "valid": torch.ones(2, 1, 32, 32, 32, dtype=torch.bool)}
@@ -305,8 +305,8 @@ def test_presets_set_fields_and_given_fields_take_precedence():
     assert options == AliceOptions.from_preset("a-code", mask_mode="block3d")
     assert (options.mask_mode, options.mim_voxels, options.casa_target) == ("block3d", "masked", "shared")
     assert AliceOptions.presets == {
-        "a-code": {"mask_mode": "tube", "casa_target": "shared", "weight_mim": 5.0, "hidden": 2048},
-        "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "hidden": 2048},
+        "a-code": {"mask_mode": "tube", "casa_target": "shared", "weight_mim": 5.0, "head_width": 2048},
+        "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "head_width": 2048},
     }
     assert AliceOptions() == AliceOptions(casa="residual", target_kv="decoder", mim_voxels="masked")
 

@@ -107,7 +107,7 @@ def test_the_token_loss_equals_the_equation_and_no_query_attends_to_padding(targ
 def test_the_weight_of_the_reconstruction_depends_on_the_range_of_intensities():
     setup = build().setup
     for unit_range, given, weight in ((False, None, 1.0), (True, None, 10.0), (True, 0.0, 0.0), (False, 3.0, 3.0)):
-        options = AliceOptions(hidden=16, num_prototypes=16, weight_mim=given)
+        options = AliceOptions(head_width=16, num_prototypes=16, weight_mim=given)
         alice = Alice(dataclasses.replace(setup, unit_range=unit_range), options)
         assert alice.loss_weights == {"inter": 1.0, "intra": 1.0, "mim": weight}
 
@@ -157,7 +157,7 @@ def test_the_teacher_has_the_batch_statistics_of_the_student():
     planned = architecture()
     planned.arch_kwargs["norm_op"] = "torch.nn.BatchNorm3d"
     alice = Alice(
-        dataclasses.replace(build().setup, architecture=planned), AliceOptions(hidden=16, num_prototypes=16)
+        dataclasses.replace(build().setup, architecture=planned), AliceOptions(head_width=16, num_prototypes=16)
     ).train()
     for _ in range(2):
         alice.after_step(alice(views_of(alice), 0.5), 0.5)

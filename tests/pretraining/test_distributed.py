@@ -91,7 +91,7 @@ def test_torchrun_pretrains_on_two_processes(tiny, tmp_path):
         "--epochs",
         "1",
     ]
-    settings = ["--iterations", "2", "--set", "workers=0", "hidden=64", "num_prototypes=64"]
+    settings = ["--iterations", "2", "--set", "workers=0", "head_width=64", "num_prototypes=64"]
     torchrun(*arguments, *settings, nnUNet_results=str(tmp_path))
     final = tmp_path / tiny.name / "pretraining" / "alice__nnUNetPlans__3d_fullres" / "checkpoint_final.safetensors"
     assert read_metadata(final)["finished"]

@@ -43,7 +43,7 @@ def test_every_loss_reaches_the_encoder(tiny):
 def test_planned_networks_of_any_shape_are_trained(kind, strides, channels):
     torch.manual_seed(0)
     planned = architecture(kind, strides, channels)
-    options = AliceOptions(hidden=16, num_prototypes=16)
+    options = AliceOptions(head_width=16, num_prototypes=16)
     alice = Alice(Setup(planned, (8, 16, 16), (5.0, 1.0, 1.0), 2, True, ()), options).train()
     image = torch.rand(2, channels, 8, 16, 16)
     valid = torch.ones(2, 1, 8, 16, 16, dtype=torch.bool)

@@ -114,11 +114,10 @@ def test_patterns_are_checked_for_every_alignment():
             Alice(setup, AliceOptions(alignment=pairs, patients="(x)"))
     with pytest.raises(TooFewVolumesError, match="at least two patients"):
         Alice(setup, AliceOptions(patients="(p)"))
-    alice = Alice(setup, AliceOptions(patients=r"(p\d)", hidden=8, num_prototypes=8))
+    alice = Alice(setup, AliceOptions(patients=r"(p\d)", head_width=8, num_prototypes=8))
     assert alice.alignment.patients == r"(p\d)"
-    assert (
-        Alice(setup, AliceOptions(alignment="same-volume", patients="(p)", hidden=8, num_prototypes=8)).batch_size == 1
-    )
+    options = AliceOptions(alignment="same-volume", patients="(p)", head_width=8, num_prototypes=8)
+    assert Alice(setup, options).batch_size == 1
 
 
 def test_a_table_is_read_as_written_and_for_its_own_data_only(tmp_path):
@@ -307,7 +306,7 @@ def test_alice_samples_from_pairs_that_are_mined_once(tiny, pretraining_runs, ca
         "1",
         "--set",
         "workers=0",
-        "hidden=8",
+        "head_width=8",
         "num_prototypes=8",
     ]
     command = ["pretrain", "alice", tiny.name, "3d_fullres", *alice]

@@ -171,8 +171,8 @@ def test_a_static_mapping_is_learned_and_generalises_to_new_individuals():
 
 @pytest.mark.parametrize(
     ("words", "error"),
-    [("anchor=mean", "anchor"), ("tokens=both", "tokens"), ("sources=0", "sources"), ("cutout=2", "cutout"),
-     ("temperature=0", "temperature"), ("weight_invariance=-1", "weight_invariance")],
+    [("anchor=mean", "anchor"), ("tokens=both", "tokens"), ("source_modalities=0", "source_modalities"),
+     ("cutout=2", "cutout"), ("temperature=0", "temperature"), ("weight_invariance=-1", "weight_invariance")],
 )  # fmt: skip
 def test_wrong_options_are_named(words, error):
     name, value = words.split("=")

@@ -114,7 +114,8 @@ def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, run_folder, referenc
         "-device",
         "cpu",
     ]
-    command += ["--epochs", "3", "--iterations", "4", "--set", "lr=1e-3", "workers=0", "hidden=64", "num_prototypes=64"]
+    command += ["--epochs", "3", "--iterations", "4", "--set", "lr=1e-3", "workers=0", "head_width=64"]
+    command += ["num_prototypes=64"]
     process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     latest = run_folder / "checkpoint_latest.safetensors"
     deadline = time.time() + 120

@@ -363,7 +363,7 @@ def test_a_stopped_run_continues_bit_identical(tiny, run_folder, monkeypatch, ba
 def test_a_run_starts_from_an_earlier_one(tiny, run_folder, tmp_path):
     first = pretrain(tiny)
     before = load_checkpoint(first)
-    settings = (f"start={first}", "lr=1e-12", "lr_end=1e-12", "weight_decay=0")
+    settings = (f"initial_weights={first}", "lr=1e-12", "lr_end=1e-12", "weight_decay=0")
     second = load_checkpoint(pretrain(tiny, *settings))  # in the folder of the first one, which is moved aside
     for name, tensor in before.tensors.items():
         if name.startswith(("network.encoder", "heads.")):
@@ -371,7 +371,7 @@ def test_a_run_starts_from_an_earlier_one(tiny, run_folder, tmp_path):
     files = {path: path.stat().st_mtime_ns for path in run_folder.parent.rglob("*")}
     for other in ("backbone=resnet", "features=4"):
         with pytest.raises(WeightsIncompatibleError, match="Set backbone and features to those of the file"):
-            pretrain(tiny, f"start={first}", other)
+            pretrain(tiny, f"initial_weights={first}", other)
     assert {path: path.stat().st_mtime_ns for path in run_folder.parent.rglob("*")} == files
 
 

@@ -183,18 +183,18 @@ def test_a_patch_that_does_not_fit_stops_the_pretraining_before_it_writes(tiny, 
 
 
 def test_a_preset_that_it_cannot_run_says_what_it_can(tiny, plans):
-    words = ["preset=a-paper", "hidden=16", "num_prototypes=16"]
+    words = ["preset=a-paper", "head_width=16", "num_prototypes=16"]
     with pytest.raises(OptionError, match=r"NNFormerEncoder holds.*--set preset=a-paper encoding=dense"):
         run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
 
 
 def test_alice_pretrains_it_with_the_released_settings_and_the_trainer_takes_it(tiny, plans):
-    words = ["epochs=1", "iterations=1", "workers=0", "hidden=16", "num_prototypes=16"]
+    words = ["epochs=1", "iterations=1", "workers=0", "head_width=16", "num_prototypes=16"]
     path = run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
     checkpoint = load_checkpoint(path)
-    released = {**AliceOptions.presets["a-code"], "hidden": 16, "mim_voxels": "masked"}
+    released = {**AliceOptions.presets["a-code"], "head_width": 16, "mim_voxels": "masked"}
     assert {name: checkpoint.metadata["options"][name] for name in released} == released
-    changed = "mask_mode=tube casa_target=shared weight_mim=5.0 hidden=16 num_prototypes=16"
+    changed = "mask_mode=tube casa_target=shared weight_mim=5.0 head_width=16 num_prototypes=16"
     assert changed in (path.parent / "log.txt").read_text()
     trainer = make_trainer(tiny, "AliceTrainer_1epoch", plans)
     trainer.on_train_start()

@@ -49,7 +49,10 @@ def test_it_is_a_start_for_a_run_of_the_same_backbone_and_features(released, tmp
 
     def method(**options):
         torch.manual_seed(1)
-        return SAM(Setup(architecture(), (32, 96, 96), (1.0,) * 3, 2, False, ()), SAMOptions(start=str(out), **options))
+        return SAM(
+            Setup(architecture(), (32, 96, 96), (1.0,) * 3, 2, False, ()),
+            SAMOptions(initial_weights=str(out), **options),
+        )
 
     sam, nothing = (
         method(backbone="resnet"),

@@ -90,7 +90,7 @@ class Alice(Method):
     >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
     >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
     >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
-    >>> Alice(setup, AliceOptions(hidden=8, num_prototypes=8)).loss_weights
+    >>> Alice(setup, AliceOptions(head_width=8, num_prototypes=8)).loss_weights
     {'inter': 1.0, 'intra': 1.0, 'mim': 10.0}
     """
 
@@ -117,7 +117,7 @@ class Alice(Method):
         self.decoder_cell = cumulative_strides(encoder.strides)[self.stage - 1]
         self.decoder_stage = len(encoder.strides) - 1 - self.stage
         channels = encoder.output_channels
-        hidden = options.hidden or min(2048, 8 * channels[self.stage])
+        hidden = options.head_width or min(2048, 8 * channels[self.stage])
         self.heads = _Heads(channels[self.stage], channels[self.stage - 1], hidden, options)
         self.sparse: SparseEncoding | None = None
         if options.encoding == "sparse":

@@ -80,7 +80,7 @@ class AliceOptions(MethodOptions):
         doc="Regular expression whose first group is the patient in a case's name; pairs join different patients "
         "(--patients).",
     )
-    hidden: int = count(
+    head_width: int = count(
         0, 0, doc="Width of the projection head's MLP; 0: eight times the channels of the token stage, at most 2048."
     )
     num_prototypes: int = option(
@@ -94,9 +94,9 @@ class AliceOptions(MethodOptions):
             "mask_mode": "tube",
             "casa_target": "shared",
             "weight_mim": 5.0,  # the authors' code has 10, for half of the mean squared error on images in [0, 1]
-            "hidden": 2048,
+            "head_width": 2048,
         },
-        "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "hidden": 2048},
+        "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "head_width": 2048},
     }
     preset_of_network: ClassVar[dict[str, str]] = {NNFORMER: "a-code"}
 

@@ -46,7 +46,7 @@ class PUIROptions(MethodOptions):
     """
 
     batch_size: int = count(0, 0, doc="Crops per step and rank; 0: the planned batch size.")
-    sources: int = count(
+    source_modalities: int = count(
         2, 1, doc="Modalities per step from each of which a crop is reconstructed, in addition to their fusion."
     )
     tokens: Literal["spatial", "channel"] = choice(
@@ -145,7 +145,7 @@ class PUIR(Method):
         modalities = setup.architecture.input_channels
         self.heads = _Heads(self.network.encoder, modalities, options)
         self.batch_size = options.batch_size or setup.batch_size
-        self.sources = min(options.sources, modalities)
+        self.sources = min(options.source_modalities, modalities)
         strides = cumulative_strides(self.network.encoder.strides)
         # Only axes with equal voxel sizes are exchanged.
         self.symmetries = symmetries([setup.patch_size, *strides, setup.spacing])

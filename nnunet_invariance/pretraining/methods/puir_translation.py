@@ -36,31 +36,32 @@ class PUIRTranslationOptions(PUIROptions):
     Raises:
         OptionError: a value is out of range.
 
-    >>> PUIRTranslationOptions().sources
+    >>> PUIRTranslationOptions().source_modalities
     1
     """
 
-    sources: int = count(1, 1, doc="Modalities per step from each of which all modalities are translated.")
+    source_modalities: int = count(1, 1, doc="Modalities per step from each of which all modalities are translated.")
     weight_translation: float = number(
         1.0, 0, math.inf, low_excluded=True, doc="Weight of the squared error of the translated modalities."
     )
-    start: str = text(
+    initial_weights: str = text(
         "", doc="Checkpoint of `pretrain puir`; empty: the one of the same data set and plans; none: random weights."
     )
 
 
-def find_start(folder: Path, start: str) -> Path:
+def find_initial_weights(folder: Path, given: str) -> Path:
     """The checkpoint of ``pretrain puir`` that a run in ``folder`` starts from; see :class:`PUIRTranslationOptions`.
 
     Raises:
         WeightsNotFoundError: there is no such file.
     """
     own = folder.with_name(folder.name.replace(PUIRTranslation.name, PUIR.name, 1)) / FINAL
-    path = Path(start) if start else own
+    path = Path(given) if given else own
     if not path.is_file():
         raise WeightsNotFoundError(
             f"{path} does not exist, but modality translation starts from a finished pre-training. Run "
-            f"`nnunet-invariance pretrain puir` with the same plans, or give --start FILE or --start {SCRATCH}."
+            f"`nnunet-invariance pretrain puir` with the same plans, or give --initial-weights FILE, or"
+            f" --initial-weights {SCRATCH}."
         )
     return path
 
@@ -100,9 +101,9 @@ class PUIRTranslation(PUIR):
             WeightsNotFoundError: there is no such file.
             WeightsIncompatibleError: the checkpoint is of another method, another network or other modalities.
         """
-        if self.options.start == SCRATCH or resume:
+        if self.options.initial_weights == SCRATCH or resume:
             return
-        path = find_start(folder, self.options.start)
+        path = find_initial_weights(folder, self.options.initial_weights)
         checkpoint = load_checkpoint(path, ["network", "heads"])
         check_method(checkpoint, PUIR.name)
         checkpoint = in_channel_order(checkpoint, self.setup.channel_names, (self.network.table, *OUTPUTS))

@@ -62,7 +62,9 @@ class SAMOptions(MethodOptions):
     )
     num_cross_sample: int = count(1000, 0, doc="Positions in other volumes that are negatives of every coarse query.")
     features: int = count(FEATURES, 1, doc="Length of the embedding vectors.")
-    start: str = text("", doc="Checkpoint of the initial weights, for example one written by `weights import sam`.")
+    initial_weights: str = text(
+        "", doc="Checkpoint of the initial weights, for example one written by `weights import sam`."
+    )
     preview: bool = flag(False, doc="Whether to write preview.png, which shows points and their matches (--preview).")
 
 
@@ -117,9 +119,9 @@ class SAM(Method):
         self.loss_weights = {"fine": 1.0, "coarse": 1.0}
 
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
-        """Load the initial weights from ``start``, unless a run is continued."""
-        if self.options.start and not resume:
-            load_initial_weights(Path(self.options.start), self)
+        """Load the initial weights, unless a run is continued."""
+        if self.options.initial_weights and not resume:
+            load_initial_weights(Path(self.options.initial_weights), self)
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
@@ -210,7 +212,7 @@ def load_initial_weights(path: Path, method: SAM) -> None:
         if own != found:
             differ = [n for n in (*own, *found) if own.get(n) != found.get(n)]
             raise WeightsIncompatibleError(
-                f"--set start={path}: the {checkpoint.metadata['method']!r} weights do not fit backbone="
+                f"--set initial_weights={path}: the {checkpoint.metadata['method']!r} weights do not fit backbone="
                 f"{method.options.backbone} with {method.setup.architecture.input_channels} channel(s); first "
                 f"difference: {differ[0]}. Set backbone and features to those of the file."
             )

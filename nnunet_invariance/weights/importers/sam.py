@@ -14,7 +14,7 @@ DESCRIPTION = "an anatomical embedding of SAM / UAE"
 KEYS = ("backbone.conv1.conv.", "neck.lateral_convs.", "read_out_head.")
 CITATION = "Yan et al., IEEE TMI 2022, arXiv 2012.02383 (SAM.pth: MIT-licensed code; ask the authors about the weights)"
 #: Command that uses the imported file.
-USE = "pretrain sam DATASET CONFIGURATION --set backbone=resnet start={file}"
+USE = "pretrain sam DATASET CONFIGURATION --set backbone=resnet initial_weights={file}"
 COUNTER = "num_batches_tracked"  # no statistic depends on it
 
 #: Prefixes of names in the file and in our heads.

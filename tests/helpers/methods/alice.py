@@ -7,7 +7,7 @@ from nnunet_invariance.pretraining.methods.alice import Alice
 from tests.helpers import distributed_alice
 from tests.helpers.methods import images
 
-SETTINGS = ["hidden=16", "num_prototypes=16"]
+SETTINGS = ["head_width=16", "num_prototypes=16"]
 PAIRED = None
 
 

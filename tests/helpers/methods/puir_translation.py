@@ -4,7 +4,7 @@ from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslati
 from tests.helpers.methods import setup
 from tests.helpers.methods.puir import batch
 
-SETTINGS = ["prior=4", "queue=8", "start=none"]
+SETTINGS = ["prior=4", "queue=8", "initial_weights=none"]
 __all__ = ["SETTINGS", "batch", "build"]
 
 
