@@ -1,17 +1,22 @@
 """Shared by all tests: one thread, the discovery hook, and small data sets that nnU-Net preprocessed."""
 
 import os
+from pathlib import Path
 
 # nnunetv2 and matplotlib read these when they are imported, so they are set first.
 os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="0", OMP_NUM_THREADS="1", MPLBACKEND="agg")
+os.environ.update(nnUNet_npp="0", nnUNet_nps="0")  # nnUNetv2_predict starts no further processes
+os.environ["MATPLOTLIBRC"] = str(Path(__file__).parent / "helpers" / "matplotlibrc")
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads make a loaded machine ten times slower
 
+import fcntl
 import io
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +30,8 @@ from tests.helpers.tiny_dataset import NAME, cut_down, write_raw_dataset
 
 autoload()  # a checkout that is not installed has no entry point
 torch.set_num_threads(1)
+
+TREES = ("raw", "preprocessed", "results")  # nnU-Net's three folders
 
 
 @dataclass(frozen=True)
@@ -80,24 +87,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyDataset]:
 
     A test may add plans files with other names, but must not change the data, the plans or the three variables.
     """
+    from tests.helpers.pictures import draw_no_curves
+
     root = tmp_path_factory.mktemp("nnunet")
-    trees = {name: root / name for name in ("raw", "preprocessed", "results")}
+    trees = {name: root / name for name in TREES}
     with pytest.MonkeyPatch.context() as patch:
+        draw_no_curves(patch)
         for name, folder in trees.items():
             folder.mkdir()
             patch.setenv(f"nnUNet_{name}", str(folder))
-        write_raw_dataset(trees["raw"] / NAME)
-        plans = plan_and_preprocess(trees["preprocessed"] / NAME)
+        plans = planned_copy(tmp_path_factory, root, NAME, write_raw_dataset)
         yield TinyDataset(
             root, **trees, name=NAME, plans_name="nnUNetPlans", configuration="3d_fullres", plans=plans
         )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def modalities(tiny: TinyDataset) -> TinyDataset:
+def modalities(tiny: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
     """Dataset779_Modalities: two channels, one of them CT; some cases lack one of them."""
-    tiny_modalities.write_raw_dataset(tiny.raw / tiny_modalities.NAME)
-    plans = plan_and_preprocess(tiny.preprocessed / tiny_modalities.NAME, 779)
+    plans = planned_copy(tmp_path_factory, tiny.root, tiny_modalities.NAME, tiny_modalities.write_raw_dataset)
     return replace(tiny, name=tiny_modalities.NAME, plans=plans)
 
 
@@ -109,17 +117,42 @@ def results(tiny: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path / tiny.name
 
 
-def plan_and_preprocess(preprocessed: Path, identifier: int = 777) -> dict:
-    """Run nnU-Net's fingerprint, planning and preprocessing in this process with smaller plans; returns the plans."""
+def planned_copy(
+    factory: pytest.TempPathFactory, root: Path, name: str, write_raw: Callable[[Path], None]
+) -> dict[str, Any]:
+    """Copy a planned data set into the trees of this process; the first process that needs it plans it for all."""
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    shared = (factory.getbasetemp().parent if several else factory.mktemp("planned")) / f"planned_{name}"
+    with open(f"{shared}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "finished").is_file():
+            with pytest.MonkeyPatch.context() as patch:
+                for tree in TREES:
+                    (shared / tree).mkdir(parents=True)
+                    patch.setenv(f"nnUNet_{tree}", str(shared / tree))
+                write_raw(shared / "raw" / name)
+                plan_and_preprocess(shared / "preprocessed" / name, int(name[7:10]))
+            (shared / "finished").touch()
+    for tree in ("raw", "preprocessed"):
+        shutil.copytree(shared / tree / name, root / tree / name)
+    return json.loads((root / "preprocessed" / name / "nnUNetPlans.json").read_text())
+
+
+def plan_and_preprocess(preprocessed: Path, identifier: int) -> None:
+    """Run nnU-Net's fingerprint, planning and preprocessing in this process with smaller plans."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
 
+    class QuickExtractor(DatasetFingerprintExtractor):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.num_foreground_voxels_for_intensitystats = 1e5  # nnU-Net samples 1e8 voxels, however small the images
+
     with pytest.MonkeyPatch.context() as patch, threads_for_processes(), redirect_stdout(io.StringIO()):
         patch.setenv("nnUNet_n_proc_DA", "1")  # the planner passes it to torch.set_num_threads
-        extract_fingerprint_dataset(identifier, num_processes=1, verbose=False, show_progress_bar=False)
+        extract_fingerprint_dataset(identifier, QuickExtractor, 1, verbose=False, show_progress_bar=False)
         ExperimentPlanner(identifier).plan_experiment()
         file = preprocessed / "nnUNetPlans.json"
-        plans = cut_down(json.loads(file.read_text()), "nnUNetPlans")
-        file.write_text(json.dumps(plans, indent=2))
+        file.write_text(json.dumps(cut_down(json.loads(file.read_text()), "nnUNetPlans"), indent=2))
         preprocess_dataset(identifier, "nnUNetPlans", ("3d_fullres",), (1,), show_progress_bar=False)
-    return plans

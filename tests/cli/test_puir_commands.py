@@ -16,7 +16,7 @@ pytestmark = pytest.mark.commands
 
 
 def test_train_and_predict_with_missing_modalities(modalities, tmp_path):
-    plans = cut_down(modalities.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1, prior=4)
+    plans = cut_down(modalities.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1, prior=4, mirroring=[])
     (modalities.preprocessed / modalities.name / f"{PLANS}.json").write_text(json.dumps(plans))
     stock("nnUNetv2_train", "779", "3d_fullres", "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu")
     tiny_modalities.write_tests(tmp_path / "in")

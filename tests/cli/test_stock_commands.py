@@ -22,7 +22,7 @@ pytestmark = pytest.mark.commands
 @pytest.fixture(scope="module")
 def trained(tiny) -> Path:
     """Folder of a model that `nnUNetv2_train` trained for one epoch."""
-    plans = cut_down(tiny.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1)
+    plans = cut_down(tiny.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1, mirroring=[2])
     (tiny.preprocessed / tiny.name / f"{PLANS}.json").write_text(json.dumps(plans))
     stock("nnUNetv2_train", "777", "3d_fullres", "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu", "--npz")
     return tiny.results / tiny.name / MODEL
@@ -33,7 +33,7 @@ def test_train_then_predict_in_a_new_process(trained, tiny, tmp_path):
     summary = json.loads((trained / "fold_0/validation/summary.json").read_text())
     assert set(summary["mean"]) == {"1", "2"}
     images = tiny.raw / tiny.name / "imagesTs"
-    where = ("-d", "777", "-c", "3d_fullres", "-f", "0", "-p", PLANS, "-tr", TRAINER)
+    where = ("-d", "777", "-c", "3d_fullres", "-f", "0", "-p", PLANS, "-tr", TRAINER, "-npp", "1", "-nps", "1")
     stock("nnUNetv2_predict", "-i", images, "-o", tmp_path, *where, "-device", "cpu", "--disable_tta")
     check_predictions(tmp_path)
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from nnunet_invariance.errors import (
 )
 from nnunet_invariance.trainers.configuration import encoder_of
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
+from tests.helpers.pictures import draw_curves
 from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, started, values, write_weights
 
 pytestmark = pytest.mark.usefixtures("results")
@@ -30,6 +32,7 @@ def trained(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_results", str(tmp_path_factory.mktemp("trained")))
         checkpoint = write_weights(tiny)
+        draw_curves(patch)
         trainer = make_trainer(tiny, "AliceTrainer_2epochs", seed=1)
         trainer.run_training()
     return trainer, checkpoint
@@ -152,7 +155,7 @@ def test_every_curve_has_one_value_per_epoch(trained):
     total = np.array(curves["train_losses"]) + 0.1 * np.array(curves["train_info_nce"])
     assert curves["train_total"][1] == pytest.approx(total[1], rel=1e-5)
     for name in ("progress.png", "invariance.png"):
-        assert Path(trainer.output_folder, name).read_bytes().startswith(b"\x89PNG")
+        assert matplotlib.image.imread(Path(trainer.output_folder, name)).std() > 0
     assert trainer.feature_hook._skips is None
 
 
