@@ -1,0 +1,44 @@
+"""The notebooks run from the first cell to the last, in an empty folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+
+NOTEBOOKS = Path(__file__).parents[2] / "examples"
+
+
+def execute(notebook: Path) -> dict[str, Any]:
+    """Execute the code cells in one name space; a cell that fails is named by its number."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{notebook.name}, cell {number}", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for tree in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{tree}", "")  # restored after the test; the notebook sets it
+    matplotlib.use("Agg")
+    yield tmp_path
+    matplotlib.pyplot.close("all")
+
+
+def test_the_notebook_about_losses_lowers_its_loss(empty_folder):
+    assert execute(NOTEBOOKS / "losses_and_synthesis.ipynb")["history"][-1] < 5
+
+
+@pytest.mark.commands
+def test_the_notebook_about_pretraining_ends_with_a_probe(empty_folder):
+    assert (execute(NOTEBOOKS / "pretrain_and_probe.ipynb")["folder"] / "probe.png").is_file()
+
+
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_is_stored_without_outputs(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert all(not cell.get("outputs") for cell in cells)
