@@ -38,6 +38,7 @@ class SummedHeadUNet(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.encoder, self.decoder = network.encoder, network.decoder
+        self.planned_class = type(network).__name__  # pre-trained weights are for a network of this class
         convolution = type(self.decoder.seg_layers[-1])
         classes = self.decoder.seg_layers[-1].out_channels
         stages = self.encoder.output_channels

@@ -5,7 +5,7 @@ import torch
 
 from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.networks.summed_head import SummedHeadUNet
-from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values
+from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values, write_weights
 
 
 def started(tiny, name, **options):
@@ -19,6 +19,18 @@ def test_the_head_starts_from_a_probe_that_segments_the_training_cases(tiny, res
     assert isinstance(trainer.plain_network, SummedHeadUNet)
     assert "The summed head starts from a linear probe" in log_of(trainer)
     assert any(layer.weight.abs().sum() > 0 for layer in trainer.plain_network.side_layers.values())
+
+
+def test_pretrained_weights_fill_encoder_and_decoder_below_the_summed_head(tiny, results):
+    section = write_weights(tiny).section("teacher")
+    trainer = started(tiny, "AliceTrainer_1epoch", transfer="encoder+decoder")
+    loaded = values(trainer.plain_network.encoder) | {
+        f"decoder.{name}": value
+        for name, value in values(trainer.plain_network.decoder).items()
+        if name.startswith(("stages.", "transpconvs."))
+    }
+    assert_same(loaded, {name: section.get(name, section.get(f"encoder.{name}")) for name in loaded})
+    assert "The summed head starts from a linear probe" in log_of(trainer)
 
 
 def test_zero_starts_as_the_planned_network(tiny, results):
