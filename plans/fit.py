@@ -64,7 +64,7 @@ def fit_plans_to_checkpoint(
         return fit_anatomix(dataset, checkpoint, new_plans_name, frozen_features)
     if frozen_features:
         kind = network_name(checkpoint.metadata["architecture"])
-        msg = f"{checkpoint.path} holds a {kind}; frozen features are those of an anatomix U-Net. "
+        msg = f"{checkpoint.path} contains a {kind}; frozen features are those of an anatomix U-Net. "
         raise OptionError(msg + "Remove --frozen-features, or give a checkpoint of an anatomix U-Net.")
     check_dimensions(checkpoint, dataset)
     changes, decisions = _changes(checkpoint, dataset, keep, strict=min_coverage == 1)

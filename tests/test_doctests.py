@@ -18,7 +18,7 @@ EXTRAS = {"accelerate", "convexadam", "diffusers", "huggingface_hub", "monai", "
 
 
 def modules_with_examples() -> list[str]:
-    """Names of the modules of the package whose text holds an example."""
+    """Names of the modules of the package whose text contains an example."""
     names = []
     for folder in ("nnunet_invariance", "trainers", "plans"):
         for file in sorted((ROOT / folder).rglob("*.py")):

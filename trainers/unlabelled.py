@@ -236,7 +236,7 @@ class UnlabelledLearning:
         """
         if state is None:
             raise WeightsIncompatibleError(
-                f"The checkpoint in {self.trainer.output_folder} holds no teacher, but the plans now have the option "
+                f"The checkpoint in {self.trainer.output_folder} has no teacher, but the plans now have the option "
                 '"unlabelled". Remove it from the plans, or start a new run without --c.'
             )
         self.teacher.network.load_state_dict(state["teacher"])

@@ -66,7 +66,7 @@ def find_unlabelled(
         cases += [UnlabelledCase(scan.name, str(folder)) for scan in found if scan.name not in own]
     if not cases:
         raise TooFewVolumesError(
-            f'The option "unlabelled" finds no case: {dataset.folder} holds none outside of the fold\'s {len(own)} '
+            f'The option "unlabelled" finds no case: {dataset.folder} contains none outside of the fold\'s {len(own)} '
             f"training and validation cases, and 'images' is {list(options.images)}. Name folders with scans in "
             "'images', preprocess more cases, or choose a fold with fewer cases."
         )

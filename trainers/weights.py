@@ -37,7 +37,7 @@ def find_and_load_weights(
         adapt: changes the checkpoint before its weights are loaded.
 
     Raises:
-        WeightsNotFoundError: no location holds weights, or one names a file that does not exist.
+        WeightsNotFoundError: no location contains weights, or one names a file that does not exist.
         WeightsIncompatibleError: another method or architecture, or too little coverage.
         CheckpointCorruptError: the file is damaged.
     """

@@ -92,7 +92,7 @@ def comparison_settings(out: Path, seed: int, device: str, draws: int = 1) -> Pr
 def lay_out_raw(data: Path, raw: Path, seed: int) -> list[str]:
     """Link the data into a separate raw folder with the test cases in imagesTs; returns the test cases."""
     if not (data / "dataset.json").is_file():
-        raise ComparisonError(f"{data} holds no dataset.json. Give {DATASET} in nnU-Net's raw layout with --data.")
+        raise ComparisonError(f"{data} contains no dataset.json. Give {DATASET} in nnU-Net's raw layout with --data.")
     dataset = read_json(data / "dataset.json")
     ending = dataset["file_ending"]
     cases = sorted(p.name[: -len(ending)] for p in (data / "labelsTr").glob(f"*{ending}"))

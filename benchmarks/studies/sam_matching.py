@@ -97,7 +97,7 @@ def run_dataset(name: str, work: Path, args: argparse.Namespace) -> dict[str, An
 def lay_out_raw(data: Path, raw: Path, test_cases: int, seed: int) -> None:
     """Link the data into a separate raw folder, with the test images in imagesTs."""
     if not (data / "dataset.json").is_file():
-        raise ComparisonError(f"{data} holds no dataset.json. Give the folder of the raw datasets with --data.")
+        raise ComparisonError(f"{data} contains no dataset.json. Give the folder of the raw datasets with --data.")
     dataset = read_json(data / "dataset.json")
     ending = dataset["file_ending"]
     cases = sorted(p.name[: -len(ending)] for p in (data / "labelsTr").glob(f"*{ending}"))

@@ -38,7 +38,7 @@ def read_index(folder: Path, preprocessing: str) -> dict[str, list[str]]:
     """
     path = folder / INDEX
     if not path.is_file():
-        msg = f"{folder} holds no {INDEX}, but 'views_probability' is not 0. "
+        msg = f"{folder} contains no {INDEX}, but 'views_probability' is not 0. "
         raise StyleFolderError(f"{msg}Make the views first: nnunet-invariance style preprocess FOLDER")
     index = read_json(path)
     if index["preprocessing"] != preprocessing:

@@ -27,4 +27,4 @@ def to_builtin(value: Any) -> Any:
         return type(value)(to_builtin(item) for item in value)
     if isinstance(value, torch.device | PurePath):
         return str(value)
-    raise TypeError(f"A checkpoint holds native types only, found a {type(value).__name__}: {value!r}.")
+    raise TypeError(f"A checkpoint contains built-in types only, found a {type(value).__name__}: {value!r}.")

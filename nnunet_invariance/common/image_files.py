@@ -67,7 +67,7 @@ def check_image(path: Path, dimensions: int | None = None) -> None:
         found = " x ".join(f"{s:g}" for s in spacing)
         raise VolumeError(f"{path} has the spacing {found} mm, expected numbers above 0. Correct the header.")
     if bad := int(voxels.size - np.isfinite(voxels).sum()):
-        msg = f"{path} holds {bad} voxels that are NaN or infinite, expected finite intensities. Replace them first."
+        msg = f"{path} contains {bad} voxels that are NaN or infinite, expected finite intensities. Replace them first."
         raise VolumeError(msg)
 
 

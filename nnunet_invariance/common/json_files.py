@@ -64,7 +64,7 @@ def read_json(path: Path, default: Any = _REQUIRED, remedy: str = _REMEDY) -> An
         raise DamagedFileError(f"{path} is not a valid JSON file: {str(error).splitlines()[0]}. {remedy}") from error
     if not isinstance(content, dict | list):
         found = type(content).__name__
-        raise DamagedFileError(f"{path} holds a JSON {found}, expected an object or a list. {remedy}")
+        raise DamagedFileError(f"{path} contains a JSON {found}, expected an object or a list. {remedy}")
     return content
 
 

@@ -129,13 +129,13 @@ def open_part(kind: type[Part], folder: Path, command: str) -> Part:
 
 
 def check_part(folder: Path, command: str) -> None:
-    """Check that ``folder`` holds a network.
+    """Check that ``folder`` contains a network.
 
     Raises:
         BaseModelError: it does not; names the command that writes it.
     """
     if not (folder / "config.json").is_file():
-        raise BaseModelError(f"{folder} holds no config.json. Run first: nnunet-invariance style {command}")
+        raise BaseModelError(f"{folder} contains no config.json. Run first: nnunet-invariance style {command}")
 
 
 def check_folder(folder: Path) -> None:

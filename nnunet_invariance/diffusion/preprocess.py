@@ -27,7 +27,7 @@ from nnunet_invariance.plans.zscore import ct_remedy
 def preprocess_views(root: Path, plans_name: str = "nnUNetPlans", configuration: str = "3d_fullres") -> Path:
     """Preprocess all views below ``root/views``; unchanged views are kept.
 
-    Returns the folder beside nnU-Net's own, which holds ``<case>__<view>.b2nd`` and ``views.json``.
+    Returns the folder beside nnU-Net's own, which contains ``<case>__<view>.b2nd`` and ``views.json``.
 
     Raises:
         StyleFolderError: there are no views, the plans use CT normalisation, or the folder has another preprocessing.
@@ -46,7 +46,7 @@ def preprocess_views(root: Path, plans_name: str = "nnUNetPlans", configuration:
         for view in sorted((root / FOLDER).glob(f"*/{name}{raw.ending}"))
     }
     if not files:
-        raise StyleFolderError(f"{root / FOLDER} holds no views. Run first: nnunet-invariance style generate {root}")
+        raise StyleFolderError(f"{root / FOLDER} contains no views. Run first: nnunet-invariance style generate {root}")
     if not planned.folder.is_dir():
         msg = f"{planned.folder} does not exist. "
         raise NotPreprocessedError(f"{msg}Run nnUNetv2_preprocess -d {planned.name} -c {configuration} first.")
@@ -85,7 +85,7 @@ def preprocess_view(file: Path, name: str, raw: RawDataset, planned: PlannedData
         ShapeError: the view does not have the shape of its case.
     """
     if not any((planned.folder / f"{name}{ending}").is_file() for ending in (".b2nd", ".npz")):
-        raise NotPreprocessedError(f"{planned.folder} holds no case {name}. Preprocess the data set first.")
+        raise NotPreprocessedError(f"{planned.folder} contains no case {name}. Preprocess the data set first.")
     cases = infer_dataset_class(str(planned.folder))(str(planned.folder), [name])
     image, _, _, properties = cases.load_case(name)
     reader = planned.plans.image_reader_writer_class()

@@ -25,7 +25,7 @@ def write_preview(root: Path, n: int = 4) -> Path:
     raw = open_raw_dataset(slices.dataset)
     views = sorted(path.parent for path in (root / FOLDER).glob(f"*/{RECORD}"))
     if not views:
-        raise StyleFolderError(f"{root / FOLDER} holds no views. Run first: nnunet-invariance style generate {root}")
+        raise StyleFolderError(f"{root / FOLDER} contains no views. Run first: nnunet-invariance style generate {root}")
     names = slices.names[:n]
     columns = ["source", "labels", *(view.name for view in views)]
     figure = Figure(figsize=(2 * len(columns), 2.1 * len(names)), layout="constrained")

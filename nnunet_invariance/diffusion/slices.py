@@ -74,7 +74,7 @@ def open_slices(root: Path) -> SliceFolder:
     """
     record = root / RECORD
     if not record.is_file():
-        msg = f"{root} holds no {RECORD}. "
+        msg = f"{root} contains no {RECORD}. "
         raise StyleFolderError(f"{msg}Make the slices first: nnunet-invariance style slices DATASET {root}")
     content = read_json(record)
     parts = ("{}_image.npy", "{}_labels.npy", "{}.json")
@@ -105,7 +105,7 @@ def make_slices(
     Raises:
         OptionError: size or window are out of range.
         StyleFolderError: labels are missing or do not fit.
-        OutputError: the folder holds slices with other settings, or cannot be written.
+        OutputError: the folder contains slices with other settings, or cannot be written.
         EnvironmentNotSetError, DatasetNotFoundError
     """
     if size < 8 or size % 8:

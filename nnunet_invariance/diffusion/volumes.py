@@ -51,7 +51,7 @@ def open_raw_dataset(dataset: str) -> RawDataset:
     name = dataset_name_of(dataset)
     folder = Path(raw) / name
     if not (folder / "dataset.json").is_file():
-        raise DatasetNotFoundError(f"{folder} holds no dataset.json. The images and labels are read from there.")
+        raise DatasetNotFoundError(f"{folder} contains no dataset.json. The images and labels are read from there.")
     content = read_json(folder / "dataset.json")
     channels = channel_names_of(content)
     if len(channels) != 1:
@@ -64,7 +64,7 @@ def open_raw_dataset(dataset: str) -> RawDataset:
         problem = (
             f"no labels for {len(missing)} of {len(cases)} cases: {', '.join(missing[:5])}" if cases else "no cases"
         )
-        raise StyleFolderError(f"{folder} holds {problem}. Slices need both: add the labels or move the images away.")
+        raise StyleFolderError(f"{folder} contains {problem}. Slices need both: add labels or move the images away.")
     flat = [v for value in content["labels"].values() for v in (value if isinstance(value, list) else [value])]
     return RawDataset(name, content, cases, max(flat) + 1)
 
@@ -97,7 +97,7 @@ def read_case(image_path: Path, label_path: Path, classes: int) -> tuple[sitk.Im
         msg = f"{label_path} has shape {labels.shape}, its image {array.shape}; "
         raise StyleFolderError(f"{msg}expected the same. Check both with nnUNetv2_plan_and_preprocess --verify.")
     if labels.min() < 0 or labels.max() >= min(classes, 256):
-        msg = f"{label_path} holds labels {labels.min()} to {labels.max()}; dataset.json knows 0 to {classes - 1}. "
+        msg = f"{label_path} contains labels {labels.min()} to {labels.max()}; dataset.json knows 0 to {classes - 1}. "
         raise StyleFolderError(f"{msg}Correct one of them; at most 256 labels are supported.")
     return image, array, labels.astype(np.uint8)
 

@@ -51,7 +51,7 @@ def info_nce(
 
     P(i) are the other rows of i's block and class. D(i) are the other rows of i's block; with ``group``, those of i's
     group and all of P(i); with ``excluded``, without the rows that share i's value and are not in P(i). A row without a
-    positive is not an anchor (:math:`u_i = 0`), but it is in the denominator of others. No tensor holds all pairs:
+    positive is not an anchor (:math:`u_i = 0`), but it is in the denominator of others. No tensor contains all pairs:
     the backward pass computes the logits again, and the gradient is in closed form.
 
     Args:

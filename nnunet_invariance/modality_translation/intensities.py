@@ -132,4 +132,4 @@ def read_intensities(folder: Path) -> list[Intensities]:
     try:
         return [Intensities(**entry) for entry in read_json(folder / FILE, remedy=remedy)]
     except TypeError as error:
-        raise DamagedFileError(f"{folder / FILE} holds other keys than expected ({error}). {remedy}") from error
+        raise DamagedFileError(f"{folder / FILE} contains other keys than expected ({error}). {remedy}") from error

@@ -112,7 +112,7 @@ def load_translator(
     loaded = load_checkpoint(path, ["network"])
     if (method := loaded.metadata["method"]) != PUIRTranslation.name:
         raise WeightsIncompatibleError(
-            f"{path} holds {method!r}, expected {PUIRTranslation.name!r}. {_remedy(planned)}"
+            f"{path} contains {method!r}, expected {PUIRTranslation.name!r}. {_remedy(planned)}"
         )
     channels = planned.channel_names
     before = (loaded.metadata["channel_names"], loaded.metadata["plans"]["architecture"])

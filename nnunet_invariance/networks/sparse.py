@@ -73,7 +73,7 @@ class SparseEncoding:
             elif next(module.parameters(recurse=False), None) is not None:
                 raise OptionError(
                     "encoding=sparse needs an encoder of convolutions and instance norms, but "
-                    f"{type(encoder).__name__} holds {type(module).__name__}. Use --set "
+                    f"{type(encoder).__name__} contains {type(module).__name__}. Use --set "
                     "encoding=dense; to keep the rest of the preset: --set preset=a-paper encoding=dense."
                 )
 

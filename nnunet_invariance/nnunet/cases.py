@@ -144,7 +144,7 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missin
     if image.shape[0] != channels:
         return SkippedCase(name, f"has {image.shape[0]} channels, expected {channels}")
     if not np.isfinite(image).all():
-        return SkippedCase(name, "holds NaN or infinite voxels")
+        return SkippedCase(name, "contains NaN or infinite voxels")
     images = [channel for channel in image if np.ptp(channel) > 0]
     if not images or (len(images) < channels and not missing):
         return SkippedCase(name, "has a constant channel" if images else "has no channel that is not constant")

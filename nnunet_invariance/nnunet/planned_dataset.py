@@ -148,7 +148,7 @@ def read_plans(path: Path) -> PlansManager:
     remedy = "Plan again with nnUNetv2_plan_experiment, or restore the file."
     content = read_json(path, remedy=remedy)
     if not isinstance(content, dict):
-        raise DamagedFileError(f"{path} holds a JSON list, expected the object of a plans file. {remedy}")
+        raise DamagedFileError(f"{path} contains a JSON list, expected the object of a plans file. {remedy}")
     missing = [key for key in PLANS_KEYS if key not in content]
     if missing or not isinstance(content["configurations"], dict):
         what = f"lacks {', '.join(missing)}" if missing else "has configurations that are no object"
@@ -186,7 +186,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     remedy = "Restore it; nnU-Net's documentation of the dataset format describes its keys."
     content = read_json(path, remedy=remedy)
     if not isinstance(content, dict):
-        raise DamagedFileError(f"{path} holds a JSON list, expected an object. {remedy}")
+        raise DamagedFileError(f"{path} contains a JSON list, expected an object. {remedy}")
     names = content.get("channel_names") or content.get("modality")
     if not isinstance(names, dict) or not names or not all(str(key).isdigit() for key in names):
         raise DamagedFileError(f'{path}: channel_names is {names!r}, expected names by number, "0" first. {remedy}')

@@ -46,7 +46,7 @@ def find_scans(folder: Path, dataset: PlannedDataset) -> dict[str, list[Path]]:
         if ending is not None and path.is_file():
             scans.setdefault(_CHANNEL.sub("", path.name[: -len(ending)]), []).append(path)
     if not scans:
-        msg = f"The images folder {folder} holds no image ending in {', '.join(endings)}. "
+        msg = f"The images folder {folder} contains no image ending in {', '.join(endings)}. "
         raise ImagesFolderError(f"{msg}Convert the scans, or give another folder.")
     counts = {name: len(paths) for name, paths in scans.items()}
     wrong = {name: n for name, n in counts.items() if n != channels}

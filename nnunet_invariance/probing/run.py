@@ -56,7 +56,7 @@ def run_probe(
     ending = planned.dataset_json["file_ending"]
     labelled = sorted(preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending))
     if len(labelled) < 4:
-        msg = f"{planned.folder} holds {len(labelled)} preprocessed case(s) with labels; a probe needs at least 4. "
+        msg = f"{planned.folder} contains {len(labelled)} preprocessed case(s) with labels; a probe needs at least 4. "
         raise ComparisonError(msg + f"Run `nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}`.")
     result = _probe_unseen(planned, networks, labelled, options, device, list(files.values()))
     folder = out or results_folder() / planned.name / "probing" / f"{plans}__{configuration}"

@@ -73,7 +73,7 @@ class SynthesisEngine:
         seed: of the elements and of the procedural shapes.
 
     Raises:
-        TemplateError: the folder holds no label maps, or one that cannot be used.
+        TemplateError: the folder contains no label maps, or one that cannot be used.
     """
 
     def __init__(

@@ -64,11 +64,11 @@ def find_label_maps(folder: Path) -> list[Path]:
     """Find the files with one of :data:`ENDINGS` below a folder, sorted.
 
     Raises:
-        TemplateError: the folder does not exist or holds none.
+        TemplateError: the folder does not exist or contains none.
     """
     files = sorted(path for path in folder.rglob("*") if path.name.endswith(ENDINGS) and path.is_file())
     if not files:
-        state = "holds no label maps" if folder.is_dir() else "is not a folder"
+        state = "contains no label maps" if folder.is_dir() else "is not a folder"
         msg = (
             f"No templates found: {folder} {state}; expected files ending in {', '.join(ENDINGS)}. Name a folder of "
             "label maps, or leave --templates out to use procedural shapes."

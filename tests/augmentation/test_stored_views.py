@@ -161,7 +161,7 @@ def test_views_that_are_missing_broken_or_of_another_preprocessing(tiny, stored)
     with pytest.raises(StyleFolderError, match=r"were preprocessed in another way.*Move .*_styleviews away"):
         make_trainer(tiny, "ICMSegTrainer", plans).on_train_start()
     (stored / "views.json").unlink()
-    with pytest.raises(StyleFolderError, match=r"holds no views\.json, but 'views_probability' is not 0"):
+    with pytest.raises(StyleFolderError, match=r"contains no views\.json, but 'views_probability' is not 0"):
         started(tiny, "ICMSegTrainer", views_probability=0.5)
     with pytest.raises(StyleFolderError, match=r"style preprocess FOLDER"):
         read_index(stored, "")
@@ -227,7 +227,7 @@ def test_a_view_equal_to_its_source_becomes_what_nnunet_made_of_the_source(tiny,
         ShapeError, match=r"view\.nii\.gz has shape \(28, 19, 24\) before cropping; expected \(28, 20, 24\)"
     ):
         preprocess_view(files[2], "case", raw, planned)
-    with pytest.raises(NotPreprocessedError, match="holds no case other"):
+    with pytest.raises(NotPreprocessedError, match="contains no case other"):
         preprocess_view(files[2], "other", raw, planned)
 
 

@@ -41,7 +41,7 @@ def test_json_round_trip_and_defaults(tmp_path):
         (b"\xff\xfe{}", "codec can't decode"),
         (b"[" * 100_000, "recursion|Expecting value"),
         (b'{"a": ' + b"9" * 5000 + b"}", "limit"),
-        (b"null", "holds a JSON NoneType, expected an object or a list"),
+        (b"null", "contains a JSON NoneType, expected an object or a list"),
     ],
 )
 def test_damaged_json_is_named_with_position_and_remedy(tmp_path, content, message):

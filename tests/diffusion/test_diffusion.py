@@ -168,7 +168,7 @@ def test_nothing_to_continue_and_losses_that_are_not_finite(styled, model, tmp_p
         (tmp_path / part).symlink_to(styled / part)
     with pytest.raises(StyleFolderError, match="--c: there is nothing to continue"):
         train_dreambooth(tmp_path, model, "axial phantom", STEPS, "cpu", resume=True)
-    with pytest.raises(BaseModelError, match=r"unet holds no config\.json\. Run first: .*style dreambooth"):
+    with pytest.raises(BaseModelError, match=r"unet contains no config\.json\. Run first: .*style dreambooth"):
         train_controlnet(tmp_path, model, STEPS, device="cpu")
     monkeypatch.setattr(training, "_step", lambda *args: float("nan"))
     with pytest.raises(NonFiniteLossError, match="unet: the loss was not finite in 5 steps up to 5"):

@@ -172,7 +172,7 @@ def test_bad_data_for_slices(raw, tmp_path):
         with pytest.raises(OptionError, match=words):
             make_slices(NAME, tmp_path / "nothing", size, None, window)
     assert not (tmp_path / "nothing").exists()
-    with pytest.raises(StyleFolderError, match=r"holds no slices\.json.*style slices DATASET"):
+    with pytest.raises(StyleFolderError, match=r"contains no slices\.json.*style slices DATASET"):
         open_slices(tmp_path / "nothing")
 
 

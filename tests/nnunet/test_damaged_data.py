@@ -200,7 +200,7 @@ def test_two_formats_in_one_folder_are_named(planned):
     [
         (lambda text: text[: len(text) // 2], r"nnUNetPlans\.json is not a valid JSON file: .* line \d+"),
         (lambda text: "", "it is empty"),
-        (lambda text: "[]", "holds a JSON list"),
+        (lambda text: "[]", "contains a JSON list"),
         (lambda text: "{}", "lacks dataset_name, plans_name"),
         (lambda text: text.replace('"configurations"', '"configuration"'), "lacks configurations"),
         (lambda text: text.replace('"patch_size"', '"patch"'), "3d_fullres.* lacks patch_size"),

@@ -87,7 +87,7 @@ def test_plans_that_do_not_fit_are_refused_and_leave_no_files(dataset, checkpoin
     ):
         fit_plans_to_checkpoint(NAME, checkpoint, frozen_features=True)
     stock = write(tmp_path / "stock.safetensors", teacher=False)
-    with pytest.raises(OptionError, match="holds a PlainConvUNet; frozen features are those of an anatomix U-Net"):
+    with pytest.raises(OptionError, match="contains a PlainConvUNet; frozen features are those of an anatomix U-Net"):
         fit_plans_to_checkpoint(NAME, stock, frozen_features=True)
     change(dataset, patch_size=[32, 32])
     with pytest.raises(UnsupportedConfigurationError, match="2-D, anatomix U-Nets are 3-D"):

@@ -292,7 +292,7 @@ def test_an_encoder_of_monai_is_pretrained_on_three_channels():
         alice.after_step(output, 0.5)
         errors.append(output.losses["mim"].item())
     assert errors[-1] < errors[0]
-    with pytest.raises(OptionError, match=r"encoding=sparse needs .* SwinEncoder holds"):
+    with pytest.raises(OptionError, match=r"encoding=sparse needs .* SwinEncoder contains"):
         Alice(alice.setup, AliceOptions(encoding="sparse"))
 
 

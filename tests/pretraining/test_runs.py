@@ -337,7 +337,7 @@ def test_images_folders_that_cannot_be_used(tiny, run_folder, tmp_path):
         pretrain(tiny, images=[tmp_path / "nowhere"])
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ImagesFolderError, match="holds no image"):
+    with pytest.raises(ImagesFolderError, match="contains no image"):
         pretrain(tiny, images=[empty])
     for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz"):
         (empty / name).write_bytes(b"")

@@ -99,7 +99,7 @@ def test_a_network_without_stages_is_refused():
 
 
 class Oracle(nn.Module):
-    """A network whose first map holds the labels of the patch, looked up by the image."""
+    """A network whose first map contains the labels of the patch, looked up by the image."""
 
     def __init__(self, network: nn.Module, patches: list) -> None:
         super().__init__()

@@ -51,7 +51,7 @@ def test_templates_of_any_labels_in_physical_proportions(tmp_path, ending):
 def test_a_folder_without_templates(tmp_path):
     (tmp_path / "note.txt").write_text("")
     with pytest.raises(
-        TemplateError, match=r"No templates found: .* holds no label maps; expected .*\.mha.*procedural"
+        TemplateError, match=r"No templates found: .* contains no label maps; expected .*\.mha.*procedural"
     ):
         read_templates(tmp_path, SIZE)
     with pytest.raises(TemplateError, match="is not a folder"):

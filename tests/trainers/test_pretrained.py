@@ -182,7 +182,7 @@ def test_checkpoint_content_is_converted_to_built_in_types():
     plain = to_builtin(value)
     assert plain == {"a": [1.5, 0.5, (3, [0, 1])], "b": "cpu", 1: None}
     assert type(plain["a"][0]) is float
-    with pytest.raises(TypeError, match=r"native types only.*object"):
+    with pytest.raises(TypeError, match=r"built-in types only.*object"):
         to_builtin({"a": [object()]})
 
 

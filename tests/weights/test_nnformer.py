@@ -184,7 +184,7 @@ def test_a_patch_that_does_not_fit_stops_the_pretraining_before_it_writes(tiny, 
 
 def test_a_preset_that_it_cannot_run_says_what_it_can(tiny, plans):
     words = ["preset=a-paper", "head_width=16", "num_prototypes=16"]
-    with pytest.raises(OptionError, match=r"NNFormerEncoder holds.*--set preset=a-paper encoding=dense"):
+    with pytest.raises(OptionError, match=r"NNFormerEncoder contains.*--set preset=a-paper encoding=dense"):
         run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
 
 

@@ -57,7 +57,7 @@ def cross_modality(
 
     Raises:
         ComparisonError: channels, file endings or labels do not match, there are too few cases, weights are missing,
-            the folder holds another comparison, or a command failed.
+            the folder contains another comparison, or a command failed.
         DatasetNotFoundError: a target does not exist.
 
     >>> cross_modality("Dataset901_CT", "3d_fullres", ["Dataset903_MR"], ["ICMSegTrainer"])  # doctest: +SKIP

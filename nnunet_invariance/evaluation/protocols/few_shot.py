@@ -51,10 +51,10 @@ def few_shot(
             labelled cases that no pre-training has seen.
 
     Returns:
-        The comparison's folder; it holds ``report.html``, ``scores.csv`` and the other tables.
+        The comparison's folder; it contains ``report.html``, ``scores.csv`` and the other tables.
 
     Raises:
-        ComparisonError: there are too few cases, cases overlap, weights are missing, the folder holds another
+        ComparisonError: there are too few cases, cases overlap, weights are missing, the folder contains another
             comparison, or a command failed.
         ImagesFolderError: the channels of a test case have different grids.
 

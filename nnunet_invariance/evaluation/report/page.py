@@ -35,7 +35,7 @@ def write_report(out: Path) -> Path:
         out: folder of a comparison.
 
     Raises:
-        ComparisonError: the folder holds no comparison.
+        ComparisonError: the folder contains no comparison.
     """
     jobs = stored_jobs(out)
     results = write_results(out)

@@ -62,7 +62,7 @@ def write_results(out: Path) -> Results:
     the finished cells to ``comparison.json``.
 
     Raises:
-        ComparisonError: the folder holds no comparison.
+        ComparisonError: the folder contains no comparison.
     """
     scores = write_scores(out, stored_jobs(out))
     described = read_record(out / RECORD)["comparison"]

@@ -121,7 +121,7 @@ def run_comparison(
     logs, models and predictions for each arm. A training that fails does not stop the others.
 
     Raises:
-        ComparisonError: the arms make no comparison, ``out`` holds another one or is in use, or a command failed.
+        ComparisonError: the arms make no comparison, ``out`` contains another one or is in use, or a command failed.
     """
     _check_arms(comparison.arms)
     with lock_folder(out) as lock:

@@ -20,7 +20,7 @@ def stored_jobs(out: Path) -> list[Job]:
     """Every cell of a comparison, arms within subsets.
 
     Raises:
-        ComparisonError: the folder holds no comparison.
+        ComparisonError: the folder contains no comparison.
     """
     if not (out / RECORD).is_file():
         msg = (

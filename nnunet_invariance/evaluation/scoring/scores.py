@@ -1,4 +1,4 @@
-"""Dice, NSD and HD95 of every case and class, and the CSV file that holds them."""
+"""Dice, NSD and HD95 of every case and class, and the CSV file that contains them."""
 
 import math
 from dataclasses import dataclass

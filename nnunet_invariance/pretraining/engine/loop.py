@@ -137,7 +137,7 @@ class Loop:
 
     def _last_good_state(self) -> str:
         return (
-            f"{self.folder / LATEST} holds the last good state if one was written. Lower the learning rate "
+            f"{self.folder / LATEST} contains the last good state if one was written. Lower the learning rate "
             "(--set lr=...), or inspect the cases named above, then continue with --c."
         )
 
