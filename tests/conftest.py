@@ -31,6 +31,8 @@ from tests.helpers.tiny_dataset import NAME, cut_down, write_raw_dataset
 autoload()  # a checkout that is not installed has no entry point
 torch.set_num_threads(1)
 
+#: Functions that start processes which import torch.
+STARTERS = frozenset({"torchrun", "on_two_ranks", "run_python"})
 TREES = ("raw", "preprocessed", "results")  # nnU-Net's three folders
 
 
@@ -55,14 +57,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a preprocessed data set or two processes; ``make test-fast`` leaves them out.
+    """Mark the tests that need a preprocessed data set or new processes; ``make test-fast`` leaves them out.
 
     Files that run the stock commands come first, so that no long file is left when the other worker has finished.
     """
     for item in items:
         code = getattr(getattr(item, "function", None), "__code__", None)
-        starts_ranks = code is not None and "torchrun" in code.co_names
-        if starts_ranks or {"tiny", "modalities"} & {*getattr(item, "fixturenames", ())}:
+        starts_processes = code is not None and not STARTERS.isdisjoint(code.co_names)
+        if starts_processes or {"tiny", "modalities"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker("integration")
     with_commands = {item.path for item in items if item.get_closest_marker("commands")}
     items.sort(key=lambda item: item.path not in with_commands)

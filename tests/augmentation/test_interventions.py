@@ -349,6 +349,7 @@ def edges(image):
     return torch.stack(torch.gradient(image[0, 0])).norm(dim=0).flatten()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dataset", ["Dataset004_Hippocampus", "Dataset901_LA2018"])
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_real_volumes_change_style_and_keep_edges(dataset, name):

@@ -64,6 +64,7 @@ def test_given_levels_are_the_contrast():
             assert abs(np.median(image[labels == label]) - level) < 0.15 * level
 
 
+@pytest.mark.integration
 def test_interventions_are_drawn_on_the_slice_and_repeat():
     image, labels = make_case(np.random.default_rng(0))
     first, again, other = (

@@ -77,6 +77,7 @@ def test_sets_hold_zeros_for_what_is_missing_and_no_case_that_lacks_the_rest(mod
         missing_modalities(CHANNELS, [(1,)], ".nii.gz")([cases["case_002"]], tmp_path)
 
 
+@pytest.mark.integration
 def test_the_page_has_a_heat_map_where_there_are_several_sets(tmp_path):
     sets = ("T1+CT", "T1", "CT")
     page = write_report(stored_comparison.write_comparison(tmp_path / "several", sets)).read_text()

@@ -120,6 +120,7 @@ def test_cost_commands_seeds_versions_and_transfer_stand_there(text):
         assert words in text, words
 
 
+@pytest.mark.integration
 def test_test_sets_are_conditions(tmp_path):
     out = write_comparison(tmp_path, ("all channels", "without T1"))
     assert main(["evaluate", "report", str(out)]) == 0

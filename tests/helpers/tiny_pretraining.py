@@ -11,7 +11,7 @@ from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from tests.helpers.pretraining_runs import run_pretraining
 
-SHORT = ["epochs=3", "iterations=4", "lr=1e-3", "workers=0", "head_width=64", "num_prototypes=64"]
+SHORT = ["epochs=3", "iterations=2", "lr=1e-3", "workers=0", "head_width=64", "num_prototypes=64"]
 
 
 def pretrain(tiny, *settings, resume=False, **kwargs):

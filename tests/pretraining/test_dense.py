@@ -65,7 +65,7 @@ def test_every_trained_parameter_receives_a_gradient(tiny, weight):
 
 
 def test_positions_find_themselves_after_a_short_training_and_the_trainer_loads_the_weights(tiny, results):
-    settings = ["epochs=2", "iterations=20", "workers=0", "num_positions=64", "features=16"]
+    settings = ["epochs=2", "iterations=12", "workers=0", "num_positions=64", "features=16"]
     path = run_pretraining("dense", tiny.name, "3d_fullres", device="cpu", settings=settings)
     checkpoint = load_checkpoint(path)
     history = checkpoint.metadata["progress"]["history"]

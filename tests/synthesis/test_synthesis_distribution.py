@@ -7,6 +7,8 @@ from nnunet_invariance.synthesis.engine import SynthesisEngine
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from tests.helpers import slow_synthesis as slow
 
+pytestmark = pytest.mark.integration
+
 SIZE = (32, 32, 32)
 MAPS = 128
 

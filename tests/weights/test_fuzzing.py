@@ -35,6 +35,7 @@ for path in sorted(Path().iterdir()):
 REFUSALS = ("UnsafeCheckpointError", "CheckpointCorruptError", "WeightsIncompatibleError")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_every_hostile_file_is_refused_by_name_within_bounded_memory(tmp_path: Path, seed: int) -> None:
     paths = write_files(tmp_path, seed)
