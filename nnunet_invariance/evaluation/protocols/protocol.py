@@ -12,8 +12,8 @@ from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.pretrainings import WeightRules, provide_checkpoints
 from nnunet_invariance.evaluation.protocols.splits import ALL, Subset
 from nnunet_invariance.evaluation.protocols.unlabelled import (
+    learned_test_cases,
     require_no_test_case,
-    tested_without_labels,
     unlabelled_of,
 )
 from nnunet_invariance.evaluation.runner.comparison import Comparison, run_comparison
@@ -150,7 +150,7 @@ def run_protocol(planned: PlannedDataset, selection: Selection, options: Protoco
     if (out / RECORD).is_file():  # a different comparison is refused before hours of pre-training
         merged(out / RECORD, comparison.describe())
     reader = planned.plans.image_reader_writer_class()
-    tested = tested_without_labels(comparison.unlabelled, comparison.tests, plan.subsets, reader)
+    tested = learned_test_cases(comparison.unlabelled, comparison.tests, plan.subsets, reader)
     if not options.transductive:
         require_no_test_case(tested)
     rules = WeightRules(

@@ -72,7 +72,7 @@ def _unlabelled_of(arm: Arm, planned: PlannedDataset, test: Collection[str]) -> 
     return Unlabelled(tuple(cases), rest, scans)
 
 
-def tested_without_labels(
+def learned_test_cases(
     unlabelled: Mapping[str, Unlabelled], tests: Sequence[CaseSet], subsets: Sequence[Subset], reader: BaseReaderWriter
 ) -> dict[str, set[str]]:
     """Test cases that an arm learns from without their labels, by arm, compared by name and by the voxels of scans."""
