@@ -64,7 +64,7 @@ def open_raw_dataset(dataset: str) -> RawDataset:
         problem = (
             f"no labels for {len(missing)} of {len(cases)} cases: {', '.join(missing[:5])}" if cases else "no cases"
         )
-        raise StyleFolderError(f"{folder} contains {problem}. Slices need both: add labels or move the images away.")
+        raise StyleFolderError(f"{folder} has {problem}. Slices need both: add the labels or move the images away.")
     flat = [v for value in content["labels"].values() for v in (value if isinstance(value, list) else [value])]
     return RawDataset(name, content, cases, max(flat) + 1)
 
