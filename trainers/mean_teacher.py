@@ -12,6 +12,8 @@ from nnunet_invariance.trainers.schedule import ramp
 
 #: A teacher whose pseudo-Dice is lower than the student's by more than this is not trusted.
 MARGIN = 0.05
+#: Nor is one whose pseudo-Dice is below this, as that of a network that has not learned yet.
+LEAST_DICE = 0.1
 #: Least confident foreground of an unlabelled patch, relative to the labelled foreground of a validation patch.
 LEAST_FOREGROUND = 0.01
 
@@ -83,6 +85,8 @@ class Trust:
         if teacher < student - MARGIN:
             self.given = False
             self.reason = f"its pseudo-Dice {teacher:.3f} is clearly below the {student:.3f} of the student"
+        elif teacher < LEAST_DICE:
+            self.given, self.reason = False, f"its pseudo-Dice {teacher:.3f} is below {LEAST_DICE}"
         elif foreground < LEAST_FOREGROUND:
             self.given = False
             self.reason = "it finds almost no confident foreground in the unlabelled scans"

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_invariance.errors import OptionError, TooFewVolumesError, UnsupportedConfigurationError
+from nnunet_invariance.nnunet import unlabelled_images
 from nnunet_invariance.trainers.mean_teacher import MeanTeacher, Trust, pseudo_dice, scheduled_weight
 from nnunet_invariance.trainers.pseudo_labels import PseudoLabelLoss, pseudo_labels
+from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values
 
 TRAIN, VAL = ["case_000"], ["case_001"]
@@ -24,7 +27,10 @@ def trainer_on_one_case(tiny, name="BaselineTrainer_2epochs", unlabelled=None, *
     options = {"seed": 1, "aux_ramp": 0.0, "num_positions": 64, **options}
     if unlabelled is not None:
         options["unlabelled"] = unlabelled
-    trainer = make_trainer(tiny, name, **options)
+    options = {"iterations_per_epoch": 2, "val_iterations_per_epoch": 1, **options}
+    plans = cut_down(tiny.plans, "nnUNetPlans", **options)
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 16, 16]
+    trainer = make_trainer(tiny, name, plans)
     trainer.do_split = lambda: (TRAIN, VAL)
     trainer.perform_actual_validation = lambda *_: None
     return trainer
@@ -117,6 +123,8 @@ def test_a_wrong_or_an_empty_teacher_is_not_trusted():
     assert trust.judge(0.8, 0.82, foreground=1.0)
     assert not trust.judge(0.7, 0.82, foreground=1.0)
     assert trust.judge(0.8, 0.82, foreground=0.5)
+    assert not trust.judge(0.05, 0.02, foreground=1.0)
+    assert "below 0.1" in trust.reason
     assert not trust.judge(0.8, 0.82, foreground=0.001)
     assert "no confident foreground" in trust.reason
     assert not trust.judge(0.9, 0.82, foreground=math.nan)  # nothing seen, nothing changed
@@ -182,7 +190,8 @@ def test_a_fold_without_a_rest_is_refused(tiny, results):
         trainer.on_train_start()
 
 
-def test_scans_of_a_folder_are_preprocessed_and_those_of_the_fold_left_out(tiny, results, tmp_path):
+def test_scans_of_a_folder_are_preprocessed_and_those_of_the_fold_left_out(tiny, results, tmp_path, monkeypatch):
+    monkeypatch.setattr(unlabelled_images, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
     scans = tmp_path / "scans"
     scans.mkdir()
     for name in ("case_000", "case_003"):
