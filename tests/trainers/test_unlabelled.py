@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
+from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.errors import OptionError, TooFewVolumesError, UnsupportedConfigurationError
 from nnunet_invariance.nnunet import unlabelled_images
 from nnunet_invariance.trainers.mean_teacher import MeanTeacher, Trust, pseudo_dice, scheduled_weight
@@ -353,3 +355,48 @@ def test_every_kind_of_trainer_learns_from_them(tiny, results, name):
     trainer.run_training()
     assert trainer.unlabelled.drawn == 2
     assert math.isfinite(final(trainer)["logging"]["unlabelled_loss"][0])
+
+
+def trains(trainer) -> dict:
+    """Train one epoch with a teacher that is trusted; returns its curves."""
+    trainer.do_split = lambda: (TRAIN, VAL)
+    trainer.perform_actual_validation = lambda *_: None
+    trusting(trainer).run_training()
+    assert trainer.unlabelled.drawn == 2
+    return final(trainer)["logging"]
+
+
+OPTIONS = {"seed": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "unlabelled": RAMPLESS}
+
+
+def test_slices_are_learned_from(tiny, results):
+    plans = cut_down(tiny.plans, "nnUNetPlans")
+    kwargs = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"])
+    flat = plans["configurations"]["2d"]
+    flat.update(patch_size=[32, 32], batch_size=2, data_identifier="nnUNetPlans_3d_fullres", nnunet_invariance=OPTIONS)
+    kwargs.update(conv_op="torch.nn.modules.conv.Conv2d", norm_op="torch.nn.modules.instancenorm.InstanceNorm2d")
+    kwargs.update({key: [part[1:] for part in kwargs[key]] for key in ("kernel_sizes", "strides")})
+    flat["architecture"]["arch_kwargs"] = kwargs
+    curves = trains(make_trainer(tiny, "BaselineTrainer_1epoch", plans, "2d"))
+    assert math.isfinite(curves["unlabelled_loss"][0])
+
+
+@pytest.mark.parametrize("ignore", [{}, {"ignore": 3}])
+def test_regions_and_an_ignore_label_are_supported(tiny, results, monkeypatch, ignore):
+    dataset = json.loads((tiny.preprocessed / tiny.name / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "body": [1, 2], "core": 2, **ignore}
+    dataset["regions_class_order"] = [1, 2]
+    plans = cut_down(tiny.plans, "nnUNetPlans", **OPTIONS)
+    plans["configurations"]["3d_fullres"].update(patch_size=[16, 16, 16])
+    trainer = find_trainer("BaselineTrainer_1epoch")
+    loader = nnUNetDataLoader.get_bbox
+    monkeypatch.setattr(nnUNetDataLoader, "get_bbox", lambda self, shape, *_: loader(self, shape, False, without(self)))
+    trainer = trainer({**plans, "continue_training": False}, "3d_fullres", 0, dataset, torch.device("cpu"))
+    curves = trains(trainer)
+    assert math.isfinite(curves["unlabelled_loss"][0])
+    assert 0 < curves["teacher_confident"][0] <= 1
+
+
+def without(loader) -> dict:
+    """No places of labels; the tiny data set was preprocessed without regions and ignored voxels."""
+    return {loader.annotated_classes_key: []}
