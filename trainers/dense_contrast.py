@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.heads.projection import (
     Positions,
@@ -81,7 +82,7 @@ class DenseContrastTrainer(AuxiliaryLossTrainer):
     def _contrast_stage(self, stage: int, first: Tensor, second: Tensor, batch: dict[str, Any]) -> Tensor:
         samples, _, *size = first.shape
         sampled = self.sample_positions(batch["valid_mask"][:samples], size)
-        index, valid_mask = (tensor.to(self.device) for tensor in sampled)
+        index, valid_mask = (copy_to(self.device, tensor) for tensor in sampled)
         labels = self._labels_at(index, size, batch) if self.contrast_reads_labels else None
         head = self.aux[f"projection_{stage}"]
         embeddings = [head(gather_positions(feature_map, index)) for feature_map in (first, second)]

@@ -13,6 +13,7 @@ from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.augmentation.interventions.base import Domain, coarse_axes, match_statistics
 from nnunet_invariance.augmentation.interventions.slaug import SLAug, saliency_fusion
 from nnunet_invariance.augmentation.stored_views import DatasetWithViews, read_index, views_folder
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.losses.consistency import ConsistencyLoss
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
@@ -109,7 +110,7 @@ class ICMSegTrainer(DenseContrastTrainer):
         Stored views keep their values, and so do voxels in the padding and outside of the nonzero mask.
         """
         image, valid_mask = batch["views"].second[:samples].float(), batch["views"].valid_mask[:samples] > 0
-        unstored = torch.tensor([key not in self.stored for key in batch["keys"][:samples]], device=image.device)
+        unstored = copy_to(image.device, [key not in self.stored for key in batch["keys"][:samples]])
         target = rows_of(batch["target"], slice(samples))
         labels, classes = tissue_labels(finest(target), self.label_manager)
         coarse = coarse_axes(self.configuration_manager.spacing)

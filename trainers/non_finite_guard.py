@@ -45,7 +45,7 @@ class NonFiniteGuard:
         self.in_epoch = 0
         self.skipped = False
         self._scaler: torch.amp.GradScaler | None = None
-        self._loss_is_finite = True
+        self._losses: list[Tensor] = []  # of the current step
         self._cases: list[Sequence[str]] = []  # of each step since the last finite one
 
     def attach(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -58,7 +58,8 @@ class NonFiniteGuard:
         """Remove all gradients if one is not finite: an optimiser changes no parameter that has no gradient."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self._loss_is_finite and all(bool(gradient.isfinite().all()) for gradient in gradients):
+        finite = [value.isfinite().all() for value in (*self._losses, *gradients)]
+        if not finite or torch.stack(finite).all():  # one value for the host to wait for
             return
         self.skipped = True
         optimizer.zero_grad(set_to_none=True)
@@ -66,7 +67,7 @@ class NonFiniteGuard:
     @contextmanager
     def protect(self, modules: Iterable[nn.Module]) -> Iterator[None]:
         """Enclose one training step; if it is skipped, the buffers of the modules get their values back."""
-        self.skipped, self._loss_is_finite = False, True
+        self.skipped, self._losses = False, []
         saved = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
         scale = self._scaler.get_scale() if self._scaler else 0.0
         yield
@@ -78,7 +79,7 @@ class NonFiniteGuard:
 
     def report_loss(self, total: Tensor) -> None:
         """Note a loss of the current step; the step is skipped if one of its losses is not finite."""
-        self._loss_is_finite = self._loss_is_finite and bool(total.isfinite())
+        self._losses.append(total.detach())
 
     def start_epoch(self) -> None:
         """Reset :attr:`in_epoch`; the number of steps in a row is kept across epochs."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nnunet_invariance.augmentation.cube_group import apply_symmetry, invert_symmetry, sample_symmetries, symmetries
 from nnunet_invariance.augmentation.missing_modalities import ZeroMissingChannels, drop_modalities
 from nnunet_invariance.augmentation.views import MultiView
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.losses.decomposition import DecompositionLoss
 from nnunet_invariance.losses.equivariance import OutputEquivarianceLoss
@@ -186,7 +187,7 @@ class PUIRTrainer(AuxiliaryLossTrainer):
         chosen = torch.rand((), generator=generator) < self.options.equivariance_probability
         if not chosen or not len(self.symmetries):
             return logits.new_zeros(())
-        elements = sample_symmetries(self.symmetries, len(image), self.generator).to(image.device)
+        elements = copy_to(image.device, sample_symmetries(self.symmetries, len(image), self.generator))
         outputs = self.network(apply_symmetry(image, elements), kept)
         equivariance = OutputEquivarianceLoss(multilabel=self.label_manager.has_regions)
         loss = equivariance(invert_symmetry(finest(outputs), elements), logits)

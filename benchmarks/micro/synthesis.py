@@ -60,7 +60,7 @@ def our_steps(engine: SynthesisEngine, repeats: int) -> dict[str, dict[str, floa
     calls = {
         "positions": lambda: [balanced_positions(labels, 512, 0) for labels in maps],
         "paint": lambda: ensembles.paint(engine.bank, [drawn], size),
-        "majority": lambda: ensembles.majority(painted),
+        "majority": lambda: ensembles.majority(painted, int(painted.max())),
         "foreground and envelope": lambda: ensembles.apply_foreground(painted, [drawn.foreground]),
         "appearance": lambda: apply_appearance(painted, [view], options.texture_weight),
         "bias": lambda: corruptions.bias_field(x, [corruption.bias]),

@@ -6,6 +6,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
+
 SWAPS = ((0, 1), (1, 2), (0, 2))  # after one another
 WORDS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1))  # each permutation of three axes once
 
@@ -28,7 +30,7 @@ def symmetries(sizes: Sequence[Sequence[float]], reflections: bool = True) -> Te
 def sample_symmetries(table: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Sample ``count`` symmetries uniformly: (count, 6), on the generator's device."""
     index = torch.randint(len(table), (count,), generator=generator, device=generator.device)
-    return table.to(generator.device)[index]
+    return copy_to(generator.device, table)[index]
 
 
 def apply_symmetry(x: Tensor, elements: Tensor) -> Tensor:

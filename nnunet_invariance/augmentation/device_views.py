@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from nnunetv2.configuration import ANISO_THRESHOLD
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
+
 
 def _uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
     return torch.rand(tuple(shape), generator=generator, device=generator.device) * (high - low) + low
@@ -54,9 +56,9 @@ def apply_affine(x: Tensor, matrix: Tensor, spacing: Sequence[float], mode: str 
 
     ``mode``: ``bilinear`` (trilinear) for images, ``nearest`` for masks. Boolean input gives boolean output.
     """
-    extent = torch.tensor([n * s / 2 for n, s in zip(x.shape[2:], spacing, strict=True)], device=x.device)
+    extent = copy_to(x.device, [n * s / 2 for n, s in zip(x.shape[2:], spacing, strict=True)])
     # grid_sample counts in units of half the patch and names axes x, y, z
-    theta = (matrix.to(x.device) * extent[None, None, :] / extent[None, :, None]).flip(1, 2)
+    theta = (copy_to(x.device, matrix) * extent[None, None, :] / extent[None, :, None]).flip(1, 2)
     theta = torch.cat((theta, torch.zeros_like(theta[..., :1])), -1)
     grid = F.affine_grid(theta.float(), [x.shape[0], 1, *x.shape[2:]], align_corners=False)
     warped = F.grid_sample(x.float(), grid, mode=mode, padding_mode="zeros", align_corners=False)

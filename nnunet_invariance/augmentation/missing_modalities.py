@@ -6,6 +6,7 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.networks.presence import over_maps, present_channels
 
 
@@ -45,7 +46,7 @@ def drop_modalities(available: Tensor, probability: float, generator: torch.Gene
         generator: a CPU generator.
     """
     samples, channels = available.shape
-    uniform = torch.rand((samples, channels + 2), generator=generator).to(available.device)
+    uniform = copy_to(available.device, torch.rand((samples, channels + 2), generator=generator))
     dropped, size, score = uniform[:, :1] < probability, uniform[:, 1:2], uniform[:, 2:]
     number = available.sum(1, keepdim=True)
     rank = score.masked_fill(~available, -1).argsort(1, descending=True).argsort(1)

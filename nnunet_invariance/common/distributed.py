@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 __all__ = ["DistributedContext", "distributed_context"]
 
@@ -45,9 +46,13 @@ class DistributedContext:
         if self.world_size == 1:
             return list(values)
         device = "cpu" if dist.get_backend() == "gloo" else self.device
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor.tolist()
+        return self.maximum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Element-wise maximum over all ranks, in place; the host does not wait for the device."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.common.precision import at_least_float32
 from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.networks.planned import decode
@@ -78,7 +79,7 @@ def sample_hypercolumns(maps: HypercolumnMaps, size: Sequence[int], positions: T
     >>> sample_hypercolumns(maps, (2, 2), torch.tensor([[[0.0, 1.0], [0.5, 0.5]]])).flatten()
     tensor([1.0000, 1.5000])
     """
-    extent = torch.tensor(size, dtype=torch.float32, device=positions.device)
+    extent = copy_to(positions.device, size, torch.float32)
     grid = ((2 * positions.to(maps.maps[0].dtype) + 1) / extent - 1).flip(-1)  # grid_sample expects the last axis first
     grid = grid.reshape(len(grid), *[1] * (len(size) - 1), *grid.shape[1:])
     columns = [

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import bernoulli, noise_grids, noise_seed, uniform, white_noise
 from nnunet_invariance.synthesis.separable import smooth_noise
@@ -43,12 +44,13 @@ def apply_appearance(labels: Tensor, params: Sequence[Appearance], texture_weigh
     """
     means = torch.stack([one.means for one in params])
     stds = torch.stack([one.stds for one in params])
-    for row, one in enumerate(params):
-        if one.empty_background:
-            means[row, int(labels[row].min())] = stds[row, int(labels[row].min())] = 0
+    means, stds = copy_to(labels.device, torch.stack((means, stds)))
+    empty = copy_to(labels.device, [one.empty_background for one in params])[:, None]
     index = labels.reshape(len(labels), -1).long()
+    background = empty & (torch.arange(LABELS, device=labels.device) == index.amin(1, keepdim=True))
+    means, stds = means.masked_fill(background, 0), stds.masked_fill(background, 0)
     x = white_noise([one.seed for one in params], index.shape[1:], labels.device)
-    x.mul_(stds.to(x).gather(1, index)).add_(means.to(x).gather(1, index)).clamp_(min=0)
+    x.mul_(stds.gather(1, index)).add_(means.gather(1, index)).clamp_(min=0)
     x = rescale(x.reshape(labels.shape))
     texture = smooth_noise([one.texture for one in params], labels.shape[2:], labels.device)
     return x.mul_(texture.mul_(texture_weight).add_(1))

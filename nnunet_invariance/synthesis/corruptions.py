@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.synthesis.appearance import rescale
 from nnunet_invariance.synthesis.options import Range, SynthesisOptions
 from nnunet_invariance.synthesis.randomness import bernoulli, uniform
@@ -95,10 +96,10 @@ def apply_to_sampled(x: Tensor, values: Sequence[Any], step: Callable[[Tensor, A
     rows = [row for row, value in enumerate(values) if value is not None]
     if len(rows) == len(values):
         return step(x, values)
-    if rows:
-        x = x.clone()
-        x[rows] = step(x[rows], [values[row] for row in rows])
-    return x
+    if not rows:
+        return x
+    index = copy_to(x.device, rows)
+    return x.index_copy(0, index, step(x.index_select(0, index), [values[row] for row in rows]))
 
 
 def exponents(degree: int, axes: int) -> list[tuple[int, ...]]:
@@ -116,7 +117,7 @@ def bias_field(
     index = (slice(None), *powers.T)
     table[index] = torch.stack(list(coefficients)).float()
     bases = [basis(np.linspace(-1, 1, n), degree) for n in spatial]
-    field = along_axes(table[:, None].to(x), [torch.from_numpy(basis)[None] for basis in bases])
+    field = along_axes(copy_to(x.device, table[:, None], x.dtype), [torch.from_numpy(basis)[None] for basis in bases])
     return x * field.exp_()
 
 
@@ -127,8 +128,8 @@ def spike(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     """
     spatial = x.shape[2:]
     axes = tuple(range(2, x.ndim))
-    values = torch.stack(list(params)).to(x)
-    size = torch.tensor(spatial, device=x.device)
+    values = copy_to(x.device, torch.stack(list(params)), x.dtype)
+    size = copy_to(x.device, spatial)
     position = (values[..., :-1] * size).long().clamp(max=size - 1)
     spectrum = torch.fft.rfftn(x, dim=axes)
     weight = torch.full((spectrum.shape[-1],), 2.0, device=x.device)  # a half spectrum also represents its mirror image
@@ -156,7 +157,7 @@ def gamma(x: Tensor, exponent: Sequence[float]) -> Tensor:
     axes = tuple(range(1, x.ndim))
     low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
     span = (high - low).clamp(min=1e-7)
-    power = torch.tensor(list(exponent), device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    power = copy_to(x.device, list(exponent)).reshape(-1, *[1] * (x.ndim - 1))
     return (x - low).div_(span).pow_(power).mul_(span).add_(low)
 
 
@@ -180,7 +181,7 @@ def ringing(x: Tensor, alphas: Sequence[float]) -> Tensor:
         last = axis == len(spatial) - 1
         frequency = (torch.fft.rfftfreq if last else torch.fft.fftfreq)(n, 1 / n, device=x.device)
         squared = squared + frequency.square().reshape(-1, *[1] * (len(spatial) - 1 - axis))
-    radius = (1 - torch.tensor(list(alphas), device=x.device)) * max(spatial) / math.sqrt(2)
+    radius = (1 - copy_to(x.device, list(alphas))) * max(spatial) / math.sqrt(2)
     # Slightly more than the radius, so that rounding does not decide about frequencies on it.
     kept = squared <= (radius * (1 + 1e-5)).square().reshape(-1, *[1] * (x.ndim - 1))
     return torch.fft.irfftn(torch.fft.rfftn(x, dim=axes).mul_(kept), s=spatial, dim=axes)
@@ -191,7 +192,7 @@ def sharpening(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     axes = x.ndim - 2
     blurred = smoothing(x, [one[:axes] for one in params])
     twice = smoothing(blurred, [one[axes:-1] for one in params])
-    weight = torch.stack([one[-1] for one in params]).to(x).reshape(-1, *[1] * (x.ndim - 1))
+    weight = copy_to(x.device, torch.stack([one[-1] for one in params]), x.dtype).reshape(-1, *[1] * (x.ndim - 1))
     return blurred + weight * (blurred - twice)
 
 

@@ -1,6 +1,5 @@
 """Label maps: templates painted over one another, then a foreground mask and an envelope (arXiv 2411.02372)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.painting import paint
 from nnunet_invariance.synthesis.randomness import bernoulli, noise_grids, uniform, uniform_int
@@ -77,11 +77,13 @@ def rotations(angles: Tensor) -> Tensor:
 def apply_ensemble(bank: TemplateBank, params: Sequence[Ensemble], options: SynthesisOptions) -> Tensor:
     """Make label maps (B, 1, z, y, x), uint8; 0 where no template is, or outside the foreground if there is one."""
     labels = paint(bank, params, options.size, first=0 if options.official_quirks else 1)
-    labels = median_of_ids(labels) if options.official_quirks else majority(labels)
+    painted = max(len(one.templates) for one in params)  # no label is larger
+    labels = median_of_ids(labels, painted) if options.official_quirks else majority(labels, painted)
     foregrounds = {row: one.foreground for row, one in enumerate(params) if one.foreground is not None}
-    if rows := list(foregrounds):
-        labels[rows] = apply_foreground(labels[rows], list(foregrounds.values()))
-    return labels
+    if not foregrounds:
+        return labels
+    rows = copy_to(labels.device, list(foregrounds))
+    return labels.index_copy(0, rows, apply_foreground(labels.index_select(0, rows), list(foregrounds.values())))
 
 
 def _line(axis: int) -> tuple[int, ...]:
@@ -102,11 +104,14 @@ def box_count(mask: Tensor) -> Tensor:
     return count
 
 
-def majority(labels: Tensor) -> Tensor:
-    """The most frequent label in the 3 x 3 x 3 box around each voxel; of equals the voxel's own, else the lowest."""
+def majority(labels: Tensor, largest: int) -> Tensor:
+    """The most frequent label in the 3 x 3 x 3 box around each voxel; of equals the voxel's own, else the lowest.
+
+    No label is larger than ``largest``.
+    """
     best = torch.zeros_like(labels)
     most = torch.zeros_like(labels)
-    for label in range(int(labels.max()) + 1):
+    for label in range(largest + 1):
         own = labels == label
         votes = box_count(own).mul_(2).add_(own)
         best.masked_fill_(votes > most, label)
@@ -114,10 +119,13 @@ def majority(labels: Tensor) -> Tensor:
     return best
 
 
-def median_of_ids(labels: Tensor) -> Tensor:
-    """The median of the 27 label numbers around each voxel: the number of thresholds that more than half exceed."""
+def median_of_ids(labels: Tensor, largest: int) -> Tensor:
+    """The median of the 27 label numbers around each voxel: the number of thresholds that more than half exceed.
+
+    No label is larger than ``largest``.
+    """
     median = torch.zeros_like(labels)
-    for label in range(int(labels.max())):
+    for label in range(largest):
         median += box_count(labels > label) > 13
     return median
 
@@ -129,7 +137,7 @@ def apply_foreground(labels: Tensor, params: Sequence[Foreground]) -> Tensor:
     labels = torch.where(mask, labels + 1, 0)
     for row, one in enumerate(params):
         if one.half_width is not None:
-            labels[row].masked_fill_(envelope(mask[row], one.half_width), int(labels[row].max()) + 1)
+            labels[row].masked_fill_(envelope(mask[row], one.half_width), labels[row].max() + 1)
     return labels
 
 
@@ -138,10 +146,10 @@ def foreground_mask(params: Sequence[Foreground], size: Sequence[int], device: t
     displaced = smooth_noise([one.displacement for one in params], size, device)
     distance = torch.zeros((), device=device)
     for axis, n in enumerate(size):
-        centre = torch.stack([one.centre[axis] for one in params]).to(device).reshape(-1, 1, 1, 1)
+        centre = copy_to(device, torch.stack([one.centre[axis] for one in params])).reshape(-1, 1, 1, 1)
         line = torch.arange(n, device=device).reshape(*_line(axis))
         distance = distance + (displaced[:, axis] + line - centre).square_()
-    radius = torch.tensor([one.radius for one in params], device=device).reshape(-1, 1, 1, 1)
+    radius = copy_to(device, [one.radius for one in params]).reshape(-1, 1, 1, 1)
     return box_count((distance < radius**2)[:, None]) > 13
 
 
@@ -153,4 +161,4 @@ def envelope(mask: Tensor, half_width: int) -> Tensor:
     spectrum = torch.fft.rfftn(padded) * torch.fft.rfftn(ball, s=padded.shape)
     # The first 2 r voxels of a cyclic convolution wrap around; the padding is removed with them.
     count = torch.fft.irfftn(spectrum, s=padded.shape)[2 * half_width :, 2 * half_width :, 2 * half_width :]
-    return ((count > 0.5) & (count < math.floor(float(ball.sum())) - 0.5))[None]
+    return ((count > 0.5) & (count < ball.sum().floor() - 0.5))[None]

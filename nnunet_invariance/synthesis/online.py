@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.augmentation.device_views import apply_affine
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.synthesis.corruptions import apply_to_sampled, bias_field, exponents, smoothing
 from nnunet_invariance.synthesis.engine import SyntheticPairs
 from nnunet_invariance.synthesis.ensembles import rotations
@@ -90,7 +91,7 @@ def apply_augmentation(pair: SyntheticPairs, params: Sequence[Augmentation]) -> 
 
     Labels are resampled by nearest neighbour, appearances linearly, with 0 outside the volume.
     """
-    swapped = torch.tensor([one.swapped for one in params], device=pair.labels.device).reshape(-1, 1, 1, 1, 1)
+    swapped = copy_to(pair.labels.device, [one.swapped for one in params]).reshape(-1, 1, 1, 1, 1)
     first, second = (scale_to_percentile(view) for view in pair.views)
     views = torch.where(swapped, second, first), torch.where(swapped, first, second)
     labels, *moved = (
@@ -135,13 +136,13 @@ def _change(x: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
 
 def add_noise(x: Tensor, params: Sequence[tuple[float, int]]) -> Tensor:
     """x + s N(0, 1); each parameter is (s, seed)."""
-    std = torch.tensor([s for s, _ in params], device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    std = copy_to(x.device, [s for s, _ in params]).reshape(-1, *[1] * (x.ndim - 1))
     return white_noise([seed for _, seed in params], x.shape[1:], x.device).mul_(std).add_(x)
 
 
 def signed_gamma(x: Tensor, exponents: Sequence[float]) -> Tensor:
     """sign(x) |x|^gamma."""
-    power = torch.tensor(list(exponents), device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    power = copy_to(x.device, list(exponents)).reshape(-1, *[1] * (x.ndim - 1))
     return x.sign() * x.abs() ** power
 
 
@@ -151,9 +152,9 @@ def motion(x: Tensor, params: Sequence[Motion]) -> Tensor:
     spectra = [torch.fft.fftn(x, dim=(2, 3, 4))]
     for move in range(MOVES):
         rotated = apply_affine(x, torch.stack([one.matrices[move] for one in params]), UNIT)
-        shift = torch.stack([one.shifts[move] for one in params]).to(x)
+        shift = copy_to(x.device, torch.stack([one.shifts[move] for one in params]), x.dtype)
         spectra.append(torch.fft.fftn(rotated, dim=(2, 3, 4)) * _shift_phase(x.shape[2:], shift))
-    cuts = torch.stack([one.times for one in params]).to(x) * n
+    cuts = copy_to(x.device, torch.stack([one.times for one in params]), x.dtype) * n
     order = torch.fft.fftshift(torch.fft.fftfreq(n, 1 / n, device=x.device)) + n // 2
     slab = (order[None, :, None] >= cuts[:, None, :]).sum(-1)  # (B, n): 0, 1, 2 in the order of time
     centre = slab[:, n // 2, None]

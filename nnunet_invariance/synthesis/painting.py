@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.synthesis.templates import TemplateBank
 
 CACHED_VOXELS = 2**16
@@ -121,13 +122,14 @@ def _stencil(bank: TemplateBank, maps: Sequence[PlacedTemplates], counts: Sequen
     lines = [matrices[:, :, a, None] * torch.arange(n * side) / periods[..., None] for a, n in enumerate(counts)]
     lines[1] = lines[1] + ((shifts + 0.5) / periods)[..., None]  # + 0.5: rounding down then gives the nearest voxel
     columns = [*lines, *(t[..., None].float() for t in (periods, bank.fronts[chosen] - 1, bank.extents[chosen]))]
-    floats = _to_device(torch.cat(columns, -1), bank.flat.device)
-    offsets, owners = _to_device(torch.stack((bank.offsets[chosen], owners)), bank.flat.device)
+    floats = copy_to(bank.flat.device, torch.cat(columns, -1))
+    offsets, owners = copy_to(bank.flat.device, torch.stack((bank.offsets[chosen], owners)))
     z, y, x, period, front, extent = floats.split([part.shape[-1] for part in columns], -1)
     shaped = tuple(line.unflatten(-1, (n, side)) for line, n in zip((z, y, x), counts, strict=True))
     tables = {"periods": period[..., 0], "fronts": front[..., 0], "extents": extent[..., 0]}
-    reached = _reaching(shaped, **tables).nonzero()
-    found = torch.bincount(reached[:, 0], minlength=len(order)).cumsum(0).tolist()
+    reaching = _reaching(shaped, **tables)
+    reached = reaching.nonzero()
+    found = reaching.sum(1).cumsum(0).tolist()
     ends = [0, *(found[last - 1] for last in torch.bincount(numbers).cumsum(0).tolist())]
     return _Stencil(shaped, **tables, offsets=offsets, owners=owners, counts=counts, reached=reached, ends=ends)
 
@@ -142,8 +144,3 @@ def _reaching(lines: Sequence[Tensor], periods: Tensor, fronts: Tensor, extents:
     away = (away - away.round()).abs()  # to the nearest copy
     # The empty border of the crop, one voxel per side, is larger than any rounding error.
     return (away <= (extents / 2 / periods + reach)[wide]).all(1).flatten(1)
-
-
-def _to_device(table: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for the device."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)

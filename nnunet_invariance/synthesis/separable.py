@@ -9,18 +9,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
+
 
 def along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """y = (M_1 x M_2 x ...) x for x (B, C, *spatial) and one matrix (B or 1, n_out, n_in) per spatial axis."""
     for axis, matrix in enumerate(matrices, start=2):
+        own = copy_to(x.device, matrix, x.dtype)
         shape = list(x.shape)
         shape[axis] = matrix.shape[1]
         if axis == x.ndim - 1:
             flat = x.reshape(x.shape[0], -1, x.shape[-1])
-            x = (flat @ matrix.mT.to(x)).reshape(shape)
+            x = (flat @ own.mT).reshape(shape)
         else:
             before = x.shape[0], math.prod(x.shape[1:axis])
-            x = (matrix.to(x)[:, None] @ x.reshape(*before, x.shape[axis], -1)).reshape(shape)
+            x = (own[:, None] @ x.reshape(*before, x.shape[axis], -1)).reshape(shape)
     return x
 
 
@@ -74,6 +77,6 @@ def smooth_noise(grids: Sequence[Sequence[Tensor]], size: Sequence[int], device:
     """
     total = torch.zeros((), device=device)
     for same_scale in zip(*grids, strict=True):
-        grid = torch.stack(same_scale).to(device)
+        grid = copy_to(device, torch.stack(same_scale))
         total = total + along_axes(grid, [linear_matrix(g, n)[None] for g, n in zip(grid.shape[2:], size, strict=True)])
     return total

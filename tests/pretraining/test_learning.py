@@ -115,13 +115,24 @@ def test_a_collapse_gives_warnings(tiny):
     assert "uniform" in alice.warnings({**good, "target_entropy": 0.99})[0]
     assert "has no effect" in alice.warnings({**good, "class_target_entropy": 0.99})[0]
     assert "directions" in alice.warnings({**good, "effective_rank": 1.2})[0]
-    one_prototype = torch.zeros(50, 64)
-    one_prototype[:, 3] = 10.0
-    measured = {k: v.item() for k, v in alice._diagnostics(one_prototype + 1e-3 * torch.randn(50, 64), 0.01).items()}
+    one_prototype = torch.zeros(1, 50, 64)
+    one_prototype[..., 3] = 10.0
+    valid = torch.ones(1, 64, dtype=torch.bool)
+    noisy = one_prototype + 1e-3 * torch.randn(50, 64)
+    measured = {k: v.item() for k, v in alice._diagnostics(noisy, valid[:, :50], 0.01).items()}
     assert measured["mean_target_entropy"] < 0.01
-    spread = {k: v.item() for k, v in alice._diagnostics(torch.eye(64), 0.01).items()}
+    spread = {k: v.item() for k, v in alice._diagnostics(torch.eye(64)[None], valid, 0.01).items()}
     assert spread["mean_target_entropy"] == pytest.approx(1, abs=1e-3)
     assert spread["effective_rank"] == pytest.approx(63, rel=1e-3)  # subtracting the mean removes one direction
+
+
+def test_diagnostics_do_not_depend_on_tokens_that_are_not_valid(tiny):
+    alice, targets = make_alice(tiny), torch.randn(2, 30, 64)
+    valid = torch.rand(2, 30) < 0.7
+    masked = alice._diagnostics(targets, valid, 0.1)
+    selected = alice._diagnostics(targets[valid][None], torch.ones(1, int(valid.sum()), dtype=torch.bool), 0.1)
+    for name, value in masked.items():
+        assert torch.isclose(value, selected[name], rtol=1e-4), name
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_end():

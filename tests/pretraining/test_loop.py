@@ -79,6 +79,66 @@ def test_five_gradients_in_a_row_that_are_not_finite_end_the_run(tmp_path):
         step(loop, -7)
 
 
+class Overflow(Line):
+    """A gradient that overflows while the scaled loss has a gradient of at least 8; x does not matter."""
+
+    def forward(self, views: dict[str, Tensor], progress: float) -> StepOutput:
+        output = super().forward(views, progress)
+        output.losses["square"].register_hook(lambda gradient: gradient / (gradient < views["x"]))
+        return output
+
+
+def run_steps(loop, count: int, x: float) -> None:
+    for _ in range(count):
+        step(loop, x)
+
+
+def scaled_loop(method: Method, folder, scale: float):
+    loop = make_loop(method, folder)
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return loop
+
+
+def test_an_overflow_lowers_the_scale_is_counted_and_changes_nothing_else(tmp_path, caplog):
+    method = Overflow()
+    loop = scaled_loop(method, tmp_path, 16.0)
+    before = method.network.weight.item()
+    with caplog.at_level(logging.INFO):
+        step(loop, 8)
+        step(loop, 8)
+    assert (loop.skipped, method.updates, loop.optimizer.state_dict()["state"]) == (2, [], {})
+    assert method.network.weight.item() == before
+    assert loop.scaler.get_scale() == 4
+    assert caplog.text.count("overflow") == 2
+    step(loop, 8)
+    assert (loop.skipped, method.updates) == (2, [8])
+    assert method.network.weight.item() != before
+
+
+def test_the_step_of_a_scaled_loss_is_the_step_without_a_scale(tmp_path):
+    weights = []
+    for scale in (None, 64.0):
+        torch.manual_seed(0)
+        method = Line()
+        loop = make_loop(method, tmp_path) if scale is None else scaled_loop(method, tmp_path, scale)
+        for x in (1, 2, 3):
+            step(loop, x)
+        weights.append(method.network.weight.item())
+    assert weights[0] == pytest.approx(weights[1], rel=1e-6)
+
+
+def test_overflows_end_the_run_when_the_scale_cannot_be_lowered_further(tmp_path):
+    loop = scaled_loop(Overflow(), tmp_path, 8.0)
+    with pytest.raises(NonFiniteLossError, match="5 steps in a row, up to step 7"):  # 4 and 2 are lower scales
+        run_steps(loop, 20, 1e-9)
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow(tmp_path):
+    loop = scaled_loop(Line(), tmp_path, 1024.0)
+    with pytest.raises(NonFiniteLossError, match="loss was not finite in 5 steps in a row, up to step 5"):
+        run_steps(loop, 20, float("nan"))
+
+
 def test_the_last_step_of_a_run_cannot_damage_the_finished_checkpoint(tmp_path):
     class LastStep(InfiniteGradient):
         def make_views(self, batch, generator):

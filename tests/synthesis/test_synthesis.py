@@ -145,17 +145,21 @@ def test_rotations_are_proper_and_composed_in_order():
 def test_majority_and_median_equal_the_slow_filters():
     labels = torch.randint(0, 6, (1, 1, 7, 8, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = labels.clamp(max=4)  # one label more frequent than the others
-    np.testing.assert_array_equal(ensembles.majority(labels)[0, 0], slow.majority(labels[0, 0].numpy()))
+    np.testing.assert_array_equal(
+        ensembles.majority(labels, int(labels.max()))[0, 0], slow.majority(labels[0, 0].numpy())
+    )
     median = ndimage.median_filter(labels[0, 0].numpy(), 3, mode="nearest")
-    np.testing.assert_array_equal(ensembles.median_of_ids(labels)[0, 0], median)
+    np.testing.assert_array_equal(ensembles.median_of_ids(labels, 4)[0, 0], median)
 
 
 def test_majority_does_not_depend_on_the_names_of_labels():
     labels = torch.zeros(1, 1, 6, 6, 6, dtype=torch.uint8)
     labels[..., 2:, :], labels[..., 4:] = 3, 1
     swapped = torch.tensor([0, 3, 2, 1], dtype=torch.uint8)
-    assert torch.equal(swapped[ensembles.majority(labels).long()], ensembles.majority(swapped[labels.long()]))
-    assert not torch.equal(ensembles.median_of_ids(labels), torch.zeros_like(labels))
+    assert torch.equal(
+        swapped[ensembles.majority(labels, int(labels.max())).long()], ensembles.majority(swapped[labels.long()], 255)
+    )
+    assert not torch.equal(ensembles.median_of_ids(labels, int(labels.max())), torch.zeros_like(labels))
 
 
 @pytest.mark.parametrize("half_width", [2, 3, 4])

@@ -9,6 +9,7 @@ import torch
 from nnunetv2.configuration import ANISO_THRESHOLD
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.common.options import Options, choice
 from nnunet_invariance.errors import ShapeError
 
@@ -169,7 +170,7 @@ def choose(values: Sequence[Any], generator: torch.Generator) -> Any:
 
 def per_sample(values: Tensor, image: Tensor) -> Tensor:
     """Move (B,) or (B, C) to the device of the images and append axes of size 1, so that it broadcasts over them."""
-    return values.to(image.device).view(*values.shape, *[1] * (image.ndim - values.ndim))
+    return copy_to(image.device, values).view(*values.shape, *[1] * (image.ndim - values.ndim))
 
 
 def unit_range(image: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_invariance.augmentation.interventions.base import Domain, TissueIntervention, uniform
-from nnunet_invariance.augmentation.interventions.tissues import find_tissues, region_index, tissue_count
+from nnunet_invariance.augmentation.interventions.tissues import find_tissues, region_index, sum_by_index, tissue_count
+from nnunet_invariance.common.device_copies import copy_to
 
 POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 SEAM = 3  # voxels
@@ -55,12 +56,13 @@ class Clusters(TissueIntervention[ClustersParameters]):
         tissues = find_tissues(image, labels, params.classes)
         count, size = params.levels.shape[-1], params.levels.numel()
         index = region_index(tissues, count).flatten()
-        totals = torch.bincount(index, image.flatten(), minlength=size)
-        means = totals / torch.bincount(index, minlength=size).clamp(min=1)
+        voxels = image.flatten()
+        totals, counts = (sum_by_index(index, values, size) for values in (voxels, torch.ones_like(voxels)))
+        means = totals / counts.clamp(min=1)
         axes = tuple(range(2, image.ndim))
         std, mean = (value.flatten().repeat_interleave(count) for value in torch.std_mean(image, axes, correction=0))
-        scales = params.scales.to(image.device).flatten()
-        offsets = mean + std * params.levels.to(image.device).flatten() - scales * means
+        scales = copy_to(image.device, params.scales).flatten()
+        offsets = mean + std * copy_to(image.device, params.levels).flatten() - scales * means
         factor, offset = (_blur(table[index].view_as(image), params.kernel) for table in (scales, offsets))
         return factor * image + offset
 

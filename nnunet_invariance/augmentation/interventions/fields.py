@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_invariance.common.device_copies import copy_to
+
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
@@ -20,4 +22,4 @@ def interpolate(points: Tensor, like: Tensor) -> Tensor:
     Returns (B, 1, *spatial), float32.
     """
     size, mode = like.shape[2:], LINEAR[like.ndim - 2]
-    return F.interpolate(points.to(like.device, torch.float32), size=size, mode=mode, align_corners=True)
+    return F.interpolate(copy_to(like.device, points, torch.float32), size=size, mode=mode, align_corners=True)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_invariance.augmentation.interventions.base import Domain, Intervention, choose, per_sample, uniform
+from nnunet_invariance.common.device_copies import copy_to
 
 LAYERS = 4
 HIDDEN = 2
@@ -69,5 +70,5 @@ class GIN(Intervention[GINParameters]):
 def convolve(x: Tensor, weight: Tensor, groups: int, shift: Tensor | None = None) -> Tensor:
     """Convolve (1, groups * C_in, *spatial) with odd kernels and zero padding, so that the size stays."""
     padding = [size // 2 for size in weight.shape[2:]]
-    bias = None if shift is None else shift.to(x.device)
-    return CONV[x.ndim - 2](x, weight.to(x.device), bias, padding=padding, groups=groups)
+    bias = None if shift is None else copy_to(x.device, shift)
+    return CONV[x.ndim - 2](x, copy_to(x.device, weight), bias, padding=padding, groups=groups)

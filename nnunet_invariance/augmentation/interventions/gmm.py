@@ -14,6 +14,7 @@ from nnunet_invariance.augmentation.interventions.base import (
 )
 from nnunet_invariance.augmentation.interventions.fields import interpolate, sample_control_points
 from nnunet_invariance.augmentation.interventions.tissues import find_tissues, region_index, tissue_count
+from nnunet_invariance.common.device_copies import copy_to
 
 LARGEST = 300.0
 BIAS = 0.5
@@ -69,7 +70,7 @@ class GMM(TissueIntervention[GMMParameters]):
     def transform(self, image: Tensor, labels: Tensor, params: GMMParameters) -> Tensor:
         """Find the tissues and paint them."""
         index = region_index(find_tissues(image, labels, params.classes), params.means.shape[-1])
-        means, stds = (table.to(image.device).flatten()[index] for table in (params.means, params.stds))
+        means, stds = (copy_to(image.device, table).flatten()[index] for table in (params.means, params.stds))
         generator = torch.Generator(image.device).manual_seed(params.noise_seed)
         noise = torch.randn(image.shape, generator=generator, device=image.device)
         painted = ((means + stds * noise) * interpolate(params.bias, image).exp()).clamp(0, LARGEST)

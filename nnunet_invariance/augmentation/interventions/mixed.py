@@ -18,6 +18,7 @@ from nnunet_invariance.augmentation.interventions.clusters import Clusters
 from nnunet_invariance.augmentation.interventions.fields import interpolate, sample_control_points
 from nnunet_invariance.augmentation.interventions.ipa import IPA
 from nnunet_invariance.augmentation.interventions.slaug import SLAug
+from nnunet_invariance.common.device_copies import copy_to
 
 #: Probabilities of :class:`IPA`, :class:`Clusters` and :class:`SLAug`.
 SHARES = (0.5, 0.3, 0.2)
@@ -83,7 +84,7 @@ class Mixed(TissueIntervention[MixedParameters]):
         styled = torch.empty_like(image)
         for intervention, part in zip(self.interventions, params.parts, strict=True):
             if part is not None:
-                rows = part.rows.to(image.device)
+                rows = copy_to(image.device, part.rows)
                 styled[rows] = intervention.transform(image[rows], labels[rows], part.params)
         field = interpolate(params.bias, image).exp()
         return (unit_range(styled) * field) ** per_sample(params.gamma, image)

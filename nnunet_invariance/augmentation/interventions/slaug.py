@@ -9,6 +9,7 @@ from torch import Tensor
 from nnunet_invariance.augmentation.interventions.base import Domain, TissueIntervention, uniform, unit_range
 from nnunet_invariance.augmentation.interventions.fields import interpolate
 from nnunet_invariance.augmentation.interventions.tissues import BINS, region_histogram, region_index, region_range
+from nnunet_invariance.common.device_copies import copy_to
 
 UNTOUCHED = 0.01  # of the image's range: air keeps its values
 GRID = 3
@@ -84,7 +85,7 @@ def _apply_curves(unit: Tensor, regions: Tensor, curves: Curves) -> Tensor:
     """
     count = curves.scale.shape[-1]
     index = region_index(regions, count)
-    tables = curve_tables(curves.points, curves.inverted).to(unit.device).view(-1, BINS)
+    tables = copy_to(unit.device, curve_tables(curves.points, curves.inverted)).view(-1, BINS)
     low, high = (bound.flatten()[index] for bound in region_range(unit, regions, count))
     position = (unit - low) / (high - low).clamp(min=1e-6) * (BINS - 1)
     below = position.long().clamp(max=BINS - 2)
@@ -95,7 +96,7 @@ def _apply_curves(unit: Tensor, regions: Tensor, curves: Curves) -> Tensor:
     share = region_histogram(styled, regions, count).cumsum(-1)
     total = share[..., -1:]
     low, high = ((share < q * total).sum(-1) / (BINS - 1) for q in (0.2, 0.8))
-    scale, shift = curves.scale.to(unit.device), curves.shift.to(unit.device)
+    scale, shift = (copy_to(unit.device, table) for table in (curves.scale, curves.shift))
     shift = torch.minimum(torch.maximum(shift, -low), 1 - high)
     styled = (styled * scale.flatten()[index] + shift.flatten()[index]).clamp(0, 1)
     return torch.where(unit <= UNTOUCHED, unit, styled)

@@ -28,7 +28,13 @@ def region_histogram(unit: Tensor, regions: Tensor, count: int) -> Tensor:
     bins = to_bins(unit) + region_index(regions, count) * BINS
     batch, channels = unit.shape[:2]
     size = batch * channels * count * BINS
-    return torch.bincount(bins.flatten(), minlength=size).view(batch, channels, count, BINS).float()
+    ones = torch.ones(bins.numel(), device=bins.device)
+    return sum_by_index(bins.flatten(), ones, size).view(batch, channels, count, BINS)
+
+
+def sum_by_index(index: Tensor, values: Tensor, size: int) -> Tensor:
+    """Sum of the values (N,) of each index (N,) in [0, size): ``bincount`` without its wait for the largest index."""
+    return values.new_zeros(size).scatter_add_(0, index, values)
 
 
 def region_range(image: Tensor, regions: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nnunet_invariance.errors import OptionError
-from nnunet_invariance.synthesis.appearance import apply_appearance
+from nnunet_invariance.synthesis.appearance import LABELS, apply_appearance
 from nnunet_invariance.synthesis.engine import Element, SynthesisEngine, SyntheticPairs
 from nnunet_invariance.synthesis.ensembles import apply_ensemble
 from nnunet_invariance.synthesis.online import (
@@ -187,7 +187,7 @@ def balanced_positions(labels: Tensor, count: int, seed: int) -> Tensor:
     tensor([17,  6,  7])
 
     Args:
-        labels: (N,) whole numbers of at least 0.
+        labels: (N,) whole numbers from 0 to 255.
         count: number of positions; all if there are fewer.
         seed: of the choice.
 
@@ -197,5 +197,6 @@ def balanced_positions(labels: Tensor, count: int, seed: int) -> Tensor:
     labels = labels.long()
     generator = torch.Generator(labels.device).manual_seed(seed)
     uniform = torch.rand(len(labels), generator=generator, device=labels.device)
-    frequency = torch.bincount(labels)[labels]
+    ones = torch.ones_like(uniform)
+    frequency = uniform.new_zeros(LABELS).scatter_add_(0, labels, ones)[labels]  # bincount would wait for the device
     return (-uniform.log() * frequency).topk(min(count, len(labels)), largest=False).indices

@@ -216,22 +216,24 @@ class Loop:
         outputs, total = self._accumulate(batches, progress)
         self.step += 1
         bar.update()
-        if total is None:
-            self._skip(keys, "loss")
-            return
         check_gradients(self.method)
-        if not self._optimize():
-            self._skip(keys, "gradient", overflow=self.scaler is not None and self.scaler.get_scale() > 1)
-            return
-        self.recent_skipped.clear()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.options.grad_clip_norm)
         output = average(outputs)
+        numbers, broken = self._read(total, norm, output)
+        if broken:
+            self._skip(keys, broken, overflow=self._lower_scale() and broken == "gradient")
+            return
+        self.optimizer.step()
+        if self.scaler is not None:
+            self.scaler.update()
+        self.recent_skipped.clear()
         self.method.after_step(output, progress)
-        self._record(total, output, bar)
+        self._record(numbers, output, bar)
 
-    def _accumulate(
-        self, batches: tuple[dict[str, Tensor], ...], progress: float
-    ) -> tuple[list[StepOutput], Tensor | None]:
-        """Forward and backward pass of every batch; the mean loss is None if one is not finite on any rank."""
+    def _accumulate(self, batches: tuple[dict[str, Tensor], ...], progress: float) -> tuple[list[StepOutput], Tensor]:
+        """Forward and backward pass of every batch, and the mean loss."""
         outputs: list[StepOutput] = []
         total = torch.zeros((), device=self.ranks.device)
         for number, batch in enumerate(batches):
@@ -239,9 +241,6 @@ class Loop:
             module = self.module
             with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
                 output, loss = self._forward(batch, self.step * len(batches) + number, progress)
-                (bad,) = self.ranks.all_reduce_max(float(not torch.isfinite(loss)))
-                if bad:
-                    return outputs, None
                 loss = loss / len(batches)
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             outputs.append(output)
@@ -266,27 +265,28 @@ class Loop:
             loss = torch.stack([weights[name] * value for name, value in output.losses.items()]).sum()
         return output, loss
 
-    def _optimize(self) -> bool:
-        """Clip the gradient and step; returns False, and changes no parameter, if the gradient is not finite."""
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.options.grad_clip_norm)
-        finite = bool(norm.isfinite())  # the same on all ranks, which have averaged their gradients
-        if self.scaler is None:
-            if finite:
-                self.optimizer.step()
-            return finite
-        if finite:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return finite
+    def _read(self, total: Tensor, norm: Tensor, output: StepOutput) -> tuple[dict[str, float], str]:
+        """All numbers of a step by name; and what is not finite on a rank: "loss", "gradient", or "".
 
-    def _record(self, total: Tensor, output: StepOutput, bar: tqdm) -> None:
-        """Add the losses and diagnostics of a step to the sums of the epoch."""
+        This is the only place in a step where the host waits for the device.
+        """
         values = {"loss": total, **output.losses, **output.diagnostics}
-        # one transfer from the device for all values
-        stacked = torch.stack([value.detach().float().to(total.device) for value in values.values()])
-        numbers = dict(zip(values, stacked.tolist(), strict=True))
+        # The gradient, which the ranks have averaged, is the same on all of them; the loss is not.
+        broken = self.ranks.maximum(torch.stack((~total.isfinite(), ~norm.isfinite())).float())
+        stacked = torch.stack([*broken, *(value.detach().float().to(total.device) for value in values.values())])
+        bad_loss, bad_gradient, *numbers = stacked.tolist()
+        return dict(zip(values, numbers, strict=True)), "loss" if bad_loss else "gradient" if bad_gradient else ""
+
+    def _lower_scale(self) -> bool:
+        """After a step that was skipped: lower the loss scale; False if it was not lowered, or is no longer above 1."""
+        if self.scaler is None:
+            return False
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        return 1 < self.scaler.get_scale() < before
+
+    def _record(self, numbers: dict[str, float], output: StepOutput, bar: tqdm) -> None:
+        """Add the losses and diagnostics of a step to the sums of the epoch."""
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.sums["count"] = self.sums.get("count", 0) + 1

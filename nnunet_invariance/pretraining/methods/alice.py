@@ -228,7 +228,7 @@ class Alice(Method):
         }
         # Means over samples of means within a sample: their mean over ranks is that of the joined batch.
         state = {"class_mean": teacher_class.mean(0), "token_mean": self._pool(t, query_valid).mean(0)}
-        diagnostics = self._diagnostics(t[query_valid], temperature)
+        diagnostics = self._diagnostics(t, query_valid, temperature)
         diagnostics["class_target_entropy"] = relative_entropy(
             self.heads.inter.target(teacher_class, temperature)
         ).mean()
@@ -254,20 +254,23 @@ class Alice(Method):
         return start + (end - start) * min(1, progress / 0.03)
 
     @torch.no_grad()
-    def _diagnostics(self, targets: Tensor, temperature: float) -> dict[str, Tensor]:
-        """Measure collapse on valid target tokens (N, K).
+    def _diagnostics(self, targets: Tensor, valid_mask: Tensor, temperature: float) -> dict[str, Tensor]:
+        """Measure collapse on the target tokens (B, N, K) that are valid (B, N).
 
         ``target_entropy`` is the mean entropy of a token's target, ``mean_target_entropy`` the entropy of the mean
         target, both as fractions of log K. ``effective_rank`` is the participation ratio of the eigenvalues of the
         tokens' covariance, (sum of eigenvalues)^2 / (sum of squared eigenvalues).
         """
-        p = self.heads.intra.target(targets, temperature)
-        centred = (targets - targets.mean(0)).float()
+        weight = valid_mask.flatten().float()  # a mask instead of a selection, whose size the host would wait for
+        weight = weight / weight.sum().clamp(min=1)
+        p = self.heads.intra.target(targets, temperature, valid_mask).flatten(0, 1)
+        tokens = targets.flatten(0, 1).float()
+        centred = (tokens - weight @ tokens) * weight[:, None].sqrt()
         # Both Gram matrices have the non-zero eigenvalues of the covariance; the smaller one is cheaper.
         gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
         return {
-            "target_entropy": relative_entropy(p).mean(),
-            "mean_target_entropy": relative_entropy(p.mean(0)),
+            "target_entropy": weight @ relative_entropy(p),
+            "mean_target_entropy": relative_entropy(weight @ p),
             "effective_rank": gram.diagonal().sum() ** 2 / gram.square().sum().clamp(min=1e-12),
         }
 

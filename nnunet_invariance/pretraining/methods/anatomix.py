@@ -126,7 +126,8 @@ class Anatomix(Method):
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
         """Generate the pairs of the batch with online augmentation; their seed and numbers determine them."""
-        return self._views(int(batch["seed"]), batch["number"].tolist(), augment=True)
+        seed, *numbers = torch.cat((batch["seed"][None], batch["number"])).tolist()  # the host waits once
+        return self._views(seed, numbers, augment=True)
 
     def _views(self, seed: int, numbers: list[int], augment: bool) -> dict[str, Tensor]:
         r"""``image`` (2B, 1, \*patch), all first views before all second views, and for each map positions and labels.

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from nnunet_invariance.augmentation.device_views import apply_affine, apply_intensity, sample_affine, sample_intensity
 from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.common.options import count, number
 from nnunet_invariance.losses.dense_info_nce import DenseInfoNCE
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
@@ -95,8 +96,8 @@ class Dense(Method):
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
         """Two views, the sampled positions in the crop and in both views, and the mask of the valid ones."""
         image, valid, spacing = batch["image"], batch["valid"], self.setup.spacing
-        mm = torch.tensor(spacing, device=image.device)
-        size = torch.tensor(image.shape[2:], device=image.device)
+        mm = copy_to(image.device, spacing)
+        size = copy_to(image.device, image.shape[2:])
         uniform = torch.rand(
             len(image), self.options.num_positions, len(spacing), generator=generator, device=mm.device
         )
@@ -143,7 +144,7 @@ class Dense(Method):
 def _is_valid(inside: Tensor, positions: Tensor) -> Tensor:
     """Whether positions (B, N, D), in voxels, lie in the valid mask (B, 1, *spatial): (B, N)."""
     nearest = positions.round().long()
-    size = torch.tensor(inside.shape[2:], device=positions.device)
+    size = copy_to(positions.device, inside.shape[2:])
     within = ((nearest >= 0) & (nearest < size)).all(2)
     index = torch.minimum(nearest.clamp(min=0), size - 1)
     flat = (index[..., 0] * size[1] + index[..., 1]) * size[2] + index[..., 2]

@@ -19,6 +19,7 @@ from nnunet_invariance.augmentation.device_views import (
     sample_intensity,
 )
 from nnunet_invariance.augmentation.masking import valid_cells
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.options import choice, count, flag, number, text
 from nnunet_invariance.errors import WeightsIncompatibleError
@@ -135,14 +136,14 @@ class SAM(Method):
         inside = apply_affine(batch["valid"], matrix, spacing, mode="nearest")
         image = apply_affine(batch["image"], matrix, spacing) * inside
         views: Views = {"image": apply_intensity(image, sample_intensity(image.shape, generator)) * inside}
-        mm = torch.tensor(spacing, device=image.device)
-        centre = (batch["origin"] + torch.tensor(self.size, device=image.device) / 2) * mm
+        mm = copy_to(image.device, spacing)
+        centre = (batch["origin"] + copy_to(image.device, self.size) / 2) * mm
         for name, cell, loss in (
             ("fine", self.heads.fine_cell, self.fine_loss),
             ("coarse", self.heads.coarse_cell, self.coarse_loss),
         ):
             position = centre[:, None] + input_positions(matrix, self.size, cell, spacing)
-            position = join_views(position / (mm * torch.tensor(cell, device=mm.device)))
+            position = join_views(position / (mm * copy_to(mm.device, cell)))
             valid = join_views(valid_cells(inside, cell).flatten(1))
             indices = loss.sample_indices(position, valid, generator)
             views[name] = {"position": position, "valid_mask": valid, "indices": indices}

@@ -1,0 +1,69 @@
+"""One step of every method on an emulated device: no tensor on the wrong side, and one wait of the host."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_invariance import registry
+from nnunet_invariance.common import precision
+from nnunet_invariance.common.distributed import DistributedContext
+from nnunet_invariance.pretraining.engine.loop import Loop
+from nnunet_invariance.pretraining.engine.options import LoopOptions
+from nnunet_invariance.synthesis import SynthesisEngine, SynthesisOptions
+from nnunet_invariance.synthesis.online import apply_augmentation, sample_augmentation
+from nnunet_invariance.synthesis.randomness import element_generator, sample_distinct
+from tests.helpers.device_emulator import DEVICE, Emulator, to_device
+from tests.helpers.line_method import Bar
+from tests.helpers.methods import small
+
+#: Waits in addition to the one of the loop: the synthesis reads its seed, and how many blocks each template reaches.
+ADDITIONAL = {"anatomix": 3}
+MOST_WAITS_OF_A_PAIR = 2
+
+
+@pytest.mark.parametrize("name", sorted(entry.name for entry in registry.METHODS))
+@pytest.mark.parametrize("chosen", ["bf16", "fp32"])
+def test_a_step_waits_once(name, chosen, monkeypatch):
+    monkeypatch.setitem(precision.SUPPORTED, DEVICE.type, ("fp32", "bf16"))
+    method, batch = small(name).build(), small(name).batch(0)
+    options = LoopOptions(epochs=1, iterations=4, workers=0, precision=chosen)
+    with Emulator() as emulator:
+        loop = Loop(method, options, DistributedContext(0, 1, DEVICE), Path(), {})
+        emulator.waits.clear()
+        loop._train_step([{**batch, "keys": ["case"]}], Bar())
+    assert loop.skipped == 0
+    assert {parameter.device for parameter in method.parameters()} == {DEVICE}
+    assert emulator.total == 1 + ADDITIONAL.get(name, 0), emulator.waits
+
+
+@pytest.mark.parametrize("quirks", [False, True])
+def test_the_synthesis_of_a_batch_of_pairs_hardly_waits(quirks):
+    """The number of waits does not depend on the number of pairs, nor on what is sampled."""
+    names = ("bias", "spike", "gamma", "smoothing", "ringing", "sharpening", "low_resolution")
+    always = {f"{name}_probability": 1.0 for name in names}
+    options = SynthesisOptions(size=(16, 16, 16), foreground=1.0, envelope=0.5, official_quirks=quirks, **always)
+    engine = SynthesisEngine(options)
+    for pairs in (1, 3):
+        generators = [element_generator(0, number) for number in range(pairs)]
+        elements = [engine.sample(generator) for generator in generators]
+        augmentations = [sample_augmentation(generator) for generator in generators]
+        expected = apply_augmentation(engine.apply(elements), augmentations)
+        with Emulator() as emulator:
+            engine.bank.flat = to_device(engine.bank.flat)
+            found = apply_augmentation(engine.apply(elements), augmentations)
+            engine.bank.flat = engine.bank.flat.values
+        assert emulator.total <= MOST_WAITS_OF_A_PAIR, emulator.waits
+        assert found.first.device == DEVICE
+        assert torch.equal(found.labels.values, expected.labels)
+
+
+def test_positions_of_a_pair_take_less_than_2_milliseconds():
+    """A permutation of all 128^3 voxels took 45 ms."""
+    generator, sizes = element_generator(0, 0), [128**3 // 8**level for level in range(6)]
+    start = time.process_time()
+    for _ in range(10):
+        for size in sizes:
+            sample_distinct(size, 512, generator)
+    assert (time.process_time() - start) / 10 < 0.002 * 3  # three times the time of an idle machine

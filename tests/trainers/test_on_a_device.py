@@ -1,0 +1,30 @@
+"""One step of every trainer on an emulated device: no tensor on the wrong side, and few waits of the host."""
+
+import pytest
+
+from nnunet_invariance.common import precision
+from nnunet_invariance.registry import trainers
+from tests.helpers.device_emulator import DEVICE, Emulator
+from tests.helpers.tiny_trainers import started
+
+#: Reads of a step: the losses, and whether they and the gradients are finite.
+MOST_WAITS = 2
+#: Waits in addition, for sizes that depend on values.
+ADDITIONAL = {}
+OPTIONS = {"aux_ramp": 0.0, "num_positions": 32, "prior": 4, "equivariance_probability": 1.0}
+
+
+@pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in trainers().items()])
+@pytest.mark.usefixtures("results")
+def test_a_step_runs_on_the_device(entry, request, monkeypatch):
+    monkeypatch.setenv("nnUNet_compile", "f")
+    monkeypatch.setitem(precision.SUPPORTED, DEVICE.type, ("fp32", "bf16", "fp16"))
+    dataset = request.getfixturevalue("modalities" if entry.load().least_channels > 1 else "tiny")
+    with Emulator() as emulator:
+        name = f"{entry.name}{'_scratch' if entry.has_scratch_twin else ''}"
+        trainer, batch = started(dataset, name, device=DEVICE, precision="bf16", **OPTIONS)
+        emulator.waits.clear()
+        losses = trainer.train_step(batch)
+    assert not trainer.guard.skipped
+    assert all(value == value for value in losses.values())
+    assert emulator.total <= MOST_WAITS + ADDITIONAL.get(entry.name, 0), emulator.waits
