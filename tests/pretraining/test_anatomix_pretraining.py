@@ -284,7 +284,7 @@ def gradients_of_a_step(folder, *batches):
     method = make(batch_size=len(batches[0]))
     loop = Loop(
         method,
-        LoopOptions(grad_accum_steps=len(batches), grad_clip_norm=1e9),
+        LoopOptions(grad_accum_steps=len(batches), grad_clip_norm=1e9, precision="fp32"),
         ONE_RANK,
         folder,
         {},

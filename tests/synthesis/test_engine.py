@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.errors import OptionError, TemplateError
 from nnunet_invariance.synthesis import SynthesisEngine, SynthesisOptions, painting
 from nnunet_invariance.synthesis.engine import SyntheticPairs
@@ -58,8 +59,8 @@ def test_it_needs_no_environment_variables_of_nnunet():
 
 
 def test_painting_copies_two_tables_to_the_device(engine, monkeypatch):
-    copies, to_device = [], painting._to_device
-    monkeypatch.setattr(painting, "_to_device", lambda *args: copies.append(args) or to_device(*args))
+    copies = []
+    monkeypatch.setattr(painting, "copy_to", lambda *args: copies.append(args) or copy_to(*args))
     engine.batch([0, 1])
     assert len(copies) == 2
 

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.common.precision import Precision
-from nnunet_invariance.errors import NonFiniteLossError
+from nnunet_invariance.common.wording import counted
+from nnunet_invariance.errors import NonFiniteLossError, WeightsIncompatibleError
 from nnunet_invariance.pretraining.engine.contract import (
     check_gradients,
     check_output,
@@ -96,7 +97,18 @@ class Loop:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from the state of a checkpoint."""
+        """Continue from the state of a checkpoint.
+
+        Raises:
+            WeightsIncompatibleError: another number of ranks wrote it.
+        """
+        before = checkpoint.metadata["progress"]["ranks"]
+        if before != self.ranks.world_size:
+            raise WeightsIncompatibleError(
+                f"--c: {checkpoint.path} was trained with {counted(before, 'rank')}, and this run has "
+                f"{self.ranks.world_size}. The batches of a rank depend on the number of ranks. Use torchrun "
+                f"--nproc-per-node {before}, or start anew without --c."
+            )
         restore_module(self.method.network, checkpoint.section("network"))
         if self.method.teacher is not None:
             restore_module(self.method.teacher, checkpoint.section("teacher"))
@@ -119,7 +131,7 @@ class Loop:
         tensors = module_tensors("network", self.method.network) | module_tensors("heads", self.method.heads)
         if self.method.teacher is not None:
             tensors |= module_tensors("teacher", self.method.teacher)
-        progress: dict[str, Any] = {"history": self.history, "skipped": self.skipped}
+        progress: dict[str, Any] = {"history": self.history, "skipped": self.skipped, "ranks": self.ranks.world_size}
         if not finished:
             of_optimizer, rest = optimizer_state(self.optimizer)
             tensors |= of_optimizer | rng_tensors()
