@@ -2,7 +2,7 @@
 
 import copy
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_invariance.common.precision import Precision
 from nnunet_invariance.trainers import channel_dropout, puir
-from tests.helpers.tiny_trainers import make_trainer
+from tests.helpers.tiny_trainers import make_trainer, values
 
 RANKS = 2
 CPU = torch.device("cpu")
@@ -47,7 +47,8 @@ def step(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
     losses = trainer.train_step(copy.deepcopy(batch))
     modules = [trainer.plain_network, *([trainer.aux] if hasattr(trainer, "aux") else [])]
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    gradients = [torch.zeros(0) if p.grad is None else p.grad.flatten().clone() for p in parameters]
+    # DDP gives zeros to a parameter that no loss depends on, such as the head of an output whose weight is 0
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     return {"losses": {key: float(value) for key, value in losses.items()}, "gradient": torch.cat(gradients)}
 
 
@@ -81,29 +82,45 @@ def join(parts: list[Any]) -> Any:
     return [item for part in parts for item in part]
 
 
-def rank_main(rank: int, work: list[tuple[Any, str]], folder: Path) -> None:
-    """Run one step of every trainer on one rank, and save what it saw and did."""
+@contextmanager
+def process_group(rank: int, folder: Path) -> Iterator[None]:
+    """Join the group of the ranks."""
     torch.set_num_threads(1)
     torch.cuda.is_bf16_supported = lambda **_: True  # nnU-Net names a CUDA device before the CPU replaces it
     timeout = datetime.timedelta(seconds=300)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS, timeout=timeout)
     nnunet.DDP = lambda network, device_ids: DistributedDataParallel(network)  # nnU-Net's is for CUDA
-    found = {}
-    for dataset, name in work:
-        trainer = start_trainer(dataset, name)
-        batch = next(trainer.dataloader_train)
-        with random_choices(trainer) as chosen:
-            result = step(trainer, batch)
-        batch = {key: batch[key] for key in ("data", "target", "keys")}
-        found[name] = {**result, "chosen": chosen, "batch": {**batch, "keys": [str(key) for key in batch["keys"]]}}
-    torch.save(found, folder / f"rank{rank}.pt")
+    yield
     dist.barrier()
     dist.destroy_process_group()
 
 
-def on_two_ranks(work: list[tuple[Any, str]], folder: Path) -> list[dict[str, Any]]:
-    """The results of both ranks by trainer; the ranks are started once."""
-    torch.multiprocessing.spawn(rank_main, (work, folder), RANKS)
+def step_main(rank: int, work: list[tuple[Any, str]], folder: Path) -> None:
+    """Run one step of every trainer on one rank, and save what it saw and did."""
+    with process_group(rank, folder):
+        found = {}
+        for dataset, name in work:
+            trainer = start_trainer(dataset, name)
+            batch = next(trainer.dataloader_train)
+            with random_choices(trainer) as chosen:
+                result = step(trainer, batch)
+            batch = {key: batch[key] for key in ("data", "target", "keys")}
+            found[name] = {**result, "chosen": chosen, "batch": {**batch, "keys": list(map(str, batch["keys"]))}}
+        torch.save(found, folder / f"rank{rank}.pt")
+
+
+def train_main(rank: int, work: tuple[Any, str], folder: Path) -> None:
+    """Train for one epoch on one rank, and save the weights."""
+    with process_group(rank, folder):
+        trainer = start_trainer(*work)
+        trainer.num_epochs = 1
+        trainer.run_training()
+        torch.save([values(trainer.plain_network), values(trainer.aux)], folder / f"rank{rank}.pt")
+
+
+def on_two_ranks(main: Callable[..., None], work: Any, folder: Path) -> list[Any]:
+    """What both ranks saved; the ranks are started once."""
+    torch.multiprocessing.spawn(main, (work, folder), RANKS)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

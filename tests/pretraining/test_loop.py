@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import (
     DamagedFileError,
@@ -17,6 +18,7 @@ from nnunet_invariance.errors import (
     MethodContractError,
     NonFiniteLossError,
     OutputError,
+    WeightsIncompatibleError,
     WorkerError,
 )
 from nnunet_invariance.nnunet.cases import Manifest
@@ -41,6 +43,17 @@ def test_gradients_accumulate_to_their_mean(tmp_path):
     assert loop.step == 1
     step(loop, 0, float("nan"), 1)
     assert (loop.step, loop.skipped) == (2, 1)
+
+
+def test_another_number_of_ranks_is_refused(tmp_path):
+    loop = make_loop(Line(), tmp_path)
+    step(loop, 1)
+    checkpoint = load_checkpoint(loop.save())
+    other = make_loop(Line(), tmp_path)
+    other.ranks = DistributedContext(0, 2, torch.device("cpu"))
+    with pytest.raises(WeightsIncompatibleError, match=r"trained with 1 rank, and this run has 2.*nproc-per-node 1"):
+        other.restore(checkpoint)
+    make_loop(Line(), tmp_path).restore(checkpoint)
 
 
 # ---- non-finite numbers ----------------------------------------------------------------------------------------------

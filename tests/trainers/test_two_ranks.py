@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_invariance.registry import trainers
-from tests.helpers.trainers_on_two_ranks import on_the_joined_batch, on_two_ranks
+from tests.helpers.tiny_trainers import assert_same, make_trainer, values
+from tests.helpers.trainers_on_two_ranks import OPTIONS, on_the_joined_batch, on_two_ranks, step_main, train_main
 
 ENTRIES = trainers()
 
@@ -27,7 +29,7 @@ def ranks(work, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_ranks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_results", str(folder))
-        return on_two_ranks([(dataset, untrained(name)) for name, dataset in work.items()], folder)
+        return on_two_ranks(step_main, [(dataset, untrained(name)) for name, dataset in work.items()], folder)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -44,3 +46,19 @@ def test_two_ranks_equal_one_rank_on_the_joined_batch(name, work, ranks, results
     difference = (joined["gradient"] - found[0]["gradient"]).norm()
     assert difference < 1e-3 * joined["gradient"].norm()
     assert joined["gradient"].norm() > 0
+
+
+@pytest.mark.slow
+def test_ranks_stay_equal_and_another_number_of_ranks_continues_the_run(tiny, results, tmp_path):
+    """nnU-Net's batch is divided among the ranks, so another number of them continues with the same batch size."""
+    name = "AliceTrainer_scratch_2epochs"
+    ranks = on_two_ranks(train_main, (tiny, name), tmp_path)
+    assert_same(*ranks)
+    assert len(list(results.rglob("checkpoint_final.pth"))) == 1
+    alone = make_trainer(tiny, name, **OPTIONS)
+    maybe_load_checkpoint(alone, continue_training=True, validation_only=False)
+    assert alone.current_epoch == 1
+    assert_same(values(alone.network), ranks[0][0])
+    alone.run_training()
+    assert alone.current_epoch == 2
+    assert any(not torch.equal(value, ranks[0][0][key]) for key, value in values(alone.network).items())
