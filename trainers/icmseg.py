@@ -131,7 +131,8 @@ class ICMSegTrainer(DenseContrastTrainer):
         loss = self.loss(self.plain_network(image), target)
         self.feature_hook.clear()
         loss = loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
-        return torch.autograd.grad(loss, image)[0]
+        with torch.autocast(image.device.type, enabled=False):  # a backward pass belongs outside of autocast
+            return torch.autograd.grad(loss, image)[0]
 
     # ---- InfoNCE -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """One step of every method on an emulated device: no tensor on the wrong side, and one wait of the host."""
 
-from pathlib import Path
+import math
 
 import pytest
 import torch
@@ -24,18 +24,23 @@ MOST_WAITS_OF_A_PAIR = 2
 
 
 @pytest.mark.parametrize("name", sorted(entry.name for entry in registry.METHODS))
-@pytest.mark.parametrize("chosen", ["bf16", "fp32"])
-def test_a_step_waits_once(name, chosen, monkeypatch):
-    monkeypatch.setitem(precision.SUPPORTED, DEVICE.type, ("fp32", "bf16"))
+def test_a_step_waits_once(name, tmp_path, monkeypatch):
+    """The second step: the first one also moves templates. An epoch ends with an evaluation under autocast."""
+    monkeypatch.setitem(precision.SUPPORTED, DEVICE.type, ("bf16",))
     method, batch = small(name).build(), small(name).batch(0)
-    options = LoopOptions(epochs=1, iterations=4, workers=0, precision=chosen)
+    options = LoopOptions(epochs=1, iterations=4, workers=0, precision="bf16")
+    monkeypatch.setattr(Loop, "save", lambda loop: None)
     with Emulator() as emulator:
-        loop = Loop(method, options, DistributedContext(0, 1, DEVICE), Path(), {})
-        emulator.waits.clear()
-        loop._train_step([{**batch, "keys": ["case"]}], Bar())
+        loop = Loop(method, options, DistributedContext(0, 1, DEVICE), tmp_path, {})
+        for _ in range(2):
+            emulator.waits.clear()
+            loop._train_step([{**batch, "keys": ["case"]}], Bar())
+        waits = emulator.total, emulator.waits.copy()
+        loop._end_epoch(1.0, 1)
     assert loop.skipped == 0
+    assert all(math.isfinite(value) for value in loop.history[0].values())
     assert {parameter.device for parameter in method.parameters()} == {DEVICE}
-    assert emulator.total == 1 + ADDITIONAL.get(name, 0), emulator.waits
+    assert waits[0] == 1 + ADDITIONAL.get(name, 0), waits[1]
 
 
 @pytest.mark.parametrize("quirks", [False, True])

@@ -11,8 +11,8 @@ PAIRED = ("image", "clean")
 
 
 def build() -> Anatomix:
-    """As in the tests of anatomix."""
-    return tiny_anatomix.make(batch_size=1)
+    """As in the tests of anatomix, with one held-out pair."""
+    return tiny_anatomix.make(batch_size=1, held_out=1)
 
 
 def batch(rank: int) -> dict[str, Tensor]:
