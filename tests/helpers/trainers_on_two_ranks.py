@@ -30,10 +30,15 @@ METHODS = ("sample_positions", "style_view")
 FUNCTIONS = ((puir, "drop_modalities"), (puir, "sample_symmetries"), (channel_dropout, "drop_modalities"))
 
 
+def move_to_cpu(trainer: Any) -> Any:
+    """A trainer that is not initialised yet, on the CPU: with a process group, nnU-Net chooses CUDA."""
+    trainer.device, trainer.grad_scaler, trainer.precision = CPU, None, Precision.choose("fp32", CPU)
+    return trainer
+
+
 def start_trainer(dataset: Any, name: str) -> Any:
     """A trainer on the CPU before its first step; with DDP if there is a process group."""
-    trainer = make_trainer(dataset, name, **OPTIONS)
-    trainer.device, trainer.grad_scaler, trainer.precision = CPU, None, Precision.choose("fp32", CPU)
+    trainer = move_to_cpu(make_trainer(dataset, name, **OPTIONS))
     trainer.initialize()
     trainer.on_train_start()
     trainer.on_epoch_start()
