@@ -51,8 +51,8 @@ class MeanTeacher:
         """Move towards the student after one of its steps."""
         for own, other in zip(self.network.parameters(), student.parameters(), strict=True):
             own.lerp_(other, 1 - self.ema)
-        for own, other in zip(self.network.buffers(), student.buffers(), strict=True):
-            own.copy_(other)
+        for buffer, value in zip(self.network.buffers(), student.buffers(), strict=True):
+            buffer.copy_(value)
 
 
 class Trust:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor
 from torch import distributed as dist
@@ -113,7 +114,7 @@ class UnlabelledLearning:
         if kept:
             trainer.plain_network.load_state_dict(self.teacher.network.state_dict())
         trainer.print_to_log_file(f"The final weights are those of the {'teacher' if kept else 'student'}.")
-        if hasattr(self.loader, "_finish"):
+        if self.loader is not None and not isinstance(self.loader, SingleThreadedAugmenter):
             self.loader._finish()
 
     # ---- step --------------------------------------------------------------------------------------------------------
