@@ -52,6 +52,10 @@ class BaselineOptions(Options):
         doc="Arithmetic of the networks in training; auto: nnU-Net's fp16 with a loss scale on CUDA, bf16 on CPUs with "
         "bf16 instructions, else fp32.",
     )  # fmt: skip
+    augmentation: Literal["nnunet", "device"] = choice(
+        "nnunet", "device",
+        doc="Where nnU-Net's augmentation runs: in the processes of the data loader, or on the device of the network.",
+    )  # fmt: skip
     unlabelled: Mapping[str, Any] | None = option(
         None,
         "an object with the options of UnlabelledOptions, or null",

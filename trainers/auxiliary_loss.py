@@ -70,8 +70,9 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
 
         Args:
             first, second: encoder maps (B, C_s, *spatial_s) of both views, finest first.
-            batch: ``views`` (:class:`Views` on the device), ``valid_mask`` (B, 1, *spatial) on the CPU, ``target`` and
-                ``keys``. If memory is short, the batch has more samples than the maps, which hold the first samples.
+            batch: ``views`` (:class:`Views` on the device), ``valid_mask`` (B, 1, *spatial) where the augmentation ran,
+                ``target`` and ``keys``. If memory is short, the batch has more samples than the maps, which hold the
+                first samples.
         """
         raise NotImplementedError
 
@@ -155,10 +156,9 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
         """The network and the auxiliary modules."""
         return [self.network, self.aux]
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+    def adapt_transforms(self, pipeline: BasicTransform) -> BasicTransform:
         """nnU-Net's transforms; for several views if an auxiliary loss needs them."""
-        transforms = super().get_training_transforms(*args, **kwargs)
-        return self.view_transforms(transforms) if self.trains_on_views else transforms
+        return self.view_transforms(pipeline) if self.trains_on_views else pipeline
 
     def on_train_epoch_start(self) -> None:
         """As nnU-Net; seeds the generator of the auxiliary losses."""

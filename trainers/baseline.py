@@ -13,6 +13,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 import nnunet_invariance
+from nnunet_invariance.augmentation.on_device import DeviceAugmentation, RawPatches, device_form
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.builtin_types import to_builtin
 from nnunet_invariance.common.precision import Float32Loss, Precision
@@ -20,7 +21,12 @@ from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import BaselineOptions
 from nnunet_invariance.plans.unlabelled import UnlabelledOptions
-from nnunet_invariance.trainers.configuration import check_channels, check_unlabelled, configuration_of
+from nnunet_invariance.trainers.configuration import (
+    check_channels,
+    check_device_augmentation,
+    check_unlabelled,
+    configuration_of,
+)
 from nnunet_invariance.trainers.error_display import show_message_only
 from nnunet_invariance.trainers.mirroring import mirroring_of
 from nnunet_invariance.trainers.non_finite_guard import NonFiniteGuard, is_finite, require_finite
@@ -33,7 +39,7 @@ from nnunet_invariance.trainers.seeding import (
     seeded_augmenter,
 )
 from nnunet_invariance.trainers.stepping import clipped_step, target_on_device
-from nnunet_invariance.trainers.targets import cloned
+from nnunet_invariance.trainers.targets import cloned, labels_of
 from nnunet_invariance.trainers.unlabelled import UnlabelledLearning
 from nnunet_invariance.weights.foreign import open_foreign
 
@@ -80,6 +86,8 @@ class BaselineTrainer(nnUNetTrainer):
         # Before nnU-Net's constructor, which creates folders and files.
         self.check(plans, configuration, dataset_json)
         self.options = read_options(self.options_class, configuration_of(plans, configuration).configuration)
+        if self.options.augmentation == "device":
+            check_device_augmentation(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.length_in_epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
@@ -91,6 +99,8 @@ class BaselineTrainer(nnUNetTrainer):
         self.grad_scaler = self.precision.make_scaler()
         self.guard = NonFiniteGuard()
         self.unlabelled: UnlabelledLearning | None = None
+        self.device_augmentation: DeviceAugmentation | None = None
+        self.augmentation_generator = torch.Generator()
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
         """Refuse unsupported plans or data; called before any file is written.
@@ -141,12 +151,28 @@ class BaselineTrainer(nnUNetTrainer):
         return Float32Loss(super()._build_loss())
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
-        """nnU-Net's transforms, reproducible if there is a seed."""
+        """nnU-Net's transforms, reproducible if there is a seed; none if the device augments.
+
+        Raises:
+            UnsupportedConfigurationError: the device shall augment, but a transform has no form for it.
+        """
         transforms = super().get_training_transforms(*args, **kwargs)
         if self.options.seed is not None:
             make_repeatable(transforms)
         self.plain_transforms = transforms
-        return transforms
+        transforms = self.adapt_transforms(transforms)
+        if self.options.augmentation == "nnunet":
+            return transforms
+        self.device_augmentation = device_form(transforms, labels_of(self.label_manager))
+        return self.raw_patches()
+
+    def adapt_transforms(self, pipeline: BasicTransform) -> BasicTransform:
+        """Adapt nnU-Net's training transforms to this trainer; unchanged here."""
+        return pipeline
+
+    def raw_patches(self) -> RawPatches:
+        """What the data loader does with a patch if the device augments."""
+        return RawPatches()
 
     def get_dataloaders(self) -> tuple[Augmenter, Augmenter]:
         """nnU-Net's loaders; with a seed, each stream of batches continues after the batches of earlier epochs."""
@@ -173,6 +199,7 @@ class BaselineTrainer(nnUNetTrainer):
         if self.options.seed is not None:
             seed_everything(self.options.seed, self.local_rank, self.current_epoch)
         super().on_train_epoch_start()
+        self.seed_generator(self.augmentation_generator, Stream.AUGMENTATION)
         self.guard.start_epoch()
         if self.unlabelled is not None:
             self.unlabelled.start_epoch()
@@ -192,12 +219,20 @@ class BaselineTrainer(nnUNetTrainer):
             NonFiniteLossError: losses or gradients were not finite in several steps in a row.
         """
         with self.guard.protect(self.trained_modules()):
-            losses = self.update(batch)
+            losses = self.update(self.augmented(batch))
         if self.unlabelled is not None:
             self.unlabelled.after_step(self.guard.skipped)
         if warning := self.guard.check(losses, batch["keys"]):
             self.print_to_log_file(warning)
         return losses
+
+    def augmented(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch as the data loader gives it; augmented here if the device augments."""
+        if self.device_augmentation is None:
+            return batch
+        image, labels = (batch[name].to(self.device, non_blocking=True) for name in ("data", "target"))
+        data, target = self.device_augmentation(image, labels, self.augmentation_generator)
+        return {**batch, "data": data, "target": target}
 
     def update(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """One forward pass, backward pass and optimiser step: nnU-Net's own here. Returns the losses by name."""

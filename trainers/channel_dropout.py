@@ -35,9 +35,9 @@ class ChannelDropoutTrainer(BaselineTrainer):
         self.empty = torch.tensor(values, device=self.device)
         self.generator = torch.Generator()
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+    def adapt_transforms(self, pipeline: BasicTransform) -> BasicTransform:
         """nnU-Net's transforms; channels that a case lacks stay empty."""
-        return ZeroMissingChannels(super().get_training_transforms(*args, **kwargs))
+        return ZeroMissingChannels(pipeline)
 
     def on_train_epoch_start(self) -> None:
         """As nnU-Net; seeds the dropout of channels."""

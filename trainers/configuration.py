@@ -42,6 +42,19 @@ def check_supported(plans: dict, name: str, dimensions: Sequence[int], trainer: 
     )
 
 
+def check_device_augmentation(plans: dict, name: str) -> None:
+    """Refuse cascades, whose augmentation of the previous segmentation has no form on the device.
+
+    Raises:
+        UnknownConfigurationError, UnsupportedConfigurationError
+    """
+    if configuration_of(plans, name).previous_stage_name is not None:
+        raise UnsupportedConfigurationError(
+            f"{name} of {plans['plans_name']} is the second stage of a cascade, which the device cannot augment. "
+            'Set "augmentation": "nnunet" in the plans block "nnunet_invariance" of this configuration.'
+        )
+
+
 def check_channels(dataset_name: str, dataset_json: dict, least: int, trainer: str) -> None:
     """Refuse data sets with fewer than ``least`` channels.
 

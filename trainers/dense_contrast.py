@@ -63,7 +63,7 @@ class DenseContrastTrainer(AuxiliaryLossTrainer):
         return self.contrast(first, second, valid_mask, labels)
 
     def sample_positions(self, valid_mask: Tensor, size: Sequence[int]) -> Positions:
-        """Sample positions of maps of a spatial size, from voxels (B, 1, *spatial) inside the image, on the CPU."""
+        """Sample positions of maps of a spatial size, from voxels (B, 1, *spatial) inside the image."""
         return sample_positions(valid_mask, size, self.options.num_positions, self.generator)
 
     def build_aux(self, channels: list[int], strides: list[tuple[int, ...]]) -> nn.ModuleDict:

@@ -12,6 +12,7 @@ from torch import distributed as dist
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.augmentation.interventions.base import Domain, coarse_axes, match_statistics
 from nnunet_invariance.augmentation.interventions.slaug import SLAug, saliency_fusion
+from nnunet_invariance.augmentation.on_device import RawPatches
 from nnunet_invariance.augmentation.stored_views import DatasetWithViews, read_index, views_folder
 from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.errors import OptionError
@@ -66,6 +67,11 @@ class ICMSegTrainer(DenseContrastTrainer):
             f"{self.options.views_probability:g}"
         )
         return train, val
+
+    def raw_patches(self) -> RawPatches:
+        """As the base; if there are stored views, all patches have the channels of both views."""
+        stored = self.options.aux and self.options.views_probability > 0
+        return RawPatches(self.num_input_channels if stored else None)
 
     def on_train_start(self) -> None:
         """As the base; warns about CT normalisation."""

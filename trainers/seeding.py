@@ -30,6 +30,7 @@ class Stream(IntEnum):
     CHANNEL_DROPOUT = 4
     UNLABELLED = 5  # batches of unlabelled scans
     STRONG_VIEWS = 6
+    AUGMENTATION = 7  # on the device
 
 
 def mix(*entropy: int) -> int:

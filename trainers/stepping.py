@@ -12,7 +12,7 @@ GRADIENT_NORM = 12  # as in nnU-Net
 
 
 def views_on_device(batch: dict[str, Any], channels: int, device: torch.device) -> dict[str, Any]:
-    """Add ``views`` (on the device) and ``valid_mask`` (on the CPU) to nnU-Net's batch, and move ``target``."""
+    """Add ``views`` (on the device) and ``valid_mask`` (where the batch is) to nnU-Net's batch, and move ``target``."""
     data = batch["data"]
     return {
         **batch,

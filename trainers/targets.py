@@ -40,3 +40,8 @@ def tissue_labels(target: Tensor, manager: LabelManager) -> tuple[Tensor, int]:
     if manager.has_regions:
         return target.sum(1, keepdim=True).long(), target.shape[1] + 1
     return target.long(), max(*manager.all_labels, manager.ignore_label or 0) + 1
+
+
+def labels_of(manager: LabelManager) -> tuple[int, ...]:
+    """All labels that a segmentation of a data set may have, the ignore label included."""
+    return tuple({*map(int, manager.all_labels), *([manager.ignore_label] if manager.has_ignore_label else [])})

@@ -15,7 +15,16 @@ from torch import Tensor
 from nnunet_invariance.errors import UnsupportedConfigurationError
 
 GEOMETRY = (Convert3DTo2DTransform, SpatialTransform, Convert2DTo3DTransform, MirrorTransform)
-PARTS = ("geometry", "intensity", "masking", "labels")
+REMEDY = 'Set "aux": false in the plans block "nnunet_invariance" to train with one view.'
+
+
+class Parts(NamedTuple):
+    """The parts of nnU-Net's training transforms, in this order."""
+
+    geometry: ComposeTransforms
+    intensity: ComposeTransforms
+    masking: ComposeTransforms
+    labels: ComposeTransforms
 
 
 class Views(NamedTuple):
@@ -66,7 +75,9 @@ class MultiView(BasicTransform):
     def __init__(self, pipeline: ComposeTransforms, channels: int | None = None, second: bool = True) -> None:
         super().__init__()
         self.channels = channels
-        self.geometry, self.intensity, self.masking, self.labels = _partition(pipeline)
+        self.views = 2 if second else 1
+        self.parts = partition(pipeline, REMEDY)
+        self.geometry, self.intensity, self.masking, self.labels = self.parts
         nothing = ComposeTransforms([])
         self.view_transforms = (self.intensity, self.intensity if second else nothing, nothing)
 
@@ -85,21 +96,33 @@ class MultiView(BasicTransform):
         return self.labels(**{**sample, "image": torch.cat((*views, valid_mask))})
 
 
-def _partition(pipeline: ComposeTransforms) -> list[ComposeTransforms]:
-    """The four parts, in the order of :data:`PARTS`."""
-    parts: dict[str, list[BasicTransform]] = {part: [] for part in PARTS}
+def partition(pipeline: ComposeTransforms, remedy: str) -> Parts:
+    """Split nnU-Net's training transforms into parts, each in its own order.
+
+    Args:
+        pipeline: the transforms.
+        remedy: last sentence of the error message.
+
+    Raises:
+        UnsupportedConfigurationError: the pipeline has an unknown transform or another order.
+    """
+    parts: dict[str, list[BasicTransform]] = {part: [] for part in Parts._fields}
     reached = 0
     for transform in pipeline.transforms:
-        number = PARTS.index(_part(transform, pipeline))
-        mirrored_early = isinstance(transform, MirrorTransform) and reached < PARTS.index("labels")
+        part = _part(transform)
+        if part is None:
+            reason = "changes neither geometry, intensity nor labels alone"
+            raise _unknown(transform, pipeline, reason, remedy)
+        number = Parts._fields.index(part)
+        mirrored_early = isinstance(transform, MirrorTransform) and reached < Parts._fields.index("labels")
         if number < reached and not mirrored_early:
-            raise _unknown(transform, pipeline, f"comes after the {PARTS[reached]} transforms")
-        parts[PARTS[number]].append(transform)
+            raise _unknown(transform, pipeline, f"comes after the {Parts._fields[reached]} transforms", remedy)
+        parts[part].append(transform)
         reached = max(reached, number)
-    return [ComposeTransforms(parts[part]) for part in PARTS]
+    return Parts(*(ComposeTransforms(transforms) for transforms in parts.values()))
 
 
-def _part(transform: BasicTransform, pipeline: ComposeTransforms) -> str:
+def _part(transform: BasicTransform) -> str | None:
     if isinstance(transform, GEOMETRY):
         return "geometry"
     if isinstance(transform, MaskImageTransform):
@@ -107,16 +130,15 @@ def _part(transform: BasicTransform, pipeline: ComposeTransforms) -> str:
     if isinstance(transform, SegOnlyTransform):
         return "labels"
     inner = transform.transform if isinstance(transform, RandomTransform) else transform
-    if isinstance(inner, ImageOnlyTransform):
-        return "intensity"
-    raise _unknown(transform, pipeline, "changes neither geometry, intensity nor labels alone")
+    return "intensity" if isinstance(inner, ImageOnlyTransform) else None
 
 
-def _unknown(transform: BasicTransform, pipeline: ComposeTransforms, reason: str) -> UnsupportedConfigurationError:
+def _unknown(
+    transform: BasicTransform, pipeline: ComposeTransforms, reason: str, remedy: str
+) -> UnsupportedConfigurationError:
     names = ", ".join(type(getattr(t, "transform", t)).__name__ for t in pipeline.transforms)
     name = type(getattr(transform, "transform", transform)).__name__
     return UnsupportedConfigurationError(
-        f"Two views cannot be made out of this augmentation pipeline: {name} {reason}. Found: {names}. Expected "
-        'nnU-Net\'s own training transforms without a cascade. Set "aux": false in the plans block '
-        '"nnunet_invariance" to train with one view.'
+        f"The augmentation pipeline cannot be split into its parts: {name} {reason}. Found: {names}. Expected "
+        f"nnU-Net's own training transforms without a cascade. {remedy}"
     )

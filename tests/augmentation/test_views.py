@@ -13,35 +13,10 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_invariance.augmentation.views import MultiView, split_views
 from nnunet_invariance.errors import UnsupportedConfigurationError
-
-CASES = {
-    "3d": {"patch": (12, 16, 20), "dummy": False},
-    "2d": {"patch": (24, 20), "dummy": False},
-    "dummy 2d": {"patch": (6, 24, 24), "dummy": True},
-}
-SCALES = {3: [[1, 1, 1], [0.5, 0.5, 0.5]], 2: [[1, 1], [0.5, 0.5]]}
-
-
-def stock(patch, dummy, certain=True, mask=None, **kwargs):
-    """nnU-Net's own pipeline; `certain` makes each of its random transforms happen every time."""
-    limit = np.pi if dummy else np.pi / 6
-    pipeline = nnUNetTrainer.get_training_transforms(
-        patch, (-limit, limit), SCALES[len(patch)], tuple(range(len(patch))), dummy, use_mask_for_norm=mask, **kwargs
-    )
-    if certain:
-        for transform in pipeline.transforms:
-            if isinstance(transform, RandomTransform):
-                transform.apply_probability = 1
-            if isinstance(transform, SpatialTransform):
-                transform.p_rotation = transform.p_scaling = 1
-    for transform in pipeline.transforms:
-        if hasattr(getattr(transform, "transform", None), "benchmark"):
-            transform.transform.benchmark = False  # a timing decides there, which no seed repeats
-    return pipeline
+from tests.helpers.nnunet_pipelines import CASES, stock
 
 
 def sample(patch, channels, seed=0):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_invariance.common.transfers import move_together
+
 
 def contrast_stage(patch_size: Sequence[int], strides: Sequence[Sequence[int]], num_positions: int) -> int:
     """Index of the deepest encoder stage whose map of one patch has at least ``num_positions`` positions.
@@ -54,7 +56,7 @@ def sample_positions(
     torch.Size([2, 5])
 
     Args:
-        valid_mask: (B, 1, *spatial) float, 1 in the image and 0 in padding, on the CPU.
+        valid_mask: (B, 1, *spatial) float, 1 in the image and 0 in padding.
         map_size: spatial size of the feature map.
         num_positions: N; a smaller map gives as many as it has.
         generator: on the CPU.
@@ -62,7 +64,8 @@ def sample_positions(
     """
     inside = F.interpolate(valid_mask, size=tuple(map_size), mode="area").flatten(1) >= 0.5
     allowed = inside.any(0, keepdim=True) if shared else inside
-    order = torch.rand(allowed.shape, generator=generator).masked_fill(~allowed, -1)
+    [drawn] = move_together([torch.rand(allowed.shape, generator=generator)], allowed.device)
+    order = drawn.masked_fill(~allowed, -1)
     indices = order.topk(min(num_positions, order.shape[1]), dim=1).indices.expand(len(inside), -1)
     return Positions(indices, inside.gather(1, indices))
 
