@@ -40,10 +40,11 @@ def state(trainer) -> dict:
     return checkpoint
 
 
-def test_a_continued_run_with_weights_and_workers_is_bit_exact(tiny, monkeypatch, tmp_path):
+@pytest.mark.parametrize("augmentation", ["nnunet", "device"])
+def test_a_continued_run_with_weights_and_workers_is_bit_exact(tiny, monkeypatch, tmp_path, augmentation):
     name = "AliceTrainer_2epochs"
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
-    options = {"seed": 1, "aux_ramp": 0.9, "warmup": 1.0, "frozen_epochs": 1}
+    options = {"augmentation": augmentation, "seed": 1, "aux_ramp": 0.9, "warmup": 1.0, "frozen_epochs": 1}
     weights = write_weights(tiny, tmp_path / "weights.safetensors").path
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(weights))
     straight = make_trainer(tiny, name, **options)
