@@ -31,7 +31,7 @@ class Geometry:
     """Rotation and scaling about the centre of an enlarged patch, cropping, and mirroring.
 
     Attributes:
-        patch_size: size of the result in voxels.
+        patch_size: size of the result in voxels; without axis 0, which keeps its size, if ``in_plane``.
         in_plane: rotate and scale the slices of a 3-D patch, all equally (nnU-Net's dummy 2-D augmentation).
         rotation, p_rotation: range in radians, per axis, and probability.
         scaling, p_scaling: range of the one factor of all axes, and probability; objects shrink above 1.
@@ -55,16 +55,15 @@ class Geometry:
 
     def sample(self, batch: int, input_size: Sequence[int], generator: torch.Generator) -> GeometryDraw:
         """Sample the parameters of a batch of patches of ``input_size`` voxels, on the CPU."""
-        axes = len(self.patch_size) - self.in_plane
+        axes = len(self.patch_size)
         uniform = torch.rand((2 + len(self.mirror_axes), batch), generator=generator)
         rotated, scaled = uniform[0] < self.p_rotation, uniform[1] < self.p_scaling
         angles = sample_scalar(self.rotation, (batch, axes), generator) * rotated[:, None]
         factors = torch.where(scaled, sample_scalar(self.scaling, (batch,), generator), 1.0)
         warped = (rotated | scaled).nonzero()[:, 0]
         matrices = rotations(angles[warped].double()) * factors[warped, None, None]
-        sizes = (size[int(self.in_plane) :] for size in (self.patch_size, input_size))
         mirrored = tuple((row < 0.5).nonzero()[:, 0] for row in uniform[2:])
-        return GeometryDraw(warped, affine(matrices, *sizes), mirrored)
+        return GeometryDraw(warped, affine(matrices, self.patch_size, input_size[-axes:]), mirrored)
 
     def apply(self, image: Tensor, labels: Tensor, draw: GeometryDraw) -> tuple[Tensor, Tensor]:
         """Change enlarged patches (B, C, *larger) and labels (B, 1, *larger); the results have the patch size.
@@ -84,7 +83,7 @@ class Geometry:
         return results[0], results[1]
 
     def _crop(self, x: Tensor) -> Tensor:
-        for axis, size in enumerate(self.patch_size, start=2):
+        for axis, size in enumerate(self.patch_size, start=x.ndim - len(self.patch_size)):
             x = x.narrow(axis, x.shape[axis] // 2 - size // 2, size)
         return x
 
@@ -92,8 +91,7 @@ class Geometry:
         channels = [image.shape[1], labels.shape[1]]
         if self.in_plane:  # slices are channels
             image, labels = image.flatten(1, 2), labels.flatten(1, 2)
-        size = self.patch_size[int(self.in_plane) :]
-        grid = F.affine_grid(theta, [len(theta), 1, *size], align_corners=False)
+        grid = F.affine_grid(theta, [len(theta), 1, *self.patch_size], align_corners=False)
         image = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         labels = warp_labels(labels, grid, self.labels)
         if self.in_plane:

@@ -126,7 +126,7 @@ def test_rotation_and_scaling_equal_nnunets(case, angles, factor, device):
     patch, dummy = CASES[case]["patch"], CASES[case]["dummy"]
     axes = len(patch) - dummy
     result = fixed(case, angles[:axes], factor)(image=image[0].clone(), segmentation=labels[0].clone())
-    geometry = Geometry(patch, dummy, (0.0, 0.0), 1.0, (1.0, 1.0), 1.0, (), (0, 1, 2, 3))
+    geometry = Geometry(patch[dummy:], dummy, (0.0, 0.0), 1.0, (1.0, 1.0), 1.0, (), (0, 1, 2, 3))
     matrices = rotations(torch.tensor([angles[:axes]], dtype=torch.float64)) * factor
     theta = affine(matrices, patch[dummy:], image.shape[2 + dummy :])
     draw = GeometryDraw(torch.tensor([0]), theta, ())
@@ -158,7 +158,7 @@ def test_without_a_map_the_centre_is_cut_out_and_mirrored(case, device):
     image, labels = enlarged(case, 2)
     patch, dummy = CASES[case]["patch"], CASES[case]["dummy"]
     axes = tuple(range(len(patch)))
-    geometry = Geometry(patch, dummy, (0.0, 0.0), 0.0, (1.0, 1.0), 0.0, axes, (0, 1, 2, 3))
+    geometry = Geometry(patch[dummy:], dummy, (0.0, 0.0), 0.0, (1.0, 1.0), 0.0, axes, (0, 1, 2, 3))
     result = fixed(case, (0,) * 3, 1.0)
     spatial = next(t for t in result.transforms if hasattr(t, "p_rotation"))
     spatial.p_rotation = spatial.p_scaling = 0
