@@ -7,7 +7,12 @@ READY := $(VENV)/.ready
 # the processes that the tests start do not compile the package again.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install test test-fast test-all coverage types docs demo lint format wheel dist
+# Acceptance run on a GPU. WHEELS holds the packages for a machine without network; PYTHON is the interpreter that runs it there.
+WHEELS := wheels
+GPU_PYTHON_VERSION ?= 3.12
+GPU := $(if $(wildcard $(WHEELS)/*.whl),.gpu/bin,$(BIN))
+
+.PHONY: help install test test-fast test-all coverage types docs demo lint format wheel dist gpu gpu-wheels gpu-weights
 
 help:
 	@echo "make test        every test except the slow ones"
@@ -19,6 +24,9 @@ help:
 	@echo "make demo        one method end to end on generated data; writes demo/"
 	@echo "make dist        source distribution and wheel, checked for the package index"
 	@echo "make lint | format | wheel"
+	@echo "make gpu         acceptance run on a GPU, below eight minutes; writes benchmarks/results/gpu.json"
+	@echo "make gpu-wheels  download the packages that make gpu installs on a machine without network"
+	@echo "make gpu-weights eight minutes of pre-training for the default weights; continues at the next call"
 
 install: $(READY)
 
@@ -67,3 +75,22 @@ dist: $(READY)
 wheel: $(READY)
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# PyTorch and the other large packages come from the interpreter, unless they were downloaded too.
+.gpu/.ready: $(wildcard $(WHEELS)/*.whl)
+	$(PYTHON) -m venv --system-site-packages .gpu
+	.gpu/bin/python -m pip install --quiet --no-index --no-deps $(WHEELS)/*.whl
+	@touch $@
+
+gpu: $(if $(wildcard $(WHEELS)/*.whl),.gpu/.ready,$(READY))
+	$(GPU)/python -m benchmarks.gpu.acceptance; status=$$?; $(GPU)/python -m benchmarks.gpu.report && exit $$status
+
+# GPU_WHEELS=all also downloads PyTorch for CUDA and everything else, about 3 GB.
+gpu-wheels: $(READY)
+	mkdir -p $(WHEELS)
+	$(BIN)/python -m pip download --dest $(WHEELS) --only-binary :all: --implementation cp \
+		--python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any \
+		$(if $(filter all,$(GPU_WHEELS)),nnunetv2 safetensors tqdm pytest,--no-deps -r benchmarks/gpu/requirements.txt)
+
+gpu-weights: $(if $(wildcard $(WHEELS)/*.whl),.gpu/.ready,$(READY))
+	$(GPU)/python -m benchmarks.gpu.weights --out build/gpu-weights

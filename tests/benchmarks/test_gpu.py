@@ -1,0 +1,145 @@
+"""The acceptance run: every phase on a CPU at tiny size, the runner's limits, and the pages that it writes."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import acceptance, report
+from benchmarks.gpu.context import TINY, Context
+from benchmarks.gpu.goals import GOALS
+from benchmarks.gpu.phases import PHASES
+from nnunet_invariance.common.json_files import read_json
+
+#: The phase that starts pytest takes a process of its own.
+PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] if name == "contracts" else []) for name in PHASES]
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """One folder for all phases."""
+    return Context(torch.device("cpu"), TINY, tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_phase_runs_on_a_cpu_and_gives_the_numbers_of_its_goals(name, context, monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA", "nnUNet_compile"):
+        monkeypatch.setenv(variable, "")  # so that the values that the phase sets are undone
+    result = json.loads(json.dumps(PHASES[name].run(context)))
+    assert result
+    values = {goal.text: goal.is_met(goal.value(result)) for goal in GOALS if goal.phase == name}
+    certain = {"data", "trainers", "resume", "evaluation", "prediction", "recovery", "contracts"}
+    assert name not in certain or all(values.values())
+
+
+def test_every_goal_belongs_to_a_phase_and_the_limits_fit_into_eight_minutes():
+    assert {goal.phase for goal in GOALS} == set(PHASES) - {"data"}
+    assert sum(phase.seconds for phase in PHASES.values()) < 11 * 60  # limits, not durations; the run has a deadline
+
+
+# ---- the runner ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> argparse.Namespace:
+    """Arguments of a run on a CPU."""
+    return argparse.Namespace(
+        device="cpu", size="tiny", work=tmp_path / "work", out=tmp_path / "new" / "gpu.json", deadline=100.0
+    )
+
+
+def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Replace the Python of the phases by a shell script."""
+    file = tmp_path / "python"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setattr(acceptance.sys, "executable", str(file))
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "status", "key"),
+    [
+        ('echo \'{"all_passed": true}\' > "$6"', 60, "passed", "result"),
+        ("echo broken; exit 3", 60, "failed", "error"),
+        ("echo slow; exec sleep 60", 0.3, "exceeded its limit", "error"),
+    ],
+)
+def test_a_phase_that_fails_or_takes_too_long_does_not_stop_the_run(
+    script, seconds, status, key, arguments, tmp_path, monkeypatch
+):
+    arguments.work.mkdir()
+    interpreter(tmp_path, monkeypatch, script)
+    found = acceptance.run_apart("recovery", seconds, arguments)
+    assert found["status"] == status
+    assert found["seconds"] < 10
+    assert found[key] == {"result": {"all_passed": True}, "error": script.split(";")[0].removeprefix("echo ")}[key]
+
+
+def test_results_are_added_and_the_deadline_is_kept(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(acceptance, "run_apart", lambda name, seconds, _: {"status": "passed", "seconds": seconds})
+    assert acceptance.run_all(["synthesis"], arguments)
+    arguments.deadline = 1.0
+    assert not acceptance.run_all(["recovery"], arguments)
+    phases = read_json(arguments.out)["phases"]
+    assert phases["synthesis"]["status"] == "passed"
+    assert phases["recovery"]["status"] == "not run: no time was left"
+    assert phases["synthesis"]["environment"]["torch"] == torch.__version__
+    assert phases["synthesis"]["device_type"] == "cpu"
+    assert "synthesis: passed" in capsys.readouterr().out
+
+
+# ---- the pages -------------------------------------------------------------------------------------------------------
+
+
+def phase(result: dict | None = None, status: str = "passed", **changes) -> dict:
+    """A phase in the JSON of a run on a GPU."""
+    machine = {"device": "NVIDIA Test", "cores": 16, "torch": "2.0", "nnunetv2": "2.8", "python": "3.12"}
+    measured = {"status": status, "seconds": 3.0, "size": "full", "device_type": "cuda", "environment": machine}
+    return {**measured, **({} if result is None else {"result": result}), **changes}
+
+
+def test_the_pages_of_the_repository_show_the_stored_run():
+    content = read_json(acceptance.RESULT, default={})
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(content)
+    readme = report.README.read_text(encoding="utf-8")
+    assert readme == report.with_entries(readme, content)
+    assert len(report.ENTRY.findall(readme)) == 3
+
+
+def test_nothing_counts_that_did_not_run_on_a_gpu_at_full_size():
+    good = {"pairs_per_second": {}, "best": 200.0}
+    for other in ({"device_type": "cpu"}, {"size": "tiny"}):
+        page = report.page({"phases": {"synthesis": phase(good, **other)}})
+        assert page == report.page({})
+        assert "CUDA: not run yet." in page
+    assert "| synthetic pairs of 128^3 voxels per second | at least 100 | not run yet | not run yet |" in page
+
+
+def test_numbers_are_compared_with_their_goals():
+    content = {
+        "phases": {
+            "synthesis": phase({"best": 99.0}),
+            "recovery": phase({"all_passed": True}),
+            "evaluation": phase({"all_finite": False}),
+            "contracts": phase(status="failed", error="..."),
+        }
+    }
+    page = report.page(content)
+    assert "| synthetic pairs of 128^3 voxels per second | at least 100 | 99 | missed |" in page
+    assert "| broken steps and short memory are survived | yes | yes | met |" in page
+    assert "| the held-out evaluation is finite in every precision | yes | no | missed |" in page
+    assert "| contract tests that fail | at most 0 | not run yet | not run yet |" in page
+    assert "failed, 3.0 s |" in page
+    assert "- NVIDIA Test, 16 cores, PyTorch 2.0" in page
+
+
+def test_the_table_of_devices_needs_every_phase_of_an_entry():
+    line = "a <!-- gpu trainers -->not run yet<!-- /gpu --> b"
+    names = report.ENTRIES["trainers"]
+    phases = {name: phase() for name in names}
+    assert report.with_entries(line, {"phases": phases}) == line.replace("not run yet", "tested on NVIDIA Test")
+    broken = {**phases, names[0]: phase(status="failed")}
+    assert report.with_entries(line, {"phases": broken}) == line.replace("not run yet", "fails")
+    assert report.with_entries(line, {"phases": dict(list(phases.items())[1:])}) == line
