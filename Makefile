@@ -85,12 +85,17 @@ wheel: $(READY)
 gpu: $(if $(wildcard $(WHEELS)/*.whl),.gpu/.ready,$(READY))
 	$(GPU)/python -m benchmarks.gpu.acceptance; status=$$?; $(GPU)/python -m benchmarks.gpu.report && exit $$status
 
-# GPU_WHEELS=all also downloads PyTorch for CUDA and everything else, about 3 GB.
+# Packages beside PyTorch, NumPy and the like, for the Python version of the GPU's machine; GPU_WHEELS=all downloads everything,
+# about 3 GB, for the interpreter that runs this.
 gpu-wheels: $(READY)
 	mkdir -p $(WHEELS)
-	$(BIN)/python -m pip download --dest $(WHEELS) --only-binary :all: --implementation cp \
-		--python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any \
-		$(if $(filter all,$(GPU_WHEELS)),nnunetv2 safetensors tqdm pytest,--no-deps -r benchmarks/gpu/requirements.txt)
+ifeq ($(GPU_WHEELS),all)
+	$(BIN)/python -m pip wheel --wheel-dir $(WHEELS) ".[test]"
+else
+	$(BIN)/python -m pip download --dest $(WHEELS) --no-deps --only-binary :all: --python-version $(GPU_PYTHON_VERSION) \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -r benchmarks/gpu/requirements/compiled.txt
+	$(BIN)/python -m pip wheel --wheel-dir $(WHEELS) --no-deps -r benchmarks/gpu/requirements/pure.txt
+endif
 
 gpu-weights: $(if $(wildcard $(WHEELS)/*.whl),.gpu/.ready,$(READY))
 	$(GPU)/python -m benchmarks.gpu.weights --out build/gpu-weights

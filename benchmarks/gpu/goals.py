@@ -12,13 +12,13 @@ class Goal:
     Attributes:
         phase: name of the phase.
         path: keys of the number in the phase's result.
-        limit: the limit; ``at_most`` says on which side of it the number must be.
+        limit: the limit; ``at_most`` says on which side of it the number must be. True: the value must be true.
         text: what the number is.
     """
 
     phase: str
     path: tuple[str, ...]
-    limit: float
+    limit: float | bool
     text: str
     at_most: bool = True
 
@@ -31,11 +31,22 @@ class Goal:
 
     def is_met(self, value: float) -> bool:
         """Whether a number is on the right side of the limit."""
+        if self.limit is True:
+            return value == 1
         return value <= self.limit if self.at_most else value >= self.limit
+
+    @property
+    def limit_text(self) -> str:
+        """The limit in words."""
+        return "yes" if self.limit is True else f"{'at most' if self.at_most else 'at least'} {self.limit:g}"
+
+    def value_text(self, value: float) -> str:
+        """A measured value in words."""
+        return ("yes" if value else "no") if self.limit is True else f"{value:.3g}"
 
 
 GOALS = (
-    Goal("trainers", ("all_finite",), 1, "every trainer has finite losses", at_most=False),
+    Goal("trainers", ("all_finite",), True, "every trainer has finite losses"),
     Goal("training_step", ("ratio", "without auxiliary losses"), 1.03, "step without auxiliary losses / nnUNetTrainer"),
     Goal("training_step", ("ratio", "two views"), 1.5, "step with two views / nnUNetTrainer"),
     Goal("compiled_step", ("ratio", "without auxiliary losses"), 1.03, "the same without auxiliary losses, compiled"),
@@ -52,8 +63,8 @@ GOALS = (
     ),
     Goal("precision", ("largest_difference",), 0.02, "loss in lower precision, relative difference to float32"),
     Goal("resume", ("relative_difference",), 0.02, "loss of a continued run, relative difference"),
-    Goal("evaluation", ("all_finite",), 1, "the held-out evaluation is finite in every precision", at_most=False),
+    Goal("evaluation", ("all_finite",), True, "the held-out evaluation is finite in every precision"),
     Goal("prediction", ("same_labels",), 0.999, "voxels that CPU and GPU label equally", at_most=False),
-    Goal("recovery", ("all_passed",), 1, "broken steps and short memory are survived", at_most=False),
+    Goal("recovery", ("all_passed",), True, "broken steps and short memory are survived"),
     Goal("contracts", ("failed",), 0, "contract tests that fail"),
 )  # fmt: skip

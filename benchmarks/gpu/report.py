@@ -29,8 +29,8 @@ ENTRY = re.compile(r"<!-- gpu (\S+) -->.*?<!-- /gpu -->")
 INTRODUCTION = """# Acceptance run on a GPU
 
 `make gpu` measures what only a GPU can show, in less than eight minutes on one H100 with 16 cores and without network.
-`python -m benchmarks.gpu.report` writes this page from
-`benchmarks/results/gpu.json`. A number that is {not_run} has not been measured on CUDA.
+`python -m benchmarks.gpu.report` writes this page from `benchmarks/results/gpu.json`. A number that is "not run yet" has not been
+measured on CUDA.
 
 `make gpu-wheels` downloads the Python packages for a machine without network into `wheels/`, and `make gpu` installs
 them from there. Every phase is a process of its own with a time limit, and runs alone with
@@ -56,17 +56,12 @@ def page(content: Mapping[str, Any]) -> str:
         result = phases.get(goal.phase, {}).get("result")
         value = None if result is None else goal.value(result)
         outcome = NOT_RUN if value is None else "met" if goal.is_met(value) else "missed"
-        limit = f"{'at most' if goal.at_most else 'at least'} {goal.limit:g}"
-        goals.append([goal.text, limit, NOT_RUN if value is None else f"{value:.3g}", outcome])
+        goals.append([goal.text, goal.limit_text, NOT_RUN if value is None else goal.value_text(value), outcome])
     for name, phase in PHASES.items():
         found = phases.get(name)
         status = NOT_RUN if found is None else f"{found['status']}, {found['seconds']} s"
         rows.append([f"`{name}`", phase.shows, f"{phase.seconds} s", status])
-    parts = [
-        INTRODUCTION.format(not_run=f'"{NOT_RUN}"'),
-        "## Goals\n",
-        markdown(["number", "goal", "measured", ""], goals),
-    ]
+    parts = [INTRODUCTION, "## Goals\n", markdown(["number", "goal", "measured", ""], goals)]
     parts += ["\n## Phases\n", markdown(["phase", "what it shows", "limit", "last run"], rows)]
     parts += ["\n## Machine\n", _machines(phases)]
     return "\n".join(parts) + "\n"
