@@ -29,8 +29,8 @@ ENTRY = re.compile(r"<!-- gpu (\S+) -->.*?<!-- /gpu -->")
 INTRODUCTION = """# Acceptance run on a GPU
 
 `make gpu` measures what only a GPU can show, in less than eight minutes on one H100 with 16 cores and without network.
-`python -m benchmarks.gpu.report` writes this page from `benchmarks/results/gpu.json`. A number that is "not run yet" has not been
-measured on CUDA.
+`python -m benchmarks.gpu.report` writes this page from `benchmarks/results/gpu.json`. Where it says "not run yet",
+nothing was measured on CUDA.
 
 `make gpu-wheels` downloads the Python packages for a machine without network into `wheels/`, and `make gpu` installs
 them from there. Every phase is a process of its own with a time limit, and runs alone with
