@@ -107,12 +107,13 @@ class DeviceAugmentation:
         data = self._joined(image, labels, channels) if self.views else image
         self._change(data, draw, channels)
         outside = labels < 0
-        for view in range(data.shape[1] // channels):  # the valid mask is no view
+        copies = 3 if self.views else 1  # both views and the clean view
+        for view in range(copies):
             for channel in self.masked_channels:
                 data[:, view * channels + channel].masked_fill_(outside[:, 0], 0)
         if present is not None:
-            kept = present.repeat(1, data.shape[1] // channels)
-            data[:, : kept.shape[1]].mul_(over_maps(kept, data))
+            missing = over_maps(~present.repeat(1, copies), data)
+            data[:, : copies * channels].masked_fill_(missing, 0)
         return data, self.targets(labels)
 
     def _joined(self, image: Tensor, labels: Tensor, channels: int) -> Tensor:

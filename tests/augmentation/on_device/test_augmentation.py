@@ -220,6 +220,10 @@ def test_missing_channels_stay_zero(device):
         assert (view[0, 1] == 0).all()
         assert all(view[index].std() > 0 for index in ((0, 0), (1, 0), (1, 1)))
     assert views.valid_mask[0].any()
+    image, labels = batch_for("3d", 1, device=device)
+    alone = split_views(form(torch.ones_like(image), labels, generator())[0], 1)
+    assert not alone.first.any()
+    assert alone.valid_mask.any()
 
 
 class Waits(TorchDispatchMode):
