@@ -22,12 +22,12 @@ class Goal:
     text: str
     at_most: bool = True
 
-    def value(self, result: Mapping[str, Any]) -> float:
-        """The number in the result of the phase."""
+    def value(self, result: Mapping[str, Any]) -> float | None:
+        """The number in the result of the phase; None if the device cannot give it."""
         found: Any = result
         for key in self.path:
             found = found[key]
-        return float(found)
+        return None if found is None else float(found)
 
     def is_met(self, value: float) -> bool:
         """Whether a number is on the right side of the limit."""

@@ -13,6 +13,8 @@ from benchmarks.gpu.goals import GOALS
 from benchmarks.gpu.phases import PHASES
 from nnunet_invariance.common.json_files import read_json
 
+#: Phases whose goals a CPU meets at any size.
+CERTAIN = {"trainers", "resume", "evaluation", "prediction", "recovery", "contracts"}
 #: The phase that starts pytest takes a process of its own.
 PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] if name == "contracts" else []) for name in PHASES]
 
@@ -29,9 +31,9 @@ def test_a_phase_runs_on_a_cpu_and_gives_the_numbers_of_its_goals(name, context,
         monkeypatch.setenv(variable, "")  # so that the values that the phase sets are undone
     result = json.loads(json.dumps(PHASES[name].run(context)))
     assert result
-    values = {goal.text: goal.is_met(goal.value(result)) for goal in GOALS if goal.phase == name}
-    certain = {"data", "trainers", "resume", "evaluation", "prediction", "recovery", "contracts"}
-    assert name not in certain or all(values.values())
+    for goal in GOALS:
+        if goal.phase == name and (value := goal.value(result)) is not None and name in CERTAIN:
+            assert goal.is_met(value), goal.text
 
 
 def test_every_goal_belongs_to_a_phase_and_the_limits_fit_into_eight_minutes():
