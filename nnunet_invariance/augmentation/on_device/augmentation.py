@@ -43,7 +43,7 @@ class Draw(NamedTuple):
 class DeviceAugmentation:
     """Geometry, intensities, masking and targets of nnU-Net's training, for all samples of a batch at once.
 
-    :func:`~nnunet_invariance.augmentation.on_device.device_form` makes it from nnU-Net's own pipeline.
+    ``device_form`` makes it from nnU-Net's own pipeline.
 
     Attributes:
         geometry: one geometry per sample, shared by its views.
