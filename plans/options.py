@@ -301,7 +301,7 @@ class AnatomixTrainerOptions(DenseContrastOptions):
 
 @dataclass(frozen=True)
 class PUIRTrainerOptions(AuxiliaryLossOptions):
-    """Options of PUIRTrainer; ``aux_weight`` multiplies the three weights, and modalities are dropped without them too.
+    """Options of PUIRTrainer; ``aux_weight`` multiplies the four weights, and modalities are dropped without them too.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
@@ -314,8 +314,16 @@ class PUIRTrainerOptions(AuxiliaryLossOptions):
         "spatial", "channel", doc="Tokens that attend to the prior; the same as in pre-training."
     )
     prior: int = count(64, 1, doc='Number of entries of the prior for "spatial" tokens; the same as in pre-training.')
+    stem: Literal["shared", "own"] = choice(
+        "shared",
+        "own",
+        doc="What is in front of the shared encoder: nothing, or a few filters of each modality; as in pre-training.",
+    )
     modality_dropout: float = number(
         0.5, 0.0, 1.0, doc="Fraction of the samples that are segmented from a random subset of their modalities."
+    )
+    dropout_ramp: float = number(
+        0.3, 0.0, 1.0, doc="Fraction of the run over which `modality_dropout` rises linearly from 0."
     )
     weight_invariance: float = number(
         1.0, 0.0, 100.0, doc="Weight of the invariance between modalities; 0 switches the loss off."
@@ -325,6 +333,12 @@ class PUIRTrainerOptions(AuxiliaryLossOptions):
     )
     weight_decomposition: float = number(
         1.0, 0.0, 100.0, doc="Weight of the reconstruction of all modalities; 0 switches the loss off."
+    )
+    weight_distillation: float = number(
+        1.0,
+        0.0,
+        100.0,
+        doc="Weight of the divergence from the segmentation of all modalities to that of the subset; 0 switches it off.",
     )
     equivariance_probability: float = number(
         0.25, 0.0, 1.0, low_excluded=True, doc="Fraction of the steps with an additional pass for the equivariance."

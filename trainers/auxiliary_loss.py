@@ -131,10 +131,14 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
         return self.options.aux
 
     @property
+    def progress(self) -> float:
+        """Fraction of the run before this step, in [0, 1)."""
+        return (self.current_epoch + self.step_in_epoch / self.num_iterations_per_epoch) / self.num_epochs
+
+    @property
     def aux_weight(self) -> float:
         """Weight of the auxiliary losses in this step, after the ramp."""
-        epochs_done = self.current_epoch + self.step_in_epoch / self.num_iterations_per_epoch
-        return self.options.aux_weight * ramp(epochs_done / self.num_epochs, self.options.aux_ramp)
+        return self.options.aux_weight * ramp(self.progress, self.options.aux_ramp)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolySchedule]:
         """Build the auxiliary modules, the same on all ranks, then the optimiser."""

@@ -16,14 +16,16 @@ from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.losses.decomposition import DecompositionLoss
 from nnunet_invariance.losses.equivariance import OutputEquivarianceLoss
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
+from nnunet_invariance.losses.subset_distillation import SubsetDistillationLoss
 from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
-from nnunet_invariance.networks.architectures.puir import PUIRNet, gigabytes
+from nnunet_invariance.networks.architectures.puir import Estimates, PUIRNet, gigabytes
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides
 from nnunet_invariance.networks.presence import present_channels
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import PUIRTrainerOptions
 from nnunet_invariance.trainers.auxiliary_loss import AuxiliaryLossTrainer
+from nnunet_invariance.trainers.schedule import ramp
 from nnunet_invariance.trainers.seeding import Stream, mix
 from nnunet_invariance.trainers.targets import finest
 from nnunet_invariance.weights.checkpoint import Checkpoint
@@ -35,11 +37,12 @@ MEMORY_FRACTION = 0.9  # of the device's memory that training may use
 class PUIRTrainer(AuxiliaryLossTrainer):
     r"""One encoder for all modalities, trained on random subsets of them.
 
-    .. math:: L = L_{seg} + \lambda (w_i L_{inv} + w_e L_{equ} + w_d L_{dec})
+    .. math:: L = L_{seg} + \lambda (w_i L_{inv} + w_e L_{equ} + w_d L_{dec} + w_s L_{dist})
 
     L_inv: invariance between the estimates of all modalities of a case. L_equ: equivariance of the segmentation under
-    the symmetries of the patch. L_dec: reconstruction of all modalities, dropped ones too, from X_h. The network is
-    :class:`PUIRNet` with the stages of stock plans. A missing modality is an image of zeros in its channel.
+    the symmetries of the patch. L_dec: reconstruction of all modalities, dropped ones too, from X_h. L_dist: divergence
+    from the segmentation of all modalities to that of the subset. The network is :class:`PUIRNet` with the stages of
+    stock plans. A missing modality is an image of zeros in its channel.
 
     Raises:
         UnsupportedConfigurationError: fewer than two channels, a cascade, 2-D plans, or a network of another kind.
@@ -88,7 +91,7 @@ class PUIRTrainer(AuxiliaryLossTrainer):
                 f"The plans {plans_manager.plans_name} name the network {kind}; PUIRTrainer supports PlainConvUNet and "
                 "ResidualEncoderUNet. Plan with nnU-Net's default or a ResEnc planner."
             )
-        network = PUIRNet(planned, configuration_manager.patch_size, options.tokens, options.prior)
+        network = PUIRNet(planned, configuration_manager.patch_size, options.tokens, options.prior, options.stem)
         decoder: Any = network.decoder
         decoder.deep_supervision = enable_deep_supervision
         return network
@@ -97,12 +100,12 @@ class PUIRTrainer(AuxiliaryLossTrainer):
         """Everything that is pre-trained; weight decay would erase the prior and the tables of modalities."""
         named = dict(self.plain_network.named_parameters())
         shared = {name: p for name, p in named.items() if name.startswith(("encoder.", *PUIRNet.shared))}
-        undecayed = [name for name in shared if name.endswith((".prior", PUIRNet.table))]
+        undecayed = [name for name in shared if name.endswith((".prior", *PUIRNet.tables))]
         return [p for name, p in shared.items() if name not in undecayed], [shared[name] for name in undecayed]
 
     def adapt_weights(self, checkpoint: Checkpoint) -> Checkpoint:
         """Match the tables of modalities to this data set's channels by name."""
-        return in_channel_order(checkpoint, self.channel_names, PUIRNet.table)
+        return in_channel_order(checkpoint, self.channel_names, PUIRNet.tables)
 
     def build_aux(self, channels: list[int], strides: list[tuple[int, ...]]) -> nn.ModuleDict:
         """Build the decoder that reconstructs all modalities."""
@@ -154,7 +157,8 @@ class PUIRTrainer(AuxiliaryLossTrainer):
         """Segmentation from a random subset of the modalities, and all auxiliary losses except equivariance."""
         image, clean, valid_mask = batch["views"].first, batch["views"].clean, batch["views"].valid_mask > 0
         available = present_channels(image)
-        kept = drop_modalities(available, self.options.modality_dropout, self.generator)
+        probability = self.options.modality_dropout * ramp(self.progress, self.options.dropout_ramp)
+        kept = drop_modalities(available, probability, self.generator)
         logits, estimates, profile = self.network(image, kept, True)
         losses = {}
         if self.own_weight("invariance"):
@@ -164,6 +168,8 @@ class PUIRTrainer(AuxiliaryLossTrainer):
             losses["decomposition"] = self.decomposition(
                 rebuilt, clean, available, valid_mask, kept.any(1, keepdim=True)
             )
+        if self.own_weight("distillation"):
+            losses["distillation"] = self.distillation(finest(logits), estimates, available, kept)
         batch["segmented"] = (image, kept, finest(logits).detach())
         return self.loss(logits, batch["target"]), losses
 
@@ -172,6 +178,24 @@ class PUIRTrainer(AuxiliaryLossTrainer):
         if not self.own_weight("equivariance"):
             return {}
         return {"equivariance": self.equivariance(*batch["segmented"])}
+
+    def distillation(self, logits: Tensor, estimates: Estimates, available: Tensor, kept: Tensor) -> Tensor:
+        """Distillation from the segmentation of all modalities; 0 if no sample lacks one of its modalities.
+
+        The encoder has seen all modalities already, so the additional cost is a pass of the decoder without gradient.
+
+        Args:
+            logits: (B, K, *spatial) segmentation from the modalities that are kept.
+            available, kept: (B, M) bool.
+        """
+        lacking = (available & ~kept).any(1)
+        if not lacking.any():
+            return logits.new_zeros(())
+        network = self.plain_network
+        with torch.no_grad():
+            everything = estimates._replace(present=available | ~available.any(1, keepdim=True))
+            reference = finest(network.decoder(network.fuse(everything)))
+        return SubsetDistillationLoss(multilabel=self.label_manager.has_regions)(logits, reference, lacking)
 
     def equivariance(self, image: Tensor, kept: Tensor, logits: Tensor) -> Tensor:
         """Equivariance loss in a random fraction of the steps, scaled by its inverse; 0 in the other steps.

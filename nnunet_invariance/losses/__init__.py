@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss as MaskedReconstructionLoss
     from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss as ModalityInvarianceLoss
     from nnunet_invariance.losses.self_distillation import SelfDistillationLoss as SelfDistillationLoss
+    from nnunet_invariance.losses.subset_distillation import SubsetDistillationLoss as SubsetDistillationLoss
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -37,5 +38,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "masked_reconstruction": ("MaskedReconstructionLoss",),
         "modality_invariance": ("ModalityInvarianceLoss",),
         "self_distillation": ("SelfDistillationLoss",),
+        "subset_distillation": ("SubsetDistillationLoss",),
     },
 )

@@ -123,7 +123,7 @@ def load_translator(
         )
     options = loaded.metadata["options"]
     architecture = Architecture.from_plans(before[1], len(channels), len(channels))
-    network = PUIRNet(architecture, planned.patch_size, options["tokens"], options["prior"])
+    network = PUIRNet(architecture, planned.patch_size, options["tokens"], options["prior"], options["stem"])
     restore_module(network, loaded.section("network"))
     return ModalityTranslator(planned, network.to(device).eval(), read_intensities(path.parent), torch.device(device))
 

@@ -239,6 +239,23 @@ class TestMultilabelOutputEquivarianceLoss(TestOutputEquivarianceLoss):
     options: ClassVar = {"multilabel": True}
 
 
+class TestSubsetDistillationLoss(LossContract):
+    loss_class = losses.SubsetDistillationLoss
+    differentiable = ("outputs",)
+
+    def inputs(self):
+        outputs, reference = (random(BATCH, CHANNELS, *SIZE, seed=seed) for seed in (0, 1))
+        return {"outputs": outputs, "reference": reference, "valid_mask": torch.tensor([True, False, True, True])}
+
+    def disturbed(self, inputs):
+        valid = inputs["valid_mask"].view(-1, *[1] * 4)
+        return {**inputs, **{name: other_values(inputs[name], valid) for name in ("outputs", "reference")}}
+
+
+class TestMultilabelSubsetDistillationLoss(TestSubsetDistillationLoss):
+    options: ClassVar = {"multilabel": True}
+
+
 class TestConsistencyLoss(LossContract):
     loss_class = losses.ConsistencyLoss
     differentiable = ("first", "second")

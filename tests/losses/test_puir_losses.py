@@ -10,6 +10,7 @@ from nnunet_invariance.losses.decomposition import DecompositionLoss, foreground
 from nnunet_invariance.losses.equivariance import FeatureEquivarianceLoss, OutputEquivarianceLoss
 from nnunet_invariance.losses.individual_contrast import IndividualContrast
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
+from nnunet_invariance.losses.subset_distillation import SubsetDistillationLoss
 
 PRESENT = torch.tensor([[True, True, False, True], [False, True, False, False], [True, False, True, False]])
 
@@ -127,6 +128,20 @@ def test_equivariance_losses():
         means.append(sum(one) / len(one))
     assert FeatureEquivarianceLoss()(x, y, PRESENT).item() == pytest.approx(float(sum(means) / 3))
     assert FeatureEquivarianceLoss()(x, 3 * x, PRESENT).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_distillation_from_all_modalities_is_the_divergence_of_the_samples_that_lack_one():
+    full, subset = torch.randn(3, 4, 2, 2, 2).requires_grad_(), torch.randn(3, 4, 2, 2, 2)
+    lacking = torch.tensor([True, False, True])
+    classes = [torch.distributions.Categorical(logits=x.detach().movedim(1, -1)) for x in (full, subset)]
+    expected = torch.distributions.kl_divergence(*classes).flatten(1).mean(1)[lacking].sum() / 3
+    loss = SubsetDistillationLoss()(subset, full, lacking)
+    torch.testing.assert_close(loss, expected)
+    assert not loss.requires_grad  # the target gets no gradient
+    assert SubsetDistillationLoss()(full, full, lacking).item() == 0
+    regions = [torch.distributions.Bernoulli(logits=x.detach()) for x in (full, subset)]
+    expected = torch.distributions.kl_divergence(*regions).flatten(1).mean(1)[lacking].sum() / 3
+    torch.testing.assert_close(SubsetDistillationLoss(multilabel=True)(subset, full, lacking), expected)
 
 
 def test_contrast_equals_the_slow_loop():

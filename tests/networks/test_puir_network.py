@@ -1,5 +1,7 @@
 """PUIRNet: missing modalities have no influence; gates, prior, presence, memory estimate and parameter names."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from nnunetv2.preprocessing.normalization import default_normalization_schemes
 
 from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
 from nnunet_invariance.networks.architectures.fusion import GatedFusion
+from nnunet_invariance.networks.architectures.modality_stem import ModalityStem
 from nnunet_invariance.networks.architectures.prior import PriorAttention
 from nnunet_invariance.networks.architectures.puir import PUIRNet, gigabytes
 from nnunet_invariance.networks.planned import unique_tensors
@@ -59,11 +62,9 @@ def test_without_present_modalities_the_output_is_finite_and_constant():
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_gates_are_initially_uniform_and_a_softmax_over_present_modalities():
+def test_gates_are_a_softmax_over_present_modalities():
     maps, present = torch.randn(2, 3, 4, 2, 2, 2), torch.tensor([[True, False, True], [True, True, True]])
     fusion = GatedFusion(torch.nn.Conv3d, 4, 3)
-    expected = torch.stack([maps[0, [0, 2]].mean(0), maps[1].mean(0)])
-    torch.testing.assert_close(fusion(maps, present), expected)
     torch.nn.init.normal_(fusion.score.weight)
     torch.nn.init.normal_(fusion.modality)
     fused, weight = fusion(maps, present), fusion.score.weight.flatten()
@@ -72,6 +73,51 @@ def test_gates_are_initially_uniform_and_a_softmax_over_present_modalities():
         logits = torch.stack([weight @ maps[(b, i, slice(None), *v)] + fusion.modality[i, f] for i in who])
         one = sum(g * maps[(b, i, f, *v)] for g, i in zip(logits.softmax(0), who, strict=True))
         torch.testing.assert_close(fused[(b, f, *v)], one)
+
+
+def test_each_channel_initially_prefers_one_modality_and_the_others_share_its_weight_where_it_is_missing():
+    fusion, maps = GatedFusion(torch.nn.Conv3d, 6, 3), torch.randn(1, 3, 6, 2, 2, 2)
+    fused = {k: fusion(maps, torch.tensor([k]))[0] for k in [(True, True, True), (False, True, True)]}
+    for f in range(6):
+        for kept, found in fused.items():
+            weights = [math.exp(4.0 * (f % 3 == i)) * kept[i] for i in range(3)]
+            one = sum(w * maps[0, i, f] for i, w in enumerate(weights)) / sum(weights)
+            torch.testing.assert_close(found[f], one)
+
+
+def test_exchanged_modalities_initially_change_the_output():
+    """With uniform gates the network could not tell who is who, and would first have to learn it."""
+    torch.manual_seed(0)
+    net, x = PUIRNet(architecture(channels=3), PATCH, length=5), torch.randn(1, 3, *PATCH)
+    outputs = [net(x), net(x[:, [1, 2, 0]])]
+    assert (outputs[0] - outputs[1]).abs().mean() > 0.1 * outputs[0].std()
+    for fusion in net.fusions:
+        torch.nn.init.zeros_(fusion.modality)
+    torch.testing.assert_close(net(x), net(x[:, [1, 2, 0]]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stem_of_each_modality_is_a_residual_and_leaves_missing_ones_empty():
+    stem, x = ModalityStem(2, (1, 3, 3)).double(), torch.randn(2, 2, 3, 5, 4, dtype=torch.float64)
+    x[1, 0] = 0
+    assert torch.equal(stem(x), x)
+    torch.nn.init.normal_(stem.modality_weights)
+    found = stem(x)
+    assert not found[1, 0].any()
+    for b, c in np.ndindex(2, 2):
+        filtered = torch.nn.functional.conv3d(x[b, c][None, None], stem.modality_filters[c][:, None], padding=(0, 1, 1))
+        flat = filtered[0].flatten(1)
+        normal = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        added = stem.modality_weights[c] @ torch.where(normal > 0, normal, 0.01 * normal)
+        torch.testing.assert_close(found[b, c], x[b, c] + added.view(3, 5, 4))
+
+
+def test_the_stem_has_rows_that_follow_the_names_of_the_modalities():
+    net = PUIRNet(architecture(channels=3), PATCH, length=5, stem="own")
+    rows = [name for name, tensor in net.named_parameters() if name.endswith(PUIRNet.tables)]
+    assert {"stem.modality_filters", "stem.modality_weights", "fusions.0.modality"} < set(rows)
+    assert all(len(net.get_parameter(name)) == 3 for name in rows)
+    grown = net.compute_conv_feature_map_size(PATCH) - network(channels=3).compute_conv_feature_map_size(PATCH)
+    assert grown == 3 * 8 * 16**3
 
 
 def test_gates_stay_in_half_precision_under_autocast():

@@ -12,14 +12,18 @@ from nnunet_invariance.augmentation.missing_modalities import ZeroMissingChannel
 from nnunet_invariance.errors import OptionError, UnsupportedConfigurationError, WeightsIncompatibleError
 from nnunet_invariance.networks.architectures.puir import PUIRNet
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
+from nnunet_invariance.networks.presence import present_channels
+from nnunet_invariance.trainers.stepping import views_on_device
 from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_invariance.weights.modality_tables import in_channel_order
 from nnunet_invariance.weights.transfer import load_pretrained
 from tests.helpers.small_checkpoints import architecture, metadata
 from tests.helpers.tiny_dataset import cut_down
-from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values
+from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, started, values
 
 PATCH = (16, 16, 16)
+#: No auxiliary loss.
+NONE = {f"weight_{name}": 0 for name in ("decomposition", "equivariance", "invariance", "distillation")}
 
 
 def test_dropout_keeps_a_random_non_empty_subset_of_the_modalities():
@@ -57,7 +61,7 @@ def test_training_steps_with_all_losses(modalities, results):
     for _ in range(2):
         batch = next(trainer.dataloader_train)
         losses = trainer.train_step(batch)
-        assert set(losses) == {"loss", "invariance", "decomposition", "equivariance", "total"}
+        assert set(losses) == {"loss", "invariance", "decomposition", "distillation", "equivariance", "total"}
         assert all(np.isfinite(value) for value in losses.values())
         assert losses["decomposition"] > 0
     after = values(trainer.plain_network)
@@ -76,8 +80,7 @@ def test_training_steps_with_all_losses(modalities, results):
 
 
 def test_activations_can_be_recomputed_and_losses_switched_off(modalities, results):
-    none = {"weight_decomposition": 0, "weight_equivariance": 0, "weight_invariance": 0}
-    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, checkpointing="on", **none)
+    trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, checkpointing="on", **NONE)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     assert trainer.plain_network.checkpointing
@@ -86,9 +89,9 @@ def test_activations_can_be_recomputed_and_losses_switched_off(modalities, resul
     assert not trainer.aux
 
 
-def test_no_auxiliary_losses_equal_three_weights_of_zero(modalities, results):
+def test_no_auxiliary_losses_equal_weights_of_zero(modalities, results):
     values_of = []
-    for options in ({"aux": False}, {"weight_decomposition": 0, "weight_equivariance": 0, "weight_invariance": 0}):
+    for options in ({"aux": False}, NONE):
         trainer = make_trainer(modalities, "PUIRTrainer_scratch_1epoch", seed=1, **options)
         trainer.on_train_start()
         trainer.on_train_epoch_start()
@@ -98,6 +101,41 @@ def test_no_auxiliary_losses_equal_three_weights_of_zero(modalities, results):
         values_of.append((losses["loss"], values(trainer.plain_network)))
     assert values_of[0][0] == values_of[1][0]
     assert_same(values_of[0][1], values_of[1][1])
+
+
+def test_the_subset_learns_from_the_segmentation_of_all_modalities(modalities, results):
+    """The target is that of a pass of its own with all modalities, for which the trainer needs the decoder only."""
+    only = {**NONE, "weight_distillation": 1.0, "dropout_ramp": 0.0, "modality_dropout": 1.0}
+    trainer, batch = started(modalities, "PUIRTrainer_scratch_1epoch", prior=4, **only)
+    given = views_on_device(batch, 2, trainer.device)
+    state = trainer.generator.get_state()
+    with torch.no_grad():
+        _, losses = trainer.losses_of_views(given, len(given["keys"]))
+        image = given["views"].first
+        available = present_channels(image)
+        kept = drop_modalities(available, 1.0, trainer.generator.set_state(state))
+        everything, subset = (trainer.network(image, mask)[0] for mask in (available, kept))
+    lacking = (kept != available).any(1)
+    assert lacking.any()
+    classes = [torch.distributions.Categorical(logits=x.movedim(1, -1)) for x in (everything, subset)]
+    expected = torch.distributions.kl_divergence(*classes).flatten(1).mean(1)[lacking].sum() / len(image)
+    torch.testing.assert_close(losses["distillation"], expected, rtol=1e-4, atol=1e-7)
+    assert losses["distillation"] > 0
+
+
+def test_modalities_are_dropped_more_often_in_the_course_of_the_ramp(modalities, results, monkeypatch):
+    asked = []
+
+    def drop(available, probability, generator):
+        asked.append(probability)
+        return available
+
+    monkeypatch.setattr("nnunet_invariance.trainers.puir.drop_modalities", drop)
+    options = {**NONE, "dropout_ramp": 0.5, "modality_dropout": 0.8, "iterations_per_epoch": 4}
+    trainer, batch = started(modalities, "PUIRTrainer_scratch_1epoch", prior=4, **options)
+    for _ in range(4):
+        trainer.train_step(batch)
+    assert asked == pytest.approx([0.0, 0.4, 0.8, 0.8])
 
 
 def test_symmetries_follow_mirroring_and_spacing(modalities, results):
@@ -177,7 +215,7 @@ def weights(path, names: list[str], seed: int = 3, length: int = 5, tokens: str 
 def test_modalities_are_matched_by_name(tmp_path):
     source, checkpoint = weights(tmp_path / "w.safetensors", ["T1", "T2", "FLAIR"])
     target = PUIRNet(architecture(channels=2), PATCH, length=5)
-    ordered = in_channel_order(checkpoint, ["FLAIR", "T1"], PUIRNet.table)
+    ordered = in_channel_order(checkpoint, ["FLAIR", "T1"], PUIRNet.tables)
     report = load_pretrained(target, ordered, branch="student")
     assert report.coverage == 1
     assert not [entry for entry in report.missing if not entry.name.startswith("decoder.")]
@@ -192,9 +230,9 @@ def test_modalities_are_matched_by_name(tmp_path):
 def test_other_channel_names_or_priors_are_refused(tmp_path):
     _, checkpoint = weights(tmp_path / "w.safetensors", ["T1", "T2"])
     with pytest.raises(WeightsIncompatibleError, match=r"channels CT: it was pre-trained with T1, T2"):
-        in_channel_order(checkpoint, ["T1", "CT"], PUIRNet.table)
+        in_channel_order(checkpoint, ["T1", "CT"], PUIRNet.tables)
     with pytest.raises(WeightsIncompatibleError, match="cannot distinguish channels with the same name"):
-        in_channel_order(checkpoint, ["T1", "T1"], PUIRNet.table)
+        in_channel_order(checkpoint, ["T1", "T1"], PUIRNet.tables)
     target = PUIRNet(architecture(channels=2), PATCH, length=9)
     before = values(target)
     with pytest.raises(WeightsIncompatibleError, match=r"personalization.retrieval.prior.*options"):

@@ -5,13 +5,17 @@ from torch import Tensor, nn
 
 from nnunet_invariance.networks.presence import over_maps
 
+PREFERENCE = 4.0  # initial logit of a channel's preferred modality
+
 
 class GatedFusion(nn.Module):
     r"""Weighted mean over modalities, with a softmax over the present ones as weights.
 
     .. math:: f = \sum_i g_i f_i, \quad g = \mathrm{softmax}_{i\ \mathrm{present}} (w \cdot f_i + b_i)
 
-    Initially it is the mean. The table b adds the identity of the modality, which a shared encoder does not know.
+    The table b adds the identity of the modality, which a shared encoder does not know. Initially channel f prefers
+    modality f mod C: with zeros the fused map would not change if the modalities were exchanged, and training would
+    first have to find out who is who. Where the preferred modality is missing, the others share its weight.
 
     >>> fusion, maps = GatedFusion(nn.Conv3d, channels=4, modalities=2), torch.rand(1, 2, 4, 2, 2, 2)
     >>> torch.equal(fusion(maps, torch.tensor([[True, False]])), maps[:, 0])
@@ -27,7 +31,9 @@ class GatedFusion(nn.Module):
         super().__init__()
         self.score = conv_op(channels, 1, 1, bias=False)
         nn.init.zeros_(self.score.weight)
+        every = torch.arange(channels)
         self.modality = nn.Parameter(torch.zeros(modalities, channels))
+        self.modality.data[every % modalities, every] = PREFERENCE
 
     def forward(self, maps: Tensor, present: Tensor) -> Tensor:
         """Maps (B, C, F, *spatial) and present (B, C), at least one in each sample, to (B, F, *spatial)."""

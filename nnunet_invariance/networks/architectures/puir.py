@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +11,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_invariance.networks.architectures.fusion import GatedFusion
+from nnunet_invariance.networks.architectures.modality_stem import WIDTH, ModalityStem
 from nnunet_invariance.networks.architectures.prior import Personalization, PriorTokens
 from nnunet_invariance.networks.planned import Architecture, PlannedModule, cumulative_strides
 from nnunet_invariance.networks.presence import over_maps, present_channels
 
 #: The scale of nnU-Net's planners: a 3-D network with this many feature voxels per sample needs 8 GB for two samples.
 FEATURE_VOXELS, GIGABYTES, SAMPLES = 560e6, 8.0, 2
+
+
+#: What is in front of the encoder: nothing, or filters of each modality.
+Stem = Literal["shared", "own"]
 
 
 class Estimates(NamedTuple):
@@ -54,16 +59,22 @@ class PUIRNet(nn.Module):
         architecture: the planned network; its input channels are the modalities.
         patch_size: in voxels.
         tokens, length: see :class:`PriorAttention`.
+        stem: "own" puts a :class:`ModalityStem` in front of the encoder.
     """
 
     encoder: PlannedModule
     decoder: PlannedModule
-    #: Prefixes of the other parameters in a checkpoint, and the suffix of the tables with one row per modality.
-    shared = ("personalization.", "fusions.")
-    table = ".modality"
+    #: Prefixes of the other parameters in a checkpoint, and suffixes of the tensors with one row per modality.
+    shared = ("personalization.", "fusions.", "stem.")
+    tables = (".modality", ".modality_filters", ".modality_weights")
 
     def __init__(
-        self, architecture: Architecture, patch_size: Sequence[int], tokens: PriorTokens = "spatial", length: int = 64
+        self,
+        architecture: Architecture,
+        patch_size: Sequence[int],
+        tokens: PriorTokens = "spatial",
+        length: int = 64,
+        stem: Stem = "shared",
     ) -> None:
         super().__init__()
         planned = replace(architecture, input_channels=1).build()
@@ -71,6 +82,8 @@ class PUIRNet(nn.Module):
         self.keys_to_in_proj = planned.keys_to_in_proj
         self.encoder, self.decoder = planned.encoder, planned.decoder
         self.modalities = architecture.input_channels
+        own = stem == "own"
+        self.stem = ModalityStem(self.modalities, self.encoder.kernel_sizes[0]) if own else nn.Identity()
         strides = cumulative_strides(self.encoder.strides)[-1]
         map_size = [p // s for p, s in zip(patch_size, strides, strict=True)]
         self.personalization = Personalization(self.encoder, map_size, tokens, length)
@@ -88,13 +101,16 @@ class PUIRNet(nn.Module):
         given = present_channels(x)
         fused = given if present is None else given & present
         x = torch.where(over_maps(given & fused.any(1, keepdim=True), x), x, 0)
-        skips = self._encode(x)
+        skips = self._encode(self.stem(x))
         profiles = self.personalization(skips[-1].flatten(0, 1)).unflatten(0, x.shape[:2])
         # A softmax over no modality is NaN. A sample without a present one fuses all of them, and all are 0.
         return Estimates(skips[:-1], profiles, fused | ~fused.any(1, keepdim=True))
 
     def fuse(self, estimates: Estimates) -> list[Tensor]:
-        """One fused map (B, F_s, *spatial_s) per stage, finest first; the last is X_h."""
+        """One fused map (B, F_s, *spatial_s) per stage, finest first; the last is X_h.
+
+        The modalities of ``estimates.present`` are fused, at least one in each sample.
+        """
         maps = [*estimates.skips, estimates.profiles]
         if not (self.checkpointing and torch.is_grad_enabled()):
             return [fusion(m, estimates.present) for fusion, m in zip(self.fusions, maps, strict=True)]
@@ -114,7 +130,8 @@ class PUIRNet(nn.Module):
 
     def compute_conv_feature_map_size(self, size: Sequence[int]) -> np.int64:
         """Feature voxels of one sample, see :func:`feature_voxels`."""
-        return feature_voxels(self, self.modalities, size)
+        stem = WIDTH * math.prod(size) if isinstance(self.stem, ModalityStem) else 0
+        return feature_voxels(self, self.modalities, size) + self.modalities * stem
 
     def _encode(self, x: Tensor) -> list[Tensor]:
         """One map (B, C, F_s, *spatial_s) per stage."""

@@ -19,7 +19,7 @@ from nnunet_invariance.losses.equivariance import FeatureEquivarianceLoss
 from nnunet_invariance.losses.individual_contrast import IndividualContrast
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
 from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
-from nnunet_invariance.networks.architectures.puir import PUIRNet
+from nnunet_invariance.networks.architectures.puir import PUIRNet, Stem
 from nnunet_invariance.networks.planned import Architecture, PlannedModule, cumulative_strides
 from nnunet_invariance.networks.presence import over_maps, present_channels
 from nnunet_invariance.nnunet.grids import check_training_grids
@@ -54,6 +54,9 @@ class PUIROptions(MethodOptions):
         doc="Tokens that attend to the prior: the cells of the feature map, or its channels, as in the authors' code.",
     )  # fmt: skip
     prior: int = count(64, 1, doc="Number of entries of a spatial prior.")
+    stem: Stem = choice(
+        "shared", "own", doc="What is in front of the shared encoder: nothing, or a few filters of each modality."
+    )
     anchor: Literal["others", "running"] = choice(
         "others", "running",
         doc="Anchor of the invariance loss: the mean of the other modalities, or a running mean as in the authors' "
@@ -167,7 +170,8 @@ class PUIR(Method):
 
     def build_network(self) -> nn.Module:
         """See :class:`PUIRNet`."""
-        return PUIRNet(self.setup.architecture, self.setup.patch_size, self.options.tokens, self.options.prior)
+        chosen = self.options
+        return PUIRNet(self.setup.architecture, self.setup.patch_size, chosen.tokens, chosen.prior, chosen.stem)
 
     @classmethod
     def check_dataset(cls, planned: PlannedDataset) -> None:

@@ -106,7 +106,7 @@ class PUIRTranslation(PUIR):
         path = find_initial_weights(folder, self.options.initial_weights)
         checkpoint = load_checkpoint(path, ["network", "heads"])
         check_method(checkpoint, PUIR.name)
-        checkpoint = in_channel_order(checkpoint, self.setup.channel_names, (self.network.table, *OUTPUTS))
+        checkpoint = in_channel_order(checkpoint, self.setup.channel_names, (*self.network.tables, *OUTPUTS))
         report = load_pretrained(self.network, checkpoint, branch="student")
         restore_module(self.heads.decoder, _with_prefix("decoder.", checkpoint.section("heads")))
         logger.info("starting from %s\n%s", path, report.to_text())
