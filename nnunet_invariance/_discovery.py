@@ -28,6 +28,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "PUIRPlanner": "nnunet_invariance.plans.puir_planner",
         "PUIRPlannerResEncL": "nnunet_invariance.plans.puir_planner",
     },
+    "nnunetv2.preprocessing": {
+        "MissingChannelsPreprocessor": "nnunet_invariance.nnunet.missing_files",
+    },
     "nnunetv2.preprocessing.normalization": {
         "CTWindowTo01Normalization": "nnunet_invariance.plans.ct_window",
         "SoftTissueWindowNormalization": "nnunet_invariance.plans.soft_tissue_window",

@@ -338,7 +338,7 @@ class PUIRTrainerOptions(AuxiliaryLossOptions):
         1.0,
         0.0,
         100.0,
-        doc="Weight of the divergence from the segmentation of all modalities to that of the subset; 0 switches it off.",
+        doc="Weight of the distillation from the segmentation of all modalities to that of a subset; 0: off.",
     )
     equivariance_probability: float = number(
         0.25, 0.0, 1.0, low_excluded=True, doc="Fraction of the steps with an additional pass for the equivariance."

@@ -1,7 +1,9 @@
 """nnUNetTrainer with a seed and a length: the base of every trainer, and the baseline of every comparison."""
 
+import copy
 import os
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +18,10 @@ import nnunet_invariance
 from nnunet_invariance.augmentation.on_device import DeviceAugmentation, RawPatches, device_form
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.builtin_types import to_builtin
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.common.precision import Float32Loss, Precision
 from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.nnunet.missing_files import accept_missing_channels
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import BaselineOptions
 from nnunet_invariance.plans.unlabelled import UnlabelledOptions
@@ -71,6 +75,8 @@ class BaselineTrainer(nnUNetTrainer):
     dimensions: ClassVar[tuple[int, ...]] = ()
     #: Minimum number of input channels.
     least_channels: ClassVar[int] = 1
+    #: Whether the network was trained for cases that lack channels, so that prediction accepts them.
+    accepts_missing_channels: ClassVar[bool] = False
     #: Set by names such as ``BaselineTrainer_50epochs``; None keeps nnU-Net's 1000.
     length_in_epochs: ClassVar[int | None] = None
 
@@ -129,6 +135,16 @@ class BaselineTrainer(nnUNetTrainer):
         self.guard.attach(self.optimizer, self.grad_scaler)
         if self.options.unlabelled is not None:
             self.unlabelled = UnlabelledLearning(self, UnlabelledOptions.read(self.options.unlabelled))
+
+    def on_train_start(self) -> None:
+        """As nnU-Net; the plans beside the model let the stock prediction accept cases that lack channels."""
+        super().on_train_start()
+        if self.accepts_missing_channels and self.local_rank == 0:
+            plans = copy.deepcopy(self.plans_manager.plans)
+            entry = plans["configurations"][self.configuration_name]
+            entry["preprocessor_name"] = self.configuration_manager.preprocessor_name
+            if accept_missing_channels(entry):
+                write_json(Path(self.output_folder_base, "plans.json"), plans)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """nnU-Net's geometry, with the axes that the option ``mirroring`` chooses; prediction mirrors the same axes."""

@@ -27,6 +27,7 @@ class ChannelDropoutTrainer(BaselineTrainer):
     options_class = ChannelDropoutOptions
     options: ChannelDropoutOptions
     least_channels = 2
+    accepts_missing_channels = True
 
     def initialize(self) -> None:
         """As nnU-Net; computes the values of empty channels."""

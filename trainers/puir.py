@@ -55,6 +55,7 @@ class PUIRTrainer(AuxiliaryLossTrainer):
     options: PUIRTrainerOptions
     method = "puir"
     least_channels = 2
+    accepts_missing_channels = True
     memory_remedy = '"checkpointing": "on" or "weight_decomposition": 0 in the plans block "nnunet_invariance"'
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:

@@ -18,6 +18,7 @@ from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
 from nnunet_invariance.evaluation.report.pictures import panels, png
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
+from nnunet_invariance.modality_translation.predict import with_images
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
 from nnunet_invariance.nnunet.grids import check_case
 from nnunet_invariance.nnunet.missing_channels import find_cases
@@ -82,8 +83,7 @@ def evaluate_translation(
     rows: list[PairScore] = []
     picture = b""
     for case, files in tqdm(cases.items(), desc="cases", unit="case", disable=None):
-        real = {c: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for c, path in files.items()}
-        real = {c: image for c, image in real.items() if np.ptp(image) > 0}
+        real = {c: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for c, path in with_images(files).items()}
         predicted = {
             s: translator.predict({c: files[c] for c in s})
             for s in subsets

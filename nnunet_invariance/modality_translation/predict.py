@@ -13,6 +13,7 @@ from nnunet_invariance.errors import ImagesFolderError, OptionError, OutputError
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
 from nnunet_invariance.nnunet.grids import check_case
 from nnunet_invariance.nnunet.missing_channels import find_cases
+from nnunet_invariance.nnunet.missing_files import missing_channels
 
 
 def channels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
@@ -91,7 +92,7 @@ def _source_images(case: str, files: Mapping[int, Path], allowed: Sequence[int],
     given = {channel: path for channel, path in files.items() if channel in allowed}
     if given:
         check_case(list(given.values()))
-    found = {channel: path for channel, path in given.items() if not is_empty(path)}
+    found = with_images(given)
     if not found:
         folder = next(iter(files.values())).parent
         msg = f"Case {case} in {folder} has no image of {names} (a constant image counts as missing). "
@@ -99,6 +100,13 @@ def _source_images(case: str, files: Mapping[int, Path], allowed: Sequence[int],
     return found
 
 
-def is_empty(path: Path) -> bool:
-    """Whether an image is constant, which marks a missing modality."""
-    return not np.ptp(sitk.GetArrayFromImage(read_image(path)))
+def with_images(files: Mapping[int, Path]) -> dict[int, Path]:
+    """The files of a case, by channel index, that contain an image, see :func:`missing_channels`.
+
+    Raises:
+        VolumeError: SimpleITK cannot read a file.
+    """
+    if not files:
+        return {}
+    missing = missing_channels(np.stack([sitk.GetArrayFromImage(read_image(path)) for path in files.values()]))
+    return {channel: path for (channel, path), lacks in zip(files.items(), missing, strict=True) if not lacks}

@@ -18,13 +18,18 @@ def present_channels(x: Tensor) -> Tensor:
     >>> present_channels(x)
     tensor([[ True, False]])
     """
+    nonzero = x != 0
+    count = nonzero.sum(tuple(range(2, x.ndim)))
+    return ~((count == 0) | (one_value(x) & (count == _box_size(nonzero))))
+
+
+def one_value(x: Tensor) -> Tensor:
+    """Detect the channels with one value beside 0; (B, C, *spatial) to (B, C) bool, False for channels of zeros."""
     axes = tuple(range(2, x.ndim))
     nonzero = x != 0
     low = torch.where(nonzero, x, torch.inf).amin(axes)
     high = torch.where(nonzero, x, -torch.inf).amax(axes)
-    count = nonzero.sum(axes)
-    one_value = (high - low) <= TOLERANCE * high.abs()
-    return ~((count == 0) | (one_value & (count == _box_size(nonzero))))
+    return (high - low) <= TOLERANCE * high.abs()
 
 
 def _box_size(mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
 from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
 from nnunet_invariance.nnunet.missing_channels import zeros_like
+from nnunet_invariance.nnunet.missing_files import missing_channels
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +128,9 @@ def missing_modalities(
 
 
 def _present(case: LabelledCase) -> set[int]:
-    """Channels of a case that are not constant."""
-    images = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in case.images)
-    return {channel for channel, image in enumerate(images) if np.ptp(image) > 0}
+    """Channels of a case that contain an image."""
+    missing = missing_channels(np.stack([sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in case.images]))
+    return {channel for channel, lacks in enumerate(missing) if not lacks}
 
 
 def _reduced(case: LabelledCase, subset: tuple[int, ...], folder: Path, ending: str) -> LabelledCase:

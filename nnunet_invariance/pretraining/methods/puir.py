@@ -19,7 +19,7 @@ from nnunet_invariance.losses.equivariance import FeatureEquivarianceLoss
 from nnunet_invariance.losses.individual_contrast import IndividualContrast
 from nnunet_invariance.losses.modality_invariance import ModalityInvarianceLoss
 from nnunet_invariance.networks.architectures.bottleneck_decoder import BottleneckDecoder
-from nnunet_invariance.networks.architectures.puir import PUIRNet, Stem
+from nnunet_invariance.networks.architectures.puir import PUIRNet
 from nnunet_invariance.networks.planned import Architecture, PlannedModule, cumulative_strides
 from nnunet_invariance.networks.presence import over_maps, present_channels
 from nnunet_invariance.nnunet.grids import check_training_grids
@@ -54,7 +54,7 @@ class PUIROptions(MethodOptions):
         doc="Tokens that attend to the prior: the cells of the feature map, or its channels, as in the authors' code.",
     )  # fmt: skip
     prior: int = count(64, 1, doc="Number of entries of a spatial prior.")
-    stem: Stem = choice(
+    stem: Literal["shared", "own"] = choice(
         "shared", "own", doc="What is in front of the shared encoder: nothing, or a few filters of each modality."
     )
     anchor: Literal["others", "running"] = choice(
