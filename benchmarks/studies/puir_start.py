@@ -16,7 +16,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,20 @@ def run(args: argparse.Namespace, name: str, dataset: str, arm: str, seed: int) 
             targets.append(batch["target"])
         if len(losses) == ITERATIONS:
             plateau = constant_loss(trainer, targets)
-        if statistics.mean(losses[-WINDOW:]) < plateau - MARGIN:
-            left = len(losses)
+        left = left_after(losses, plateau)
     seconds = (time.process_time() - began) / len(losses)
-    cell = {"set": name, "arm": arm, "seed": seed, "left": left, "seconds": round(seconds, 3), "plateau": plateau}
+    cell = {"set": name, "arm": arm, "seed": seed, "seconds": round(seconds, 3), "plateau": plateau}
     write_json(file, {**cell, "losses": [round(loss, 4) for loss in losses]})
     shutil.rmtree(trainer.output_folder_base, ignore_errors=True)
-    print(cell, flush=True)
+    print({**cell, "left": left}, flush=True)
+
+
+def left_after(losses: Sequence[float], plateau: float) -> int | None:
+    """Number of steps after which the mean of the last 20 losses is first below the plateau; None if it never is."""
+    for number in range(WINDOW, len(losses) + 1):
+        if statistics.mean(losses[number - WINDOW : number]) < plateau - MARGIN:
+            return number
+    return None
 
 
 def constant_loss(trainer: Any, targets: list[Any]) -> float:
@@ -169,7 +176,10 @@ def publish(args: argparse.Namespace) -> None:
     lines = []
     for name, arm in dict.fromkeys((cell["set"], cell["arm"]) for cell in cells):
         own = [cell for cell in cells if (cell["set"], cell["arm"]) == (name, arm)]
-        steps = ", ".join(f"more than {len(c['losses'])}" if c["left"] is None else str(c["left"]) for c in own)
+        found = [left_after(cell["losses"], cell["plateau"]) for cell in own]
+        steps = ", ".join(
+            str(left or f"more than {len(cell['losses'])}") for left, cell in zip(found, own, strict=True)
+        )
         seconds = statistics.median(cell["seconds"] for cell in own)
         lines.append([name, arm, ", ".join(str(cell["seed"]) for cell in own), steps, f"{seconds:.2f}"])
     head = ["set", "arm", "seeds", "steps until the plateau was left", "processor seconds a step"]

@@ -11,10 +11,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the command and its flags."""
     parser = subparsers.add_parser(
         "predict",
-        help="predict with a trained model, averaged over styles of the images",
+        help="predict with a trained model: files may be missing, and styles of the images be averaged",
         description="Predicts the images of a folder with a trained model of any trainer, as "
-        "nnUNetv2_predict_from_modelfolder does. With --styles N the result is the mean over the image and N random "
-        "styles of it, which takes N + 1 times as long.",
+        "nnUNetv2_predict_from_modelfolder does. Files of a case may be missing, or constant images of any value: the "
+        "result is that of images of zeros. With --styles N the result is the mean over the image and N random styles "
+        "of it, which takes N + 1 times as long.",
         formatter_class=ShowDefaults,
     )
     add = parser.add_argument

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nnunet_invariance.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from nnunet_invariance.modality_translation.checkerboard import nyquist_peak as nyquist_peak
     from nnunet_invariance.modality_translation.evaluate import evaluate_translation as evaluate_translation
     from nnunet_invariance.modality_translation.metrics import plain_scores as plain_scores
     from nnunet_invariance.modality_translation.metrics import release_scores as release_scores
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "checkerboard": ("nyquist_peak",),
         "evaluate": ("evaluate_translation",),
         "metrics": ("plain_scores", "release_scores"),
         "predict": ("translate_folder",),

@@ -17,6 +17,7 @@ from nnunet_invariance.common.json_files import read_json, write_text
 from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
 from nnunet_invariance.evaluation.report.pictures import panels, png
+from nnunet_invariance.modality_translation.checkerboard import nyquist_peak
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
 from nnunet_invariance.modality_translation.predict import with_images
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
@@ -25,21 +26,25 @@ from nnunet_invariance.nnunet.missing_channels import find_cases
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("psnr", "nmse", "ssim", "release_psnr", "release_nmse", "release_ssim")
-HEAD = ("from", "to", "cases", "PSNR", "NMSE", "SSIM", "PSNR, release", "NMSE, release", "SSIM, release")
+METRICS = ("psnr", "nmse", "ssim", "release_psnr", "release_nmse", "release_ssim", "checkerboard")
+CONVENTION = ("PSNR", "NMSE", "SSIM")
+HEAD = ("from", "to", "cases", *CONVENTION, *(f"{name}, release" for name in CONVENTION), "checkerboard")
+LEAST_PEAK = 1e-6  # of a real image, so that nothing is divided by 0
 SCORES, EXAMPLES = "scores.csv", "examples.png"
 CONVENTIONS = """<p>Plain: raw intensities of the whole volume, data range of the real image, NMSE = sum of squared
 errors divided by the sum of squares of the real image. Release: as in the published code of PUIR (arXiv 2411.06106),
 but with each image normalised separately: z-scores over all voxels, background of the real image (z &lt; -0.35) copied
 into the predicted image, the larger data range of the two images, NMSE = mean squared error. The two conventions
-are not comparable. Values are mean and standard deviation over cases.</p>"""
+are not comparable. Checkerboard: energy at the Nyquist frequency relative to that just below it in the predicted image,
+divided by the same in the real image; far above 1 is a pattern that changes from voxel to voxel. Values are mean and
+standard deviation over cases.</p>"""
 
 
 @dataclass(frozen=True)
 class PairScore:
     """Scores of one case for one set of source modalities and one target modality; PSNR in dB.
 
-    >>> PairScore("T1", "T2", "case_000", 30.0, 0.01, 0.9, 31.0, 0.02, 0.95).target
+    >>> PairScore("T1", "T2", "case_000", 30.0, 0.01, 0.9, 31.0, 0.02, 0.95, 1.0).target
     'T2'
     """
 
@@ -52,6 +57,7 @@ class PairScore:
     release_psnr: float
     release_nmse: float
     release_ssim: float
+    checkerboard: float
 
 
 def evaluate_translation(
@@ -113,7 +119,12 @@ def seen_cases(checkpoint: Path) -> list[str]:
 def _score(
     names: Sequence[str], subset: tuple[int, ...], target: int, case: str, real: np.ndarray, predicted: np.ndarray
 ) -> PairScore:
-    scores = (*plain_scores(real, predicted[target]), *release_scores(real, predicted[target]))
+    drawn = predicted[target]
+    scores = (
+        *plain_scores(real, drawn),
+        *release_scores(real, drawn),
+        nyquist_peak(drawn) / max(nyquist_peak(real), LEAST_PEAK),
+    )
     return PairScore(JOIN.join(names[c] for c in subset), names[target], case, *scores)
 
 

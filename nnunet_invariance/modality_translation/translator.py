@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.modality_translation.intensities import Intensities, read_intensities
 from nnunet_invariance.networks.architectures.puir import PUIRNet
+from nnunet_invariance.networks.architectures.smooth_upsampling import smooth_upsampling
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, require_supported
 from nnunet_invariance.nnunet.sliding_window import sliding_window
@@ -124,6 +125,7 @@ def load_translator(
     options = loaded.metadata["options"]
     architecture = Architecture.from_plans(before[1], len(channels), len(channels))
     network = PUIRNet(architecture, planned.patch_size, options["tokens"], options["prior"], options["stem"])
+    smooth_upsampling(network.decoder)
     restore_module(network, loaded.section("network"))
     return ModalityTranslator(planned, network.to(device).eval(), read_intensities(path.parent), torch.device(device))
 

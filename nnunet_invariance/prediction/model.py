@@ -1,14 +1,20 @@
 """Open the folder of a trained model and predict a folder of images with nnU-Net's own predictor."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.errors import ImagesFolderError, OutputError, WeightsNotFoundError
+from nnunet_invariance.nnunet.grids import READ_BY_SIMPLEITK, check_same_grid
 from nnunet_invariance.nnunet.missing_channels import find_cases
+from nnunet_invariance.nnunet.missing_files import accept_missing_channels
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint_final.pth"
 
@@ -18,7 +24,7 @@ PredictorType = TypeVar("PredictorType", bound=nnUNetPredictor)
 def open_model(
     predictor: PredictorType, folder: Path, folds: Sequence[str] = (), checkpoint: str = CHECKPOINT
 ) -> PredictorType:
-    """Load the folds of a trained model into a predictor, and return the predictor.
+    """Load the folds of a trained model into a predictor that accepts missing files, and return the predictor.
 
     Args:
         predictor: nnU-Net's predictor, or one that is derived from it.
@@ -37,6 +43,7 @@ def open_model(
             )
     files = checkpoint_files(folder, folds, checkpoint)
     predictor.initialize_from_trained_model_folder(str(folder), [*files], checkpoint)
+    accept_missing_channels(predictor.configuration_manager.configuration)
     return predictor
 
 
@@ -62,6 +69,8 @@ def predict_folder(
 ) -> int:
     """Predict the cases of a folder and write the segmentations as ``nnUNetv2_predict`` does; returns their number.
 
+    Files may be missing. The result is that of images of zeros in their place, and in that of constant images.
+
     Args:
         predictor: a predictor with a model, see :func:`open_model`.
         images: files ``CASE_0000`` and so on.
@@ -70,17 +79,13 @@ def predict_folder(
         workers: processes for preprocessing, and as many for the export; 0 works in this process.
 
     Raises:
-        ImagesFolderError: the folder is missing or contains no image, or a case lacks a channel.
+        ImagesFolderError: the folder is missing or contains no image, the channels of a case have different grids, or a
+            case lacks a channel and the plans have a preprocessor of their own.
         OutputError: ``out`` cannot be made.
     """
     names = channel_names_of(predictor.dataset_json)
     cases = find_cases(images, predictor.dataset_json["file_ending"], names)
-    for case, files in cases.items():
-        if lacking := [name for channel, name in enumerate(names) if channel not in files]:
-            raise ImagesFolderError(
-                f"The case {case} in {images} has no image of {', '.join(lacking)}. Add the file, or fill it with "
-                "zeros: nnunet-invariance complete."
-            )
+    _check_cases(predictor, images, cases, names)
     lists = [[str(files[channel]) for channel in sorted(files)] for files in cases.values()]
     outputs = [str(out / case) for case in cases]
     try:
@@ -98,3 +103,28 @@ def predict_folder(
     else:
         predictor.predict_from_files_sequential(lists, outputs, save_probabilities)
     return len(cases)
+
+
+def _check_cases(
+    predictor: nnUNetPredictor, images: Path, cases: Mapping[str, Mapping[int, Path]], names: Sequence[str]
+) -> None:
+    """Check the grids, and what is known about missing channels; warn if the network was not trained for them."""
+    if predictor.plans_manager.image_reader_writer_class.__name__ in READ_BY_SIMPLEITK:
+        for files in cases.values():
+            check_same_grid(list(files.values()))
+    lacking = {case: [n for i, n in enumerate(names) if i not in files] for case, files in cases.items()}
+    lacking = {case: missing for case, missing in lacking.items() if missing}
+    if not lacking:
+        return
+    case, missing = next(iter(lacking.items()))
+    if not accept_missing_channels(predictor.configuration_manager.configuration):
+        raise ImagesFolderError(
+            f"The case {case} in {images} has no image of {', '.join(missing)}, and the preprocessor "
+            f"{predictor.configuration_manager.preprocessor_name} of the plans needs all. Add the file, or fill it "
+            "with zeros: nnunet-invariance complete."
+        )
+    if not getattr(find_trainer(predictor.trainer_name), "accepts_missing_channels", False):
+        logger.warning(
+            "%d of %d cases lack channels (%s: %s), but %s did not train for that: expect poor segmentations of them",
+            len(lacking), len(cases), case, ", ".join(missing), predictor.trainer_name,
+        )  # fmt: skip

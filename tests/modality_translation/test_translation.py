@@ -24,11 +24,13 @@ from nnunet_invariance.errors import (
     UnsupportedConfigurationError,
     WeightsNotFoundError,
 )
+from nnunet_invariance.modality_translation.checkerboard import nyquist_peak
 from nnunet_invariance.modality_translation.evaluate import PairScore, summarise
 from nnunet_invariance.modality_translation.intensities import Intensities, affine_of, read_intensities
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
 from nnunet_invariance.modality_translation.predict import translate_folder
 from nnunet_invariance.modality_translation.translator import ModalityTranslator, load_translator
+from nnunet_invariance.networks.architectures.smooth_upsampling import InterpolatedConv
 from nnunet_invariance.nnunet.missing_channels import fill_missing_channels, find_cases
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.pretraining.engine.method import Setup
@@ -154,8 +156,48 @@ def test_volumes_too_thin_for_a_window_have_no_similarity(slices):
 
 
 def test_pairs_are_summarised_one_by_one():
-    rows = [PairScore("A", t, c, v, v, v, v, v, v) for t in "BC" for c, v in (("x", 1.0), ("y", 3.0))]
-    assert summarise(rows) == [("A", t, "2", *["2.0 (1.0)", *["2.000 (1.000)"] * 2] * 2) for t in "BC"]
+    rows = [PairScore("A", t, c, *[v] * 7) for t in "BC" for c, v in (("x", 1.0), ("y", 3.0))]
+    each = ["2.0 (1.0)", *["2.000 (1.000)"] * 2]
+    assert summarise(rows) == [("A", t, "2", *each, *each, "2.000 (1.000)") for t in "BC"]
+
+
+def test_the_peak_at_the_nyquist_frequency_is_that_of_the_fourier_transform():
+    rng = np.random.default_rng(0)
+    noise, sign = rng.normal(size=(3, 40, 33)), (-1.0) ** np.arange(40)[:, None]
+    flat = noise[:, :, 0] - noise[:, :, 0].mean(1, keepdims=True)
+    flat *= 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(40) / 39)
+    waves = np.exp(-2j * np.pi * np.outer(np.arange(14, 21), np.arange(40)) / 40)
+    energy = (np.abs(flat @ waves.T) ** 2).sum(0)
+    assert nyquist_peak(noise[:, :, 0], [1]) == pytest.approx(energy[-1] / energy[:-1].mean())
+    assert 0.5 < nyquist_peak(noise) < 2
+    assert nyquist_peak(noise + 2 * sign) > 20
+    assert nyquist_peak(noise + 2 * sign, [2]) == pytest.approx(nyquist_peak(noise, [2]), rel=0.5)
+    assert np.isnan(nyquist_peak(noise[:, :20, :20]))
+    assert np.isnan(nyquist_peak(np.ones((3, 40, 33))))
+
+
+def smooth_image(size: int) -> torch.Tensor:
+    """Three smooth modalities (1, 3, size, size, size), without energy at the Nyquist frequency."""
+    g = torch.linspace(0, torch.pi, size)
+    first = torch.sin(g[:, None, None]) * torch.sin(2 * g[:, None]) * torch.sin(g) + 0.5 * g
+    return torch.stack((first, first.flip(0) ** 2, first.abs().sqrt()))[None]
+
+
+def test_the_decoder_of_the_translation_draws_no_checkerboard():
+    """Unlike nnU-Net's, whose transposed convolutions have weights of their own for even and odd voxels."""
+    method, image = transfer(weight_contrast=0.0), smooth_image(32)
+    stock = PUIR(method.setup, PUIROptions(prior=8, queue=6))
+    with torch.no_grad():
+        ours, theirs = (nyquist_peak(network(image).numpy(), (2, 3, 4)) for network in (method.network, stock.network))
+    assert ours < 2 < 6 < theirs
+
+
+def test_upsampling_is_a_convolution_after_linear_interpolation():
+    layer = InterpolatedConv(torch.nn.ConvTranspose3d(3, 2, (1, 2, 2), (1, 2, 2))).double()
+    x = torch.randn(2, 3, 3, 4, 5, dtype=torch.float64)
+    larger = torch.nn.functional.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="trilinear")
+    torch.testing.assert_close(layer(x), layer.conv(larger))
+    assert layer(x).shape == (2, 2, 3, 8, 10)
 
 
 # --- prediction

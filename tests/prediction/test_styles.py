@@ -90,8 +90,9 @@ def test_a_folder_without_a_model_and_a_fold_that_is_missing_are_named(model, tm
         open_model(StylePredictor(**CPU), model, folds=["4"])
 
 
-def test_a_case_without_a_channel_is_named(model, tiny, tmp_path):
+def test_a_case_without_a_channel_is_named_if_the_plans_have_a_preprocessor_of_their_own(model, tiny, tmp_path):
     predictor = open_model(StylePredictor(**CPU), model)
     predictor.dataset_json = {**predictor.dataset_json, "channel_names": {"0": "A", "1": "B"}}
-    with pytest.raises(ImagesFolderError, match=r"The case test_000 in .* has no image of B"):
+    predictor.configuration_manager.configuration["preprocessor_name"] = "Mine"
+    with pytest.raises(ImagesFolderError, match=r"The case test_000 in .* has no image of B, and .* Mine"):
         predict_folder(predictor, tiny.raw / tiny.name / "imagesTs", tmp_path)

@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.options import count, number, text
 from nnunet_invariance.errors import WeightsNotFoundError
+from nnunet_invariance.networks.architectures.smooth_upsampling import smooth_upsampling
 from nnunet_invariance.nnunet.cases import Manifest
 from nnunet_invariance.pretraining.engine.method import Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.state import restore_module
@@ -72,8 +73,9 @@ class PUIRTranslation(PUIR):
     .. math:: L = w_t L_{trans} + L_{PUIR}
 
     L_trans is the squared error of :class:`DecompositionLoss` on the output of nnU-Net's decoder, with skip
-    connections, for the fused maps of single modalities and of a random subset. The losses of the pre-training stay, as
-    in the authors' code. The training starts from a finished ``pretrain puir``.
+    connections, for the fused maps of single modalities and of a random subset. Its transposed convolutions, which draw
+    a checkerboard into images, are replaced by linear interpolation. The losses of the pre-training stay, as in the
+    authors' code. The training starts from a finished ``pretrain puir``.
 
     >>> from nnunet_invariance.networks.planned import Architecture
     >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
@@ -89,6 +91,7 @@ class PUIRTranslation(PUIR):
 
     def __init__(self, setup: Setup, options: PUIRTranslationOptions) -> None:
         super().__init__(setup, options)
+        smooth_upsampling(self.network.decoder)
         self.network.decoder.requires_grad_(True)
         self.network.decoder.seg_layers[:-1].requires_grad_(False)
         self.network.fusions.requires_grad_(True)
