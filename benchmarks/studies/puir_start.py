@@ -4,7 +4,7 @@
 
 Each cell is the start of a training of 20 x 50 iterations with 8 features and batches of two, on all cases of the set.
 The plateau is the loss of a network whose output in every voxel is the frequency of the classes in the first 50
-batches. A cell ends when the mean loss of 20 steps is 0.1 below it, or after --steps. Losses and processor time are
+batches. A cell ends when the mean loss of 20 steps is 0.25 below it, or after --steps. Losses and processor time are
 recorded. Cells are written one by one: run the same command again after an interruption, or with more seeds or arms.
 """
 
@@ -33,7 +33,7 @@ from nnunet_invariance.plans.options import BLOCK
 
 CONFIGURATION, STOCK_PLANS = "3d_fullres", "nnUNetPlans"
 BASE_FEATURES, BATCH_SIZE, EPOCHS, ITERATIONS = 8, 2, 20, 50
-WINDOW, MARGIN = 20, 0.1  # steps, loss
+WINDOW, MARGIN = 20, 0.25  # steps, loss
 #: Patch in voxels.
 PATCHES = {"myops": (4, 48, 48), "pgbm": (8, 32, 32)}
 RESULTS = Path(__file__).parents[1] / "results" / "puir-start"
