@@ -64,8 +64,9 @@ def complete_case(image: np.ndarray, files: Sequence[str], channels: int, ending
         ImagesFolderError: the channels of the files are not clear, or none contains an image.
     """
     whole = np.zeros((channels, *image.shape[1:]), np.float32)
-    numbers = list(range(channels)) if len(image) == channels else [channel_of(file, ending) for file in files]
-    if len(numbers) != len(image) or not all(number is not None and number < channels for number in numbers):
+    found = range(channels) if len(image) == channels else [channel_of(file, ending) for file in files]
+    numbers = [number for number in found if number is not None and number < channels]
+    if not len(image) == len(numbers) == len(found):
         raise ImagesFolderError(
             f"The files {', '.join(files)} hold {len(image)} channels, and the dataset has {channels}. Name them "
             f"CASE_0000{ending} to CASE_{channels - 1:04d}{ending}, one channel each."

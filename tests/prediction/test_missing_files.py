@@ -52,6 +52,7 @@ def stock(model: Path, images: Path, out: Path) -> dict[str, np.ndarray]:
     """Probabilities and labels that nnU-Net's predictor writes for a folder."""
     predictor = nnUNetPredictor(**CPU)
     predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    out.mkdir()
     lists = [sorted(map(str, images.glob(f"{name}_*"))) for name in CASES]
     predictor.predict_from_files_sequential(lists, [str(out / name) for name in CASES], True)
     return written(out)
