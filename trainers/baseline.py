@@ -136,16 +136,6 @@ class BaselineTrainer(nnUNetTrainer):
         if self.options.unlabelled is not None:
             self.unlabelled = UnlabelledLearning(self, UnlabelledOptions.read(self.options.unlabelled))
 
-    def on_train_start(self) -> None:
-        """As nnU-Net; the plans beside the model let the stock prediction accept cases that lack channels."""
-        super().on_train_start()
-        if self.accepts_missing_channels and self.local_rank == 0:
-            plans = copy.deepcopy(self.plans_manager.plans)
-            entry = plans["configurations"][self.configuration_name]
-            entry["preprocessor_name"] = self.configuration_manager.preprocessor_name
-            if accept_missing_channels(entry):
-                write_json(Path(self.output_folder_base, "plans.json"), plans)
-
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """nnU-Net's geometry, with the axes that the option ``mirroring`` chooses; prediction mirrors the same axes."""
         *geometry, planned = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -207,6 +197,8 @@ class BaselineTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """As nnU-Net; the teacher of unlabelled scans starts from the initial weights."""
         super().on_train_start()
+        if self.accepts_missing_channels and self.local_rank == 0:
+            self.let_prediction_accept_missing_channels()
         if self.unlabelled is not None:
             self.unlabelled.start()
 
@@ -220,6 +212,14 @@ class BaselineTrainer(nnUNetTrainer):
         if self.unlabelled is not None:
             self.unlabelled.start_epoch()
             self.seed_generator(self.unlabelled.generator, Stream.STRONG_VIEWS)
+
+    def let_prediction_accept_missing_channels(self) -> None:
+        """Name the preprocessor of missing channels in the plans beside the model, which the stock prediction reads."""
+        plans = copy.deepcopy(self.plans_manager.plans)
+        entry = plans["configurations"][self.configuration_name]
+        entry["preprocessor_name"] = self.configuration_manager.preprocessor_name  # it may be inherited
+        if accept_missing_channels(entry):
+            write_json(Path(self.output_folder_base, "plans.json"), plans)
 
     def seed_generator(self, generator: torch.Generator, stream: Stream) -> None:
         """Seed a generator for this epoch, so that a continued run does not repeat the samples of earlier epochs."""
