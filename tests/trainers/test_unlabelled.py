@@ -264,7 +264,8 @@ def straight(tiny, tmp_path_factory):
         return trainer, folder / "first.pth"
 
 
-def test_a_continued_training_is_bit_exact(straight, tiny, results):
+def test_a_continued_training_is_bit_exact_also_with_workers(straight, tiny, results, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     trainer, first = straight
     again = trusting(trainer_on_one_case(tiny, unlabelled={**RAMPLESS, "symmetries": True}))
     Path(again.output_folder, "checkpoint_latest.pth").write_bytes(first.read_bytes())
