@@ -21,7 +21,7 @@ from nnunet_invariance.plans.options import BLOCK
 from nnunet_invariance.registry import trainer_for_weights
 from nnunet_invariance.weights.checkpoint import IMPORTED, Checkpoint, load_checkpoint
 from nnunet_invariance.weights.nnssl_format import is_known_to_nnssl, pretrain_info, recommended_patch
-from nnunet_invariance.weights.transfer import load_pretrained
+from nnunet_invariance.weights.transfer import default_branch, load_pretrained
 from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 #: Optional metadata about preprocessing, and their names in messages.
@@ -154,7 +154,7 @@ def _write(
     min_coverage: float,
 ) -> FittedPlans:
     """Try the transfer, then write the plans copy."""
-    branch: Literal["teacher", "student"] = "teacher" if checkpoint.section("teacher") else "student"
+    branch = default_branch(checkpoint)
     planned = changes.get("architecture") or dataset.configuration.configuration["architecture"]
     network = Architecture.from_plans(planned, len(dataset.channel_names), 1).build()
     report = load_pretrained(network, checkpoint, branch=branch, min_coverage=min_coverage)

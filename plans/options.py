@@ -114,7 +114,8 @@ class PretrainedOptions(BaselineOptions):
         None,
         "one of 'teacher', 'student', or null",
         lambda v: v is None or (isinstance(v, str) and v in ("teacher", "student")),
-        doc="Which network of the file is loaded; null takes the teacher if the file has one, otherwise the student.",
+        doc="Which network of the file is loaded; null takes the teacher of a run of 5,000 steps or more, otherwise "
+        "the student.",
     )
     # A tenth cost 0.02 of Dice in short runs (docs/results/few-shot.md).
     encoder_lr_factor: float = number(

@@ -76,8 +76,7 @@ def load_checkpoint_into(
 def _load(path: Path, options: PretrainedOptions) -> tuple[Checkpoint, Branch]:
     """A checkpoint with the networks that can be loaded, and the branch that is."""
     checkpoint = load_checkpoint(path, list(SECTION_OF.values()))
-    teacher_or_student: Branch = "teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student"
-    return checkpoint, options.branch or teacher_or_student
+    return checkpoint, options.branch or transfer.default_branch(checkpoint)
 
 
 def _rules(options: PretrainedOptions, branch: Branch) -> dict[str, Any]:

@@ -41,8 +41,12 @@ from nnunet_invariance.weights.locate import FINAL
 TASK = TASKS["hippocampus"]
 DATASET, SHOTS = TASK.dataset, TASK.shots[0]
 EPOCHS, PRETRAINING_EPOCHS, PRETRAINING_ITERATIONS = 10, 6, 50
-#: The defaults (lr 1e-4, ema_start 0.996) suit runs 200 times as long; with them the teacher would stay half random.
-SHORT_RUN = ("lr=5e-4", "ema_start=0.98")
+#: The form of the loss, with CASA and class tokens, from which the arms deviate.
+FORM = (
+    *("casa=residual", "target_tokens=decoder", "collapse_guard=center", "weight_inter=1"),
+    *("teacher_temperature=0.01", "teacher_temperature_start=0.008"),
+)
+SHORT_RUN = (*FORM, "lr=5e-4", "ema_start=0.98")
 SAM_SETTINGS = ("lr=1e-3",)
 FINE_TUNING = {"aux": False, "encoder_lr_factor": 1.0, "warmup": 0.0}
 BASELINE, DEFAULT, AGAIN = "BaselineTrainer", "default", "default-again"
@@ -57,7 +61,7 @@ ARMS = {
     "pairs-same-volume": ("alignment=same-volume",),
     "pairs-random": ("alignment=random",),
     "casa-plain": ("casa=plain",),
-    "target-kv-encoder": ("target_kv=encoder",),
+    "target-kv-encoder": ("target_tokens=encoder",),
     "encoding-sparse": ("encoding=sparse",),
     "mask-tube": ("mask_mode=tube",),
     "mim-off": ("weight_mim=0",),
@@ -66,8 +70,8 @@ ARMS = {
     "guard-none": ("collapse_guard=none",),
     "inter-off": ("weight_inter=0",),
     "intra-off": ("weight_intra=0",),
-    "preset-a-code": ("preset=a-code",),
-    "preset-a-paper": ("preset=a-paper",),
+    "preset-a-code": ("preset=release",),
+    "preset-a-paper": ("preset=paper",),
 }
 PROBES = ("retrieval_mm", "masked_error")
 RESULTS = Path(__file__).parents[1] / "results" / "alice-ablation"

@@ -6,12 +6,12 @@ here imports torch at its top level, so that ``--help`` answers at once.
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from nnunet_invariance import __version__
+from nnunet_invariance.common.console import log_to_console
 from nnunet_invariance.common.wording import did_you_mean
 from nnunet_invariance.errors import InvarianceError
 
@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("nnunet_invariance").setLevel(logging.INFO)
+    log_to_console()
     try:
         return modules[args.command].run(args)
     except InvarianceError as error:

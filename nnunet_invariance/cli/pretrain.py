@@ -38,13 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="folders of unlabelled scans, preprocessed under the same plans",
     )
-    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the training")
-    parser.add_argument("--epochs", type=int, default=400, help="number of epochs")
-    parser.add_argument(
-        "--iterations", type=int, default=250, help="steps per epoch; the state is saved after each epoch"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data and augmentation")
-    parser.add_argument("--c", action="store_true", help="continue the last run")
+    _add_run(parser)
     for flag, owners in _flags().items():
         _add_flag(parser, flag, owners)
     parser.add_argument(
@@ -55,6 +49,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="KEY=VALUE",
         help="options of the loop and of the method, see docs/pretraining.md",
     )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the loop."""
+    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the training")
+    parser.add_argument("--epochs", type=int, default=400, help="number of epochs")
+    parser.add_argument(
+        "--iterations", type=int, default=250, help="steps per epoch; the state is saved after each epoch"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data and augmentation")
+    parser.add_argument(
+        "--probe",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="log the Dice of a linear probe on labelled cases of the dataset every EPOCHS epochs; 0: never",
+    )
+    parser.add_argument("--c", action="store_true", help="continue the last run")
 
 
 def _flags() -> dict[Flag, list[str]]:
@@ -83,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_invariance.pretraining import PretrainingStopped, pretrain, pretrain_without_dataset
     from nnunet_invariance.pretraining.engine.method import load_method
     from nnunet_invariance.pretraining.engine.settings import parse_settings
+    from nnunet_invariance.probing import ProbeCurve
 
     _check(args)
     kind = load_method(pretrain_methods()[args.method])
@@ -98,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
         if args.network:
             path = pretrain_without_dataset(args.method, args.network, args.out, **given)
         else:
-            path = pretrain(args.method, args.dataset, args.configuration, args.plans, images=args.images, **given)
+            monitor = ProbeCurve(args.probe) if args.probe else None
+            where = (args.method, args.dataset, args.configuration, args.plans)
+            path = pretrain(*where, images=args.images, monitor=monitor, **given)
     except PretrainingStopped as stopped:
         print(stopped)
         return 143
@@ -116,6 +131,9 @@ def _check(args: argparse.Namespace) -> None:
     for flag, owners in _flags().items():
         if args.method not in owners and getattr(args, f"flag_{flag.field}") is not None:
             raise OptionError(f"{flag.name} is an option of {', '.join(owners)}, not of {args.method}. Omit it.")
+    if args.probe < 0 or (args.probe and args.network):
+        msg = f"--probe {args.probe}: expected a whole number of epochs, for a run on a DATASET with labelled cases."
+        raise OptionError(f"{msg} Correct or omit it.")
     if args.network and args.out and not args.dataset and not args.images:
         return
     if args.configuration and not args.network and not args.out:

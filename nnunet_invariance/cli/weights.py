@@ -35,7 +35,9 @@ def _add_export(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("file", **FILE)
     parser.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth; a folder for --format card")
     parser.add_argument("--format", choices=["nnunet", "nnssl", "card"], required=True)
-    parser.add_argument("--branch", choices=["teacher", "student"], help="default: teacher if the file has one")
+    parser.add_argument(
+        "--branch", choices=["teacher", "student"], help="default: the teacher of a run of 5,000 steps or more"
+    )
     parser.add_argument(
         "--random-decoder", action="store_true", help="fill a decoder that was not pre-trained with random weights"
     )

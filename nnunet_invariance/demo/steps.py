@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -125,8 +124,7 @@ def pretrain(demo: Demo, method: str, epochs: int, iterations: int, options: Seq
     demo.run("pretrain", command, on_poll)
     on_poll()
     for warning in warnings_of(pretraining_folder(demo, method)):
-        red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        logger.warning("      %swarning: %s%s", red, warning, plain)
+        logger.error("      %s", warning)
 
 
 def _read_rows(metrics: Path) -> list[dict[str, str]]:

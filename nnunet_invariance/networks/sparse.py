@@ -74,7 +74,7 @@ class SparseEncoding:
                 raise OptionError(
                     "encoding=sparse needs an encoder of convolutions and instance norms, but "
                     f"{type(encoder).__name__} contains {type(module).__name__}. Use --set "
-                    "encoding=dense; to keep the rest of the preset: --set preset=a-paper encoding=dense."
+                    "encoding=dense; to keep the rest of the preset: --set preset=paper encoding=dense."
                 )
 
     @contextmanager

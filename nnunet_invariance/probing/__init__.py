@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nnunet_invariance.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from nnunet_invariance.probing.curve import ProbeCurve as ProbeCurve
     from nnunet_invariance.probing.linear import LinearProbe as LinearProbe
     from nnunet_invariance.probing.linear import fit_linear_probe as fit_linear_probe
     from nnunet_invariance.probing.protocol import ProbeOptions as ProbeOptions
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "curve": ("ProbeCurve",),
         "linear": ("LinearProbe", "fit_linear_probe"),
         "protocol": ("ProbeOptions", "ProbeResult", "probe"),
         "run": ("run_probe",),

@@ -1,7 +1,7 @@
 """Probe frozen networks on one data set: fit on few labelled cases, and score on held-out labelled cases."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -158,19 +158,39 @@ def probe(
     options = options or ProbeOptions()
     if not networks and not options.random_networks:
         raise OptionError("There is no network to probe. Name checkpoints or methods, or probe random networks.")
+    run = prepare_probe(planned, labelled, options, device, seen)
+    manager = planned.plans.get_label_manager(planned.dataset_json)
+    classes = _foreground_classes(planned.dataset_json["labels"], manager.all_labels)
+    random = {f"random {i}": random_network(planned, 1000 + i) for i in range(options.random_networks)}
+    scores = []
+    with tqdm(total=(len(networks) + len(random)) * len(run.patches), desc="probe", unit="case", disable=None) as bar:
+        for name, network in {**networks, **random}.items():
+            scores.append(run.score(name, network.to(device), name in random, bar.update))
+            network.cpu()
+    incomplete = tuple(n for n, patch in run.patches.items() if not patch.complete)
+    return ProbeResult(tuple(scores), classes, run.maps, run.test, run.train, incomplete, options)
+
+
+def prepare_probe(
+    planned: PlannedDataset,
+    labelled: Sequence[str],
+    options: ProbeOptions,
+    device: str = "cpu",
+    seen: Iterable[str] = (),
+    each_map: bool = True,
+) -> "ProbeRun":
+    """Choose and read the cases of a probe; arguments and errors as for :func:`probe`.
+
+    Args:
+        each_map: whether every feature map is probed by itself as well.
+    """
     subsets, test = _split(labelled, options, tuple(seen))
     manager = planned.plans.get_label_manager(planned.dataset_json)
     train = sorted({name for cases in subsets.values() for draw in cases for name in draw})
     folder, size = str(planned.folder), planned.patch_size
     patches = {n: load_patch(folder, n, size, manager.ignore_label) for n in [*train, *test]}
-    classes = _foreground_classes(planned.dataset_json["labels"], manager.all_labels)
-    run = _Run(patches, subsets, test, max(map(int, manager.all_labels)) + 1, options, torch.device(device))
-    random = {f"random {i}": random_network(planned, 1000 + i) for i in range(options.random_networks)}
-    with tqdm(total=(len(networks) + len(random)) * len(patches), desc="probe", unit="case", disable=None) as bar:
-        scores = [run.score(name, network, False, bar) for name, network in networks.items()]
-        scores += [run.score(name, network, True, bar) for name, network in random.items()]
-    incomplete = tuple(n for n, patch in patches.items() if not patch.complete)
-    return ProbeResult(tuple(scores), classes, run.maps, test, tuple(train), incomplete, options)
+    num_classes = max(map(int, manager.all_labels)) + 1
+    return ProbeRun(patches, subsets, test, num_classes, options, torch.device(device), each_map)
 
 
 def _split(
@@ -192,8 +212,8 @@ def _foreground_classes(labels: Mapping[str, object], values: Iterable[int]) -> 
     return tuple(names.get(int(value), str(value)) for value in values if value > 0)
 
 
-class _Run:
-    """The cases, and the computations on them for each network."""
+class ProbeRun:
+    """The cases of a probe, and the computations on them for each network; :func:`prepare_probe` makes one."""
 
     def __init__(
         self,
@@ -203,8 +223,10 @@ class _Run:
         num_classes: int,
         options: ProbeOptions,
         device: torch.device,
+        each_map: bool,
     ) -> None:
-        self.patches, self.subsets, self.test = patches, subsets, test
+        self.patches, self.subsets, self.test, self.each_map = patches, subsets, test, each_map
+        self.train = tuple(sorted({name for draws in subsets.values() for cases in draws for name in cases}))
         self.num_classes, self.options, self.device = num_classes, options, device
         self.maps: tuple[str, ...] = ()
         generator = torch.Generator().manual_seed(options.seed)
@@ -213,14 +235,16 @@ class _Run:
         }
 
     @torch.no_grad()
-    def score(self, name: str, network: nn.Module, random: bool, bar: tqdm) -> ProbeScores:
-        """Fit every probe of one network and score it on the test cases."""
-        network = network.to(self.device).eval()
+    def score(
+        self, name: str, network: nn.Module, random: bool = False, after_case: Callable[[], object] = lambda: None
+    ) -> ProbeScores:
+        """Fit every probe of one network, which is on the device, and score it on the test cases."""
+        network.eval()
         scores = ProbeScores(name, random)
         columns: dict[str, Tensor] = {}
-        for case in {n for sets in self.subsets.values() for cases in sets for n in cases}:
+        for case in self.train:
             columns[case] = self._columns(case, self._maps(network, case))
-            bar.update()
+            after_case()
         probes = self._fit(columns)
         dice: dict[tuple[int, str], list[list[np.ndarray]]] = {key: [] for key in probes}
         previous: tuple[Tensor, Tensor] | None = None
@@ -230,10 +254,9 @@ class _Run:
                 own = maps if key[1] == ALL_MAPS else maps.only(key[1])
                 dice[key].append([self._dice(case, own, classifier) for classifier in fitted])
             previous = self._retrieve(case, maps, previous, scores.retrieval)
-            bar.update()
+            after_case()
         # test cases x draws x classes -> draws x test cases x classes
         scores.dice = {key: np.asarray(rows).transpose(1, 0, 2) for key, rows in dice.items()}
-        network.cpu()
         return scores
 
     def _maps(self, network: nn.Module, case: str) -> HypercolumnMaps:
@@ -248,7 +271,9 @@ class _Run:
     def _fit(self, columns: dict[str, Tensor]) -> dict[tuple[int, str], list[LinearProbe]]:
         """Fit probes for every number of shots and draw: one on the whole hypercolumn, and one on each map."""
         ends = np.cumsum([0, *self.channels]).tolist()
-        parts = {ALL_MAPS: (0, ends[-1]), **{m: (ends[i], ends[i + 1]) for i, m in enumerate(self.maps)}}
+        parts = {ALL_MAPS: (0, ends[-1])}
+        if self.each_map:
+            parts |= {m: (ends[i], ends[i + 1]) for i, m in enumerate(self.maps)}
         fitted: dict[tuple[int, str], list[LinearProbe]] = {}
         for shots, draws in self.subsets.items():
             for cases in draws:

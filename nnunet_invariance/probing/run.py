@@ -53,15 +53,26 @@ def run_probe(
     for name, path in files.items():
         for label, chosen in _branches(name, path, branch):
             networks[label] = load_probed_network(planned, path, chosen)
-    ending = planned.dataset_json["file_ending"]
-    labelled = sorted(preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending))
-    if len(labelled) < 4:
-        msg = f"{planned.folder} contains {len(labelled)} preprocessed case(s) with labels; a probe needs at least 4. "
-        raise ComparisonError(msg + f"Run `nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}`.")
+    labelled = labelled_cases(planned)
     result = _probe_unseen(planned, networks, labelled, options, device, list(files.values()))
     folder = out or results_folder() / planned.name / "probing" / f"{plans}__{configuration}"
     write_report(result, folder)
     return result, folder
+
+
+def labelled_cases(planned: PlannedDataset) -> list[str]:
+    """Names of the preprocessed cases that have labels.
+
+    Raises:
+        ComparisonError: there are fewer than 4.
+    """
+    ending = planned.dataset_json["file_ending"]
+    labelled = sorted(preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending))
+    if len(labelled) < 4:
+        msg = f"{planned.folder} contains {len(labelled)} preprocessed case(s) with labels; a probe needs at least 4. "
+        command = f"nnUNetv2_plan_and_preprocess -d {planned.name} -c {planned.configuration_name}"
+        raise ComparisonError(f"{msg}Run `{command}`.")
+    return labelled
 
 
 def _probe_unseen(

@@ -33,7 +33,7 @@ def export_card(
     are those of the last epoch in the ``metrics.csv`` beside the checkpoint; without this file they are empty.
 
     Args:
-        branch: default: the teacher if the checkpoint has one, else the student.
+        branch: default: that of :func:`.default_branch`.
 
     Raises:
         WeightsIncompatibleError: no such branch. OutputError: the folder exists or cannot be written.

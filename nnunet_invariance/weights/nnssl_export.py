@@ -26,7 +26,7 @@ def export_nnssl(
     pre-trained: the readers of the format use the encoder only.
 
     Args:
-        branch: default: the teacher if the checkpoint has one, else the student.
+        branch: default: that of :func:`.default_branch`.
 
     Raises:
         WeightsIncompatibleError: no such branch, or a network that nnssl does not know.

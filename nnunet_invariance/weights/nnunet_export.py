@@ -25,7 +25,7 @@ def export_nnunet(
     number of classes. It requires every tensor of encoder and decoder except the segmentation layers.
 
     Args:
-        branch: default: the teacher if the checkpoint has one, else the student.
+        branch: default: that of :func:`.default_branch`.
         random_decoder: initialise a decoder that was not pre-trained at random, with seed 0.
 
     Raises:

@@ -47,7 +47,7 @@ def load_pretrained(
     Args:
         network: a planned U-Net with ``encoder`` and ``decoder``, not wrapped by DDP or ``torch.compile``.
         checkpoint: a file, or a loaded checkpoint that contains the section of ``branch``.
-        branch: default: the teacher if the checkpoint has one, else the student.
+        branch: default: that of :func:`default_branch`.
         min_coverage: minimum share of the encoder's stages that the file fills completely, in [0, 1]. With 4 of 6
             stages in the file, 0.6 accepts it.
         allow_deeper_network: leave the stages that are deeper than the file out of ``min_coverage``; they are random.
@@ -92,7 +92,7 @@ def load_network(path: str | os.PathLike, branch: Branch | None = None) -> tuple
     """Load one network of a checkpoint.
 
     Args:
-        branch: default: the teacher if the checkpoint has one, else the student.
+        branch: default: that of :func:`default_branch`.
 
     Returns:
         the checkpoint with the tensors of this network only, and its branch.
@@ -101,7 +101,7 @@ def load_network(path: str | os.PathLike, branch: Branch | None = None) -> tuple
         WeightsIncompatibleError: no such branch. WeightsNotFoundError: no such file. CheckpointCorruptError: damaged.
     """
     checkpoint = load_checkpoint(path, SECTION_OF.values())
-    chosen = branch or _default_branch(checkpoint)
+    chosen = branch or default_branch(checkpoint)
     prefix = f"{SECTION_OF[chosen]}."
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}
     if not tensors:
@@ -124,8 +124,19 @@ def check_method(checkpoint: Checkpoint, method: str) -> None:
         )
 
 
-def _default_branch(checkpoint: Checkpoint) -> Branch:
-    return "teacher" if checkpoint.section(SECTION_OF["teacher"]) else "student"
+#: Number of steps from which on the teacher of a run is loaded by default.
+SHORT_RUN = 5000
+
+
+def default_branch(checkpoint: Checkpoint) -> Branch:
+    """The student, or the teacher if there is one and the run was not shorter than :data:`SHORT_RUN` steps.
+
+    In a short run, the moving average lags behind the student.
+    """
+    if not checkpoint.section(SECTION_OF["teacher"]):
+        return "student"
+    short = 0 < checkpoint.metadata["total_steps"] < SHORT_RUN
+    return "student" if short and checkpoint.section(SECTION_OF["student"]) else "teacher"
 
 
 def _checked(
@@ -136,7 +147,7 @@ def _checked(
     min_coverage: float,
     allow_deeper_network: bool,
 ) -> tuple[Comparison, TransferReport]:
-    branch = branch or _default_branch(checkpoint)
+    branch = branch or default_branch(checkpoint)
     section = _section(checkpoint, branch)
     _check_architecture(network, checkpoint, section)
     comparison = compare(network, checkpoint, section, transfer == "encoder+decoder")

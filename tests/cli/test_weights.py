@@ -173,8 +173,8 @@ def test_list_shows_state_and_damage(planned: Path, capsys: pytest.CaptureFixtur
     damaged.write_bytes(b"no")
     assert main(["weights", "list"]) == 0
     out = capsys.readouterr().out
-    assert f"{NAME}  alice__nnUNetPlans__3d_fullres  finished, step 10 of 10" in out
-    assert f"{NAME}  alice__nnUNetPlans__3d_lowres  not finished, step 4 of 10" in out
+    assert f"{NAME}  alice__nnUNetPlans__3d_fullres  finished, step 10000 of 10000" in out
+    assert f"{NAME}  alice__nnUNetPlans__3d_lowres  not finished, step 4 of 10000" in out
     assert "Dataset779_Other  alice__nnUNetPlans__3d_fullres  damaged" in out
     assert str(damaged) in out
 

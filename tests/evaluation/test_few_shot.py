@@ -461,10 +461,10 @@ def test_the_last_warnings_of_a_pretraining_are_described(tiny, tmp_path):
     write_weights(tiny, tmp_path / "checkpoint_final.safetensors")
     assert "warnings" not in describe_checkpoint(tmp_path / "checkpoint_final.safetensors")
     (tmp_path / "log.txt").write_text(
-        "2026-01-01 10:00:00,000 WARNING epoch 1: collapse: rank 1\n"
+        "2026-01-01 10:00:00,000 ERROR epoch 1: collapse: rank 1\n"
         "2026-01-01 10:00:00,000 INFO epoch 1/2 loss 1.0\n"
         "2026-01-01 10:00:00,000 WARNING step 7 skipped: the loss is not finite\n"
-        "2026-01-01 10:00:00,000 WARNING epoch 2: collapse: uniform (0.998 of log K)\n"
+        "2026-01-01 10:00:00,000 ERROR epoch 2: collapse: uniform (0.998 of log K)\n"
     )
     described = describe_checkpoint(tmp_path / "checkpoint_final.safetensors")
     assert described["warnings"] == ["collapse: uniform (0.998 of log K) (epoch 2)"]

@@ -99,7 +99,7 @@ def demo(tmp_path_factory) -> Path:
     pretraining = pretraining_folder(Demo(out, 1), "alice")
     pretraining.mkdir(parents=True)
     matplotlib.image.imsave(pretraining / "progress.png", np.zeros((8, 9, 3)))
-    (pretraining / "log.txt").write_text("2026-01-01 10:00:00,000 WARNING epoch 5: collapse: <uniform>; lower it\n")
+    (pretraining / "log.txt").write_text("2026-01-01 10:00:00,000 ERROR epoch 5: collapse: <uniform>; lower it\n")
     return out
 
 

@@ -7,6 +7,16 @@ from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
 from tests.helpers.planned_networks import architecture
 
+#: The form with CASA, class tokens and centers, as in the authors' code.
+AUTHORS_FORM = {
+    "casa": "residual",
+    "target_tokens": "decoder",
+    "collapse_guard": "center",
+    "weight_inter": 1.0,
+    "teacher_temperature": 0.01,
+    "teacher_temperature_start": 0.008,
+}
+
 
 def build(seed: int = 0, **changes: object) -> Alice:
     """Alice without dropout, so that only the data of the ranks differ."""

@@ -25,7 +25,7 @@ def draw_no_curves(patch: pytest.MonkeyPatch) -> None:
     """Let trainings of this process write files without a picture."""
     patch.setattr(LocalLogger, "plot_progress_png", lambda self, out: Path(out, "progress.png").write_bytes(_PNG))
     for place in (history, curves):
-        patch.setattr(place, "draw_history", lambda rows: _NoFigure())
+        patch.setattr(place, "draw_history", lambda rows, *_: _NoFigure())
 
 
 def draw_curves(patch: pytest.MonkeyPatch) -> None:

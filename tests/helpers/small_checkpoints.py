@@ -58,8 +58,8 @@ def metadata(planned: Architecture, **changes: Any) -> dict[str, Any]:
     plain = {
         "method": "alice",
         "finished": True,
-        "step": 10,
-        "total_steps": 10,
+        "step": 10_000,
+        "total_steps": 10_000,
         "architecture": planned.to_dict(),
         "channel_names": [f"MRI{i}" for i in range(planned.input_channels)],
         "normalization_schemes": ["ZScoreNormalization"] * planned.input_channels,

@@ -20,6 +20,7 @@ from nnunet_invariance.networks.sparse import SparseEncoding, masked_instance_no
 from nnunet_invariance.pretraining.engine.method import Setup
 from nnunet_invariance.pretraining.engine.settings import make_method_options, parse_settings
 from nnunet_invariance.pretraining.methods.alice import Alice, AliceOptions
+from nnunet_invariance.pretraining.methods.alice_options import AUTHORS
 from nnunet_invariance.pretraining.methods.mae import MAEOptions
 from nnunet_invariance.pretraining.methods.sam import SAMOptions
 from tests.helpers.distributed_alice import build
@@ -68,7 +69,7 @@ def test_a_cell_stays_visible_in_every_small_grid():
 
 @pytest.mark.parametrize("mask_mode", ["block3d", "tube"])
 def test_a_sparse_student_of_small_bodies_has_finite_diagnostics(mask_mode):
-    alice = build(encoding="sparse", mask_mode=mask_mode)
+    alice = build(encoding="sparse", target_tokens="decoder", mask_mode=mask_mode)
     valid = torch.zeros(4, 1, 16, 16, 16, dtype=torch.bool)
     valid[..., :3, :3, :3] = True  # within one cell
     batch = {"image": random(4, 1, 16, 16, 16, dtype=torch.float32) * valid, "valid": valid, "score": torch.ones(2)}
@@ -293,22 +294,44 @@ def test_an_encoder_of_monai_is_pretrained_on_three_channels():
         errors.append(output.losses["mim"].item())
     assert errors[-1] < errors[0]
     with pytest.raises(OptionError, match=r"encoding=sparse needs .* SwinEncoder contains"):
-        Alice(alice.setup, AliceOptions(encoding="sparse"))
+        Alice(alice.setup, AliceOptions(encoding="sparse", target_tokens="decoder"))
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_presets_set_fields_and_given_fields_take_precedence():
-    parsed = parse_settings(["mask_mode=block3d", "preset=a-code"], AliceOptions)
+    parsed = parse_settings(["mask_mode=block3d", "preset=release"], AliceOptions)
     options = make_method_options(Alice, parsed.method)
-    assert options == AliceOptions.from_preset("a-code", mask_mode="block3d")
+    assert options == AliceOptions.from_preset("release", mask_mode="block3d")
     assert (options.mask_mode, options.mim_voxels, options.casa_target) == ("block3d", "masked", "shared")
-    assert AliceOptions.presets == {
-        "a-code": {"mask_mode": "tube", "casa_target": "shared", "weight_mim": 5.0, "head_width": 2048},
-        "a-paper": {"encoding": "sparse", "casa": "plain", "target_kv": "encoder", "head_width": 2048},
+    own = {
+        "release": {
+            "mask_mode": "tube",
+            "casa": "residual",
+            "target_tokens": "decoder",
+            "casa_target": "shared",
+            "weight_mim": 5.0,
+        },
+        "paper": {"encoding": "sparse", "casa": "plain", "target_tokens": "encoder"},
     }
-    assert AliceOptions() == AliceOptions(casa="residual", target_kv="decoder", mim_voxels="masked")
+    assert AliceOptions.presets == {name: {**AUTHORS, **fields} for name, fields in own.items()}
+    assert AliceOptions() == AliceOptions(casa="none", collapse_guard="sinkhorn", mim_voxels="masked")
+
+
+def test_automatic_options_follow_from_the_number_of_steps_and_are_recorded():
+    assert AliceOptions().resolve(300).ema_start == pytest.approx(1 - 20 / 300)
+    assert AliceOptions(ema_start=0.5).resolve(300).ema_start == 0.5
+    alice = Alice(dataclasses.replace(build().setup, steps=100), AliceOptions(head_width=16, num_prototypes=16))
+    assert alice.options.to_dict()["ema_start"] == 0.9
+    assert parse_settings(["ema_start=auto", "lr=auto"], AliceOptions).method == {"ema_start": None}
+    with pytest.raises(OptionError, match="mask_ratio=auto: 'auto' is not a valid float"):
+        parse_settings(["mask_ratio=auto"], AliceOptions)
+
+
+def test_a_sparse_student_predicts_decoder_tokens():
+    with pytest.raises(OptionError, match="'target_tokens' is 'encoder'; expected decoder with encoding=sparse"):
+        AliceOptions(encoding="sparse")
 
 
 @pytest.mark.parametrize(
@@ -348,7 +371,7 @@ def test_missing_mined_pairs_are_an_error():
 
 
 def test_unknown_values_are_named():
-    with pytest.raises(OptionError, match="preset=b: expected one of the presets of AliceOptions: a-code, a-paper"):
+    with pytest.raises(OptionError, match="preset=b: expected one of the presets of AliceOptions: release, paper"):
         make_method_options(Alice, {"preset": "b"})
     with pytest.raises(OptionError, match="'mask_mode' is 'cube'; expected one of 'block3d', 'tube'"):
         AliceOptions(mask_mode="cube")

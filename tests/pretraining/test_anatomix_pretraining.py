@@ -232,8 +232,8 @@ def test_no_free_features_have_a_lower_loss_than_ideal_ones():
 
 
 def test_features_that_have_learned_nothing_give_a_warning():
-    assert "the held-out loss is that of equal features" in make().warnings({"held_out_learned": 0.0})[0]
-    assert make().warnings({"held_out_learned": 0.2}) == []
+    assert "the held-out loss is that of equal features" in make().problems({"held_out_learned": 0.0})[0]
+    assert make().problems({"held_out_learned": 0.2}) == []
 
 
 def test_the_held_out_loss_falls():

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from nnunet_invariance.common.distributed import distributed_context
 from nnunet_invariance.weights.checkpoint import read_metadata
+from tests.helpers.distributed_alice import AUTHORS_FORM, build, views
 from tests.helpers.two_ranks import torchrun
 
 SCRIPT = """
@@ -40,10 +41,8 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("form", [{}, {"collapse_guard": "sinkhorn", "encoding": "sparse", "target_kv": "encoder"}])
+@pytest.mark.parametrize("form", [AUTHORS_FORM, {"encoding": "sparse", "target_tokens": "decoder"}])
 def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path, form):
-    from tests.helpers.distributed_alice import build, views
-
     script = tmp_path / "two_ranks.py"
     script.write_text(SCRIPT)
     torchrun(str(script), str(tmp_path / "two.pt"), json.dumps(form))
@@ -61,7 +60,7 @@ def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_
         assert torch.allclose(two["gradients"][name], gradient, rtol=1e-3, atol=1e-5), name
     for center, head in zip(two["centers"], (alice.heads.inter, alice.heads.intra), strict=True):
         assert torch.allclose(center, head.center, atol=1e-6)
-        assert head.center.any() == (not form)
+        assert head.center.any() == (form is AUTHORS_FORM)
 
 
 def test_ranks_wait_for_hours_for_the_first_one(monkeypatch):

@@ -1,5 +1,6 @@
 """The loop on a method of one parameter: accumulation, non-finite steps, broken contracts, workers and locks."""
 
+import csv
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from nnunet_invariance.errors import (
 from nnunet_invariance.nnunet.cases import Manifest
 from nnunet_invariance.pretraining.engine.contract import check_method
 from nnunet_invariance.pretraining.engine.folder import hold_folder, start_folder
+from nnunet_invariance.pretraining.engine.history import draw_history
 from nnunet_invariance.pretraining.engine.loop import FINAL, LATEST
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput, frozen_copy
 from nnunet_invariance.pretraining.engine.options import MethodOptions
@@ -247,7 +249,7 @@ def test_views_that_break_the_contract_are_named(tmp_path, monkeypatch, views, m
 
 @pytest.mark.parametrize(
     ("hook", "expected"),
-    [("dataset", "a map-style"), ("forward", "a StepOutput"), ("evaluate", "a dict"), ("warnings", "a list")],
+    [("dataset", "a map-style"), ("forward", "a StepOutput"), ("evaluate", "a dict"), ("problems", "a list")],
 )
 def test_a_hook_that_returns_none_is_named(tmp_path, monkeypatch, hook, expected):
     monkeypatch.setattr(Line, hook, lambda *_: None)
@@ -403,3 +405,60 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"), hold_folder(tmp_path / "file" / "run"):
         pass
+
+
+# ---- problems and monitors -------------------------------------------------------------------------------------------
+
+
+class Collapsed(Line):
+    """A method that reports a collapse in every epoch but the first."""
+
+    def problems(self, diagnostics):
+        return ["collapse: all targets are equal; lower the rate"] if len(self.updates) > 2 else []
+
+
+def test_a_problem_is_an_error_in_the_log_and_the_run_goes_on(tmp_path, caplog):
+    loop = make_loop(Collapsed(), tmp_path, epochs=3, iterations=2)
+    loop.run()
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    text = "collapse: all targets are equal; lower the rate"
+    assert errors[:2] == [f"epoch {epoch}: {text}" for epoch in (2, 3)]
+    assert "the run ended with 1 problem(s)" in errors[2]
+    assert load_checkpoint(tmp_path / FINAL).metadata["finished"]
+
+
+def test_the_picture_shows_a_problem_in_red():
+    history = [{"epoch": 1.0, "loss": 2.0}]
+    assert draw_history(history)._suptitle is None
+    title = draw_history(history, ["collapse: all targets are equal; lower the rate"])._suptitle
+    assert "lower the rate" in title.get_text()
+    assert title.get_color() == "#b00020"
+
+
+class Thermometer:
+    """A monitor that counts its calls."""
+
+    every, calls = 2, 0
+
+    def start(self, planned, method, device):
+        raise AssertionError("the loop does not start it")
+
+    def measure(self, method):
+        assert not method.training
+        self.calls += 1
+        return {"warmth": float(self.calls)}
+
+
+def test_a_monitor_measures_the_start_every_second_epoch_and_the_end(tmp_path):
+    loop = make_loop(Line(), tmp_path, epochs=5, iterations=1)
+    loop.monitor = Thermometer()
+    loop.run()
+    measured = {row["epoch"]: row["warmth"] for row in loop.history if "warmth" in row}
+    assert measured == {0: 1, 2: 2, 4: 3, 5: 4}
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["warmth"] for row in rows] == ["1.0", "", "2.0", "", "3.0", "4.0"]
+    assert [row["square"] != "" for row in rows] == [False, True, True, True, True, True]
+    assert loop.method.training
+    (axis,) = [a for a in draw_history(loop.history).axes if a.get_title("left") == "warmth"]
+    assert axis.lines[0].get_xdata().tolist() == [0, 2, 4, 5]

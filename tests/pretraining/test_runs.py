@@ -77,7 +77,7 @@ def test_a_run_writes_the_documented_files(tiny, reference):
     assert sections == {"network", "teacher", "heads"}
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert [int(r["step"]) for r in rows] == [2, 4, 6]
-    for name in ("inter", "intra", "mim", "target_entropy", "mean_target_entropy", "effective_rank", "lr"):
+    for name in ("intra", "mim", "target_entropy", "mean_target_entropy", "effective_rank", "lr"):
         assert all(np.isfinite(float(r[name])) for r in rows)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert len(manifest["cases"]) == 6

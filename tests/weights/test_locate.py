@@ -73,7 +73,7 @@ def test_a_missing_named_file_stops_the_search(tmp_path: Path, monkeypatch: pyte
 def test_an_unfinished_run_is_used_only_when_named(tmp_path: Path) -> None:
     write(tmp_path / "shipped" / "alice.safetensors")
     latest = write(pretraining_folder(*RUN) / "checkpoint_latest.safetensors", finished=False, step=3)
-    with pytest.raises(WeightsNotFoundError, match=r"not finished \(step 3 of 10\)") as error:
+    with pytest.raises(WeightsNotFoundError, match=r"not finished \(step 3 of 10000\)") as error:
         find_weights(*RUN)
     assert "nnunet-invariance pretrain alice Dataset777_Tiny 3d_fullres -p nnUNetPlans --c" in str(error.value)
     assert f"{ENVIRONMENT_VARIABLE}={latest}" in str(error.value)

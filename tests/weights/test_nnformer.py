@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -183,23 +184,28 @@ def test_a_patch_that_does_not_fit_stops_the_pretraining_before_it_writes(tiny, 
 
 
 def test_a_preset_that_it_cannot_run_says_what_it_can(tiny, plans):
-    words = ["preset=a-paper", "head_width=16", "num_prototypes=16"]
-    with pytest.raises(OptionError, match=r"NNFormerEncoder contains.*--set preset=a-paper encoding=dense"):
+    words = ["preset=paper", "head_width=16", "num_prototypes=16"]
+    with pytest.raises(OptionError, match=r"NNFormerEncoder contains.*--set preset=paper encoding=dense"):
         run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
 
 
-def test_alice_pretrains_it_with_the_released_settings_and_the_trainer_takes_it(tiny, plans):
+def test_alice_pretrains_it_with_the_released_settings_and_the_trainer_takes_it(tiny, plans, caplog):
     words = ["epochs=1", "iterations=1", "workers=0", "head_width=16", "num_prototypes=16"]
-    path = run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
+    with caplog.at_level(logging.INFO, "nnunet_invariance"):
+        path = run_pretraining("alice", tiny.name, "3d_fullres", "nnUNetPlans_small", device="cpu", settings=words)
     checkpoint = load_checkpoint(path)
-    released = {**AliceOptions.presets["a-code"], "head_width": 16, "mim_voxels": "masked"}
+    released = {**AliceOptions.presets["release"], "head_width": 16, "mim_voxels": "masked"}
     assert {name: checkpoint.metadata["options"][name] for name in released} == released
-    changed = "mask_mode=tube casa_target=shared weight_mim=5.0 head_width=16 num_prototypes=16"
+    changed = (
+        "mask_mode=tube casa=residual casa_target=shared target_tokens=decoder collapse_guard=center "
+        "weight_inter=1.0 weight_mim=5.0 teacher_temperature=0.01 teacher_temperature_start=0.008 ema_start=0.996 "
+        "head_width=16"
+    )
     assert changed in (path.parent / "log.txt").read_text()
     trainer = make_trainer(tiny, "AliceTrainer_1epoch", plans)
     trainer.on_train_start()
     assert trainer.transfer_report["coverage"] == 1
-    section = checkpoint.section("teacher")
+    section = checkpoint.section("network")
     for name, value in values(trainer.network.encoder).items():
         assert torch.equal(value, section[f"encoder.{name}"]), name
     losses = trainer.train_step(next(trainer.dataloader_train))

@@ -14,7 +14,7 @@ from nnunet_invariance import weights
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.weights.checkpoint import Checkpoint, load_checkpoint
-from nnunet_invariance.weights.transfer import check_method, load_pretrained
+from nnunet_invariance.weights.transfer import check_method, default_branch, load_pretrained
 from tests.helpers.small_checkpoints import NETWORKS, architecture, build, checkpoint, tensors, write
 
 ENCODER_PROJECTION = {
@@ -38,6 +38,23 @@ def unchanged(network: nn.Module, before: dict[str, torch.Tensor], but: set[str]
 
 def names(entries) -> set[str]:
     return {entry.name for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("steps", "sections", "expected"),
+    [
+        (4999, ("network", "teacher"), "student"),
+        (5000, ("network", "teacher"), "teacher"),
+        (0, ("network", "teacher"), "teacher"),  # an imported file whose length is not known
+        (4999, ("teacher",), "teacher"),
+        (5000, ("network",), "student"),
+    ],
+)
+def test_the_teacher_of_a_short_run_is_not_the_default(
+    path: Path, steps: int, sections: tuple[str, ...], expected: str
+) -> None:
+    tensors = {f"{section}.weight": torch.zeros(1) for section in sections}
+    assert default_branch(Checkpoint(path, {"total_steps": steps}, tensors)) == expected
 
 
 @pytest.mark.parametrize("network_class", NETWORKS)

@@ -26,7 +26,7 @@ from nnunet_invariance.weights.locate import (
 )
 from nnunet_invariance.weights.transfer import SECTION_OF, can_load
 
-_WARNING = re.compile(r" WARNING epoch (\d+): (.*)$", re.MULTILINE)
+_PROBLEM = re.compile(r" ERROR epoch (\d+): (.*)$", re.MULTILINE)
 
 
 def method_of(arm: Arm) -> str | None:
@@ -167,8 +167,8 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def warnings_of(pretraining: Path) -> list[str]:
-    """The warnings in the ``log.txt`` of a pre-training about its last epoch that has any, for example of collapse."""
+    """The errors in the ``log.txt`` of a pre-training about its last epoch that has any, for example a collapse."""
     log = pretraining / "log.txt"
-    found = _WARNING.findall(log.read_text(errors="replace")) if log.is_file() else []
+    found = _PROBLEM.findall(log.read_text(errors="replace")) if log.is_file() else []
     last = found[-1][0] if found else ""
     return list(dict.fromkeys(f"{text} (epoch {epoch})" for epoch, text in found if epoch == last))

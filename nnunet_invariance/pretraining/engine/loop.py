@@ -28,9 +28,10 @@ from nnunet_invariance.pretraining.engine.contract import (
     check_views,
     split_batch,
 )
-from nnunet_invariance.pretraining.engine.history import Row, write_metrics
+from nnunet_invariance.pretraining.engine.history import PICTURE, Row, write_metrics
 from nnunet_invariance.pretraining.engine.loading import load_batches, worker_error
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput, average
+from nnunet_invariance.pretraining.engine.monitor import Monitor
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.engine.rank_monitor import RankMonitor
 from nnunet_invariance.pretraining.engine.schedule import learning_rate, should_stop_early
@@ -47,6 +48,9 @@ from nnunet_invariance.weights.checkpoint import Checkpoint, save_checkpoint
 from nnunet_invariance.weights.locate import FINAL, LATEST
 
 logger = logging.getLogger(__name__)
+
+#: Fraction of the steps in which problems are not reported: untrained heads often look like a collapse.
+GRACE = 0.1
 
 
 def make_optimizer(method: Method, options: LoopOptions) -> torch.optim.Optimizer:
@@ -69,12 +73,19 @@ class Loop:
 
     Args:
         metadata: what every checkpoint of the run says, see docs/architecture.md.
+        monitor: a further measurement, which was started.
     """
 
     def __init__(
-        self, method: Method, options: LoopOptions, ranks: DistributedContext, folder: Path, metadata: dict[str, Any]
+        self,
+        method: Method,
+        options: LoopOptions,
+        ranks: DistributedContext,
+        folder: Path,
+        metadata: dict[str, Any],
+        monitor: Monitor | None = None,
     ) -> None:
-        self.options, self.ranks, self.folder, self.metadata = options, ranks, folder, metadata
+        self.options, self.ranks, self.folder, self.metadata, self.monitor = options, ranks, folder, metadata, monitor
         self.method = method.to(ranks.device).train()
         if options.compile:
             self.method.compile()
@@ -90,6 +101,7 @@ class Loop:
         self.step = 0
         self.history: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch
+        self.problems: list[str] = []  # of the last epoch
         self.skipped = 0
         self.recent_skipped: deque[list[str]] = deque(maxlen=MAX_NON_FINITE_STEPS)
         self.stop_requested = False
@@ -202,9 +214,13 @@ class Loop:
             self.save(finished=True)
             for old in self.folder.glob("checkpoint_latest*.safetensors"):
                 old.unlink()
+            if self.problems:
+                logger.error("the run ended with %d problem(s), see above and %s", len(self.problems), PICTURE)
         self.ranks.barrier()
 
     def _run_epochs(self, batches: Iterator[Any], bar: tqdm) -> None:
+        if self.step == 0:
+            self.history += [{"epoch": 0, "step": 0, **values} for values in [self._monitor(0)] if values]
         started, first_step = time.perf_counter(), self.step
         while self.step < self.options.steps and not should_stop_early(self.history, self.options):
             self._train_step([next(batches) for _ in range(self.options.grad_accum_steps)], bar)
@@ -340,18 +356,31 @@ class Loop:
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped}
         row |= {"seconds": round(seconds, 3), "iterations_per_second": steps / seconds}
         self.history.append(row)
-        warnings = self.method.warnings(means)
-        check_result(self.method, "warnings", warnings, list, "a list of messages, which may be empty")
-        for warning in warnings:
-            logger.warning("epoch %d: %s", row["epoch"], warning)
+        problems = self.method.problems(means)
+        check_result(self.method, "problems", problems, list, "a list of messages, which may be empty")
+        self.problems = problems if self.step > GRACE * self.options.steps else []
+        for problem in self.problems:
+            logger.error("epoch %d: %s", row["epoch"], problem)
+        row |= self._monitor(int(row["epoch"]))
         if self.ranks.is_main:
             parts = "  ".join(f"{n} {v:.4f}" for n, v in means.items())
             logger.info(
                 "epoch %d/%d  %s  %.2f it/s", row["epoch"], self.options.epochs, parts, row["iterations_per_second"]
             )
-            write_metrics(self.folder, self.history)
+            write_metrics(self.folder, self.history, self.problems)
             self.save()
         self.ranks.barrier()
+
+    def _monitor(self, epoch: int) -> Row:
+        """What the monitor measures after an epoch, on the first rank; empty if it is not its turn."""
+        last = self.step == self.options.steps or should_stop_early(self.history, self.options)
+        if self.monitor is None or not self.ranks.is_main or not (last or epoch % self.monitor.every == 0):
+            return {}
+        self.method.eval()
+        values = self.monitor.measure(self.method)
+        self.method.train()
+        logger.info("epoch %d  %s", epoch, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        return values
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True

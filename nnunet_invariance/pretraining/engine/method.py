@@ -56,6 +56,7 @@ class Setup:
         unit_range: whether images are scaled to [0, 1] (otherwise they are z-scored).
         cases: the volumes; empty if the method makes its own images.
         channel_names: as in dataset.json.
+        steps: optimiser steps of the run, from which some options follow.
 
     >>> planned = Architecture("package.UNet", {"n_stages": 4}, (), 1, 1)
     >>> Setup(planned, (32, 32, 32), (1.0, 1.0, 1.0), batch_size=2, unit_range=False, cases=()).channel_names
@@ -69,6 +70,7 @@ class Setup:
     unit_range: bool
     cases: tuple[Case, ...]
     channel_names: tuple[str, ...] = ()
+    steps: int = LoopOptions().steps
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class Method(nn.Module, ABC):
 
     def __init__(self, setup: Setup, options: MethodOptions) -> None:
         super().__init__()
-        self.setup, self.options = setup, options
+        self.setup, self.options = setup, options.resolve(setup.steps)
         self.prepared: dict[str, str] = {}
         self.loss_weights = {}
         self.network = self.build_network()
@@ -256,8 +258,12 @@ class Method(nn.Module, ABC):
         """
         return {}
 
-    def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
-        """Warnings about the means of an epoch, such as a collapse."""
+    def problems(self, diagnostics: Mapping[str, float]) -> list[str]:
+        """Signs in the means of an epoch that the run learns nothing, such as a collapse, each with its remedy.
+
+        After the first tenth of the steps, they are errors in the log and in the picture of the curves. The run
+        continues, because other losses may learn.
+        """
         return []
 
     def after_run(self, folder: Path, manifest: Manifest, device: str) -> None:

@@ -1,15 +1,26 @@
 """Options of the pre-training loop, and the base class of the options of a method."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 from nnunet_invariance.common.options import Options, choice, count, flag, is_int, number, option
 from nnunet_invariance.errors import OptionError
 
+OptionsT = TypeVar("OptionsT", bound="MethodOptions")
 LARGEST_SEED = 2**32 - 1
-#: Learning rate and weight decay if neither the user nor the method says otherwise.
-DEFAULTS = {"lr": 1e-4, "weight_decay": 0.04}
+#: Weight decay if neither the user nor the method says otherwise.
+WEIGHT_DECAY = 0.04
+
+
+def default_lr(steps: int) -> float:
+    r"""Peak learning rate of a run: :math:`10^{-4} \sqrt{10^5 / T}`, at most :math:`10^{-3}`.
+
+    >>> [default_lr(steps) for steps in (100, 1_000, 100_000)]
+    [0.001, 0.001, 0.0001]
+    """
+    return min(1e-3, 1e-4 * math.sqrt(1e5 / steps))
 
 
 def automatic_number(doc: str, low_excluded: bool = False) -> Any:
@@ -18,6 +29,12 @@ def automatic_number(doc: str, low_excluded: bool = False) -> Any:
     accepts = bound.metadata["accepts"]
     expected = f"{bound.metadata['expected']}, or None for an automatic choice"
     return option(None, expected, lambda value: value is None or accepts(value), doc)
+
+
+def by_steps(rule: Callable[[int], float], low: float, high: float, doc: str) -> Any:
+    """A number in [``low``, ``high``] whose default None is replaced by ``rule`` of the number of optimiser steps."""
+    bound = number(None, low, high, optional=True, doc=doc)
+    return field(default=None, metadata={**bound.metadata, "rule": rule})
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,9 @@ class LoopOptions(Options):
         "Seed of initialisation, data and augmentation.",
     )  # fmt: skip
     lr: float | None = automatic_number(
-        "Peak learning rate of AdamW; None: 1e-4, or the method's default.", low_excluded=True
+        "Peak learning rate of AdamW; None: the method's default, or by the number of steps T: 1e-4 * sqrt(1e5 / T), "
+        "at most 1e-3.",
+        low_excluded=True,
     )
     lr_end: float = number(1e-6, 0, float("inf"), doc="Last learning rate, at the end of a cosine.")
     warmup: float = number(0.05, 0, 1, doc="Fraction of the steps in which the rate rises linearly to lr.")
@@ -72,12 +91,12 @@ class LoopOptions(Options):
     @property
     def peak_lr(self) -> float:
         """The peak learning rate in force."""
-        return DEFAULTS["lr"] if self.lr is None else self.lr
+        return default_lr(self.steps) if self.lr is None else self.lr
 
     @property
     def decay(self) -> float:
         """The weight decay in force."""
-        return DEFAULTS["weight_decay"] if self.weight_decay is None else self.weight_decay
+        return WEIGHT_DECAY if self.weight_decay is None else self.weight_decay
 
     def resolve(self, defaults: Mapping[str, Any]) -> "LoopOptions":
         """Replace every None by the method's default, or by that of the loop.
@@ -85,7 +104,7 @@ class LoopOptions(Options):
         >>> LoopOptions().resolve({"lr": 2e-4}).lr
         0.0002
         """
-        known = {**DEFAULTS, **defaults}
+        known = {"lr": self.peak_lr, "weight_decay": self.decay, **defaults}
         return replace(self, **{name: value for name, value in known.items() if getattr(self, name) is None})
 
 
@@ -101,6 +120,11 @@ class MethodOptions(Options):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: The preset of a planned network if none is given, by the class name of the network.
     preset_of_network: ClassVar[Mapping[str, str]] = {}
+
+    def resolve(self: OptionsT, steps: int) -> OptionsT:
+        """Replace every None of a field of :func:`by_steps` by the value for a run of this length."""
+        rules = {item.name: item.metadata["rule"] for item in fields(self) if "rule" in item.metadata}
+        return replace(self, **{name: rule(steps) for name, rule in rules.items() if getattr(self, name) is None})
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> "MethodOptions":

@@ -25,6 +25,7 @@ from nnunet_invariance.pretraining.engine.contract import check_method
 from nnunet_invariance.pretraining.engine.folder import hold_folder, package_log, start_folder
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Method, load_method
+from nnunet_invariance.pretraining.engine.monitor import Monitor
 from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOptions
 from nnunet_invariance.pretraining.engine.resume import COMPARED, check_continuable
 from nnunet_invariance.pretraining.engine.settings import make_loop_options, make_method_options
@@ -44,6 +45,8 @@ class Run:
 
     Attributes:
         collect: finds the cases; the first rank works, the others read what it left.
+        monitor: a further measurement.
+        planned: the data set, for the monitor.
     """
 
     kind: type[Method]
@@ -52,6 +55,8 @@ class Run:
     loop: LoopOptions
     device: str
     collect: Callable[[DistributedContext], Manifest]
+    monitor: Monitor | None = None
+    planned: PlannedDataset | None = None
 
 
 def pretrain(
@@ -65,6 +70,7 @@ def pretrain(
     options: MethodOptions | Mapping[str, Any] | None = None,
     loop: LoopOptions | Mapping[str, Any] | None = None,
     resume: bool = False,
+    monitor: Monitor | None = None,
 ) -> Path:
     """Pre-train a planned network on the cases of a data set and on unlabelled scans; returns the finished checkpoint.
 
@@ -76,6 +82,7 @@ def pretrain(
         options: the method's options, or a mapping that changes single defaults for the planned network.
         loop: length, seed, learning rate and the other options of the loop.
         resume: continue the last run.
+        monitor: a measurement that accompanies the run, such as ``ProbeCurve`` of the package ``probing``.
 
     Raises:
         InvarianceError: one of its kinds, for every error in the input.
@@ -101,7 +108,7 @@ def pretrain(
     def collect(group: DistributedContext) -> Manifest:
         return _collect(planned, folders, group, kind, entry)
 
-    return _execute(Run(kind, target, method_options, loop_options, device, collect), resume)
+    return _execute(Run(kind, target, method_options, loop_options, device, collect, monitor, planned), resume)
 
 
 def pretrain_without_dataset(
@@ -140,6 +147,8 @@ def _execute(run: Run, resume: bool) -> Path:
         method = _make_method(run, manifest, group)
         if not finished:
             method.prepare(manifest, folder, group, resume)
+            if run.monitor is not None and run.planned is not None and group.is_main:
+                run.monitor.start(run.planned, method, group.device.type)
         metadata = _metadata(run, manifest, method, group.device.type)
         if finished:
             keys = ("architecture", "options", "total_steps")
@@ -154,7 +163,7 @@ def _execute(run: Run, resume: bool) -> Path:
         if finished:
             logger.info("this pre-training is finished: %s", folder / FINAL)
         else:
-            loop = Loop(method, run.loop, group, folder, metadata)
+            loop = Loop(method, run.loop, group, folder, metadata, run.monitor)
             if resume:
                 _restore(loop)
             loop.run()
@@ -200,7 +209,7 @@ def _make_method(run: Run, manifest: Manifest, group: DistributedContext) -> Met
     random.seed(run.loop.seed)
     np.random.seed(run.loop.seed)
     torch.manual_seed(run.loop.seed)
-    method = run.kind(dataclasses.replace(run.target.setup, cases=manifest.cases), run.options)
+    method = run.kind(dataclasses.replace(run.target.setup, cases=manifest.cases, steps=run.loop.steps), run.options)
     check_method(method)
     if group.is_main:
         parameters = sum(p.numel() for p in method.network.parameters())
@@ -218,7 +227,7 @@ def _metadata(run: Run, manifest: Manifest, method: Method, device: str) -> dict
         "architecture": method.architecture.to_dict(),
         **run.target.facts,
         "pretrained": list(method.pretrained),
-        "options": {**run.loop.to_dict(), **run.options.to_dict()},
+        "options": {**run.loop.to_dict(), **method.options.to_dict()},
         "manifest_sha256": manifest.sha256,
         "prepared": method.prepared,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

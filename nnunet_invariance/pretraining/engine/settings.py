@@ -15,6 +15,8 @@ from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOpti
 SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 #: The key of a preset in a mapping of options.
 PRESET = "preset"
+#: The value with which a default is chosen automatically, None in Python.
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,11 @@ def parse_settings(arguments: Sequence[str], options_class: type[MethodOptions] 
             msg = f"--set {argument}: expected field=value with a field of {', '.join(sorted(known))}.{hint}"
             raise OptionError(msg)
         if name in hints[LoopOptions]:
-            settings.loop[name] = _convert(argument, text, hints[LoopOptions][name])
+            settings.loop[name] = _convert(argument, text, LoopOptions, hints[LoopOptions][name])
         else:
-            settings.method[name] = text if name == PRESET else _convert(argument, text, hints[options_class][name])
+            settings.method[name] = (
+                text if name == PRESET else _convert(argument, text, options_class, hints[options_class][name])
+            )
     return settings
 
 
@@ -63,7 +67,10 @@ def _field_types(kind: type[Options]) -> dict[str, type]:
     return result
 
 
-def _convert(argument: str, text: str, kind: type) -> Any:
+def _convert(argument: str, text: str, options: type[Options], kind: type) -> Any:
+    default = {field.name: field.default for field in dataclasses.fields(options)}[argument.partition("=")[0]]
+    if text == AUTO and default is None:
+        return None
     try:
         return SWITCHES[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError) as error:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,15 +54,28 @@ def relative_entropy(p: Tensor) -> Tensor:
     return -torch.xlogy(p, p).sum(-1) / math.log(p.shape[-1])
 
 
+def _has_instance_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.instancenorm._InstanceNorm) for part in module.modules())
+
+
+class _Features(NamedTuple):
+    """What student or teacher compute: tokens (B, N, C), and the features of the class token (B, C)."""
+
+    encoder: Tensor
+    decoder: Tensor
+    pooled: Tensor
+
+
 class _Heads(nn.Module):
-    """Projection head, CASA and mask tokens, for the student and the teacher."""
+    """Projection head, CASA (if any) and mask tokens, for the student and the teacher."""
 
     def __init__(self, encoder_channels: int, decoder_channels: int, hidden: int, options: AliceOptions) -> None:
         super().__init__()
         k, temperature = options.num_prototypes, options.student_temperature
         head = DistillationHead(encoder_channels, decoder_channels, hidden, num_prototypes=k)
-        casa = CrossAttentionAlignment(k, hidden=4 * k, form=options.casa)
-        self.student = nn.ModuleDict({"head": head, "casa": casa})
+        self.student = nn.ModuleDict({"head": head})
+        if options.casa != "none":
+            self.student["casa"] = CrossAttentionAlignment(k, hidden=4 * k, form=options.casa)
         self.teacher = frozen_copy(self.student)
         self.inter = SelfDistillationLoss(k, temperature, collapse_guard=options.collapse_guard)
         self.intra = SelfDistillationLoss(k, temperature, collapse_guard=options.collapse_guard)
@@ -73,9 +87,12 @@ class Alice(Method):
     A pair consists of crops of two volumes that show the same body part.
 
     * inter-volume loss: the student's class token of one volume predicts the teacher's class token of the other;
-    * intra-volume loss: tokens of the student and of the teacher agree; CASA computes both at the positions of the
-      student's encoder tokens;
+    * intra-volume loss: the student's token in a hidden cell predicts the teacher's token in the same cell, with tokens
+      of the encoder or of the decoder. With CASA, the tokens of both at the positions of the student's encoder tokens
+      agree;
     * masked reconstruction: the student's decoder restores the hidden voxels.
+
+    A loss whose weight is 0 is not computed, except for the reconstruction.
 
     The tokens are those of the encoder stage whose stride is nearest 16 (:func:`token_stage`) and of the decoder stage
     one level finer. A mask cell has the size of a token. No loss uses padded voxels. With a sparse encoding the student
@@ -91,7 +108,7 @@ class Alice(Method):
     >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
     >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
     >>> Alice(setup, AliceOptions(head_width=8, num_prototypes=8)).loss_weights
-    {'inter': 1.0, 'intra': 1.0, 'mim': 10.0}
+    {'inter': 0.0, 'intra': 1.0, 'mim': 10.0}
     """
 
     name = "alice"
@@ -124,9 +141,18 @@ class Alice(Method):
             self.sparse = SparseEncoding(encoder)
             self.heads.mask_tokens = MaskTokens(channels)
         self.reconstruction_loss = MaskedReconstructionLoss()
-        automatic = 10.0 if setup.unit_range else 1.0
-        mim = automatic if options.weight_mim is None else options.weight_mim
-        self.loss_weights = {"inter": options.weight_inter, "intra": options.weight_intra, "mim": mim}
+        automatic = {"inter": 0.0 if _has_instance_norm(encoder) else 1.0, "mim": 10.0 if setup.unit_range else 1.0}
+        given = {name: getattr(options, f"weight_{name}") for name in ("inter", "intra", "mim")}
+        self.loss_weights = {name: automatic[name] if w is None else w for name, w in given.items()}
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Exclude the parts of the heads that no loss uses from the training."""
+        head, plain = self.heads.student["head"], self.options.casa == "none"
+        inter = bool(self.loss_weights["inter"])
+        head.class_prototypes.requires_grad_(inter)
+        head.encoder_map.requires_grad_(inter or not plain or self.options.target_tokens == "encoder")
+        head.decoder_map.requires_grad_(not plain or self.options.target_tokens == "decoder")
 
     def describe(self) -> str:
         """See :class:`Method`; the line also names the options that differ from their defaults."""
@@ -182,6 +208,7 @@ class Alice(Method):
             "valid_mask": valid,
             "visible_cells": cells & ~hidden_cells,
             "confident": (batch["score"] >= self.options.score_threshold).repeat(2),
+            "hidden_cells": hidden_cells,
             "encoder_valid": cells.flatten(1),
             "decoder_valid": valid_cells(valid, self.decoder_cell).flatten(1),
         }
@@ -207,47 +234,80 @@ class Alice(Method):
 
     def forward(self, views: Views, progress: float) -> StepOutput:
         """See the docstring of the class, and :class:`Method`."""
-        encoder_valid, decoder_valid = views["encoder_valid"], views["decoder_valid"]
-        query_valid = encoder_valid if self.sparse is None else views["visible_cells"].flatten(1)
-        head, casa = self.heads.student["head"], self.heads.student["casa"]
+        temperature = self._teacher_temperature(progress)
+        student, reconstruction = self._student(views)
+        with torch.no_grad():
+            teacher = self._teacher(views)
+        restored = views["hidden"] if self.options.mim_voxels == "masked" else views["valid_mask"]
+        output = StepOutput({"mim": self.reconstruction_loss(reconstruction, views["image"], restored)})
+        self._add_intra(output, student, teacher, views, temperature)
+        if self.loss_weights["inter"]:
+            self._add_inter(output, student, teacher, views, temperature)
+        return output
+
+    def _student(self, views: Views) -> tuple[_Features, Tensor]:
         skips = self._student_skips(views)
         features = decode(self.network.decoder, skips)
-        reconstruction = self.network.decoder.seg_layers[-1](features[-1])
+        pooled = views["encoder_valid"] if self.sparse is None else views["visible_cells"].flatten(1)
         tokens = to_tokens(skips[self.stage])
-        student_class = head.class_token(self._pool(tokens, query_valid))
-        query = head.encoder_tokens(tokens)
-        s = casa(query, head.decoder_tokens(to_tokens(features[self.decoder_stage])), decoder_valid)
-        teacher_class, t = self._targets(views["teacher"], query.detach(), encoder_valid, decoder_valid)
-        temperature = self._teacher_temperature(progress)
-        partner = teacher_class.roll(len(teacher_class) // 2, 0)
-        restored = views["hidden"] if self.options.mim_voxels == "masked" else views["valid_mask"]
-        losses = {
-            "inter": self.heads.inter(student_class, partner, temperature, views["confident"]),
-            "intra": self.heads.intra(s, t, temperature, query_valid),
-            "mim": self.reconstruction_loss(reconstruction, views["image"], restored),
-        }
-        # Means over samples of means within a sample: their mean over ranks is that of the joined batch.
-        state = {"class_mean": teacher_class.mean(0), "token_mean": self._pool(t, query_valid).mean(0)}
-        diagnostics = self._diagnostics(t, query_valid, temperature)
-        diagnostics["class_target_entropy"] = relative_entropy(
-            self.heads.inter.target(teacher_class, temperature)
-        ).mean()
-        diagnostics["confident_pairs"] = views["confident"].float().mean()
-        return StepOutput(losses, diagnostics, state)
+        found = _Features(tokens, to_tokens(features[self.decoder_stage]), self._pool(tokens, pooled))
+        return found, self.network.decoder.seg_layers[-1](features[-1])
 
-    @torch.no_grad()
-    def _targets(
-        self, image: Tensor, query: Tensor, encoder_valid: Tensor, decoder_valid: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The teacher's class token (B, K), and its tokens at the positions of the queries (B, N, K)."""
-        head, casa = self.heads.teacher["head"], self.heads.teacher["casa"]
-        skips = self.teacher.encoder(image)
-        tokens = to_tokens(skips[self.stage])
-        class_token = head.class_token(self._pool(tokens, encoder_valid))
-        if self.options.target_kv == "encoder":
-            return class_token, casa(query, head.encoder_tokens(tokens), encoder_valid)
-        decoded = to_tokens(decode(self.teacher.decoder, skips)[self.decoder_stage])
-        return class_token, casa(query, head.decoder_tokens(decoded), decoder_valid)
+    def _teacher(self, views: Views) -> _Features:
+        skips = self.teacher.encoder(views["teacher"])
+        tokens = decoded = to_tokens(skips[self.stage])
+        if self.options.target_tokens == "decoder":
+            decoded = to_tokens(decode(self.teacher.decoder, skips)[self.decoder_stage])
+        return _Features(tokens, decoded, self._pool(tokens, views["encoder_valid"]))
+
+    def _add_intra(
+        self, output: StepOutput, student: _Features, teacher: _Features, views: Views, temperature: float
+    ) -> None:
+        """Add the token loss, the mean of its targets for the center, and the measures of collapse."""
+        hidden_only = self.options.casa == "none"
+        s, t, counted = (self._hidden_tokens if hidden_only else self._aligned)(student, teacher, views)
+        output.losses["intra"] = self.heads.intra(s, t, temperature, counted)
+        valid = views[f"{self.options.target_tokens}_valid"] if hidden_only else counted  # a small body has none hidden
+        # Means over samples of means within a sample: their mean over ranks is that of the joined batch.
+        output.state["token_mean"] = self._pool(t, valid).mean(0)
+        output.diagnostics.update(self._diagnostics(t, valid, temperature))
+
+    def _hidden_tokens(self, student: _Features, teacher: _Features, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of student and teacher in the same cells (B, N, K), and which cells are hidden and valid (B, N)."""
+        kind, hidden, valid = self.options.target_tokens, views["hidden_cells"], views["encoder_valid"]
+        if kind == "decoder":
+            factor = [a // b for a, b in zip(self.cell, self.decoder_cell, strict=True)]
+            hidden, valid = upsample_cells(hidden, factor), views["decoder_valid"]
+        s, t = (
+            getattr(side["head"], f"{kind}_tokens")(getattr(features, kind))
+            for side, features in ((self.heads.student, student), (self.heads.teacher, teacher))
+        )
+        return s, t.detach(), hidden.flatten(1) & valid
+
+    def _aligned(self, student: _Features, teacher: _Features, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens that CASA computes at the positions of the student's encoder tokens (B, N, K), and which count."""
+        head, casa = self.heads.student["head"], self.heads.student["casa"]
+        query = head.encoder_tokens(student.encoder)
+        s = casa(query, head.decoder_tokens(student.decoder), views["decoder_valid"])
+        with torch.no_grad():
+            kind, side = self.options.target_tokens, self.heads.teacher
+            keys = getattr(side["head"], f"{kind}_tokens")(getattr(teacher, kind))
+            t = side["casa"](query.detach(), keys, views[f"{kind}_valid"])
+        return s, t, views["encoder_valid"] if self.sparse is None else views["visible_cells"].flatten(1)
+
+    def _add_inter(
+        self, output: StepOutput, student: _Features, teacher: _Features, views: Views, temperature: float
+    ) -> None:
+        """Add the class-token loss, the mean of its targets for the center, and its diagnostics."""
+        predicted = self.heads.student["head"].class_token(student.pooled)
+        target = self.heads.teacher["head"].class_token(teacher.pooled).detach()
+        partner = target.roll(len(target) // 2, 0)
+        output.losses["inter"] = self.heads.inter(predicted, partner, temperature, views["confident"])
+        output.state["class_mean"] = target.mean(0)
+        output.diagnostics["class_target_entropy"] = relative_entropy(
+            self.heads.inter.target(target, temperature)
+        ).mean()
+        output.diagnostics["confident_pairs"] = views["confident"].float().mean()
 
     def _teacher_temperature(self, progress: float) -> float:
         start, end = self.options.teacher_temperature_start, self.options.teacher_temperature
@@ -261,10 +321,10 @@ class Alice(Method):
         target, both as fractions of log K. ``effective_rank`` is the participation ratio of the eigenvalues of the
         tokens' covariance, (sum of eigenvalues)^2 / (sum of squared eigenvalues).
         """
-        weight = valid_mask.flatten().float()  # a mask instead of a selection, whose size the host would wait for
-        weight = weight / weight.sum().clamp(min=1)
         p = self.heads.intra.target(targets, temperature, valid_mask).flatten(0, 1)
-        tokens = targets.flatten(0, 1).float()
+        weight = valid_mask.flatten().to(p.dtype)  # a mask instead of a selection, whose size the host would wait for
+        weight = weight / weight.sum().clamp(min=1)
+        tokens = targets.flatten(0, 1).to(p.dtype)
         centred = (tokens - weight @ tokens) * weight[:, None].sqrt()
         # Both Gram matrices have the non-zero eigenvalues of the covariance; the smaller one is cheaper.
         gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
@@ -283,28 +343,29 @@ class Alice(Method):
         with m rising to 1 along a cosine. Buffers of the network (averages of batch norms) and a shared CASA are
         copied from the student; the teacher's copy of CASA has no dropout.
         """
-        self.heads.inter.update_center(output.state["class_mean"])
+        if "class_mean" in output.state:
+            self.heads.inter.update_center(output.state["class_mean"])
         self.heads.intra.update_center(output.state["token_mean"])
-        momentum = cosine_momentum(self.options.ema_start, progress)
+        momentum = cosine_momentum(cast(float, self.options.ema_start), progress)  # the constructor resolved it
         update_ema(self.teacher, self.network, momentum)
         update_ema(self.heads.teacher, self.heads.student, momentum)
-        if self.options.casa_target == "shared":
+        if self.options.casa_target == "shared" and "casa" in self.heads.student:
             self.heads.teacher["casa"].load_state_dict(self.heads.student["casa"].state_dict())
 
-    def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
-        """Warn about signs of collapse in the means of an epoch."""
+    def problems(self, diagnostics: Mapping[str, float]) -> list[str]:
+        """Signs of collapse in the means of an epoch."""
         found = []
         if diagnostics["mean_target_entropy"] < 0.05:
             found.append(
                 f"collapse: nearly all targets are the same prototype (entropy of the mean target "
                 f"{diagnostics['mean_target_entropy']:.3f} of log K); try --set collapse_guard=sinkhorn"
             )
-        if diagnostics["target_entropy"] > 0.95:
+        if diagnostics["target_entropy"] > 0.99:
             found.append(
                 f"collapse: targets are nearly uniform (target entropy {diagnostics['target_entropy']:.3f} of log K); "
                 "lower teacher_temperature"
             )
-        if diagnostics["class_target_entropy"] > 0.95:
+        if diagnostics.get("class_target_entropy", 0.0) > 0.95:
             share = diagnostics["class_target_entropy"]
             found.append(
                 f"class targets are nearly uniform ({share:.3f} of log K): the inter-volume loss has no effect; use "

@@ -208,8 +208,8 @@ class Anatomix(Method):
         first, second = gather_positions(feature_maps(self.network, views["image"])[-1], index.repeat(2, 1))
         return label_retrieval(first, labels, second, labels, same_position=True)
 
-    def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
-        """Warn if the held-out loss is that of features that are all equal."""
+    def problems(self, diagnostics: Mapping[str, float]) -> list[str]:
+        """A collapse if the held-out loss is that of features that are all equal."""
         learned = diagnostics.get("held_out_learned", 1.0)
         if learned > 0.01:
             return []

@@ -278,6 +278,6 @@ class PUIR(Method):
             self.heads.queue.copy_(torch.cat((output.rows["keys"], self.heads.queue))[:length])
             self.heads.queue_ids.copy_(torch.cat((output.rows["ids"], self.heads.queue_ids))[:length])
 
-    def warnings(self, diagnostics: Mapping[str, float]) -> list[str]:
-        """Warn about signs of collapse in the means of an epoch."""
+    def problems(self, diagnostics: Mapping[str, float]) -> list[str]:
+        """Signs of collapse in the means of an epoch."""
         return collapse_warnings(diagnostics)
