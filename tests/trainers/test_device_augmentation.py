@@ -1,0 +1,60 @@
+"""Trainers whose device augments: what the loader gives, steps of every kind of trainer, refusals."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from nnunet_invariance.errors import UnsupportedConfigurationError
+from tests.helpers.tiny_trainers import make_trainer, started, values
+
+pytestmark = pytest.mark.usefixtures("results")
+DEVICE = {"augmentation": "device"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "channels"),
+    [
+        ("BaselineTrainer", {}, 1),
+        ("AliceTrainer_scratch", {}, 4),
+        ("AliceTrainer_scratch", {"aux": False}, 1),
+        ("AnatomixTrainer_scratch", {"second_view": "synthetic"}, 4),
+        ("ICMSegTrainer_scratch", {"style": "gin", "contrast": "same_position"}, 4),
+    ],
+)
+def test_a_step_trains_on_a_patch_that_the_device_augments(tiny, name, options, channels):
+    trainer, batch = started(tiny, name, num_positions=16, **DEVICE, **options)
+    assert batch["data"].shape == (2, 1, 51, 51, 51)  # nnU-Net's enlarged patch
+    assert batch["target"].min() == -1  # labels as they are stored
+    augmented = trainer.augmented(batch)
+    assert augmented["data"].shape == (2, channels, 32, 32, 32)
+    assert [len(part.shape) for part in augmented["target"]] == [5, 5]
+    assert min(part.min() for part in augmented["target"]) == 0
+    before = values(trainer.network)
+    losses = trainer.train_step(batch)
+    assert all(math.isfinite(loss) for loss in losses.values())
+    after = values(trainer.network)
+    assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("conv.weight"))
+    assert next(trainer.dataloader_val)["data"].shape == (2, 1, 32, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["ChannelDropoutTrainer", "PUIRTrainer_scratch"])
+def test_missing_modalities_stay_empty_on_the_device(modalities, name):
+    trainer, batch = started(modalities, name, prior=4, **DEVICE)
+    batch["data"][0, 1] = 0
+    data = trainer.augmented(batch)["data"]
+    assert not data[0, 1].any()
+    assert data[0, 0].any()
+    assert all(math.isfinite(loss) for loss in trainer.train_step(batch).values())
+
+
+def test_cascades_and_other_pipelines_are_refused(tiny, results):
+    plans = copy.deepcopy(tiny.plans)
+    block = {"nnunet_invariance": DEVICE}
+    plans["configurations"]["second"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres", **block}
+    with pytest.raises(UnsupportedConfigurationError, match=r'second of nnUNetPlans is the second stage.*"nnunet"'):
+        make_trainer(tiny, "BaselineTrainer", plans, "second")
+    assert not results.exists()
+    with pytest.raises(UnsupportedConfigurationError, match=r'cannot be split.*"augmentation": "nnunet"'):
+        make_trainer(tiny, "BaselineTrainerDA5", **DEVICE).on_train_start()
