@@ -178,6 +178,7 @@ METHODS = (
 #: Trainers that no pre-training method of the package belongs to.
 OTHER_TRAINERS = (
     TrainerEntry("ICMSegTrainer", f"{_TRAINERS}.icmseg"),
+    TrainerEntry("MaskGenTrainer", f"{_TRAINERS}.maskgen"),
     TrainerEntry("TransferTrainer", f"{_TRAINERS}.transfer", method=ANY_METHOD),
     TrainerEntry("BaselineTrainer", f"{_TRAINERS}.baseline", has_scratch_twin=False),
     TrainerEntry("BaselineTrainerDA5", f"{_TRAINERS}.baseline_da5", has_scratch_twin=False),

@@ -55,7 +55,7 @@ def fit_anatomix(
     }
     block = {"checkpoint": str(checkpoint.path.absolute()), "branch": "student"}
     if frozen_features:
-        block["frozen_features"] = variant
+        block["features"] = variant
         _check_strides(changes["patch_size"], before)
     else:
         arguments = {**arch_kwargs(variant), "channels": architecture.arch_kwargs["channels"]}
@@ -67,7 +67,8 @@ def fit_anatomix(
     name = new_plans_name or f"{dataset.plans.plans_name}_anatomix{'_features' if frozen_features else ''}"
     path = write_plans_copy(dataset.name, dataset.plans.plans_name, name, dataset.configuration_name, block, changes)
     decisions = _decisions(dataset, changes, variant, frozen_features)
-    return FittedPlans(path, (*decisions, f"plans copy: {path}"), "AnatomixTrainer")
+    trainer = "MaskGenTrainer" if frozen_features else "AnatomixTrainer"
+    return FittedPlans(path, (*decisions, f"plans copy: {path}"), trainer)
 
 
 def to_01(scheme: str) -> str:

@@ -14,11 +14,11 @@ from nnunet_invariance.plans.options import (
     ChannelDropoutOptions,
     DenseContrastOptions,
     DenseTrainerOptions,
-    ICMSegTrainerOptions,
     PretrainedOptions,
     PUIRTrainerOptions,
     TransferOptions,
 )
+from nnunet_invariance.plans.style_options import ICMSegTrainerOptions, MaskGenTrainerOptions, StyleOptions
 
 #: Every options class of a trainer; a plans copy may hold fields of all of them.
 OPTIONS: tuple[type[BaselineOptions], ...] = (
@@ -29,8 +29,10 @@ OPTIONS: tuple[type[BaselineOptions], ...] = (
     DenseTrainerOptions,
     AuxiliaryLossOptions,
     DenseContrastOptions,
-    ICMSegTrainerOptions,
     AnatomixTrainerOptions,
+    StyleOptions,
+    ICMSegTrainerOptions,
+    MaskGenTrainerOptions,
     PUIRTrainerOptions,
 )
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from nnunet_invariance.common.options import Options, choice, count, flag, is_int, number, option
 from nnunet_invariance.plans.unlabelled import UnlabelledOptions
-from nnunet_invariance.plans.values import are_axes, are_stages
+from nnunet_invariance.plans.values import are_axes
 
 BLOCK = "nnunet_invariance"
 
@@ -218,53 +218,6 @@ class DenseContrastOptions(AuxiliaryLossOptions):
 
 
 @dataclass(frozen=True)
-class ICMSegTrainerOptions(DenseContrastOptions):
-    """Options of ICMSegTrainer; ``aux_weight`` is the weight of InfoNCE, and 0 trains on styles alone.
-
-    Raises:
-        OptionError: a value has the wrong type or is out of range.
-
-    >>> ICMSegTrainerOptions(style="gin").contrast
-    'all_positions'
-    """
-
-    style: Literal["mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"] = choice(
-        "mixed",
-        "gin",
-        "gin_ipa",
-        "randconv",
-        "slaug",
-        "gmm",
-        "clusters",
-        doc="Style intervention that makes the second view; docs/icmseg.md describes each.",
-    )
-    contrast: Literal["all_positions", "within_image", "same_position"] = choice(
-        "all_positions",
-        "within_image",
-        "same_position",
-        doc="Which positions InfoNCE compares; same_position of other samples is the paper's, for large batches.",
-    )
-    label_mask: Literal["none", "exclude_same_class", "supcon"] = choice(
-        "none",
-        "exclude_same_class",
-        "supcon",
-        doc="Whether positions with the anchor's label are negatives, ignored, or positives.",
-    )
-    views_probability: float = number(
-        0.0, 0.0, 1.0, doc="Probability that the second view of a patch is one that `style preprocess` stored."
-    )
-    consistency_weight: float = number(
-        0.0, 0.0, 100.0, doc="Weight of the divergence between the segmentations of both views."
-    )
-    stages: Sequence[int] | None = option(
-        None,
-        "a list of different whole numbers of at least 0, or null",
-        lambda v: v is None or are_stages(v),
-        doc="Encoder stages for InfoNCE, 0 is the finest; null takes the deepest stage with enough positions.",
-    )
-
-
-@dataclass(frozen=True)
 class AnatomixTrainerOptions(DenseContrastOptions):
     """Options of AnatomixTrainer, whose InfoNCE has several positives per anchor: all positions of its label.
 
@@ -288,15 +241,6 @@ class AnatomixTrainerOptions(DenseContrastOptions):
         "intensity",
         "synthetic",
         doc="The second view: nnU-Net's intensity transforms, or the labels painted in a random appearance.",
-    )
-    frozen_features: Literal["none", "anatomix", "anatomix-dev"] = choice(
-        "none",
-        "anatomix",
-        "anatomix-dev",
-        doc="Which U-Net's frozen features are concatenated to the image, in front of the planned network.",
-    )
-    feature_dropout: float = number(
-        0.75, 0.0, 0.99, doc="Probability that training hides a feature or image channel from the planned network."
     )
 
 

@@ -15,6 +15,7 @@ BASES = {
     "PretrainedTrainer": "nnunet_invariance.trainers.pretrained",
     "AuxiliaryLossTrainer": "nnunet_invariance.trainers.auxiliary_loss",
     "DenseContrastTrainer": "nnunet_invariance.trainers.dense_contrast",
+    "StyleTrainer": "nnunet_invariance.trainers.style",
 }
 
 __all__ = [*trainers(), *BASES]

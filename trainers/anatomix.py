@@ -1,30 +1,22 @@
 """Fine-tuning of networks that were pre-trained on synthetic volumes (anatomix, arXiv 2411.02372)."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunet_invariance.augmentation.interventions.base import match_statistics
-from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncompatibleError
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
-from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, AnatomixUNet, check_patch
-from nnunet_invariance.networks.frozen_features import add_frozen_features
+from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, check_patch
 from nnunet_invariance.plans.anatomix import TO_01
-from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import AnatomixTrainerOptions
 from nnunet_invariance.synthesis.appearance import apply_appearance, sample_appearance
 from nnunet_invariance.synthesis.corruptions import apply_corruption, sample_corruption
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.trainers.configuration import configuration_of
 from nnunet_invariance.trainers.dense_contrast import DenseContrastTrainer
-from nnunet_invariance.trainers.head import add_head
 from nnunet_invariance.trainers.targets import finest, tissue_labels
-from nnunet_invariance.trainers.weights import find_and_load_weights
 
 REMEDY = "`nnunet-invariance weights plan DATASET FILE` writes a plans copy that fits."
 
@@ -33,12 +25,10 @@ class AnatomixTrainer(DenseContrastTrainer):
     r"""The planned network or an anatomix U-Net, pre-trained on synthetic volumes.
 
     The auxiliary loss is the supervised InfoNCE of the pre-training: embeddings with the same label, in both views and
-    all samples of the batch, are positives of each other. With ``frozen_features`` the planned network trains from
-    random weights on the image and on frozen features of it.
+    all samples of the batch, are positives of each other.
 
     Raises:
-        UnsupportedConfigurationError: not 3-D, a patch that the U-Net cannot halve, or images that are not in [0, 1]
-            although frozen features are made of them.
+        UnsupportedConfigurationError: not 3-D, or a patch that the U-Net cannot halve.
 
     >>> AnatomixTrainer.options_class().num_positions
     512
@@ -50,31 +40,11 @@ class AnatomixTrainer(DenseContrastTrainer):
     contrast_reads_labels = True
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
-        """Also refuse patches and images that the U-Net does not support."""
+        """Also refuse patches that the U-Net does not support."""
         super().check(plans, configuration, dataset_json)
-        check_network(configuration_of(plans, configuration))
-
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """Build the planned network, behind frozen features if the plans block asks for them; prediction calls this."""
-        options = read_options(AnatomixTrainerOptions, configuration_manager.configuration)
-        variant, channels = options.frozen_features, num_input_channels
-        backbone = None
-        if variant != "none":
-            backbone = AnatomixUNet(channels, 1, variant=variant, channels="separate").apply(AnatomixUNet.initialize)
-            channels += channels * backbone.features_per_image
-        network = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, channels, num_output_channels, enable_deep_supervision
-        )
-        if backbone is not None:
-            network = add_frozen_features(network, backbone, options.feature_dropout)
-        return add_head(network, options.head)
+        architecture = configuration_of(plans, configuration).configuration["architecture"]
+        if architecture["network_class_name"] == NETWORK:
+            check_patch(configuration_of(plans, configuration).patch_size, architecture["arch_kwargs"]["variant"])
 
     def prepare_views(self, encoder: nn.Module) -> None:
         """As the base; the second view leaves the running statistics of batch norm, which prediction uses, alone."""
@@ -90,26 +60,6 @@ class AnatomixTrainer(DenseContrastTrainer):
                 "WARNING: the weights were trained on images in [0, 1], but the plans normalise with "
                 f"{', '.join(others)}. {REMEDY}"
             )
-
-    def load_weights(self) -> dict[str, Any]:
-        """Load weights into the network, or into the U-Net whose features are frozen.
-
-        Raises:
-            WeightsIncompatibleError: the file lacks a part of the U-Net whose features are frozen.
-        """
-        if self.options.frozen_features == "none":
-            return super().load_weights()
-        options = dataclasses.replace(self.options, transfer="encoder+decoder", min_coverage=1.0)
-        report = find_and_load_weights(
-            self.plain_network.encoder.backbone, self.method, self.plan_names, options, self.print_to_log_file
-        )
-        if report["missing"]:
-            raise WeightsIncompatibleError(
-                f"{report['checkpoint']} lacks {len(report['missing'])} tensors of the U-Net "
-                f"{self.options.frozen_features!r}, whose features would be random. Use a checkpoint with encoder and "
-                "decoder."
-            )
-        return report
 
     # ---- auxiliary loss ----------------------------------------------------------------------------------------------
 
@@ -164,27 +114,3 @@ def without_statistics(encoder: nn.Module, forward: Callable[[Tensor], list[Tens
                 norm.momentum = momentum
 
     return second_pass
-
-
-def check_network(configuration: ConfigurationManager) -> None:
-    """Refuse patches and images that the anatomix U-Net of a configuration does not support.
-
-    Raises:
-        UnsupportedConfigurationError
-    """
-    architecture = configuration.configuration["architecture"]
-    frozen = read_options(AnatomixTrainerOptions, configuration.configuration).frozen_features
-    if architecture["network_class_name"] == NETWORK:
-        check_patch(configuration.patch_size, architecture["arch_kwargs"]["variant"])
-        if frozen != "none":
-            msg = "The plans name an anatomix U-Net as the network, and its frozen features in front of it. "
-            raise UnsupportedConfigurationError(msg + f'Remove "frozen_features" from the plans block. {REMEDY}')
-    if frozen == "none":
-        return
-    check_patch(configuration.patch_size, frozen)
-    others = [scheme for scheme in configuration.normalization_schemes if scheme not in TO_01]
-    if others:
-        raise UnsupportedConfigurationError(
-            f"Frozen features need images in [0, 1], but the plans normalise with {', '.join(others)}. {REMEDY} "
-            "(--frozen-features)"
-        )

@@ -138,7 +138,12 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
     @property
     def aux_weight(self) -> float:
         """Weight of the auxiliary losses in this step, after the ramp."""
-        return self.options.aux_weight * ramp(self.progress, self.options.aux_ramp)
+        return self.full_aux_weight * ramp(self.progress, self.options.aux_ramp)
+
+    @property
+    def full_aux_weight(self) -> float:
+        """Weight of the auxiliary losses without the ramp."""
+        return self.options.aux_weight
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolySchedule]:
         """Build the auxiliary modules, the same on all ranks, then the optimiser."""

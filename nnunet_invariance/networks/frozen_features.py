@@ -1,21 +1,78 @@
-"""Frozen anatomix features as additional input channels of a planned network."""
+"""Frozen features of a pre-trained network as additional input channels of a planned network."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_invariance.networks.architectures.anatomix_unet import AnatomixUNet
-from nnunet_invariance.networks.planned import PlannedModule
+from nnunet_invariance.networks.architectures.anatomix_unet import DESIGNS, AnatomixUNet
+from nnunet_invariance.networks.planned import Architecture, PlannedModule, decode
+
+#: Description of the network of the shipped weights ``anatomix_plain4``: nnU-Net's plan for small isotropic images.
+PLAIN4: dict[str, Any] = {
+    "n_stages": 4,
+    "features_per_stage": [32, 64, 128, 256],
+    "conv_op": "torch.nn.modules.conv.Conv3d",
+    "kernel_sizes": [[3, 3, 3]] * 4,
+    "strides": [[1, 1, 1]] + [[2, 2, 2]] * 3,
+    "n_conv_per_stage": [2] * 4,
+    "n_conv_per_stage_decoder": [2] * 3,
+    "conv_bias": True,
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "nonlin": "torch.nn.LeakyReLU",
+    "nonlin_kwargs": {"inplace": True},
+}
+PLAIN4_DIVISOR = 8  # voxels, of every axis of a patch
+
+
+class PlannedBackbone(nn.Module):
+    """The finest decoder features of a planned U-Net with one input channel, for each channel of an image.
+
+    >>> PlannedBackbone(plain4()).features(torch.rand(1, 2, 16, 16, 16)).shape
+    torch.Size([1, 64, 16, 16, 16])
+    """
+
+    def __init__(self, network: PlannedModule) -> None:
+        super().__init__()
+        self.network = network
+        self.features_per_image = int(network.encoder.output_channels[0])
+
+    def features(self, image: Tensor) -> Tensor:
+        """(B, C, *spatial) to (B, C * features, *spatial)."""
+        maps = decode(self.network.decoder, self.network.encoder(image.flatten(0, 1)[:, None]))
+        return maps[-1].unflatten(0, image.shape[:2]).flatten(1, 2)
+
+
+def plain4() -> PlannedModule:
+    """The network of the shipped weights ``anatomix_plain4``, with random weights."""
+    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    return Architecture(name, PLAIN4, ("conv_op", "norm_op", "dropout_op", "nonlin"), 1, 1).build()
+
+
+def build_backbone(features: str, channels: int) -> Any:
+    """A backbone with random weights: an anatomix U-Net by its name, otherwise that of ``anatomix_plain4``.
+
+    Args:
+        channels: of the image.
+    """
+    if features not in DESIGNS:
+        return PlannedBackbone(plain4())
+    return AnatomixUNet(channels, 1, variant=features, channels="separate").apply(AnatomixUNet.initialize)
 
 
 class FrozenFeatureEncoder(nn.Module):
-    """A planned encoder that also sees the features of a frozen anatomix U-Net, for each channel of the image.
+    """A planned encoder that also sees the features of a frozen network, for each channel of the image.
 
     Features are instance-normalised (without affine) over the patch; in training, channels of image and features are
     dropped at random (arXiv 2604.02564). It is a drop-in replacement for the planned encoder.
 
     Args:
-        backbone: a U-Net with channels "separate"; it is frozen and stays in evaluation mode.
+        backbone: a module with ``features_per_image`` and ``features``, as :func:`build_backbone` makes it. It is
+            frozen and stays in evaluation mode.
         planned: an encoder with ``output_channels`` and ``strides``, for C + C * features input channels.
         dropout: probability that a channel is dropped.
 
@@ -27,7 +84,7 @@ class FrozenFeatureEncoder(nn.Module):
     torch.Size([1, 16, 32, 32, 32])
     """
 
-    def __init__(self, backbone: AnatomixUNet, planned: PlannedModule, dropout: float) -> None:
+    def __init__(self, backbone: Any, planned: PlannedModule, dropout: float) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
         self.planned = planned
@@ -41,13 +98,13 @@ class FrozenFeatureEncoder(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """(B, C, *spatial) in [0, 1] to the planned encoder's maps."""
+        """(B, C, *spatial) to the planned encoder's maps."""
         with torch.no_grad():
             features = F.instance_norm(self.backbone.features(image))
         return self.planned(self.channel_dropout(torch.cat((image, features), 1)))
 
 
-def add_frozen_features(network: PlannedModule, backbone: AnatomixUNet, dropout: float) -> PlannedModule:
+def add_frozen_features(network: PlannedModule, backbone: Any, dropout: float) -> PlannedModule:
     """Replace the encoder of a planned network by a :class:`FrozenFeatureEncoder`, in place; returns the network."""
     network.encoder = FrozenFeatureEncoder(backbone, network.encoder, dropout)
     return network

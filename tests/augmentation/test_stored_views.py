@@ -31,7 +31,7 @@ from nnunet_invariance.networks.heads.projection import gather_positions, sample
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.nnunet.preprocessing_fingerprint import preprocessing_fingerprint
 from nnunet_invariance.plans.block import read_options
-from nnunet_invariance.plans.options import ICMSegTrainerOptions
+from nnunet_invariance.plans.style_options import ICMSegTrainerOptions
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import log_of, make_trainer, started, with_views
 

@@ -73,7 +73,8 @@ def test_frozen_features_keep_the_planned_network(dataset, checkpoint):
     entry = configuration_of(fitted)
     assert fitted.path.stem == "nnUNetPlans_anatomix_features"
     assert entry["architecture"]["network_class_name"].endswith("PlainConvUNet")
-    assert entry["nnunet_invariance"]["frozen_features"] == "anatomix"
+    assert entry["nnunet_invariance"]["features"] == "anatomix"
+    assert fitted.trainer == "MaskGenTrainer"
     assert entry["normalization_schemes"] == ["RescaleTo01Normalization"]
 
 

@@ -1,4 +1,4 @@
-"""AnatomixTrainer on the stock network, on the anatomix U-Net, and with frozen features."""
+"""AnatomixTrainer on the stock network and on the anatomix U-Net."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncompatibleError
+from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, arch_kwargs
 from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
@@ -48,12 +48,6 @@ def unet_plans(tiny, name: str = "AnatomixPlans", **options) -> dict:
     entry["architecture"] = {
         "network_class_name": NETWORK, "arch_kwargs": arch_kwargs("anatomix"), "_kw_requires_import": []
     }  # fmt: skip
-    return plans
-
-
-def frozen_plans(tiny, name: str = "FrozenPlans", **options) -> dict:
-    plans = cut_down(tiny.plans, name, **{**SHORT, "seed": 1, "frozen_features": "anatomix", **options})
-    plans["configurations"][CONFIGURATION]["normalization_schemes"] = ["RescaleTo01Normalization"]
     return plans
 
 
@@ -158,48 +152,8 @@ def test_the_unet_is_trained_from_its_checkpoint(tiny, unet_file):
     assert "WARNING: the weights were trained on images in [0, 1]" in log_of(trainer)
 
 
-def test_frozen_features_do_not_change_and_the_planned_network_does(tiny, unet_file):
-    trainer, batch = started(tiny, "AnatomixTrainer", frozen_plans(tiny, checkpoint=str(unet_file)))
-    backbone = trainer.network.encoder.backbone
-    assert trainer.transfer_report["transfer"] == "encoder+decoder"
-    saved = unique_tensors(backbone)
-    before = {name: tensor.clone() for name, tensor in saved.items()}
-    planned = values(trainer.network.encoder.planned)
-    assert not backbone.training
-    trainer.train_step(batch)
-    assert_same({name: tensor.clone() for name, tensor in unique_tensors(backbone).items()}, before)
-    assert all(not torch.equal(v, planned[n]) for n, v in values(trainer.network.encoder.planned).items())
-
-    trainer.network.eval()
-    image = torch.rand(2, 1, 32, 32, 32)
-    with torch.no_grad():
-        features = backbone.features(image)
-        normal = (features - features.mean((2, 3, 4), keepdim=True)) / (
-            features.var((2, 3, 4), keepdim=True, unbiased=False) + 1e-5
-        ).sqrt()
-        wanted = trainer.network.encoder.planned(torch.cat((image, normal), 1))
-        for found, expected in zip(trainer.network.encoder(image), wanted, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-
-
-def test_channels_are_dropped_in_training_only(tiny):
-    trainer, _ = started(tiny, "AnatomixTrainer_scratch", frozen_plans(tiny, feature_dropout=0.5))
-    encoder, seen = trainer.network.encoder, []
-    encoder.planned.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    image = torch.rand(2, 1, 32, 32, 32)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        encoder(image)
-        encoder.eval()(image)
-    hidden = [(x.flatten(2).abs().amax(2) == 0).float().mean().item() for x in seen]
-    assert seen[0].shape[1] == 17
-    assert 0.2 < hidden[0] < 0.8
-    assert hidden[1] == 0
-
-
-@pytest.mark.parametrize("make_plans", [unet_plans, frozen_plans])
-def test_prediction_builds_the_saved_network_from_the_plans(tiny, make_plans):
-    trainer = make_trainer(tiny, "AnatomixTrainer_scratch", make_plans(tiny))
+def test_prediction_builds_the_saved_network_from_the_plans(tiny):
+    trainer = make_trainer(tiny, "AnatomixTrainer_scratch", unet_plans(tiny))
     trainer.initialize()
     managers = trainer.plans_manager, trainer.configuration_manager
     rebuilt = type(trainer).build_network_architecture(*managers, 1, 3, enable_deep_supervision=False)
@@ -210,22 +164,9 @@ def test_prediction_builds_the_saved_network_from_the_plans(tiny, make_plans):
         assert torch.equal(rebuilt.eval()(image), trainer.network.eval()(image))
 
 
-def test_unsupported_plans_are_refused_and_leave_no_files(tiny, results, unet_file, tmp_path):
+def test_unsupported_plans_are_refused_and_leave_no_files(tiny, results):
     plans = unet_plans(tiny)
     plans["configurations"][CONFIGURATION]["patch_size"] = [24, 32, 32]
     with pytest.raises(UnsupportedConfigurationError, match=r"The nearest that fits is \[32, 32, 32\]"):
         make_trainer(tiny, "AnatomixTrainer", plans)
-    with pytest.raises(UnsupportedConfigurationError, match='Remove "frozen_features"'):
-        make_trainer(tiny, "AnatomixTrainer", unet_plans(tiny, frozen_features="anatomix"))
-    plans = frozen_plans(tiny)
-    plans["configurations"][CONFIGURATION]["normalization_schemes"] = ["ZScoreNormalization"]
-    with pytest.raises(UnsupportedConfigurationError, match=r"images in \[0, 1\], but the plans normalise with ZScore"):
-        make_trainer(tiny, "AnatomixTrainer", plans)
     assert not results.exists()
-
-    tensors = {f"network.{n}": t for n, t in unique_tensors(UNET.build()).items() if n.startswith("encoder.")}
-    half = tmp_path / "half.safetensors"
-    save_checkpoint(half, tensors, metadata(UNET, method="anatomix", pretrained=["encoder"]))
-    trainer = make_trainer(tiny, "AnatomixTrainer", frozen_plans(tiny, checkpoint=str(half)))
-    with pytest.raises(WeightsIncompatibleError, match="whose features would be random"):
-        trainer.on_train_start()

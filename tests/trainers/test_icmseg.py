@@ -20,7 +20,8 @@ from nnunet_invariance.losses.consistency import ConsistencyLoss
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
 from nnunet_invariance.plans.block import read_options
-from nnunet_invariance.plans.options import BaselineOptions, ICMSegTrainerOptions, PretrainedOptions
+from nnunet_invariance.plans.options import BaselineOptions, PretrainedOptions
+from nnunet_invariance.plans.style_options import ICMSegTrainerOptions
 from nnunet_invariance.plans.zscore import write_zscore_plans
 from nnunet_invariance.trainers.targets import tissue_labels
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
@@ -102,6 +103,7 @@ def test_gradients_equal_those_of_all_losses_computed_separately(tiny):
     generator = torch.Generator()
     generator.set_state(state)
     views = split_views(batch["data"], 1)
+    torch.rand(2, generator=generator)  # which samples are styled
     INTERVENTIONS["mixed"]().sample(Domain(tuple(views.first.shape), 3), generator)
     outputs = [network(view) for view in (views.first, styled)]
     segmentation = sum(trainer.loss(o, batch["target"]) for o in outputs) / 2
@@ -138,12 +140,13 @@ def test_the_style_view_changes_only_the_image(tiny):
 
 
 def test_slaug_is_fused_by_the_gradient_of_the_trainers_loss(tiny):
-    trainer, batch = started(tiny, "ICMSegTrainer", style="slaug")
+    trainer, batch = started(tiny, "ICMSegTrainer", style="slaug", tissues="labels")
     moved = with_views(trainer, batch)
     network, state = copy.deepcopy(trainer.network), trainer.generator.get_state()
     view = trainer.style_view(moved, 2)
     assert all(parameter.grad is None for parameter in trainer.network.parameters())
     trainer.generator.set_state(state)
+    torch.rand(2, generator=trainer.generator)  # which samples are styled
     image, (labels, classes) = moved["views"].second, tissue_labels(batch["target"][0], trainer.label_manager)
     intervention = INTERVENTIONS["slaug"]()
     params = intervention.sample(Domain(tuple(image.shape), classes), trainer.generator)

@@ -86,7 +86,6 @@ def _fits(path: Path, arm: Arm, planned: PlannedDataset) -> bool:
     heads = planned.plans.get_label_manager(planned.dataset_json).num_segmentation_heads
     channels = len(planned.channel_names)
     network = trainer.build_network_architecture(planned.plans, configuration, channels, heads, False)
-    network = getattr(getattr(network, "encoder", None), "backbone", network)  # frozen features
     options = read_options(trainer.options_class, configuration.configuration)
     checkpoint = load_checkpoint(path, SECTION_OF.values())
     return can_load(
