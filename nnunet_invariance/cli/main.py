@@ -21,6 +21,7 @@ COMMANDS = (
     "weights",
     "style",
     "predict",
+    "adapt",
     "complete",
     "translate",
     "register",

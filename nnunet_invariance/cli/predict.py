@@ -1,6 +1,7 @@
 """``nnunet-invariance predict``: nnU-Net's prediction, with additions for images that differ from the training's."""
 
 import argparse
+import time
 from pathlib import Path
 
 from nnunet_invariance.cli.help import ShowDefaults
@@ -15,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Predicts the images of a folder with a trained model of any trainer, as "
         "nnUNetv2_predict_from_modelfolder does. Files of a case may be missing, or constant images of any value: the "
         "result is that of images of zeros. With --styles N the result is the mean over the image and N random styles "
-        "of it, which takes N + 1 times as long.",
+        "of it, which takes N + 1 times as long. Warns of images whose intensities are far from the training's.",
         formatter_class=ShowDefaults,
     )
     add = parser.add_argument
@@ -42,12 +43,25 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     import torch
 
-    from nnunet_invariance.prediction import StylePredictor, open_model, predict_folder
+    from nnunet_invariance.prediction import (
+        StylePredictor,
+        open_model,
+        predict_folder,
+        shift_warnings,
+        training_intensities,
+    )
 
+    start = time.monotonic()
     predictor = StylePredictor(
         styles=args.styles, seed=args.seed, use_mirroring=not args.disable_tta, device=torch.device(args.device)
     )
     open_model(predictor, args.model, args.folds, args.checkpoint)
+    training = training_intensities(args.model, predictor.plans_manager, predictor.configuration_manager)
+    if training is None:
+        print("The intensities are not checked: the preprocessed training cases of the model were not found.")
     cases = predict_folder(predictor, args.images, args.out, args.save_probabilities, args.workers)
-    print(f"finished: {counted(cases, 'case')} in {args.out}")
+    for warning in shift_warnings(cases, predictor.intensities, training):
+        print(f"WARNING: {warning}")
+    seconds = time.monotonic() - start
+    print(f"finished: {counted(len(cases), 'case')} in {args.out}, {seconds:.0f} s, {args.styles} styles")
     return 0

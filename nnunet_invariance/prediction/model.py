@@ -66,8 +66,8 @@ def checkpoint_files(folder: Path, folds: Sequence[str] = (), checkpoint: str = 
 
 def predict_folder(
     predictor: nnUNetPredictor, images: Path, out: Path, save_probabilities: bool = False, workers: int = 3
-) -> int:
-    """Predict the cases of a folder and write the segmentations as ``nnUNetv2_predict`` does; returns their number.
+) -> list[str]:
+    """Predict the cases of a folder and write the segmentations as ``nnUNetv2_predict`` does; returns their names.
 
     Files may be missing. The result is that of images of zeros in their place, and in that of constant images.
 
@@ -83,10 +83,8 @@ def predict_folder(
             case lacks a channel and the plans have a preprocessor of their own.
         OutputError: ``out`` cannot be made.
     """
-    names = channel_names_of(predictor.dataset_json)
-    cases = find_cases(images, predictor.dataset_json["file_ending"], names)
-    _check_cases(predictor, images, cases, names)
-    lists = [[str(files[channel]) for channel in sorted(files)] for files in cases.values()]
+    cases = checked_cases(predictor, images)
+    lists = [list(map(str, files)) for files in cases.values()]
     outputs = [str(out / case) for case in cases]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +100,19 @@ def predict_folder(
         )
     else:
         predictor.predict_from_files_sequential(lists, outputs, save_probabilities)
-    return len(cases)
+    return list(cases)
+
+
+def checked_cases(predictor: nnUNetPredictor, images: Path) -> dict[str, list[Path]]:
+    """Files of the channels that are present, by case, of a folder with ``CASE_0000`` and so on.
+
+    Raises:
+        ImagesFolderError: as :func:`predict_folder`.
+    """
+    names = channel_names_of(predictor.dataset_json)
+    cases = find_cases(images, predictor.dataset_json["file_ending"], names)
+    _check_cases(predictor, images, cases, names)
+    return {case: [files[channel] for channel in sorted(files)] for case, files in cases.items()}
 
 
 def _check_cases(

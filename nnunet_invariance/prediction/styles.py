@@ -1,8 +1,9 @@
 """Prediction as the mean over an image and several styles of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from nnunet_invariance.augmentation.interventions import GIN, Domain, match_statistics
 from nnunet_invariance.augmentation.interventions.base import coarse_axes
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
+from nnunet_invariance.prediction.intensity_shift import describe_intensities
 
 SMALLEST = 1e-7  # of a probability, before its logarithm
 
@@ -37,10 +39,13 @@ class StylePredictor(nnUNetPredictor):
         super().__init__(**arguments)
         self.styles = styles
         self.seed = seed
+        #: Statistics of every predicted image, in the order of the cases.
+        self.intensities: list[np.ndarray] = []
 
     @torch.inference_mode()
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
         """Logits of the mean probability: (C, Z, Y, X) of a preprocessed image to (K, Z, Y, X), on the CPU."""
+        self.intensities.append(describe_intensities(data.numpy()))
         logits = super().predict_logits_from_preprocessed_data(data)
         if not self.styles:
             return logits
@@ -58,9 +63,18 @@ class StylePredictor(nnUNetPredictor):
         coarse = plane_axes(self.configuration_manager.spacing)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.styles):
-            parameters = GIN().sample(Domain(tuple(image.shape), 1, coarse), generator)
-            styled = match_statistics(GIN().apply(image, None, parameters), image)
+            styled = random_style(image, coarse, generator)
             yield torch.cat((styled[0].to(data.dtype), data[channels:]))
+
+
+def random_style(image: Tensor, coarse: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A GIN style of images (B, C, *spatial), with the mean and the standard deviation of every channel.
+
+    >>> random_style(torch.rand(1, 1, 8, 8), (), torch.Generator().manual_seed(0)).shape
+    torch.Size([1, 1, 8, 8])
+    """
+    parameters = GIN().sample(Domain(tuple(image.shape), 1, tuple(coarse)), generator)
+    return match_statistics(GIN().apply(image, None, parameters), image)
 
 
 def plane_axes(spacing: list[float]) -> tuple[int, ...]:

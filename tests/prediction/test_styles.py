@@ -1,7 +1,5 @@
 """Prediction with a mean over styles, against the loop that its equation says."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -10,21 +8,7 @@ import torch
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import ImagesFolderError, WeightsNotFoundError
 from nnunet_invariance.prediction import StylePredictor, open_model, predict_folder
-from tests.helpers.tiny_trainers import make_trainer
-
-CPU = {"device": torch.device("cpu"), "use_mirroring": False, "allow_tqdm": False}
-
-
-@pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory):
-    """Folder of an untrained model of one fold, with random weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("nnUNet_results", str(tmp_path_factory.mktemp("results")))
-        trainer = make_trainer(tiny, "BaselineTrainer_1epoch", seed=3)
-        trainer.on_train_start()
-        trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
-        trainer.on_train_end()
-    return Path(trainer.output_folder_base)
+from tests.helpers.tiny_models import CPU
 
 
 @pytest.fixture
@@ -37,24 +21,24 @@ def predicted(model, image, **options):
     return open_model(StylePredictor(**options, **CPU), model).predict_logits_from_preprocessed_data(image)
 
 
-def test_without_styles_it_is_the_stock_prediction(model, image):
+def test_without_styles_it_is_the_stock_prediction(tiny_model, image):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    stock = open_model(nnUNetPredictor(**CPU), model).predict_logits_from_preprocessed_data(image)
-    assert torch.equal(predicted(model, image), stock)
+    stock = open_model(nnUNetPredictor(**CPU), tiny_model).predict_logits_from_preprocessed_data(image)
+    assert torch.equal(predicted(tiny_model, image), stock)
 
 
-def test_the_probabilities_are_the_mean_over_image_and_styles(model, image):
-    predictor = open_model(StylePredictor(styles=2, **CPU), model)
+def test_the_probabilities_are_the_mean_over_image_and_styles(tiny_model, image):
+    predictor = open_model(StylePredictor(styles=2, **CPU), tiny_model)
     versions = [image, *predictor.styled_images(image)]
-    expected = torch.stack([predicted(model, v).float().softmax(0) for v in versions]).mean(0)
+    expected = torch.stack([predicted(tiny_model, v).float().softmax(0) for v in versions]).mean(0)
     found = predictor.predict_logits_from_preprocessed_data(image).softmax(0)
     assert torch.allclose(found, expected, atol=1e-5)
-    assert (found - predicted(model, image).float().softmax(0)).abs().max() > 1e-3
+    assert (found - predicted(tiny_model, image).float().softmax(0)).abs().max() > 1e-3
 
 
-def test_styles_keep_mean_and_standard_deviation_and_are_the_same_in_every_call(model, image):
-    predictor = open_model(StylePredictor(styles=3, seed=5, **CPU), model)
+def test_styles_keep_mean_and_standard_deviation_and_are_the_same_in_every_call(tiny_model, image):
+    predictor = open_model(StylePredictor(styles=3, seed=5, **CPU), tiny_model)
     first, again = list(predictor.styled_images(image)), list(predictor.styled_images(image))
     for styled, other in zip(first, again, strict=True):
         assert torch.equal(styled, other)
@@ -63,8 +47,8 @@ def test_styles_keep_mean_and_standard_deviation_and_are_the_same_in_every_call(
     assert not torch.allclose(first[0], first[1], atol=0.1)
 
 
-def test_constant_channels_and_those_of_a_previous_stage_are_not_changed(model):
-    predictor = open_model(StylePredictor(styles=1, **CPU), model)
+def test_constant_channels_and_those_of_a_previous_stage_are_not_changed(tiny_model):
+    predictor = open_model(StylePredictor(styles=1, **CPU), tiny_model)
     predictor.dataset_json = {"channel_names": {"0": "A", "1": "B"}}
     data = torch.stack((torch.zeros(8, 8, 8), torch.randn(8, 8, 8), torch.ones(8, 8, 8)))
     (styled,) = predictor.styled_images(data)
@@ -73,9 +57,9 @@ def test_constant_channels_and_those_of_a_previous_stage_are_not_changed(model):
     assert not torch.allclose(styled[1], data[1], atol=0.05)
 
 
-def test_the_command_writes_a_segmentation_of_every_case(model, tiny, tmp_path):
+def test_the_command_writes_a_segmentation_of_every_case(tiny_model, tiny, tmp_path):
     images = tiny.raw / tiny.name / "imagesTs"
-    command = ["predict", str(model), "-i", str(images), "-o", str(tmp_path), "-device", "cpu", "--disable_tta"]
+    command = ["predict", str(tiny_model), "-i", str(images), "-o", str(tmp_path), "-device", "cpu", "--disable_tta"]
     assert main([*command, "--styles", "1", "--workers", "0"]) == 0
     for path in images.iterdir():
         labels = sitk.ReadImage(tmp_path / path.name.replace("_0000", ""))
@@ -83,15 +67,15 @@ def test_the_command_writes_a_segmentation_of_every_case(model, tiny, tmp_path):
         assert set(np.unique(sitk.GetArrayFromImage(labels))) <= {0, 1, 2}
 
 
-def test_a_folder_without_a_model_and_a_fold_that_is_missing_are_named(model, tmp_path):
+def test_a_folder_without_a_model_and_a_fold_that_is_missing_are_named(tiny_model, tmp_path):
     with pytest.raises(WeightsNotFoundError, match=r"has no plans.json"):
         open_model(StylePredictor(**CPU), tmp_path)
     with pytest.raises(WeightsNotFoundError, match=r"the folds 4 of .*folds with this file: 0"):
-        open_model(StylePredictor(**CPU), model, folds=["4"])
+        open_model(StylePredictor(**CPU), tiny_model, folds=["4"])
 
 
-def test_a_case_without_a_channel_is_named_if_the_plans_have_a_preprocessor_of_their_own(model, tiny, tmp_path):
-    predictor = open_model(StylePredictor(**CPU), model)
+def test_a_case_without_a_channel_is_named_if_the_plans_have_a_preprocessor_of_their_own(tiny_model, tiny, tmp_path):
+    predictor = open_model(StylePredictor(**CPU), tiny_model)
     predictor.dataset_json = {**predictor.dataset_json, "channel_names": {"0": "A", "1": "B"}}
     predictor.configuration_manager.configuration["preprocessor_name"] = "Mine"
     with pytest.raises(ImagesFolderError, match=r"The case test_000 in .* has no image of B, and .* Mine"):

@@ -1,0 +1,44 @@
+"""``nnunet-invariance adapt``: adapt the norms of a trained model to images without labels."""
+
+import argparse
+from pathlib import Path
+
+from nnunet_invariance.cli.help import ShowDefaults
+from nnunet_invariance.common.wording import counted
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the command and its flags."""
+    parser = subparsers.add_parser(
+        "adapt",
+        help="adapt a trained model to images of another contrast, without labels",
+        description="Changes the weights of the normalisation layers of a trained model, of any trainer, until the "
+        "predictions for two random styles of the same patch agree, and writes a new model folder, which "
+        "nnUNetv2_predict_from_modelfolder and nnunet-invariance predict read. A step costs a forward and a backward "
+        "pass of two patches.",
+        formatter_class=ShowDefaults,
+    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL_FOLDER", help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")
+    add("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with CASE_0000, CASE_0001, ...")
+    add("-o", dest="out", type=Path, required=True, metavar="NEW_MODEL_FOLDER", help="it must be empty or not exist")
+    add("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of the model (default: all that exist)")
+    add("-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME", help="checkpoint of every fold")
+    add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the network")
+    add("--steps", type=int, default=5, metavar="N", help="steps for each case")
+    add("--lr", type=float, default=1e-3, help="learning rate")
+    add("--seed", type=int, default=0, help="seed of the patches and of the styles")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    from nnunet_invariance.prediction import AdaptationOptions, adapt_model
+
+    options = AdaptationOptions(steps=args.steps, lr=args.lr, seed=args.seed)
+    report = adapt_model(args.model, args.images, args.out, options, args.folds, args.checkpoint, args.device)
+    print(
+        f"finished: {args.out}, adapted {report.parameters} parameters to {counted(report.cases, 'case')} in "
+        f"{report.seconds:.0f} s; disagreement {report.losses[0]:.4f} in the first step, {report.losses[-1]:.4f} in "
+        "the last"
+    )
+    return 0
