@@ -187,6 +187,30 @@ def lay_out_prostate(data: Path, raw: Path, seed: int) -> Task:
     return Task(names["mr"], [names["us"]], n_val=1, parts=3)
 
 
+def lay_out_myops(data: Path, raw: Path, seed: int, source: str, n_test: int = 10) -> Task:
+    """Write MyoPS: trains on one sequence of 15 people, tests on all three sequences of the 10 others.
+
+    The myocardium is one class, because edema and scar cannot be seen in every sequence.
+    """
+    data, sequences = data / "Dataset912_MyoPS", ("C0", "LGE", "T2")
+    cases = sorted(p.name.removesuffix(ENDING) for p in (data / "labelsTr").glob(f"*{ENDING}"))
+    if not cases:
+        raise ComparisonError(f"{data} has no labelled case. Give the shared data folder with --data.")
+    test = sorted(random.Random(f"styles {seed}").sample(cases, n_test))
+    names = {"train": f"Dataset83{sequences.index(source)}_MyoPS{source}"}
+    names |= {sequence: f"Dataset83{3 + i}_{sequence}" for i, sequence in enumerate(sequences)}
+    for kind, name in names.items():
+        channel = sequences.index(source if kind == "train" else kind)
+        for case in sorted(set(cases) - set(test)) if kind == "train" else test:
+            image = raw / name / "imagesTr" / f"{case}_0000{ENDING}"
+            link(data / "imagesTr" / f"{case}_{channel:04d}{ENDING}", image)
+            labels = sitk.ReadImage(data / "labelsTr" / f"{case}{ENDING}")
+            merged = sitk.GetArrayFromImage(labels).clip(max=3).astype(np.uint8)
+            _write(merged, labels, raw / name / "labelsTr" / f"{case}{ENDING}")
+        _describe(raw / name, "MR", {"background": 0, "lv_blood_pool": 1, "rv_blood_pool": 2, "myocardium": 3})
+    return Task(names["train"], [names[sequence] for sequence in sequences], shots=(12,))
+
+
 #: In the order in which they run.
 SETS: dict[str, Callable[..., Task]] = {
     "hippocampus": lay_out_hippocampus,

@@ -162,7 +162,7 @@ def adapt_norms(
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        losses.append(float(value))
+        losses.append(float(value.detach()))
     return losses
 
 
