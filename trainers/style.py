@@ -17,7 +17,7 @@ from nnunet_invariance.trainers.configuration import encoder_of
 from nnunet_invariance.trainers.dense_contrast import DenseContrastTrainer
 from nnunet_invariance.trainers.gradient_share import GradientShare
 from nnunet_invariance.trainers.schedule import ramp
-from nnunet_invariance.trainers.targets import finest, rows_of, tissue_labels
+from nnunet_invariance.trainers.targets import cloned, finest, rows_of, tissue_labels
 
 
 class StyleTrainer(DenseContrastTrainer):
@@ -90,7 +90,8 @@ class StyleTrainer(DenseContrastTrainer):
         step = self.current_epoch * self.num_iterations_per_epoch + self.step_in_epoch
         if self.gradient_share is not None and self.gradient_share.is_due(step):
             # In a pass of its own: a compiled network does not keep its graph for a second backward pass.
-            segmentation, losses = self._losses_of_pair(self.plain_network, batch, view)
+            again = {**batch, "target": cloned(batch["target"])}  # nnU-Net changes a target with ignored voxels
+            segmentation, losses = self._losses_of_pair(self.plain_network, again, view)
             encoder = encoder_of(self.plain_network, type(self).__name__)
             scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
             self.gradient_share.update(segmentation, losses["info_nce"], list(encoder.parameters()), scale)

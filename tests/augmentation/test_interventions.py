@@ -229,6 +229,24 @@ def test_mixed_chooses_by_the_shares():
 # ---- published distributions -----------------------------------------------------------------------------------------
 
 
+def test_gin_has_the_published_distribution():
+    """Agreement with the image, mean, and how skewed the intensities are, over many applications to one image."""
+    size, count = 12, 400
+    image = torch.randn(1, 1, size, size, generator=generator()).cumsum(-1) * 0.5
+    # A batch shares its kernel sizes, which the published form samples for each image: batches of one image.
+    drawn = [GIN().apply(image, None, GIN().sample(Domain((1, 1, size, size), 1), generator(s))) for s in range(count)]
+    ours = torch.cat(drawn).view(count, -1).numpy()
+    rng = np.random.default_rng(0)
+    flat = image[0, 0].double().numpy()
+    published = np.stack([slow.gin_published(flat, rng) for _ in range(count)]).reshape(count, -1)
+    for measure in (
+        lambda v: [np.corrcoef(row, flat.ravel())[0, 1] for row in v],
+        lambda v: v.mean(1),
+        lambda v: (((v - v.mean(1, keepdims=True)) / v.std(1, keepdims=True)) ** 3).mean(1),
+    ):
+        assert ks_2samp(measure(ours), measure(published)).pvalue > 0.01
+
+
 def blends(count, size=32):
     """Blend fields of IPA in a cube."""
     shape = (count, 1, size, size, size)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.signal import correlate2d
 from torch import Tensor
 
 from nnunet_invariance.augmentation.interventions.gin import GINParameters
@@ -114,6 +115,24 @@ def slaug(image: Tensor, regions: Tensor, curves: Curves) -> Tensor:
             styled = (styled * curves.scale[b, c, r] + shift).clamp(0, 1)
             result[b, c][inside] = torch.where(values <= 0.01, values, styled.float())
     return result
+
+
+def gin_published(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """GIN (arXiv 2111.12525) of one image (Y, X), with parameters of its own.
+
+    Four convolutions of size 1 or 3 with N(0, 1) weights and shifts, two channels between them and leaky ReLU of slope
+    0.01; a blend with the image of weight U(0, 1), scaled to the Frobenius norm of the image.
+    """
+    x = image[None]
+    for layer, wide in enumerate((2, 2, 2, 1)):
+        size = rng.choice((1, 3))
+        weight, shift = rng.standard_normal((wide, len(x), size, size)), rng.standard_normal(wide)
+        x = np.stack([sum(correlate2d(c, k, "same") for c, k in zip(x, w, strict=True)) for w in weight])
+        x = x + shift[:, None, None]
+        x = np.where(x > 0, x, 0.01 * x) if layer < 3 else x
+    alpha = rng.random()
+    blend = alpha * x[0] + (1 - alpha) * image
+    return blend * np.linalg.norm(image) / (np.linalg.norm(blend) + 1e-5)
 
 
 def blend_field_published(size: int, points: int, rng: np.random.Generator) -> np.ndarray:
