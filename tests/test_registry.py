@@ -16,6 +16,7 @@ from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.cli.pretrain import add_parser
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.registry import ANY_METHOD, MethodEntry, TrainerEntry
+from nnunet_invariance.trainers import BASES
 from nnunet_invariance.weights.checkpoint import read_metadata
 from nnunet_invariance.weights.locate import SHIPPED
 
@@ -79,7 +80,7 @@ def test_every_method_and_every_trainer_has_an_entry():
         for file in (ROOT / "trainers").glob("*.py")
         for name in re.findall(r"^class (\w+Trainer\w*)\(", file.read_text(), re.M)
     }
-    bases = {"PretrainedTrainer", "AuxiliaryLossTrainer", "DenseContrastTrainer"}
+    bases = {*BASES}
     assert defined - bases == set(registry.trainers())
 
 
