@@ -52,5 +52,6 @@ class GradientShare:
 
     @staticmethod
     def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        with torch.autocast(loss.device.type, enabled=False):  # a backward pass belongs outside of autocast
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         return torch.stack([g.float().norm() for g in gradients if g is not None]).norm()

@@ -10,6 +10,7 @@ from nnunet_invariance.augmentation.interventions import INTERVENTIONS, TissueIn
 from nnunet_invariance.augmentation.interventions.base import Domain, Intervention, coarse_axes, match_statistics
 from nnunet_invariance.augmentation.interventions.slaug import SLAug, saliency_fusion
 from nnunet_invariance.augmentation.views import MultiView
+from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.losses.consistency import ConsistencyLoss
 from nnunet_invariance.plans.style_options import StyleOptions
 from nnunet_invariance.plans.zscore import ct_remedy
@@ -173,7 +174,7 @@ class StyleTrainer(DenseContrastTrainer):
             whole = intervention.apply_global(image, parameters)
             gradient = self._image_gradient(torch.where(valid_mask, match_statistics(whole, image), image), target)
             styled = saliency_fusion(whole, styled, gradient)
-        changed = valid_mask & chosen.to(image.device).view(-1, *[1] * (image.ndim - 1))
+        changed = valid_mask & copy_to(image.device, chosen).view(-1, *[1] * (image.ndim - 1))
         return torch.where(changed, match_statistics(styled, image), image)
 
     def _image_gradient(self, image: Tensor, target: Tensor | list[Tensor]) -> Tensor:
@@ -183,4 +184,5 @@ class StyleTrainer(DenseContrastTrainer):
         if self.feature_hook is not None:
             self.feature_hook.clear()
         loss = loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
-        return torch.autograd.grad(loss, image)[0]
+        with torch.autocast(image.device.type, enabled=False):  # a backward pass belongs outside of autocast
+            return torch.autograd.grad(loss, image)[0]
