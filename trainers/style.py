@@ -35,7 +35,7 @@ class StyleTrainer(DenseContrastTrainer):
 
     options_class: ClassVar[type[StyleOptions]] = StyleOptions
     options: StyleOptions
-    dimensions = (2, 3)
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     def __init__(
         self,

@@ -194,10 +194,10 @@ def cut_patch(image: np.ndarray, size: Sequence[int], rng: np.random.Generator) 
     if len(size) == 2:
         image, centre, shape = image[:, centre[0]], centre[1:], shape[1:]
     starts = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(centre, size, shape, strict=True)]
-    region = tuple(slice(a, a + s) for a, s in zip(starts, size, strict=True))
-    patch = image[(slice(None), *region)]
+    region = (slice(None), *(slice(a, a + s) for a, s in zip(starts, size, strict=True)))
+    patch = image[region]
     padded = np.zeros((len(image), *size), np.float32)
-    padded[(slice(None), *(slice(n) for n in patch.shape[1:]))] = patch
+    padded[tuple(slice(n) for n in patch.shape)] = patch
     return torch.from_numpy(padded)
 
 

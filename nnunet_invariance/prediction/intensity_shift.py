@@ -35,8 +35,8 @@ def describe_intensities(image: np.ndarray) -> np.ndarray:
 
     Preprocessed intensities are compared, because a z-score removes level and scale, to which the network is blind.
     """
-    thinned = image[(slice(None), *(slice(None, None, max(1, n // 64)) for n in image.shape[1:]))]
-    return np.quantile(thinned.reshape(len(image), -1).astype(np.float64), QUANTILES, axis=1).T
+    thinned = (slice(None), *(slice(None, None, max(1, n // 64)) for n in image.shape[1:]))
+    return np.quantile(image[thinned].reshape(len(image), -1).astype(np.float64), QUANTILES, axis=1).T
 
 
 def distances(statistics: np.ndarray, training: np.ndarray) -> np.ndarray:
