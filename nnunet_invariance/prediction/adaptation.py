@@ -19,7 +19,7 @@ from nnunet_invariance.common.builtin_types import to_builtin
 from nnunet_invariance.common.options import Options, count, number
 from nnunet_invariance.errors import OutputError, UnsupportedConfigurationError
 from nnunet_invariance.losses.consistency import ConsistencyLoss
-from nnunet_invariance.prediction.model import CHECKPOINT, checkpoint_files, checked_cases, open_model
+from nnunet_invariance.prediction.model import CHECKPOINT, checked_cases, checkpoint_files, open_model
 from nnunet_invariance.prediction.styles import random_style
 from nnunet_invariance.weights.foreign import open_foreign
 
@@ -173,9 +173,10 @@ def cut_patches(predictor: nnUNetPredictor, images: Path, options: AdaptationOpt
     """
     rng = np.random.default_rng(options.seed)
     configuration = predictor.configuration_manager
+    cases = checked_cases(predictor, images)  # it can replace the preprocessor by one that accepts missing files
     preprocessor = configuration.preprocessor_class(verbose=False)
     found = []
-    for files in checked_cases(predictor, images).values():
+    for files in cases.values():
         image, _, _ = preprocessor.run_case(
             list(map(str, files)), None, predictor.plans_manager, configuration, predictor.dataset_json
         )

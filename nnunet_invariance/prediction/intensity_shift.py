@@ -31,12 +31,15 @@ FAR = 4.5
 
 
 def describe_intensities(image: np.ndarray) -> np.ndarray:
-    """Quantiles of each channel of a preprocessed image (C, *spatial): (C, 7).
+    """Quantiles of each channel of a preprocessed image (C, *spatial): (C, 7); nan for a constant (missing) channel.
 
     Preprocessed intensities are compared, because a z-score removes level and scale, to which the network is blind.
     """
     thinned = (slice(None), *(slice(None, None, max(1, n // 64)) for n in image.shape[1:]))
-    return np.quantile(image[thinned].reshape(len(image), -1).astype(np.float64), QUANTILES, axis=1).T
+    values = image[thinned].reshape(len(image), -1).astype(np.float64)
+    quantiles = np.quantile(values, QUANTILES, axis=1).T
+    quantiles[np.ptp(values, axis=1) == 0] = np.nan
+    return quantiles
 
 
 def distances(statistics: np.ndarray, training: np.ndarray) -> np.ndarray:
@@ -53,9 +56,10 @@ def distances(statistics: np.ndarray, training: np.ndarray) -> np.ndarray:
     Returns:
         (M,).
     """
-    known = training.reshape(len(training), -1)
+    known, found = (np.ma.masked_invalid(values.reshape(len(values), -1)) for values in (training, statistics))
     middle, spread = known.mean(0), known.std(0) + LEAST_SPREAD
-    known, found = (known - middle) / spread, (statistics.reshape(len(statistics), -1) - middle) / spread
+    # A missing channel has the mean of the training cases, so that it does not count.
+    known, found = (((values - middle) / spread).filled(0.0) for values in (known, found))
     covariance = (1 - SHRINKAGE) * np.cov(known.T) + SHRINKAGE * np.eye(known.shape[1])
     return np.sqrt(np.einsum("mi,mi->m", found, np.linalg.solve(covariance, found.T).T))
 
@@ -74,9 +78,9 @@ def shift_of_mean(statistics: np.ndarray, training: np.ndarray) -> float:
     Args:
         statistics: (M, C, Q). training: (N, C, Q); s is their standard deviation.
     """
-    spread = np.maximum(training.std(0, ddof=1), LEAST_SPREAD)
-    error = spread * np.sqrt(1 / len(statistics) + 1 / len(training))
-    return float((np.abs(statistics.mean(0) - training.mean(0)) / error).max())
+    known, found = np.ma.masked_invalid(training), np.ma.masked_invalid(statistics)
+    error = np.ma.maximum(known.std(0, ddof=1), LEAST_SPREAD) * np.sqrt(1 / len(found) + 1 / len(known))
+    return float((np.abs(found.mean(0) - known.mean(0)) / error).filled(0.0).max())
 
 
 def training_intensities(model: Path, plans: PlansManager, configuration: ConfigurationManager) -> np.ndarray | None:

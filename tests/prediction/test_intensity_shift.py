@@ -71,6 +71,17 @@ def test_another_contrast_is_far(change):
     assert shift_of_mean(cases(6, 2), training) < FAR
 
 
+def test_missing_channels_do_not_count():
+    image = np.stack((np.random.default_rng(0).normal(size=(6, 6, 6)), np.zeros((6, 6, 6))))
+    assert np.isnan(describe_intensities(image)).tolist() == [[False] * len(QUANTILES), [True] * len(QUANTILES)]
+    training, test = np.concatenate((cases(10, 0), cases(10, 5)), 1), np.concatenate((cases(2, 1), cases(2, 6)), 1)
+    middle = test.copy()
+    middle[:, 1] = training[:, 1].mean(0)
+    test[:, 1] = np.nan
+    assert distances(test, training) == pytest.approx(distances(middle, training))
+    assert shift_of_mean(test, training) == pytest.approx(shift_of_mean(test[:, :1], training[:, :1]))
+
+
 def test_warnings_name_the_cases_and_few_training_cases_give_none():
     training, same, other = cases(10, 0), cases(1, 2), cases(1, 1, np.negative)
     (warning, *_) = shift_warnings(["like", "unlike"], [same[0], other[0]], training)
