@@ -175,7 +175,7 @@ def test_the_trainer_follows_the_gradients_at_the_encoder_and_saves_the_weight(t
         "label_mask": "supcon",
         "precision": "fp32",
     }
-    trainer, batch = started(tiny, "ICMSegTrainer", style="gin", num_positions=32, precision="fp32", **options)
+    trainer, batch = started(tiny, "ICMSegTrainer", **options)
     network, aux = copy.deepcopy(trainer.network), copy.deepcopy(trainer.aux)
     state = trainer.generator.get_state()
     losses = trainer.train_step(copy.deepcopy(batch))
