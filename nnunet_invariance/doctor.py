@@ -12,12 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
 from nnunet_invariance import _discovery
+from nnunet_invariance.common.environment import check_numbers
 from nnunet_invariance.common.extras import PACKAGE, extras, install_command
 from nnunet_invariance.common.wording import counted
+from nnunet_invariance.errors import EnvironmentNotSetError, InvarianceError
+
+if TYPE_CHECKING:
+    from nnunet_invariance.networks.planned import PlannedModule
+    from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 
 LEAST_FREE_GB = 5
 WHY = {
@@ -50,9 +57,70 @@ class Finding:
     remedy: str | None = None
 
 
-def diagnose() -> list[Finding]:
-    """Return every finding in the order of the report. Imports torch and nnU-Net; changes nothing."""
-    return [*installed(), *optional(), *devices(), *discovery(), *folders(), *traps()]
+def diagnose(plan: PlanNames | None = None) -> list[Finding]:
+    """Return every finding in the order of the report. Imports torch and nnU-Net; changes nothing.
+
+    Args:
+        plan: plans that are checked too.
+    """
+    findings = [*installed(), *optional(), *devices(), *discovery(), *folders(), *traps()]
+    return [*findings, *planned(plan)] if plan else findings
+
+
+@dataclass(frozen=True)
+class PlanNames:
+    """One configuration of a planned data set, and the device that is to train it.
+
+    >>> PlanNames("Dataset004_Hippocampus").configuration
+    '3d_fullres'
+    """
+
+    dataset: str
+    configuration: str = "3d_fullres"
+    plans: str = "nnUNetPlans"
+    device: str = "cuda"
+
+
+def planned(names: PlanNames) -> Iterator[Finding]:
+    """Make the checks of ``pretrain`` and ``evaluate`` for one configuration, and go on after the first problem."""
+    from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
+    from nnunet_invariance.plans.preflight import check_device, check_plan
+
+    section = f"Plans {names.plans} of {names.dataset}"
+    try:
+        dataset = open_planned_dataset(names.dataset, names.configuration, names.plans)
+    except InvarianceError as error:
+        yield Finding(section, names.configuration, *_sentences(error))
+        return
+    cases = len(list(dataset.folder.glob("*.pkl")))
+    command = f"nnUNetv2_preprocess -d {names.dataset} -plans_name {names.plans} -c {names.configuration}"
+    yield Finding(section, "preprocessed cases", str(cases), None if cases else command)
+    try:
+        network = check_plan(dataset)
+        yield Finding(section, "options and network", type(network).__name__)
+        check_device(names.device)
+    except InvarianceError as error:
+        yield Finding(section, "options and network", *_sentences(error))
+        return
+    yield from _memory(section, names, dataset, network)
+
+
+def _memory(section: str, names: PlanNames, dataset: PlannedDataset, network: PlannedModule) -> Iterator[Finding]:
+    from nnunet_invariance.plans.preflight import GB, available_memory, memory_of_plan, memory_problem
+
+    needed, free = memory_of_plan(dataset, network, names.device), available_memory(names.device)
+    if needed is None or free is None:
+        yield Finding(section, "memory", "not known for this network or system")
+        return
+    problem = memory_problem(dataset, network, names.device)
+    remedy = problem.partition(" GB free. ")[2] if problem else None
+    yield Finding(section, "memory", f"about {needed / GB:.1f} GB, {names.device} has {free / GB:.1f} GB free", remedy)
+
+
+def _sentences(error: Exception) -> tuple[str, str]:
+    """What an error says, and its last sentence, which is the remedy."""
+    found, stop, remedy = str(error).rpartition(". ")
+    return (found + stop.strip(), remedy) if found else (str(error), "see above")
 
 
 def installed() -> Iterator[Finding]:
@@ -183,6 +251,10 @@ def worker_settings() -> Iterator[Finding]:
     shown = f"{workers}{default} on {counted(cores, 'core')}"
     remedy = f"export nnUNet_def_n_proc={cores}   (each worker imports torch and holds a case in memory)"
     yield Finding(section, "nnUNet_def_n_proc", shown, None if workers in map(str, range(1, cores + 1)) else remedy)
+    try:
+        check_numbers()
+    except EnvironmentNotSetError as error:
+        yield Finding(section, "numbers of workers", *_sentences(error))
     augmenters = os.environ.get("nnUNet_n_proc_DA")
     remedy = (
         "unset nnUNet_n_proc_DA before nnUNetv2_plan_and_preprocess, which stops with 'set_num_threads expects a "

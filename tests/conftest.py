@@ -10,11 +10,9 @@ os.environ["MATPLOTLIBRC"] = str(Path(__file__).parent / "helpers" / "matplotlib
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads make a loaded machine ten times slower
 
 import fcntl
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +23,8 @@ import torch
 from nnunet_invariance._discovery import autoload
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
 from tests.helpers import tiny_modalities
-from tests.helpers.threads import threads_for_processes
-from tests.helpers.tiny_dataset import NAME, cut_down, write_raw_dataset
+from tests.helpers.planning import plan_and_preprocess
+from tests.helpers.tiny_dataset import NAME, write_raw_dataset
 
 autoload()  # a checkout that is not installed has no entry point
 torch.set_num_threads(1)
@@ -138,23 +136,3 @@ def planned_copy(
     for tree in ("raw", "preprocessed"):
         shutil.copytree(shared / tree / name, root / tree / name)
     return json.loads((root / "preprocessed" / name / "nnUNetPlans.json").read_text())
-
-
-def plan_and_preprocess(preprocessed: Path, identifier: int) -> None:
-    """Run nnU-Net's fingerprint, planning and preprocessing in this process with smaller plans."""
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
-
-    class QuickExtractor(DatasetFingerprintExtractor):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.num_foreground_voxels_for_intensitystats = 1e5  # nnU-Net samples 1e8 voxels, however small the images
-
-    with pytest.MonkeyPatch.context() as patch, threads_for_processes(), redirect_stdout(io.StringIO()):
-        patch.setenv("nnUNet_n_proc_DA", "1")  # the planner passes it to torch.set_num_threads
-        extract_fingerprint_dataset(identifier, QuickExtractor, 1, verbose=False, show_progress_bar=False)
-        ExperimentPlanner(identifier).plan_experiment()
-        file = preprocessed / "nnUNetPlans.json"
-        file.write_text(json.dumps(cut_down(json.loads(file.read_text()), "nnUNetPlans"), indent=2))
-        preprocess_dataset(identifier, "nnUNetPlans", ("3d_fullres",), (1,), show_progress_bar=False)

@@ -1,6 +1,7 @@
 """doctor reports problems with a remedy, and reports nothing if the setup is correct."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from nnunet_invariance.cli import main as cli
 from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import EnvironmentNotSetError
 from nnunet_invariance.nnunet.planned_dataset import require_environment
+from tests.helpers.tiny_dataset import cut_down
 
 
 def by_name(findings) -> dict[str, doctor.Finding]:
@@ -177,6 +179,30 @@ def test_all_missing_variables_are_named_at_once(monkeypatch):
     names = "nnUNet_raw, nnUNet_preprocessed, nnUNet_results"
     with pytest.raises(EnvironmentNotSetError, match=f"{names} are not set"):
         require_environment()
+
+
+def test_plans_are_checked_as_before_a_run(tiny, monkeypatch, capsys):
+    names = doctor.PlanNames(tiny.name, device="cpu")
+    findings = by_name(doctor.planned(names))
+    assert findings["preprocessed cases"].value == "6"
+    assert findings["options and network"].value == "PlainConvUNet"
+    assert re.fullmatch(r"about 0\.\d GB, cpu has \d+\.\d GB free", findings["memory"].value)
+    assert {finding.remedy for finding in findings.values()} == {None}
+    monkeypatch.setattr("nnunet_invariance.plans.preflight.available_memory", lambda device: 1e6)
+    assert "-gpu_memory_target" in by_name(doctor.planned(names))["memory"].remedy
+    assert cli.main(["doctor", tiny.name, "3d_middleres", "-device", "cpu"]) == 1
+    assert "has no configuration '3d_middleres'" in capsys.readouterr().out
+
+
+def test_a_wrong_option_in_the_plans_is_reported(tiny):
+    file = tiny.preprocessed / tiny.name / "wrongOption.json"
+    file.write_text(json.dumps(cut_down(tiny.plans, "wrongOption", aux_wieght=1.0)))
+    try:
+        finding = by_name(doctor.planned(doctor.PlanNames(tiny.name, plans="wrongOption")))["options and network"]
+    finally:
+        file.unlink()
+    assert finding.value == "Unknown option 'aux_wieght' in the plans block 'nnunet_invariance'."
+    assert finding.remedy == "Did you mean 'aux_weight'?"
 
 
 def test_one_core_is_not_plural(monkeypatch):

@@ -53,6 +53,14 @@ def test_functions_fit_on_a_screen():
     assert found == []
 
 
+def test_json_and_csv_files_are_read_in_one_place():
+    """A file that is read elsewhere is read without the checks that name its damage."""
+    read = re.compile(r"json\.load\(|json\.loads\([^)\n]*read_(text|bytes)|csv\.(reader|DictReader)\(")
+    own = ("nnunet_invariance/common/", "nnunet_invariance/evaluation/scoring/label_maps.py")
+    found = [name(file) for file in CODE if not name(file).startswith(own) and read.search(file.read_text("utf-8"))]
+    assert found == []
+
+
 def test_modules_are_short():
     limits = [(file, MOST_MODULE_LINES) for file in [*CODE, *BENCHMARKS]]
     limits += [(file, MOST_TEST_MODULE_LINES) for file in TESTS]

@@ -9,7 +9,7 @@ from nnunetv2.utilities.helpers import empty_cache
 from torch import Tensor, nn
 
 from nnunet_invariance.augmentation.views import MultiView
-from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.errors import DeviceMemoryError, WeightsIncompatibleError
 from nnunet_invariance.networks.feature_hook import EncoderFeatureHook
 from nnunet_invariance.networks.planned import cumulative_strides
 from nnunet_invariance.plans.options import AuxiliaryLossOptions
@@ -227,18 +227,19 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
         """Forward and backward pass; repeated with less memory if the device runs out of it.
 
         Raises:
-            torch.OutOfMemoryError: memory cannot be reduced further, or several devices train together.
+            DeviceMemoryError: memory cannot be reduced further, or several devices train together.
         """
         while True:
             try:
                 return self._backward(batch)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if self.is_ddp or not self.reduce_memory():
-                    self.print_to_log_file(
-                        f"Out of memory with auxiliary losses. Remedy: {self.memory_remedy}, or a smaller batch size "
-                        "in a plans copy."
+                    msg = (
+                        f"The device ran out of memory with auxiliary losses ({str(error).splitlines()[0]}). Remedy: "
+                        f"{self.memory_remedy}, or a smaller batch size in a plans copy; then start again."
                     )
-                    raise
+                    self.print_to_log_file(msg)
+                    raise DeviceMemoryError(msg) from error
             if self.feature_hook:
                 self.feature_hook.clear()
             self.optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.common.json_forms import Objects
 from nnunet_invariance.errors import StyleFolderError
 
 SUFFIX = "_styleviews"
@@ -27,6 +28,10 @@ def view_key(case: str, view: str) -> str:
     return f"{case}__{view}"
 
 
+#: Form of the index of a folder of views.
+INDEX_FORM = {"preprocessing": str, "views": Objects(dict)}
+
+
 def read_index(folder: Path, preprocessing: str) -> dict[str, list[str]]:
     """Read the names of the views of each case.
 
@@ -40,7 +45,7 @@ def read_index(folder: Path, preprocessing: str) -> dict[str, list[str]]:
     if not path.is_file():
         msg = f"{folder} contains no {INDEX}, but 'views_probability' is not 0. "
         raise StyleFolderError(f"{msg}Make the views first: nnunet-invariance style preprocess FOLDER")
-    index = read_json(path)
+    index = read_json(path, form=INDEX_FORM)
     if index["preprocessing"] != preprocessing:
         raise StyleFolderError(
             f"{path}: the views were preprocessed in another way (hash {index['preprocessing'][:12]}, these plans have "

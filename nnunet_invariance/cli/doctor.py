@@ -2,6 +2,8 @@
 
 import argparse
 
+from nnunet_invariance.cli.help import ShowDefaults
+
 HELP = "check the installation and the environment, and say how to fix what is wrong"
 
 
@@ -9,15 +11,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the command."""
     description = (
         "Checks the installed packages, the devices, whether nnU-Net finds the trainers, nnU-Net's environment "
-        "variables, and known traps, and says how to fix what is wrong. The exit status is 1 if something is wrong."
+        "variables, and known traps, and says how to fix what is wrong. With a dataset, it also makes the checks that "
+        "`pretrain` and `evaluate` make before they start: options, network and memory of the plans. The exit status "
+        "is 1 if something is wrong."
     )
-    subparsers.add_parser("doctor", help=HELP, description=description)
+    parser = subparsers.add_parser("doctor", help=HELP, description=description, formatter_class=ShowDefaults)
+    parser.add_argument("dataset", nargs="?", help="name or id of a planned dataset")
+    parser.add_argument("configuration", nargs="?", default="3d_fullres", help="configuration of the plans")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier")
+    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the training")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; returns 1 if one of them needs a remedy."""
-    from nnunet_invariance.doctor import diagnose, render
+    from nnunet_invariance.doctor import PlanNames, diagnose, render
 
-    findings = diagnose()
+    plan = PlanNames(args.dataset, args.configuration, args.plans, args.device) if args.dataset else None
+    findings = diagnose(plan)
     print(render(findings))
     return int(any(finding.remedy for finding in findings))

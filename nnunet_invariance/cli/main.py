@@ -12,6 +12,7 @@ from types import ModuleType
 
 from nnunet_invariance import __version__
 from nnunet_invariance.common.console import log_to_console
+from nnunet_invariance.common.environment import check_numbers
 from nnunet_invariance.common.wording import did_you_mean
 from nnunet_invariance.errors import InvarianceError
 
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     log_to_console()
     try:
+        if args.command != "doctor":  # which reports them itself
+            check_numbers()
         return modules[args.command].run(args)
     except InvarianceError as error:
         print(f"nnunet-invariance {args.command}: {error}", file=sys.stderr)

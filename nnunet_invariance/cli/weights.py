@@ -109,7 +109,7 @@ def _import(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.importers.registry import get_importer
     from nnunet_invariance.weights.inspection import inspect
 
-    plans = read_json(args.plans, remedy="Give the plans that nnU-Net wrote.") if args.plans else None
+    plans = read_json(args.plans, remedy="Give the plans that nnU-Net wrote.", form=dict) if args.plans else None
     file = local_file(args.file)
     # A file of the hub is in the hub's cache, which is not the place for our file.
     default = None if file == args.file else Path(file.stem + SUFFIX)

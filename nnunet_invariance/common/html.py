@@ -83,6 +83,16 @@ def notice(text: str) -> str:
     return f'<p class="notice">{html.escape(text)}</p>'
 
 
+#: Form of ``transfer_report.json``, as far as :func:`transfer_table` reads it.
+TRANSFER_FORM = {
+    "checkpoint": str,
+    "branch": str,
+    "decoder": str,
+    "coverage": float,
+    **{key: [{"parameters": int}] for key in ("matched", "adapted", "skipped", "missing")},
+}
+
+
 def transfer_table(report: dict[str, Any]) -> str:
     """Table of the transfer report: number of matched, adapted, skipped and missing tensors and parameters."""
     rows = []

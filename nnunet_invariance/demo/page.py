@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.html import details, inline, notice, page, table, transfer_table
+from nnunet_invariance.common.html import TRANSFER_FORM, details, inline, notice, page, table, transfer_table
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.demo.data import LABELS
 from nnunet_invariance.demo.next_steps import OWN_DATASET
@@ -85,7 +85,7 @@ def pretraining_section(heading: str, folder: Path) -> Section:
 
 def transfer_section(demo: Demo) -> Section:
     """Table of the weights that the first arm loaded, from its transfer report."""
-    report = read_json(stored_jobs(demo.comparison)[0].model / "transfer_report.json")
+    report = read_json(stored_jobs(demo.comparison)[0].model / "transfer_report.json", form=TRANSFER_FORM)
     return Section("Weights that the trainer loaded", transfer_table(report))
 
 

@@ -1,6 +1,5 @@
 """Steps that several demos use; the log contains each step and its time."""
 
-import csv
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.common.csv_files import read_csv_rows
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.evaluation.protocols.arms import Selection
 from nnunet_invariance.evaluation.protocols.checkpoints import warnings_of
 from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
 from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.runner.jobs import Arm
+from nnunet_invariance.evaluation.runner.record import read_record
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.plans.copies import write_plans_copy
@@ -131,8 +132,7 @@ def _read_rows(metrics: Path) -> list[dict[str, str]]:
     """Rows of ``metrics.csv``, one per finished epoch."""
     if not metrics.is_file():
         return []
-    with metrics.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv_rows(metrics, ["epoch"])
 
 
 def pretraining_folder(demo: Demo, method: str) -> Path:
@@ -161,5 +161,5 @@ def settings(demo: Demo, **others: Any) -> ProtocolOptions:
 
 def remember_commands(demo: Demo) -> None:
     """Add the commands in a comparison's record to the current step."""
-    jobs: dict[str, Any] = read_json(demo.comparison / "comparison.json")["jobs"]
+    jobs = read_record(demo.comparison / "comparison.json")["jobs"]
     demo.steps[-1].commands += [c for job in jobs.values() for step in job.values() for c in step["commands"]]

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.common.json_forms import Objects
 from nnunet_invariance.diffusion.packages import (
     AutoencoderKL,
     CLIPTextModel,
@@ -168,7 +169,7 @@ def _missing_weights(folder: Path, part: str, stem: str) -> list[str]:
     if not index.is_file():
         name = f"{part}/{stem}.safetensors"
         return [] if (folder / name).is_file() else [name]
-    shards = sorted(set(read_json(index)["weight_map"].values()))
+    shards = sorted(set(read_json(index, form={"weight_map": Objects(str)})["weight_map"].values()))
     return [f"{part}/{shard}" for shard in shards if not (folder / part / shard).is_file()]
 
 

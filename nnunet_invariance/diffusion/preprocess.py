@@ -12,7 +12,7 @@ from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, infer_dataset_class
 from tqdm import tqdm
 
-from nnunet_invariance.augmentation.stored_views import INDEX, view_key, views_folder
+from nnunet_invariance.augmentation.stored_views import INDEX, INDEX_FORM, view_key, views_folder
 from nnunet_invariance.common.atomic import atomic_write, atomic_write_path
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.diffusion.slices import open_slices
@@ -68,7 +68,7 @@ def _open_index(target: Path, preprocessing: str) -> dict[str, Any]:
     path = target / INDEX
     if not path.is_file():
         return {"format": 1, "preprocessing": preprocessing, "views": {}}
-    index = read_json(path)
+    index = read_json(path, form=INDEX_FORM)
     if index["preprocessing"] != preprocessing:
         msg = f"{path}: the views there were preprocessed in another way. "
         raise StyleFolderError(f"{msg}Move {target} away; the plans changed since it was filled.")

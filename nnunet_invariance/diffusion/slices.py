@@ -46,6 +46,11 @@ class SlicedCase:
     labels: np.ndarray
 
 
+#: Form of the files of a case and of the folder.
+SLICES_FORM = {"axis": int, "window": [float], "shape": [int], "scaled": [int]}
+FOLDER_FORM = {"dataset": str, "size": int, "classes": int, "cases": [str]}
+
+
 @dataclass(frozen=True)
 class SliceFolder:
     """A folder that :func:`make_slices` has filled."""
@@ -57,12 +62,20 @@ class SliceFolder:
     names: tuple[str, ...]
 
     def case(self, name: str) -> SlicedCase:
-        """The slices of one volume."""
+        """The slices of one volume.
+
+        Raises:
+            StyleFolderError: the arrays cannot be read. DamagedFileError: the JSON file beside them cannot.
+        """
         base = self.root / FOLDER / name
-        record = read_json(Path(f"{base}.json"))
+        record = read_json(Path(f"{base}.json"), form=SLICES_FORM)
         (height, width), (rows, columns) = record["shape"], record["scaled"]
         geometry = Geometry((height, width), (rows, columns), self.size)
-        image, labels = (np.load(f"{base}_{part}.npy", mmap_mode="r") for part in ("image", "labels"))
+        try:
+            image, labels = (np.load(f"{base}_{part}.npy", mmap_mode="r") for part in ("image", "labels"))
+        except (OSError, ValueError, EOFError) as error:
+            msg = f"{base}_image.npy or {name}_labels.npy cannot be read ({error}). Delete both and run "
+            raise StyleFolderError(f"{msg}`nnunet-invariance style slices {self.dataset} {self.root}`.") from error
         return SlicedCase(name, record["axis"], tuple(record["window"]), geometry, image, labels)
 
 
@@ -76,7 +89,7 @@ def open_slices(root: Path) -> SliceFolder:
     if not record.is_file():
         msg = f"{root} contains no {RECORD}. "
         raise StyleFolderError(f"{msg}Make the slices first: nnunet-invariance style slices DATASET {root}")
-    content = read_json(record)
+    content = read_json(record, form=FOLDER_FORM)
     parts = ("{}_image.npy", "{}_labels.npy", "{}.json")
     missing = [
         part.format(name)

@@ -201,4 +201,4 @@ def write_network(network: Any, target: Path, record: dict[str, Any]) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The settings with which a finished network was trained."""
-    return read_json(folder / RECORD)
+    return read_json(folder / RECORD, form=dict)

@@ -52,10 +52,14 @@ def put_back(squares: Tensor, case: SlicedCase, source: np.ndarray) -> np.ndarra
     return np.where(create_nonzero_mask(source[None]), volume, 0).astype(np.float32)
 
 
+#: Form of the file with the counts of one volume.
+COUNTS_FORM = {"slices": int, "rejected": int, "written": bool}
+
+
 def count_slices(root: Path, view: str, names: Sequence[str]) -> dict[str, int]:
     """Count and log the slices, the rejected slices and the omitted volumes of a view."""
     files = [file for name in names if (file := count_file(root, view, name)).is_file()]
-    counts = [read_json(file) for file in files]
+    counts = [read_json(file, form=COUNTS_FORM) for file in files]
     total = {
         "slices": sum(count["slices"] for count in counts),
         "rejected": sum(count["rejected"] for count in counts),

@@ -10,9 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import DatasetNotFoundError, EnvironmentNotSetError, StyleFolderError
-from nnunet_invariance.nnunet.planned_dataset import channel_names_of, dataset_name_of
+from nnunet_invariance.nnunet.planned_dataset import channel_names_of, dataset_name_of, read_dataset_json
 
 #: Planes by the world axis (left-right, front-back, foot-head) that is normal to them.
 PLANES = ("sagittal", "coronal", "axial")
@@ -52,7 +51,7 @@ def open_raw_dataset(dataset: str) -> RawDataset:
     folder = Path(raw) / name
     if not (folder / "dataset.json").is_file():
         raise DatasetNotFoundError(f"{folder} contains no dataset.json. The images and labels are read from there.")
-    content = read_json(folder / "dataset.json")
+    content = read_dataset_json(folder / "dataset.json")
     channels = channel_names_of(content)
     if len(channels) != 1:
         msg = f"{name} has {len(channels)} channels; the diffusion path makes views of one. "

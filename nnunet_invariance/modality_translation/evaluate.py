@@ -113,7 +113,9 @@ def evaluate_translation(
 def seen_cases(checkpoint: Path) -> list[str]:
     """Names of the training cases from the manifest beside a checkpoint; empty if there is no manifest."""
     manifest = checkpoint.parent / "manifest.json"
-    return [case["name"] for case in read_json(manifest, default={"cases": []})["cases"]]
+    return [
+        case["name"] for case in read_json(manifest, default={"cases": []}, form={"cases": [{"name": str}]})["cases"]
+    ]
 
 
 def _score(

@@ -130,6 +130,6 @@ def read_intensities(folder: Path) -> list[Intensities]:
         raise WeightsNotFoundError(f"{msg} Keep both together, or train again.")
     remedy = "Train the translator again, or restore the file."
     try:
-        return [Intensities(**entry) for entry in read_json(folder / FILE, remedy=remedy)]
+        return [Intensities(**entry) for entry in read_json(folder / FILE, remedy=remedy, form=[dict])]
     except TypeError as error:
         raise DamagedFileError(f"{folder / FILE} contains other keys than expected ({error}). {remedy}") from error

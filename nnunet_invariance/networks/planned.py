@@ -9,9 +9,13 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import Tensor, nn
 
+from nnunet_invariance.errors import UnsupportedConfigurationError
+
 #: A network that nnU-Net builds from plans, or its encoder or decoder. Their classes do not declare their attributes: a
 #: network has ``encoder`` and ``decoder``; an encoder has at least ``output_channels`` and ``strides``.
 PlannedModule: TypeAlias = Any
+#: Errors that network classes raise for arguments that they do not take.
+_REFUSALS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,27 @@ class Architecture:
         )
 
     def build(self) -> PlannedModule:
-        """Build the network with nnU-Net's own initialisation and without deep supervision."""
-        return get_network_from_plans(
-            self.network_class_name,
-            self.arch_kwargs,
-            list(self._kw_requires_import),
-            self.input_channels,
-            self.num_classes,
-            allow_init=True,
-            deep_supervision=False,
-        )
+        """Build the network with nnU-Net's own initialisation and without deep supervision.
+
+        Raises:
+            UnsupportedConfigurationError: the class does not exist, or does not take the arguments.
+        """
+        try:
+            return get_network_from_plans(
+                self.network_class_name,
+                self.arch_kwargs,
+                list(self._kw_requires_import),
+                self.input_channels,
+                self.num_classes,
+                allow_init=True,
+                deep_supervision=False,
+            )
+        except _REFUSALS as error:
+            msg = f"The network {self.network_class_name} cannot be built ({type(error).__name__}: {error}); expected "
+            remedy = "Plan again, or correct the entry 'architecture' of the plans."
+            raise UnsupportedConfigurationError(
+                f"{msg}a class and arguments as nnU-Net plans them. {remedy}"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to built-in types, for the header of a checkpoint."""

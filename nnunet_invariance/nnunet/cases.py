@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,24 @@ from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 from nnunet_invariance.common.hashing import sha256_of_json
+from nnunet_invariance.common.image_files import check_image
 from nnunet_invariance.common.json_files import read_json, write_json
+from nnunet_invariance.common.json_forms import Maybe
 from nnunet_invariance.common.wording import counted
-from nnunet_invariance.errors import DamagedFileError, NotPreprocessedError, TooFewVolumesError
+from nnunet_invariance.errors import DamagedFileError, NotPreprocessedError, TooFewVolumesError, VolumeError
 
 __all__ = ["Case", "CaseVolume", "Manifest", "SkippedCase", "load_volume", "make_manifest", "scan_cases"]
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # version of the cached inspection results; entries of another version are not reused
+CACHE_FORMAT = 3  # version of the cached inspection results; entries of another version are not reused
 #: Exceptions that nnU-Net, blosc2 and pickle raise for damaged files.
 _DAMAGE = (
     OSError, RuntimeError, ValueError, EOFError, AssertionError, LookupError, TypeError, AttributeError, ImportError,
     pickle.UnpicklingError,
 )  # fmt: skip
+#: Form of ``manifest.json``, as far as it is read.
+MANIFEST_FORM = {"sha256": str, "cases": [{"name": str, "source": Maybe(str)}]}
 ENDINGS = (".b2nd", ".npz")  # nnU-Net's current and previous format of preprocessed images
 
 
@@ -135,7 +140,14 @@ def body_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missing: bool) -> Case | SkippedCase:
+def _inspect(
+    name: str, folder: Path, channels: int, cell: Sequence[int], missing: bool, raw: Sequence[Path]
+) -> Case | SkippedCase:
+    try:
+        for file in raw:  # nnU-Net's reader replaces NaN and fills the end of a cut file without a message
+            check_image(file)
+    except VolumeError as error:
+        return SkippedCase(name, f"was preprocessed from a damaged image: {error}")
     try:
         image = np.asarray(_open_image(folder, name)[:])
     except _DAMAGE as error:
@@ -155,18 +167,22 @@ def _inspect(name: str, folder: Path, channels: int, cell: Sequence[int], missin
     return Case(name, str(folder), tuple(int(n) for n in shape), body_box(images[0]), content)
 
 
-def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], missing: bool) -> str:
-    """Cache key: changes if the file or a criterion of the inspection changes; "" if the file does not exist."""
+def _cache_key(folder: Path, name: str, channels: int, cell: Sequence[int], missing: bool, raw: Sequence[Path]) -> str:
+    """Cache key: changes if a file or a criterion of the inspection changes; "" if the file does not exist."""
     file = next((file for ending in ENDINGS if (file := folder / f"{name}{ending}").is_file()), None)
     if file is None:
         return ""
-    stat = file.stat()
-    parts = (CACHE_FORMAT, stat.st_size, stat.st_mtime_ns, channels, "x".join(map(str, cell)))
+    stamps = [stamp for path in (file, *raw) for stamp in (path.stat().st_size, path.stat().st_mtime_ns)]
+    parts = (CACHE_FORMAT, *stamps, channels, "x".join(map(str, cell)))
     return ":".join(map(str, parts)) + ":missing" * missing
 
 
 def scan_cases(
-    folder: Path, channels: int, cell: Sequence[int], missing: bool = False
+    folder: Path,
+    channels: int,
+    cell: Sequence[int],
+    missing: bool = False,
+    raw: Mapping[str, Sequence[Path]] = MappingProxyType({}),
 ) -> tuple[list[Case], list[SkippedCase]]:
     """Check that every volume of a preprocessed folder is readable, finite, not constant and large enough.
 
@@ -178,6 +194,7 @@ def scan_cases(
         channels: expected number of channels.
         cell: minimum size in voxels along each axis.
         missing: accept constant (missing) channels if at least one channel is not constant.
+        raw: image files of the cases, which are checked for damage too.
 
     Raises:
         NotPreprocessedError: the folder is missing or contains no preprocessed case.
@@ -192,10 +209,10 @@ def scan_cases(
     cases: list[Case] = []
     skipped: list[SkippedCase] = []
     for name in tqdm(names, desc=f"inspecting the volumes of {folder.name}", unit="volume", disable=None):
-        key = _cache_key(folder, name, channels, cell, missing)
+        key = _cache_key(folder, name, channels, cell, missing, raw.get(name, ()))
         found = _from_cache(cache.get(name), key, name, str(folder))
         if found is None:
-            found = _inspect(name, folder, channels, cell, missing)
+            found = _inspect(name, folder, channels, cell, missing, raw.get(name, ()))
         seen[name] = {"key": key, **asdict(found)}
         if isinstance(found, Case):
             cases.append(found)
@@ -222,11 +239,10 @@ def _identifiers(folder: Path) -> list[str]:
 def _read_cache(file: Path) -> dict[str, Any]:
     """Read the cached inspection results; empty if the file is missing or damaged."""
     try:
-        content = read_json(file, default={})
+        return read_json(file, default={}, form=dict)
     except DamagedFileError as error:
         logger.warning("%s is damaged and will be rebuilt (%s)", file, error)
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _from_cache(known: Any, key: str, name: str, folder: str) -> Case | SkippedCase | None:
@@ -271,6 +287,7 @@ def make_manifest(
     minimum: int,
     missing: bool = False,
     already_skipped: Sequence[SkippedCase] = (),
+    raw: Mapping[Path, Mapping[str, Sequence[Path]]] = MappingProxyType({}),
 ) -> Manifest:
     """Inspect the volumes of all folders; the log names each volume that cannot be used.
 
@@ -279,6 +296,7 @@ def make_manifest(
         channels, cell, missing: see :func:`scan_cases`.
         minimum: minimum number of usable volumes.
         already_skipped: scans that preprocessing skipped; they are listed in the manifest.
+        raw: image files by folder and case, which are checked for damage too.
 
     Raises:
         NotPreprocessedError: a folder contains no preprocessed case.
@@ -287,7 +305,7 @@ def make_manifest(
     cases: list[Case] = []
     skipped = list(already_skipped)
     for folder in folders:
-        good, bad = scan_cases(folder, channels, cell, missing)
+        good, bad = scan_cases(folder, channels, cell, missing, raw.get(folder, {}))
         cases += good
         skipped += bad
     for case in skipped[len(already_skipped) :]:

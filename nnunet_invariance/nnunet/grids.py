@@ -66,6 +66,11 @@ def check_training_grids(dataset: PlannedDataset) -> None:
     Raises:
         ImagesFolderError: see :func:`check_same_grid`.
     """
-    if dataset.plans.image_reader_writer_class.__name__ in READ_BY_SIMPLEITK:
-        for files in training_images(dataset).values():
-            check_same_grid(files)
+    for files in readable_training_images(dataset).values():
+        check_same_grid(files)
+
+
+def readable_training_images(dataset: PlannedDataset) -> dict[str, list[Path]]:
+    """As :func:`.training_images`; none if the plans name a reader of images without geometry, such as PNG."""
+    readable = dataset.plans.image_reader_writer_class.__name__ in READ_BY_SIMPLEITK
+    return training_images(dataset) if readable else {}

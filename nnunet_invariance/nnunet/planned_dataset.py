@@ -10,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.common.json_forms import Objects, difference
 from nnunet_invariance.errors import (
     DamagedFileError,
     DatasetNotFoundError,
@@ -22,10 +23,23 @@ from nnunet_invariance.networks.architectures.nnformer import NNFORMER, check_pa
 from nnunet_invariance.registry import PLANNED_NETWORKS, pretrain_methods
 
 ENVIRONMENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-PLANS_KEYS = ("dataset_name", "plans_name", "transpose_forward", "transpose_backward", "image_reader_writer",
-              "configurations")  # fmt: skip
-CONFIGURATION_KEYS = ("data_identifier", "patch_size", "spacing", "normalization_schemes")
-DESCRIPTIONS = {dict: "an object", str: "a text"}
+#: Form of a plans file, and of a configuration with all that it inherits.
+PLANS_FORM = {
+    "dataset_name": str,
+    "plans_name": str,
+    "transpose_forward": [int],
+    "transpose_backward": [int],
+    "image_reader_writer": str,
+    "configurations": Objects(dict),
+}
+CONFIGURATION_FORM = {
+    "data_identifier": str,
+    "batch_size": int,
+    "patch_size": [int],
+    "spacing": [float],
+    "normalization_schemes": [str],
+    "architecture": {"network_class_name": str, "arch_kwargs": dict, "_kw_requires_import": [str]},
+}
 
 
 @dataclass(frozen=True)
@@ -146,14 +160,7 @@ def read_plans(path: Path) -> PlansManager:
         DamagedFileError: the file is not valid JSON or lacks a required key.
     """
     remedy = "Plan again with nnUNetv2_plan_experiment, or restore the file."
-    content = read_json(path, remedy=remedy)
-    if not isinstance(content, dict):
-        raise DamagedFileError(f"{path} contains a JSON list, expected the object of a plans file. {remedy}")
-    missing = [key for key in PLANS_KEYS if key not in content]
-    if missing or not isinstance(content["configurations"], dict):
-        what = f"lacks {', '.join(missing)}" if missing else "has configurations that are no object"
-        raise DamagedFileError(f"{path} {what}, so it is no plans file of nnU-Net v2. {remedy}")
-    return PlansManager(content)
+    return PlansManager(read_json(path, remedy=remedy, form=PLANS_FORM))
 
 
 def _configuration(path: Path, plans: PlansManager, name: str) -> ConfigurationManager:
@@ -166,11 +173,10 @@ def _configuration(path: Path, plans: PlansManager, name: str) -> ConfigurationM
     try:
         manager = plans.get_configuration(name)
         found = manager.configuration
-        missing = [key for key in CONFIGURATION_KEYS if key not in found]
-        if missing:
-            raise DamagedFileError(f"{where} lacks {', '.join(missing)}. {remedy}")
+        if wrong := difference(found, CONFIGURATION_FORM):
+            raise DamagedFileError(f"{where} does not have the expected content: {wrong}. {remedy}")
         for key in ("patch_size", "spacing"):
-            if not all(isinstance(n, int | float) and n > 0 for n in found[key]):
+            if not all(n > 0 for n in found[key]):
                 raise DamagedFileError(f"{where}: {key} is {found[key]}, expected positive numbers. {remedy}")
     except (KeyError, RuntimeError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise DamagedFileError(f"{where} cannot be resolved ({type(error).__name__}: {error}). {remedy}") from error
@@ -184,16 +190,12 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
         DamagedFileError: the file is missing, is not valid JSON, or lacks channel names, labels or the file ending.
     """
     remedy = "Restore it; nnU-Net's documentation of the dataset format describes its keys."
-    content = read_json(path, remedy=remedy)
-    if not isinstance(content, dict):
-        raise DamagedFileError(f"{path} contains a JSON list, expected an object. {remedy}")
+    content = read_json(path, remedy=remedy, form={"labels": dict, "file_ending": str})
     names = content.get("channel_names") or content.get("modality")
     if not isinstance(names, dict) or not names or not all(str(key).isdigit() for key in names):
         raise DamagedFileError(f'{path}: channel_names is {names!r}, expected names by number, "0" first. {remedy}')
-    for key, kind in (("labels", dict), ("file_ending", str)):
-        if not isinstance(content.get(key), kind):
-            found = repr(content.get(key))
-            raise DamagedFileError(f"{path}: {key} is {found}, expected {DESCRIPTIONS[kind]}. {remedy}")
+    if found := difference(names, Objects(str)) or difference(content["labels"], Objects((int, list))):
+        raise DamagedFileError(f"{path} does not have the expected content: {found}. {remedy}")
     return content
 
 

@@ -139,7 +139,7 @@ def _forget_changed(cache: Path, scans: dict[str, list[Path]]) -> None:
     record = cache.with_suffix(".json")
     now = {name: [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths] for name, paths in scans.items()}
     try:
-        before = read_json(record, default={})
+        before = read_json(record, default={}, form=dict)
     except DamagedFileError as error:
         logger.warning("%s; all scans of this folder are preprocessed again", error)
         before = {path.stem: None for path in cache.glob("*.pkl")}

@@ -12,7 +12,7 @@ from nnunet_invariance.errors import WeightsIncompatibleError, WeightsNotFoundEr
 from nnunet_invariance.nnunet.sliding_window import sliding_window
 from nnunet_invariance.weights.locate import find_shipped, named_weights
 from nnunet_invariance.weights.transfer import load_network, load_pretrained
-from nnunet_invariance.weights.trusted_architecture import trusted_architecture
+from nnunet_invariance.weights.trusted_architecture import build_trusted, trusted_architecture
 
 METHOD = "anatomix"
 EPSILON = 1e-5
@@ -88,12 +88,15 @@ def load_feature_network(path: Path, device: torch.device) -> FeatureNetwork:
         wrong = f"a network for {architecture.input_channels} channels", "one channel"
     elif "decoder" not in metadata["pretrained"]:
         wrong = "a decoder that was not pre-trained", "a pre-trained decoder, because the features are its output"
-    elif schemes[0] not in (*ZSCORE, *ZERO_TO_ONE):
-        wrong = f"the normalisation {schemes[0]}", f"one of {', '.join((*ZSCORE, *ZERO_TO_ONE))}"
+    elif not schemes or schemes[0] not in (*ZSCORE, *ZERO_TO_ONE):
+        wrong = (
+            f"the normalisation {schemes[0] if schemes else 'of no channel'}",
+            f"one of {', '.join((*ZSCORE, *ZERO_TO_ONE))}",
+        )
     if wrong:
         msg = f"{path} cannot provide features for registration: found {wrong[0]}, expected {wrong[1]}. "
         raise WeightsIncompatibleError(f"{msg}Use another checkpoint, or --features mind.")
-    network = architecture.build()
+    network = build_trusted(checkpoint)
     load_pretrained(network, checkpoint, transfer="encoder+decoder", branch=branch)
     patch = tuple(int(n) for n in metadata["patch_size"])
     return FeatureNetwork(network.to(device).eval(), patch, schemes[0])

@@ -1,6 +1,5 @@
 """Model card: a folder with weights, their preprocessing, their metrics and a page, ready for publication."""
 
-import csv
 import html
 import json
 import os
@@ -9,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.common.csv_files import read_csv_rows
 from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.common.json_files import write_text
 from nnunet_invariance.errors import printable
@@ -68,9 +68,8 @@ def export_card(
 def _metrics(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return dict(rows[-1]) if rows else {}
+    rows = read_csv_rows(path, [])
+    return rows[-1] if rows else {}
 
 
 def _page(metadata: Mapping[str, Any], branch: str) -> str:

@@ -12,7 +12,7 @@ from nnunet_invariance.weights.nnssl_format import adaptation_plan, citations_of
 from nnunet_invariance.weights.output import refuse_existing
 from nnunet_invariance.weights.transfer import Branch, load_network, load_pretrained
 from nnunet_invariance.weights.transfer_report import ENCODER, TransferReport
-from nnunet_invariance.weights.trusted_architecture import trusted_architecture
+from nnunet_invariance.weights.trusted_architecture import build_trusted
 
 
 def export_nnssl(
@@ -42,7 +42,7 @@ def export_nnssl(
     checkpoint, branch = load_network(checkpoint_path, branch)
     metadata = checkpoint.metadata
     decoder = "decoder" in metadata["pretrained"]
-    network = trusted_architecture(checkpoint).build()
+    network = build_trusted(checkpoint)
     report = load_pretrained(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", branch=branch)
     if not metadata["spacing"]:
         msg = f"{checkpoint.path} cannot be exported: its metadata have no spacing, which nnssl needs. "

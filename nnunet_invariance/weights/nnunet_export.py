@@ -10,7 +10,7 @@ from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.weights.output import refuse_existing
 from nnunet_invariance.weights.transfer import Branch, load_network, load_pretrained
 from nnunet_invariance.weights.transfer_report import TransferReport
-from nnunet_invariance.weights.trusted_architecture import trusted_architecture
+from nnunet_invariance.weights.trusted_architecture import build_trusted
 
 
 def export_nnunet(
@@ -49,7 +49,7 @@ def export_nnunet(
         raise WeightsIncompatibleError(msg)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        network = trusted_architecture(checkpoint).build()
+        network = build_trusted(checkpoint)
     report = load_pretrained(network, checkpoint, transfer="encoder+decoder" if decoder else "encoder", branch=branch)
     metadata = {**checkpoint.metadata, "branch": branch, "decoder": report.decoder}
     content = {"network_weights": dict(network.state_dict()), "nnunet_invariance": metadata}

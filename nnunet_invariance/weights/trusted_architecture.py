@@ -1,17 +1,18 @@
 """The only module that builds networks from the description in a file.
 
 A checkpoint, ours or that of another tool, names the network class and its layers, and building calls them. Every
-caller that builds a network from a file uses :func:`architecture_of` or :func:`trusted_architecture`, which accept
-names from a fixed list only.
+caller that builds a network from a file uses :func:`build_trusted`, :func:`architecture_of` or
+:func:`trusted_architecture`, which accept names from a fixed list only.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
+from nnunet_invariance.errors import CheckpointCorruptError, UnsupportedConfigurationError, WeightsIncompatibleError
 from nnunet_invariance.networks.architectures.anatomix_unet import DESIGNS, arch_kwargs
 from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK as ANATOMIX
 from nnunet_invariance.networks.architectures.nnformer import NNFORMER
@@ -19,7 +20,7 @@ from nnunet_invariance.networks.architectures.primus import NETWORK as PRIMUS_NE
 from nnunet_invariance.networks.architectures.puir_swin import NETWORK as PUIR_SWIN_NETWORK
 from nnunet_invariance.networks.architectures.resnet3d import NETWORK as RESNET_NETWORK
 from nnunet_invariance.networks.architectures.swin_unetr import NETWORK as SWIN_NETWORK
-from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.networks.planned import Architecture, PlannedModule
 from nnunet_invariance.weights.checkpoint import Checkpoint
 
 CLASSES = {
@@ -60,6 +61,40 @@ LAYER_NAMES = {
 }
 MOST_STAGES, LARGEST = 12, 4096
 MOST_VALUES, DEEPEST = 100_000, 40
+#: Bytes of a network for each byte of the file that describes it, and beside that: a file may hold the encoder only.
+FACTOR, REST = 16, 64 * 2**20
+
+
+def build_trusted(checkpoint: Checkpoint, channels: int | None = None) -> PlannedModule:
+    """Build the network of our checkpoint; its tensors must be about as large as those of the file.
+
+    Args:
+        channels: input channels; default: those of the file.
+
+    Raises:
+        WeightsIncompatibleError: our trainers cannot use the network. CheckpointCorruptError: arguments that plans
+            never have, or a network that is much larger than the file.
+    """
+    architecture = trusted_architecture(checkpoint, channels)
+    tensors = skeleton(checkpoint.path, architecture).state_dict().values()
+    needed, size = sum(t.numel() * t.element_size() for t in tensors), checkpoint.path.stat().st_size
+    if needed > FACTOR * size + REST:
+        found = f"its network has {needed:,} bytes, and the file {size:,}"
+        raise malformed(checkpoint.path, found, f"at most {FACTOR} for each byte of the file")
+    return architecture.build()
+
+
+def skeleton(path: Path, architecture: Architecture) -> PlannedModule:
+    """The network of a file on the meta device, without memory: the file decides how large it is.
+
+    Raises:
+        CheckpointCorruptError: the network class does not take the arguments.
+    """
+    try:
+        with torch.device("meta"):
+            return architecture.build()
+    except (UnsupportedConfigurationError, RuntimeError, RecursionError) as error:
+        raise malformed(path, f"its network is none: {error}", "arguments that its class takes") from error
 
 
 def trusted_architecture(checkpoint: Checkpoint, channels: int | None = None) -> Architecture:
@@ -99,6 +134,8 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
         msg = f"{path} contains a {name}, which our trainers cannot use: they use {', '.join(CLASSES)}. "
         raise WeightsIncompatibleError(msg + "Use it with the tool that wrote it.")
     arguments, required = plain(path, entry["arch_kwargs"]), tuple(plain(path, entry["_kw_requires_import"]))
+    if not all(isinstance(key, str) for key in required):
+        raise malformed(path, f"the names of its classes are {required!r}", "a list of arguments")
     for key in required:
         value = arguments.get(key)
         if value is not None and not (isinstance(value, str) and value in LAYER_NAMES):
@@ -179,5 +216,5 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def malformed(path: Path, found: str, expected: str) -> CheckpointCorruptError:
     """The error for a description of a network that plans never have."""
-    msg = f"{path} cannot be imported: {found}; expected {expected}. "
+    msg = f"{path} cannot be used: {found}; expected {expected}. "
     return CheckpointCorruptError(msg + "Use the file as its authors released it.")

@@ -32,7 +32,7 @@ def test_a_benchmark_starts_and_shows_its_arguments(script, monkeypatch, capsys)
 
 def test_the_readme_lists_every_benchmark_and_no_other():
     page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `((?:gpu|micro|studies)\.\w+)` ", page, re.M)
+    listed = re.findall(r"^\| `((?:faults|gpu|micro|studies)\.\w+)` ", page, re.M)
     assert [f"benchmarks.{name}" for name in listed] == SCRIPTS
 
 

@@ -12,6 +12,7 @@ import pytest
 from nnunet_invariance.common.csv_files import read_csv, read_csv_rows, write_csv
 from nnunet_invariance.common.hashing import sha256_of_file, sha256_of_json
 from nnunet_invariance.common.json_files import claim_folder, read_json, write_json
+from nnunet_invariance.common.json_forms import Maybe, Objects
 from nnunet_invariance.errors import DamagedFileError, OutputError
 
 
@@ -41,7 +42,8 @@ def test_json_round_trip_and_defaults(tmp_path):
         (b"\xff\xfe{}", "codec can't decode"),
         (b"[" * 100_000, "recursion|Expecting value"),
         (b'{"a": ' + b"9" * 5000 + b"}", "limit"),
-        (b"null", "contains a JSON NoneType, expected an object or a list"),
+        (b"null", "it is None, expected an object or a list"),
+        (rb'{"a": "\ud800"}', "surrogates not allowed"),
     ],
 )
 def test_damaged_json_is_named_with_position_and_remedy(tmp_path, content, message):
@@ -49,6 +51,31 @@ def test_damaged_json_is_named_with_position_and_remedy(tmp_path, content, messa
     path.write_bytes(content)
     with pytest.raises(DamagedFileError, match=rf"(?s)a\.json .*({message}).*Start again\."):
         read_json(path, default={}, remedy="Start again.")
+
+
+FORM = {"a": [{"n": int}], "b": Objects(float), "c": Maybe(str), "d": (int, str)}
+SOUND = {"a": [{"n": 1, "more": 2}], "b": {"x": 1, "y": 0.5}, "d": "all"}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"a": {}}, r"a is \{\}, expected a list"),
+        ({"a": [{"n": 1}, {}]}, r"a\[1\]\.n is missing, expected a whole number"),
+        ({"a": [{"n": True}]}, r"a\[0\]\.n is True, expected a whole number"),
+        ({"b": {"x": "1"}}, r"b\.x is '1', expected a number"),
+        ({"c": 3}, "c is 3, expected a text"),
+        ({"d": None}, "d is None, expected a whole number or a text"),
+    ],
+)
+def test_content_of_another_form_is_named_with_its_place(tmp_path, change, found):
+    path = tmp_path / "a.json"
+    for sound in (SOUND, {**SOUND, "c": None}, {**SOUND, "c": "x"}):
+        write_json(path, sound)
+        assert read_json(path, form=FORM) == sound
+    write_json(path, {**SOUND, **change})
+    with pytest.raises(DamagedFileError, match=rf"a\.json does not have the expected content: {found}\. Restore"):
+        read_json(path, form=FORM)
 
 
 def test_missing_json_and_folders_are_named(tmp_path):

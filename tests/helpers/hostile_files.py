@@ -262,11 +262,15 @@ def metadata_files(rng: random.Random) -> Iterator[HostileFile]:
         yield HostileFile(f"dtype_{dtype}.safetensors", our_file(good, dtype, size))
 
 
+def seeded(seed: int) -> random.Random:
+    """The generator of random numbers of a seed."""
+    return random.Random(seed)
+
+
 def hostile_files(seed: int) -> list[HostileFile]:
     """All kinds of hostile files, with random content."""
-    rng = random.Random(seed)
     makers = (pickle_files, zip_files, safetensors_files, metadata_files)
-    return [file for make in makers for file in make(rng)]
+    return [file for make in makers for file in make(seeded(seed))]
 
 
 def write_files(folder: Path, seed: int) -> list[Path]:

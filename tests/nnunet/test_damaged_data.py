@@ -20,6 +20,7 @@ from nnunet_invariance.errors import (
 )
 from nnunet_invariance.nnunet import unlabelled_images
 from nnunet_invariance.nnunet.cases import load_volume, make_manifest, scan_cases
+from nnunet_invariance.nnunet.grids import readable_training_images
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset, read_dataset_json, read_plans
 from nnunet_invariance.nnunet.unlabelled_images import preprocess_images
 from tests.helpers.damaged_images import damaged_images
@@ -177,6 +178,23 @@ def test_damaged_preprocessed_cases_are_skipped_and_named_when_they_are_read(pla
     assert [case.name for case in skipped] == ([] if (ending, how) == (".b2nd", "deleted") else ["case_001"])
 
 
+def test_a_damaged_raw_training_scan_is_skipped_and_named(planned, tmp_path):
+    """nnU-Net preprocesses a scan with NaN without a message, so that only its raw file shows the damage."""
+    raw = {case: [Path(shutil.copy(files[0], tmp_path))] for case, files in readable_training_images(planned).items()}
+    assert len(raw) == 6
+    assert scan_cases(planned.folder, 1, CELL, raw=raw)[1] == []
+    voxels = np.full((40, 40, 40), np.nan, np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(raw["case_001"][0]))
+    cases, (skipped,) = scan_cases(planned.folder, 1, CELL, raw=raw)
+    assert len(cases) == 5
+    assert skipped.name == "case_001"
+    assert skipped.reason.startswith(
+        f"was preprocessed from a damaged image: {raw['case_001'][0]} contains 64000 voxels"
+    )
+    manifest = make_manifest([planned.folder], 1, CELL, 2, raw={planned.folder: raw})
+    assert [entry["name"] for entry in manifest.to_dict()["skipped"]] == ["case_001"]
+
+
 def test_a_folder_that_was_emptied_during_a_run(planned):
     cases, _ = scan_cases(planned.folder, 1, CELL)
     volume = load_volume(cases[0])
@@ -200,10 +218,13 @@ def test_two_formats_in_one_folder_are_named(planned):
     [
         (lambda text: text[: len(text) // 2], r"nnUNetPlans\.json is not a valid JSON file: .* line \d+"),
         (lambda text: "", "it is empty"),
-        (lambda text: "[]", "contains a JSON list"),
-        (lambda text: "{}", "lacks dataset_name, plans_name"),
-        (lambda text: text.replace('"configurations"', '"configuration"'), "lacks configurations"),
-        (lambda text: text.replace('"patch_size"', '"patch"'), "3d_fullres.* lacks patch_size"),
+        (lambda text: "[]", "it is \\[\\], expected an object"),
+        (lambda text: "{}", "dataset_name is missing, expected a text"),
+        (
+            lambda text: text.replace('"configurations"', '"configuration"'),
+            "configurations is missing, expected an object",
+        ),
+        (lambda text: text.replace('"patch_size"', '"patch"'), r"3d_fullres.*patch_size is missing, expected a list"),
         (lambda text: text.replace('"spacing": [', '"spacing": [-1, '), "spacing is .*expected positive numbers"),
         (lambda text: text.replace('"data_identifier"', '"inherits_from": "nobody", "x"'), "cannot be resolved"),
     ],
@@ -228,7 +249,7 @@ def test_damaged_plans_are_named(tiny, dataset, change, message):
 def test_damaged_dataset_json_is_named(tiny, dataset, change, message):
     file = dataset / "dataset.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(DamagedFileError, match=rf"dataset\.json: {message}"):
+    with pytest.raises(DamagedFileError, match=rf"dataset\.json.*: {message}"):
         open_planned_dataset(tiny.name, tiny.configuration)
     file.write_text("{")
     with pytest.raises(DamagedFileError, match=r"dataset\.json is not a valid JSON file"):

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -345,6 +346,7 @@ def test_a_failing_worker_ends_the_run_with_a_named_error(tmp_path, trouble, err
     with pytest.raises(error, match=message):
         make_loop(Reader(), tmp_path, workers=1, timeout=2).run()
     assert time.monotonic() - started < 30
+    assert multiprocessing.active_children() == [], "Python would wait for them at its end"
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnunet_invariance.augmentation.views import split_views
-from nnunet_invariance.errors import NonFiniteLossError
+from nnunet_invariance.errors import DeviceMemoryError, NonFiniteLossError
 from nnunet_invariance.losses.info_nce import PatchInfoNCE
 from nnunet_invariance.networks.heads.projection import gather_positions, sample_positions
 from nnunet_invariance.trainers.schedule import WarmupPolySchedule, ramp
@@ -199,7 +199,7 @@ def test_out_of_memory_with_one_sample_stops_with_a_remedy(tiny):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     trainer.second_pass = no_memory
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(DeviceMemoryError, match=r"ran out of memory.*Remedy"):
         trainer.train_step(batch)
     assert 'Remedy: "aux": false' in log_of(trainer)
 

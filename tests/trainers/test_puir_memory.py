@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_invariance.errors import DeviceMemoryError
 from nnunet_invariance.networks.architectures.puir import gigabytes
 from nnunet_invariance.networks.planned import Architecture
 from tests.helpers.tiny_trainers import log_of, make_trainer, started
@@ -98,6 +99,6 @@ def test_out_of_memory_recomputes_activations_from_then_on(modalities):
 def test_out_of_memory_stops_with_a_remedy_if_memory_cannot_be_reduced(modalities):
     trainer, batch = started(modalities, TRAINER, prior=4, checkpointing="off")
     short_of_memory(trainer)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(DeviceMemoryError, match=r"ran out of memory.*Remedy"):
         trainer.train_step(batch)
     assert 'Remedy: "checkpointing": "on"' in log_of(trainer)

@@ -254,6 +254,18 @@ def test_truncated_files_are_refused(tmp_path, share):
         import_foreign(path)
 
 
+def test_one_flipped_bit_of_a_tensor_is_found_by_its_crc(tmp_path):
+    """PyTorch itself loads the changed number."""
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.zeros(100)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(400)) + 200] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["a"].any()
+    with pytest.raises(CheckpointCorruptError, match=r"its entry '\w+/data/0' does not match its CRC"):
+        open_foreign(path)
+
+
 def test_limits_of_size(tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(100)}, tmp_path / "a.pth")
     monkeypatch.setattr(foreign_limits, "MAX_PICKLE", 10)

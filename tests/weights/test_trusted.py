@@ -11,10 +11,10 @@ from torch import nn
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead
-from nnunet_invariance.networks.planned import unique_tensors
+from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.pretraining.data.embedder import Embedder
 from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
-from nnunet_invariance.weights.trusted_architecture import LAYERS, trusted_architecture
+from nnunet_invariance.weights.trusted_architecture import LAYERS, build_trusted, trusted_architecture
 from tests.helpers.hostile_files import our_file
 from tests.helpers.small_checkpoints import architecture, metadata, write
 
@@ -51,6 +51,7 @@ ARCHITECTURES = {
     "nnunet_invariance/modality_translation/translator.py",  # the user's plans
     "trainers/puir.py",  # the user's plans
     "plans/fit.py",  # the user's plans
+    "plans/preflight.py",  # the user's plans
     "nnunet_invariance/probing/protocol.py",  # the user's plans
 }
 
@@ -110,6 +111,49 @@ def test_names_and_sizes_outside_the_allow_list_are_refused(embedding, tmp_path,
     path = with_architecture(tmp_path / "evil.safetensors", embedding, **changes)
     with pytest.raises((CheckpointCorruptError, WeightsIncompatibleError), match=r"evil\.safetensors"):
         trusted_architecture(load_checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"conv_bias": "yes", "n_conv_per_stage_decoder": [[1, 1]]}, "n_conv_per_stage_decoder"),
+        ({"strides": [[1, 1, 1]] * 2}, "strides"),
+        ({"no_such_argument": 1}, "no_such_argument"),
+        ({"_kw_requires_import": [["conv_op"]]}, r"the names of its classes are .*expected a list of arguments"),
+    ],
+    ids=str,
+)
+def test_a_network_that_cannot_be_built_is_named(embedding, tmp_path, changes, found):
+    path = with_architecture(tmp_path / "odd.safetensors", embedding, **changes)
+    with pytest.raises(CheckpointCorruptError, match=rf"(?s)odd\.safetensors cannot be used.*{found}"):
+        build_trusted(load_checkpoint(path))
+
+
+def test_a_network_much_larger_than_its_file_is_refused(embedding, tmp_path, monkeypatch):
+    path = with_architecture(tmp_path / "large.safetensors", embedding, features_per_stage=[1024] * 3)
+    monkeypatch.setattr(Architecture, "build", _on_meta_only(Architecture.build))
+    with pytest.raises(
+        CheckpointCorruptError, match=r"its network has [\d,]+ bytes, and the file [\d,]+; expected at most"
+    ):
+        build_trusted(load_checkpoint(path))
+
+
+def _on_meta_only(build):
+    def checked(self):
+        assert torch.get_default_device().type == "meta"
+        return build(self)
+
+    return checked
+
+
+@pytest.mark.parametrize("heads", [{}, {"fine.smooth.bias": torch.zeros(8)}], ids=["none", "one"])
+def test_an_embedding_without_its_heads_is_named(embedding, tmp_path, heads):
+    loaded = load_checkpoint(embedding)
+    tensors = {name: tensor for name, tensor in loaded.tensors.items() if name.startswith("network.")}
+    path = tmp_path / "sam.safetensors"
+    save_checkpoint(path, {**tensors, **{f"heads.{name}": tensor for name, tensor in heads.items()}}, loaded.metadata)
+    with pytest.raises(CheckpointCorruptError, match="its tensors are not those of the embedding"):
+        Embedder.load(path)
 
 
 @pytest.mark.parametrize("entry", [None, "PlainConvUNet", {}, []], ids=str)

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
+from nnunet_invariance.nnunet.cases import MANIFEST_FORM
 from nnunet_invariance.weights.checkpoint import read_metadata
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def test_folder_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, L
         msg = f"{folder} contains no test image: expected imagesTs/CASE_0000{ending} and labelsTs/CASE{ending} in it."
         raise ComparisonError(f"{msg} Give a folder that does, or names of cases.")
     _require_channels(cases, dataset_json)
-    labels, own = dataset_json["labels"], read_json(folder / "dataset.json", default={}).get("labels")
+    labels, own = dataset_json["labels"], read_json(folder / "dataset.json", default={}, form=dict).get("labels")
     if own is not None and own != labels:
         msg = f"{folder / 'dataset.json'} has the labels {own}, expected those that are trained: {labels}. "
         raise ComparisonError(f"{msg}Give the folder's label files and its dataset.json the latter.")
@@ -122,7 +123,7 @@ def seen_cases(checkpoints: Iterable[Path], besides: str | None = None) -> set[s
     for path in checkpoints:
         file = path.parent / "manifest.json"
         if file.is_file():
-            manifest = read_json(file)
+            manifest = read_json(file, form=MANIFEST_FORM)
             if manifest["sha256"] != read_metadata(path)["manifest_sha256"]:
                 msg = f"{file} lists other cases than those of {path.name}, whose training cases are unknown. "
                 raise ComparisonError(f"{msg}Restore the manifest, or pre-train again.")

@@ -1,13 +1,14 @@
 """Which pre-trained weights the arms of a comparison start from, and which cases these have seen."""
 
-import csv
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_invariance._discovery import find_trainer
+from nnunet_invariance.common.csv_files import read_csv
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import seen_cases
 from nnunet_invariance.evaluation.protocols.splits import shared_cases
@@ -149,6 +150,13 @@ def title(checkpoint: Path) -> str:
     return checkpoint.parent.name if checkpoint.name == FINAL else checkpoint.name
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """The column of ``metrics.csv`` that is read."""
+
+    seconds: float
+
+
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     """Checksum, steps, seconds and warnings of a pre-training.
 
@@ -158,8 +166,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     metrics = path.parent / "metrics.csv"
     seconds = None
     if metrics.is_file():
-        with metrics.open(newline="") as file:
-            seconds = round(sum(float(row["seconds"]) for row in csv.DictReader(file)), 1)
+        seconds = round(sum(row.seconds for row in read_csv(metrics, _Epoch)), 1)
     described = {"sha256": metadata["sha256"], "steps": metadata.get("total_steps"), "seconds": seconds}
     warnings = warnings_of(path.parent) if path.name == FINAL else []
     return {**described, "warnings": warnings} if warnings else described

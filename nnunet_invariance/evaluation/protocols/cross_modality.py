@@ -4,18 +4,21 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
 from nnunet_invariance.evaluation.protocols.arms import Selection, open_comparison
 from nnunet_invariance.evaluation.protocols.cases import labelled_cases, preprocessed_cases
-from nnunet_invariance.evaluation.protocols.protocol import Plan, ProtocolOptions, run_protocol
+from nnunet_invariance.evaluation.protocols.protocol import Plan, ProtocolOptions, check_before, run_protocol
 from nnunet_invariance.evaluation.protocols.splits import Subset, draw_parts, draw_subsets, draw_test_cases
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
 from nnunet_invariance.evaluation.scoring.label_maps import Named, match_labels
 from nnunet_invariance.evaluation.scoring.scores import require_known_labels
-from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, channel_names_of, dataset_name_of
+from nnunet_invariance.nnunet.planned_dataset import (
+    PlannedDataset,
+    channel_names_of,
+    dataset_name_of,
+    read_dataset_json,
+)
 from nnunet_invariance.plans.zscore import ct_remedy
 
 logger = logging.getLogger(__name__)
@@ -83,6 +86,7 @@ def run_cross_modality(
     Raises:
         ComparisonError, DatasetNotFoundError: as for :func:`cross_modality`.
     """
+    check_before(planned, selection, options, PROTOCOL)
     tests = _target_sets(planned, targets, names or {})
     pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", planned.dataset_json["file_ending"])
     source_tests, subsets = _choose_cases(pool, tests, options, n_source, parts)
@@ -135,7 +139,7 @@ def _target_name(target: str) -> str:
 def _target_set(planned: PlannedDataset, target: str, names: Mapping[str, Named]) -> CaseSet:
     """All labelled cases of a target; its channels, endings and labels must match the source."""
     raw = Path(os.environ["nnUNet_raw"]) / target
-    described: dict[str, Any] = read_json(raw / "dataset.json")
+    described = read_dataset_json(raw / "dataset.json")
     channels = [channel_names_of(dataset) for dataset in (planned.dataset_json, described)]
     if len(channels[0]) != len(channels[1]):
         msg = f"{target} has {len(channels[1])} channel(s) ({', '.join(channels[1])}), {planned.name} has "

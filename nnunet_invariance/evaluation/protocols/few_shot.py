@@ -14,7 +14,7 @@ from nnunet_invariance.evaluation.protocols.cases import (
     test_folder_cases,
 )
 from nnunet_invariance.evaluation.protocols.checkpoints import find_checkpoints
-from nnunet_invariance.evaluation.protocols.protocol import Plan, ProtocolOptions, run_protocol
+from nnunet_invariance.evaluation.protocols.protocol import Plan, ProtocolOptions, check_before, run_protocol
 from nnunet_invariance.evaluation.protocols.splits import draw_subsets, draw_test_cases, require_disjoint
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet
 from nnunet_invariance.evaluation.scoring.scores import require_known_labels
@@ -88,6 +88,7 @@ def run_few_shot(
     Raises:
         ComparisonError, ImagesFolderError: as for :func:`few_shot`.
     """
+    check_before(planned, selection, options, protocol)
     out, seed = options.folder(protocol, planned), options.seed
     cases = _test_cases(planned, test, n_test, seed, _seen(planned, selection.arms, options))
     names = [case.name for case in cases]

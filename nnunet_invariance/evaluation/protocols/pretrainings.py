@@ -22,7 +22,9 @@ from nnunet_invariance.evaluation.runner.record import recorded
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
 from nnunet_invariance.evaluation.runner.tree import copy_plans, link_preprocessed
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
-from nnunet_invariance.registry import ANY_METHOD, pretrain_methods
+from nnunet_invariance.pretraining.engine.method import load_method
+from nnunet_invariance.pretraining.engine.settings import make_loop_options, make_method_options, parse_settings
+from nnunet_invariance.registry import ANY_METHOD, get_method, pretrain_methods
 from nnunet_invariance.weights.locate import FINAL, LATEST
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def provide_checkpoints(
     Raises:
         ComparisonError: weights are missing, or have seen a test case although ``rules`` do not allow that.
     """
-    folders = [own_folder(out, planned), Path(os.environ["nnUNet_results"]) / planned.name / "pretraining"]
+    folders = _folders(planned, out)
     checkpoints = find_checkpoints(arms, planned, folders)
     if rules.settings is not None:
         made = _make_missing(planned, arms, checkpoints, out, device, rules)
@@ -122,6 +124,34 @@ def require_methods(settings: Sequence[str]) -> None:
             raise ComparisonError(msg)
 
 
+def check_settings(planned: PlannedDataset, arms: Sequence[Arm], out: Path, settings: Sequence[str]) -> None:
+    """Check the settings of ``--pretrain`` for the methods of the arms that have no weights, without running them.
+
+    Raises:
+        ComparisonError: a setting is for a method that does not exist.
+        OptionError: an option is unknown or out of range.
+    """
+    if not settings:
+        return
+    require_methods(settings)
+    found = find_checkpoints(arms, planned, _folders(planned, out))
+    for method in {method_of(arm) for arm in arms if arm.name not in found} - {None, ANY_METHOD}:
+        kind = load_method(get_method(str(method)))
+        parsed = parse_settings(_settings_of(str(method), settings), kind.options_class)
+        make_loop_options(kind, parsed.loop)
+        make_method_options(kind, parsed.method)
+
+
+def _folders(planned: PlannedDataset, out: Path) -> list[Path]:
+    """Parent folders of pre-trainings: that of the comparison first."""
+    return [own_folder(out, planned), Path(os.environ["nnUNet_results"]) / planned.name / "pretraining"]
+
+
+def _settings_of(method: str, settings: Sequence[str]) -> list[str]:
+    """The settings ``key=value`` and ``METHOD:key=value`` that concern a method, without its name."""
+    return [word.removeprefix(f"{method}:") for word in settings if ":" not in word or word.startswith(f"{method}:")]
+
+
 def _arms_to_pretrain(
     planned: PlannedDataset, arms: Sequence[Arm], checkpoints: Mapping[str, Path], test: Collection[str]
 ) -> list[Arm]:
@@ -166,7 +196,7 @@ def pretrain(
     begun = (folder / LATEST).is_file() and not seen_cases([folder / LATEST]) & set(test)
     command = ["nnunet-invariance", "pretrain", method, planned.name, planned.configuration_name]
     command += ["-p", planned.plans.plans_name, "-device", device]
-    settings = [word.removeprefix(f"{method}:") for word in options if ":" not in word or word.startswith(f"{method}:")]
+    settings = _settings_of(method, options)
     command += ["--c"] if begun else []
     command += ["--set", *settings] if settings else []
     environment = {f"nnUNet_{name}": str(tree / f"nnUNet_{name}") for name in ("preprocessed", "results")}

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from nnunet_invariance.common.options import Options, choice, count, flag, is_int, option
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.pretrainings import WeightRules, provide_checkpoints
+from nnunet_invariance.evaluation.protocols.checkpoints import plans_of
+from nnunet_invariance.evaluation.protocols.pretrainings import WeightRules, check_settings, provide_checkpoints
 from nnunet_invariance.evaluation.protocols.splits import ALL, Subset
 from nnunet_invariance.evaluation.protocols.unlabelled import (
     learned_test_cases,
@@ -19,9 +20,11 @@ from nnunet_invariance.evaluation.protocols.unlabelled import (
 from nnunet_invariance.evaluation.runner.comparison import Comparison, run_comparison
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
 from nnunet_invariance.evaluation.runner.record import merged
+from nnunet_invariance.evaluation.runner.running import require_submitit
 from nnunet_invariance.evaluation.runner.stored import RECORD
 from nnunet_invariance.evaluation.scoring.surfaces import require_monai
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
+from nnunet_invariance.plans.preflight import check_device, check_output, check_plan, parameters_of, warn_of_memory
 
 
 def _is_distance(value: Any) -> bool:
@@ -93,12 +96,17 @@ class ProtocolOptions(Options):
             raise self.error("slurm", limit)
         if self.devices:
             raise self.error("devices", "none together with --submit, because no training runs on this machine")
+        require_submitit()
 
     def folder(self, protocol: str, planned: PlannedDataset) -> Path:
         """The comparison's folder."""
         results = Path(os.environ["nnUNet_results"]) / planned.name
         name = f"{protocol}__{planned.plans.plans_name}__{planned.configuration_name}"
         return (self.out or results / "evaluation" / name).resolve()
+
+
+#: Of two checkpoints of a training, each with weights and momentum in float32.
+BYTES_PER_PARAMETER = 2 * 2 * 4
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,24 @@ class Plan:
     tests: Callable[[], Sequence[CaseSet]]
     names: Sequence[str]
     other_names: Sequence[str] = ()
+
+
+def check_before(planned: PlannedDataset, selection: Selection, options: ProtocolOptions, protocol: str) -> None:
+    """Check everything that a later step needs and that is known now, before cases are read or anything is written.
+
+    Raises:
+        OptionError: the device is not available, or an option in the plans or in ``--pretrain`` is wrong.
+        OutputError: the folder cannot be written or has too little space.
+        MissingPackageError, UnsupportedConfigurationError: the network of an arm cannot be built.
+    """
+    if options.slurm is None:
+        check_device(options.device)
+    networks = [check_plan(plans_of(arm, planned)) for arm in selection.arms]
+    out = options.folder(protocol, planned)
+    trainings = 1 if (out / RECORD).is_file() else len(options.shots) * options.draws
+    check_output(out, BYTES_PER_PARAMETER * trainings * sum(map(parameters_of, networks)))
+    check_settings(planned, selection.arms, out, options.pretraining or ())
+    warn_of_memory(planned, networks[0], options.device)
 
 
 def run_protocol(planned: PlannedDataset, selection: Selection, options: ProtocolOptions, plan: Plan) -> Path:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_invariance.common.html import bullets, folded, notice, table, transfer_table
+from nnunet_invariance.common.html import TRANSFER_FORM, bullets, folded, notice, table, transfer_table
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.common.json_forms import Maybe, Objects
 from nnunet_invariance.errors import DamagedFileError
 from nnunet_invariance.evaluation.protocols.arms import STOCK_ITERATIONS
 from nnunet_invariance.evaluation.protocols.pretrainings import OWN
 from nnunet_invariance.evaluation.runner.jobs import Job
+from nnunet_invariance.evaluation.runner.record import read_commands
 from nnunet_invariance.plans.options import BLOCK
 
 
@@ -56,13 +58,13 @@ def transfer_section(jobs: Sequence[Job]) -> str:
 
 def _transfer_of(file: Path) -> str:
     """A transfer report as HTML; "" without one, or for a network that started from random weights."""
+    remedy = "The page does not need it; training the cell again writes it."
     try:
-        report = read_json(file, default={}, remedy="The page does not need it; training the cell again writes it.")
-        return transfer_table(report) if "coverage" in report else ""
+        if "coverage" not in read_json(file, default={}, remedy=remedy):
+            return ""
+        return transfer_table(read_json(file, remedy=remedy, form=TRANSFER_FORM))
     except DamagedFileError as error:
         return notice(str(error))
-    except (KeyError, TypeError) as error:
-        return notice(f"{file} is no transfer report: {error!r}. Training the cell again writes it.")
 
 
 def warning_section(described: Mapping[str, Any]) -> str:
@@ -76,7 +78,9 @@ def warning_section(described: Mapping[str, Any]) -> str:
 
 def _plans_block(out: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     """The options in the comparison's own copy of the plans."""
-    plans = read_json(out / "nnUNet_preprocessed" / described["dataset"] / f"{described['plans']}.json", default={})
+    file = out / "nnUNet_preprocessed" / described["dataset"] / f"{described['plans']}.json"
+    form = {"configurations": Maybe(Objects({BLOCK: Maybe(dict)}))}
+    plans = read_json(file, default={}, form=form)
     return plans.get("configurations", {}).get(described["configuration"], {}).get(BLOCK, {})
 
 
@@ -87,7 +91,7 @@ def making_section(record: Mapping[str, Any], out: Path) -> str:
         f"{s['name']}: train {' '.join(s['train'])}; val {' '.join(s['val'])}" for s in described["subsets"]
     )
     tests = "\n".join(f"test {t['name']}: {' '.join(t['cases'])}" for t in described["tests"])
-    jobs = [*map(read_json, sorted((out / OWN).glob("*.json"))), *record["jobs"].values()]
+    jobs = [*map(read_commands, sorted((out / OWN).glob("*.json"))), *record["jobs"].values()]
     commands = "\n".join(command for job in jobs for step in job.values() for command in step["commands"])
     parts = [bullets(_facts(record, out)), folded("Cases", f"{subsets}\n{tests}"), folded("Commands", commands)]
     return "<h2>How it was made</h2>" + "\n".join(parts)

@@ -13,13 +13,45 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.json_files import read_json, write_json
+from nnunet_invariance.common.json_forms import Maybe, Objects
 from nnunet_invariance.errors import ComparisonError, DamagedFileError
 
 logger = logging.getLogger(__name__)
 
-#: Entries of comparison.json, and of the description in it.
-RECORD_KEYS = ("comparison", "versions", "machine", "jobs")
-DESCRIPTION_KEYS = ("dataset", "plans", "configuration", "seed", "mirroring", "arms", "contrasts", "subsets", "tests")
+#: Form of the record of a cell.
+COMMANDS = Objects({"commands": [str], "seconds": float, "places": Maybe([{"machine": dict, "versions": dict}])})
+_SUBSET = {
+    "name": str,
+    "shots": (int, str),
+    "draw": int,
+    "train": [str],
+    "val": [str],
+    "part": Maybe(int),
+    "test": Maybe([str]),
+}
+#: Form of comparison.json.
+RECORD_FORM = {
+    "comparison": {
+        "protocol": str,
+        "dataset": str,
+        "plans": str,
+        "configuration": str,
+        "seed": int,
+        "mirroring": bool,
+        "tolerance": Maybe(float),
+        "arms": Objects({"trainer": str, "environment": [str], "plans": Maybe(str)}),
+        "pretrainings": Objects({"seconds": Maybe(float), "warnings": Maybe([str])}),
+        "starts_from": Objects(str),
+        "contrasts": [{"name": str, "arm": str, "reference": str, "family": str}],
+        "left_out": Objects(str),
+        "transductive": dict,
+        "subsets": [_SUBSET],
+        "tests": [{"name": str, "cases": [str], "classes": Maybe([str]), "values": Maybe(dict)}],
+    },
+    "versions": dict,
+    "machine": dict,
+    "jobs": Objects(COMMANDS),
+}
 PACKAGES = (
     "nnunet_invariance",
     "nnunetv2",
@@ -42,28 +74,19 @@ def read_record(path: Path) -> dict[str, Any]:
         "Move the file away and repeat the `evaluate` command, with all numbers of shots and draws that it had: "
         "finished trainings, predictions and scores are kept."
     )
-    content = read_json(path, remedy=remedy)
-    described = content.get("comparison") if isinstance(content, dict) else None
-    missing = [key for key in RECORD_KEYS if key not in content]
-    missing += [key for key in DESCRIPTION_KEYS if not isinstance(described, dict) or key not in described]
-    if missing:
-        raise DamagedFileError(f"{path} is no record of a comparison: it lacks {', '.join(missing)}. {remedy}")
-    return content
+    return read_json(path, remedy=remedy, form=RECORD_FORM)
 
 
 def read_commands(path: Path) -> dict[str, Any]:
     """Read the commands and times of a cell; a damaged file is renamed, and only its times are lost."""
     try:
-        content = read_json(path, default={})
-        if isinstance(content, dict) and all({"commands", "seconds"} <= entry.keys() for entry in content.values()):
-            return content
-        error: Exception | str = f"{path} is no record of commands"
-    except (DamagedFileError, AttributeError) as found:
-        error = found
-    moved = path.with_name(f"{path.name}.damaged")
-    path.replace(moved)
-    logger.warning("%s It is now %s; its commands and times are lost, trainings and scores are not.", error, moved.name)
-    return {}
+        return read_json(path, default={}, remedy="", form=COMMANDS)
+    except DamagedFileError as error:
+        moved = path.with_name(f"{path.name}.damaged")
+        path.replace(moved)
+        lost = "its commands and times are lost, trainings and scores are not"
+        logger.warning("%s It is now %s; %s.", str(error).strip(), moved.name, lost)
+        return {}
 
 
 def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Run the jobs of a comparison: on this machine, several at a time, or as a Slurm array."""
 
 import functools
+import importlib.util
 import logging
 import queue
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import ComparisonError, InvarianceError, MissingPackageError
 from nnunet_invariance.evaluation.runner.jobs import Job, run_job
 from nnunet_invariance.evaluation.runner.progress import Progress, progress
@@ -97,6 +99,17 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def require_submitit() -> None:
+    """Check that submitit is installed.
+
+    Raises:
+        MissingPackageError: it is not.
+    """
+    if importlib.util.find_spec("submitit") is None:
+        msg = f"--submit slurm needs submitit, which is not installed. Run `{install_command('slurm')}`."
+        raise MissingPackageError(msg)
+
+
 def submit_slurm(jobs: Sequence[Job], folder: Path, parallel: int, parameters: dict[str, str | int]) -> list[str]:
     """Submit the unfinished jobs to Slurm as one array, ``parallel`` at a time; returns the ids of its tasks.
 
@@ -108,11 +121,9 @@ def submit_slurm(jobs: Sequence[Job], folder: Path, parallel: int, parameters: d
         MissingPackageError: submitit is not installed.
         ComparisonError: Slurm is not available, or it refused the jobs.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        msg = "--submit slurm needs submitit, which is not installed. Run `pip install submitit`."
-        raise MissingPackageError(msg) from error
+    require_submitit()
+    import submitit
+
     todo = [job for job in jobs if not job.finished]
     if not todo:
         return []

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.csv_files import write_csv
-from nnunet_invariance.common.json_files import read_json, write_json
+from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.jobs import TEST_IMAGES, TEST_LABELS, Arm, CaseSet, Job, Setting, epochs_done
 from nnunet_invariance.evaluation.runner.record import read_commands, read_record
 from nnunet_invariance.evaluation.scoring.scores import Score, read_scores
+from nnunet_invariance.nnunet.planned_dataset import read_dataset_json
 
 RECORD = "comparison.json"
 
@@ -28,7 +29,7 @@ def stored_jobs(out: Path) -> list[Job]:
         )
         raise ComparisonError(msg)
     described = read_record(out / RECORD)["comparison"]
-    dataset = read_json(out / "nnUNet_preprocessed" / described["dataset"] / "dataset.json")
+    dataset = read_dataset_json(out / "nnUNet_preprocessed" / described["dataset"] / "dataset.json")
     setting = Setting(
         out.resolve(),
         described["dataset"],

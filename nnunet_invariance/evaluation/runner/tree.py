@@ -66,7 +66,7 @@ def require_same_folds(out: Path, dataset: str, subsets: Sequence[Subset]) -> No
         ComparisonError: names the file with the earlier folds.
     """
     file = out / "nnUNet_preprocessed" / dataset / "splits_final.json"
-    before, now = read_json(file, default=[]), _folds(subsets)
+    before, now = read_json(file, default=[], form=[{"train": [str], "val": [str]}]), _folds(subsets)
     if before != now[: len(before)]:
         msg = (
             f"{file} has {len(before)} folds that are not those of this call, and the folder's models belong to them. "

@@ -15,7 +15,10 @@ from nnunet_invariance.nnunet.sliding_window import sliding_window
 from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.pretraining.methods.sam import SAM, padded_size
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.trusted_architecture import trusted_architecture
+from nnunet_invariance.weights.trusted_architecture import build_trusted, malformed
+
+#: Tensor whose length is the number of features of the embedding.
+WIDTH = "fine.smooth.bias"
 
 
 class Embedder:
@@ -56,14 +59,18 @@ class Embedder:
         if metadata["method"] != SAM.name:
             msg = f"{path} was pre-trained with {metadata['method']!r}, which has no anatomical embedding; expected "
             raise WeightsIncompatibleError(f"{msg}'sam'. Run `nnunet-invariance pretrain sam` for these plans.")
-        network = trusted_architecture(checkpoint).build()
+        network = build_trusted(checkpoint)
         heads = checkpoint.section("heads")
-        features = len(heads["fine.smooth.bias"])
-        head = EmbeddingHead(network.encoder.output_channels, network.encoder.strides, features)
-        restore_module(network, checkpoint.section("network"))
-        restore_module(head, heads)
-        window = padded_size(tuple(metadata["patch_size"]), head.deepest_cell)
-        return cls(network.encoder, head, window, metadata["spacing"], device)
+        try:
+            head = EmbeddingHead(network.encoder.output_channels, network.encoder.strides, len(heads[WIDTH]))
+            restore_module(network, checkpoint.section("network"))
+            restore_module(head, heads)
+            window = padded_size(tuple(metadata["patch_size"]), head.deepest_cell)
+            spacing = tuple(metadata["spacing"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            what = f"its tensors are not those of the embedding that its metadata describe ({error})"
+            raise malformed(path, what, "a checkpoint as `pretrain sam` writes it") from error
+        return cls(network.encoder, head, window, spacing, device)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray | Tensor) -> Embedding:

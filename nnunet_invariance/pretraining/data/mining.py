@@ -22,7 +22,6 @@ from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.common.options import Options, count, number, text
 from nnunet_invariance.errors import (
     CheckpointCorruptError,
-    DamagedFileError,
     WeightsIncompatibleError,
     WeightsNotFoundError,
 )
@@ -234,9 +233,7 @@ def load_pairs(folder: Path, expected: dict[str, Any]) -> PairTable:
         CheckpointCorruptError: the table cannot be read, or the two files do not belong together.
     """
     remedy = f"Move {folder / SUMMARY} away, so that the pairs are mined again."
-    summary = read_json(folder / SUMMARY, remedy=remedy)
-    if not isinstance(summary, dict):
-        raise DamagedFileError(f"{folder / SUMMARY} contains a list, expected an object. {remedy}")
+    summary = read_json(folder / SUMMARY, remedy=remedy, form=dict)
     try:
         data = (folder / TABLE).read_bytes()
     except OSError as error:
@@ -251,6 +248,19 @@ def load_pairs(folder: Path, expected: dict[str, Any]) -> PairTable:
     return PairTable(**{name: tensor.numpy() for name, tensor in load_tensors(data).items()})
 
 
+def require_embedding(checkpoint: Path) -> None:
+    """Check that the anatomical embedding exists.
+
+    Raises:
+        WeightsNotFoundError: it does not.
+    """
+    if not checkpoint.is_file():
+        raise WeightsNotFoundError(
+            f"--alignment sam needs a finished anatomical embedding, but {checkpoint} does not exist. Run "
+            "`nnunet-invariance pretrain sam` for this dataset, plans and configuration, or choose another alignment."
+        )
+
+
 def load_or_mine_pairs(
     folder: Path, checkpoint: Path, manifest: Manifest, options: MiningOptions, device: str = "cpu"
 ) -> MinedPairs:
@@ -260,11 +270,7 @@ def load_or_mine_pairs(
         WeightsNotFoundError: there is no finished embedding.
         InvarianceError: every error of :func:`load_pairs` and :func:`mine_pairs`.
     """
-    if not checkpoint.is_file():
-        raise WeightsNotFoundError(
-            f"--alignment sam needs a finished anatomical embedding, but {checkpoint} does not exist. Run "
-            "`nnunet-invariance pretrain sam` for this dataset, plans and configuration, or choose another alignment."
-        )
+    require_embedding(checkpoint)
     sha256 = sha256_of_file(checkpoint)
     expected = {"manifest_sha256": manifest.sha256, "embedding_sha256": sha256, **options.to_dict()}
     if (folder / SUMMARY).is_file():
@@ -275,7 +281,7 @@ def load_or_mine_pairs(
         table = mine_pairs(Embedder.load(checkpoint, device), manifest.cases, options)
         save_pairs(folder, table, {**expected, "cases": [c.name for c in manifest.cases], **_statistics(table)})
         logger.info("pairs stored: %s", folder / TABLE)
-    pairs = MinedPairs(manifest.cases, table, read_json(folder / SUMMARY)["sha256"])
+    pairs = MinedPairs(manifest.cases, table, read_json(folder / SUMMARY, form={"sha256": str})["sha256"])
     rejected = sum(not table.accepted[rows].any() for rows in pairs.rows)
     logger.info(
         "%d mined pairs, %.0f %% of them accepted; volumes without an accepted pair: %d",

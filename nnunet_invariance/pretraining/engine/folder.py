@@ -1,6 +1,7 @@
 """The folder of a run: it is locked, an earlier run is moved aside, and the manifest and the log are written."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -68,7 +69,7 @@ def start_folder(folder: Path, manifest: Manifest) -> None:
         OutputError: a file cannot be moved or written.
     """
     if any(folder.glob("checkpoint_*")):
-        moved = folder.with_name(f"{folder.name}_{datetime.now():%Y%m%d_%H%M%S_%f}")
+        moved = _unused(f"{folder}_{datetime.now():%Y%m%d_%H%M%S_%f}")
         try:
             moved.mkdir()
             for path in sorted(folder.iterdir(), key=lambda path: path.name.startswith("checkpoint_")):
@@ -79,6 +80,12 @@ def start_folder(folder: Path, manifest: Manifest) -> None:
         logger.warning("an earlier pre-training was moved to %s", moved)
     text = json.dumps(manifest.to_dict(), indent=1)
     atomic_write(folder / "manifest.json", lambda file: file.write(text.encode()))
+
+
+def _unused(name: str) -> Path:
+    """The name, or the first one with a number that does not exist: the clock may have been set back."""
+    names = (Path(name if number == 0 else f"{name}_{number}") for number in itertools.count())
+    return next(path for path in names if not path.exists())
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import multiprocessing
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from nnunet_invariance.errors import InvarianceError, WorkerError
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 
+#: Seconds that the workers get to end before the main process goes on.
+SHUTDOWN_SECONDS = 10.0
 TIMED_OUT = "no data worker delivered a batch in time"
 
 
@@ -35,7 +37,9 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def load_batches(dataset: Dataset, options: LoopOptions, first_step: int, pin_memory: bool) -> Iterator[Any]:
+def load_batches(
+    dataset: Dataset, options: LoopOptions, first_step: int, pin_memory: bool
+) -> Generator[Any, None, None]:
     """The batches from step ``first_step`` to the end of the run; the workers start at once.
 
     Raises:
@@ -74,13 +78,16 @@ def _with_timeout(items: Iterator[Any], seconds: float) -> Iterator[Any]:
         except Exception as error:  # noqa: BLE001 - the main thread raises it
             _put(ready, (None, error), closed)
 
-    threading.Thread(target=fetch, args=(items,), daemon=True).start()
+    thread = threading.Thread(target=fetch, args=(items,), daemon=True)
+    thread.start()
     del items
+    patience = SHUTDOWN_SECONDS
     try:
         while True:
             try:
                 item, error = ready.get(timeout=seconds)
             except queue.Empty:
+                patience = 0.0  # a stopped worker does not end by itself; the caller kills it
                 raise RuntimeError(TIMED_OUT) from None
             if isinstance(error, StopIteration):
                 return
@@ -89,6 +96,9 @@ def _with_timeout(items: Iterator[Any], seconds: float) -> Iterator[Any]:
             yield item
     finally:
         closed.set()
+        if thread is not threading.current_thread():
+            # The thread ends the workers, which ignore SIGTERM: at its end, Python would wait for them for ever.
+            thread.join(patience)
 
 
 def _put(ready: queue.Queue[Any], entry: tuple[Any, Exception | None], closed: threading.Event) -> None:
@@ -99,11 +109,15 @@ def _put(ready: queue.Queue[Any], entry: tuple[Any, Exception | None], closed: t
             continue
 
 
-def _raise_items(items: Iterator[Any]) -> Iterator[Any]:
-    for item in items:
-        if isinstance(item, InvarianceError):
-            raise item
-        yield item
+def _raise_items(items: Iterator[Any]) -> Generator[Any, None, None]:
+    try:
+        for item in items:
+            if isinstance(item, InvarianceError):
+                raise item
+            yield item
+    finally:
+        if isinstance(items, Generator):
+            items.close()  # now, because the frame of a raised error keeps it alive
 
 
 def worker_error(error: RuntimeError, options: LoopOptions) -> WorkerError | None:

@@ -194,6 +194,7 @@ class Loop:
             with RankMonitor(self.ranks, self.options.timeout) as monitor:
                 self._run_monitored(batches, bar, monitor)
         finally:
+            batches.close()
             bar.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -228,6 +228,14 @@ class Method(nn.Module, ABC):
             InvarianceError: one of its kinds.
         """
 
+    @classmethod
+    def check_files(cls, options: MethodOptions, folder: Path, resume: bool) -> None:
+        """Refuse options that name a missing file; called before the cases are inspected, which may take hours.
+
+        Raises:
+            InvarianceError: one of its kinds.
+        """
+
     def describe(self) -> str:
         """One line for the log at the start."""
         return f"tokens of stride {self.cell}"

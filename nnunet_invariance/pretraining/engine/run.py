@@ -19,8 +19,10 @@ from nnunet_invariance.common.distributed import DistributedContext, distributed
 from nnunet_invariance.errors import OptionError, WeightsNotFoundError
 from nnunet_invariance.networks.planned import cumulative_strides, token_stage
 from nnunet_invariance.nnunet.cases import Manifest, make_manifest
+from nnunet_invariance.nnunet.grids import readable_training_images
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset, require_supported
 from nnunet_invariance.nnunet.unlabelled_images import find_scans, preprocess_images
+from nnunet_invariance.plans.preflight import check_device, check_output, check_plan, parameters_of, warn_of_memory
 from nnunet_invariance.pretraining.engine.contract import check_method
 from nnunet_invariance.pretraining.engine.folder import hold_folder, package_log, start_folder
 from nnunet_invariance.pretraining.engine.loop import Loop
@@ -36,6 +38,9 @@ from nnunet_invariance.weights.locate import FINAL, LATEST
 
 logger = logging.getLogger(__name__)
 
+#: Checkpoints on the disk: the latest, the previous and the one that is written, each with network, teacher and two
+#: moments of the optimiser in float32.
+BYTES_PER_PARAMETER = 3 * 4 * 4
 PACKAGES = ("nnunet_invariance", "torch", "nnunetv2", "dynamic_network_architectures", "numpy", "safetensors")
 
 
@@ -92,18 +97,20 @@ def pretrain(
     kind = load_method(entry)
     loop_options = make_loop_options(kind, loop)
     make_method_options(kind, options)  # errors in the options come before errors in the data set
-    _check_device(device)
+    _use_device(device)
     planned = open_planned_dataset(dataset, configuration, plans)
     require_supported(planned, method, entry.dimensions, entry.least_channels, entry.networks)
-    kind.check_dataset(planned)
     if images and not entry.reads_cases:
         raise OptionError(f"--images: {method} makes its own images and reads none. Omit --images.")
     folders = [Path(folder) for folder in images]
     for scans in folders:
         find_scans(scans, planned)
-    network = planned.configuration.network_arch_class_name.rsplit(".", 1)[-1]
-    method_options = make_method_options(kind, options, network)
+    network_class = planned.configuration.network_arch_class_name
+    method_options = make_method_options(kind, options, network_class.rsplit(".", 1)[-1])
     target = planned_target(kind, entry, planned)
+    kind.check_files(method_options, target.folder, resume)
+    _check_plan(planned, target.folder, device)
+    kind.check_dataset(planned)
 
     def collect(group: DistributedContext) -> Manifest:
         return _collect(planned, folders, group, kind, entry)
@@ -127,8 +134,10 @@ def pretrain_without_dataset(
     """
     kind = load_method(get_method(method))
     method_options, loop_options = make_method_options(kind, options), make_loop_options(kind, loop)
-    _check_device(device)
+    _use_device(device)
     target = preset_target(kind, network, Path(out))
+    kind.check_files(method_options, target.folder, resume)
+    check_output(target.folder)
     run = Run(kind, target, method_options, loop_options, device, lambda group: Manifest((), ()))
     return _execute(run, resume)
 
@@ -172,11 +181,15 @@ def _execute(run: Run, resume: bool) -> Path:
     return folder / FINAL
 
 
-def _check_device(device: str) -> None:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device):
-        found = ", ".join(name for name, here in available.items() if here)
-        raise OptionError(f"-device {device}: not available on this machine; available: {found}. Add -device cpu.")
+def _check_plan(planned: PlannedDataset, folder: Path, device: str) -> None:
+    """Options and network of the plans, space for the checkpoints, and memory."""
+    network = check_plan(planned)
+    check_output(folder, BYTES_PER_PARAMETER * parameters_of(network))
+    warn_of_memory(planned, network, device)
+
+
+def _use_device(device: str) -> None:
+    check_device(device)
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
 
@@ -197,7 +210,8 @@ def _collect(
             folders = [planned.folder, *folders]
         skipped = [case for found in scans for case in found.skipped]
         channels = len(planned.channel_names)
-        return make_manifest(folders, channels, cell, kind.least_volumes, kind.allows_missing_channels, skipped)
+        raw = {planned.folder: readable_training_images(planned)}
+        return make_manifest(folders, channels, cell, kind.least_volumes, kind.allows_missing_channels, skipped, raw)
 
     if group.is_main:
         manifest = collect()

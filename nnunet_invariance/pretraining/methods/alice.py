@@ -23,7 +23,7 @@ from nnunet_invariance.networks.sparse import MaskTokens, SparseEncoding
 from nnunet_invariance.nnunet.cases import Manifest
 from nnunet_invariance.pretraining.data.alignment import Alignment, BodyCoordinates, RandomPoints, SameVolume
 from nnunet_invariance.pretraining.data.crops import PairedCrops
-from nnunet_invariance.pretraining.data.mining import MiningOptions, load_or_mine_pairs
+from nnunet_invariance.pretraining.data.mining import MiningOptions, load_or_mine_pairs, require_embedding
 from nnunet_invariance.pretraining.data.patients import patients_of, require_two_patients
 from nnunet_invariance.pretraining.engine.method import (
     Method,
@@ -34,6 +34,7 @@ from nnunet_invariance.pretraining.engine.method import (
     frozen_copy,
     update_ema,
 )
+from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.methods.alice_options import AliceOptions
 from nnunet_invariance.weights.locate import FINAL
 
@@ -79,6 +80,11 @@ class _Heads(nn.Module):
         self.teacher = frozen_copy(self.student)
         self.inter = SelfDistillationLoss(k, temperature, collapse_guard=options.collapse_guard)
         self.intra = SelfDistillationLoss(k, temperature, collapse_guard=options.collapse_guard)
+
+
+def _embedding_folder(folder: Path) -> Path:
+    """The folder of the anatomical embedding beside that of a run."""
+    return folder.with_name(folder.name.replace(Alice.name, "sam", 1))
 
 
 class Alice(Method):
@@ -166,11 +172,17 @@ class Alice(Method):
         self.heads.teacher.eval()
         return self
 
+    @classmethod
+    def check_files(cls, options: MethodOptions, folder: Path, resume: bool) -> None:
+        """With ``alignment="sam"``, the embedding must be finished."""
+        if isinstance(options, AliceOptions) and options.alignment == "sam":
+            require_embedding(_embedding_folder(folder) / FINAL)
+
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
         """With ``alignment="sam"``, read the mined pairs; the first rank mines them if they do not exist."""
         if self.options.alignment != "sam" or self.alignment is not None:
             return
-        embedding = folder.with_name(folder.name.replace(self.name, "sam", 1))
+        embedding = _embedding_folder(folder)
         options = MiningOptions(patients=self.options.patients)
         arguments = (embedding, embedding / FINAL, manifest, options, group.device.type)
         if group.is_main:

@@ -16,9 +16,10 @@ from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.networks.architectures.smooth_upsampling import smooth_upsampling
 from nnunet_invariance.nnunet.cases import Manifest
 from nnunet_invariance.pretraining.engine.method import Setup, StepOutput, Views
+from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.pretraining.methods.puir import PUIR, PUIROptions
-from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 from nnunet_invariance.weights.locate import FINAL
 from nnunet_invariance.weights.modality_tables import in_channel_order
 from nnunet_invariance.weights.transfer import check_method, load_pretrained
@@ -96,6 +97,12 @@ class PUIRTranslation(PUIR):
         self.network.decoder.seg_layers[:-1].requires_grad_(False)
         self.network.fusions.requires_grad_(True)
         self.loss_weights["translation"] = options.weight_translation
+
+    @classmethod
+    def check_files(cls, options: MethodOptions, folder: Path, resume: bool) -> None:
+        """The checkpoint that the run starts from must exist and be sound."""
+        if isinstance(options, PUIRTranslationOptions) and options.initial_weights != SCRATCH and not resume:
+            read_metadata(find_initial_weights(folder, options.initial_weights))
 
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
         """Load encoder, prior, gates and reconstruction decoder of the pre-training, unless a run is continued.

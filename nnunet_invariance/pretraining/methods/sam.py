@@ -32,7 +32,7 @@ from nnunet_invariance.pretraining.data.crops import OverlappingCrops
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.engine.state import restore_module
-from nnunet_invariance.weights.checkpoint import load_checkpoint
+from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,12 @@ class SAM(Method):
             num_cross_sample=options.num_cross_sample,
         )
         self.loss_weights = {"fine": 1.0, "coarse": 1.0}
+
+    @classmethod
+    def check_files(cls, options: MethodOptions, folder: Path, resume: bool) -> None:
+        """The checkpoint of ``initial_weights`` must exist and be sound."""
+        if isinstance(options, SAMOptions) and options.initial_weights and not resume:
+            read_metadata(options.initial_weights)
 
     def prepare(self, manifest: Manifest, folder: Path, group: DistributedContext, resume: bool) -> None:
         """Load the initial weights, unless a run is continued."""

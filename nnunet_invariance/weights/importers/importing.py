@@ -12,7 +12,9 @@ from nnunet_invariance.weights.checkpoint import IMPORTED, SUFFIX, save_checkpoi
 from nnunet_invariance.weights.foreign import open_foreign
 from nnunet_invariance.weights.importers.network import ForeignNetwork, own_heads, own_tensors
 from nnunet_invariance.weights.importers.registry import IMPORTERS, get_importer
+from nnunet_invariance.weights.metadata import problem_of
 from nnunet_invariance.weights.output import refuse_existing
+from nnunet_invariance.weights.trusted_architecture import malformed
 
 PACKAGES = ("nnunet_invariance", "nnunetv2", "torch")
 SHOWN = 6
@@ -112,6 +114,8 @@ def import_foreign(
         "citation": network.citation,
         "parent_sha256": sha256_of_file(path),
     }
+    if problem := problem_of(metadata, added=False):
+        raise malformed(path, f"its plans {problem}", "plans as nnU-Net writes them")
     heads = own_heads(path, network)
     sections = (("network", tensors), ("heads", heads))
     save_checkpoint(out, {f"{section}.{key}": t for section, named in sections for key, t in named.items()}, metadata)

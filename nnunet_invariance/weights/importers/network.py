@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead
@@ -14,7 +14,7 @@ from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.weights.checkpoint import tensor_bytes
 from nnunet_invariance.weights.comparison import SEGMENTATION
 from nnunet_invariance.weights.transfer_report import DECODER, ENCODER, shortened
-from nnunet_invariance.weights.trusted_architecture import malformed
+from nnunet_invariance.weights.trusted_architecture import malformed, skeleton
 
 UNKNOWN_CITATION = "none given in the file"
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -93,7 +93,7 @@ def own_tensors(path: Path, network: ForeignNetwork) -> tuple[dict[str, Tensor],
         WeightsIncompatibleError: the encoder is not complete. CheckpointCorruptError: the values of one tensor differ,
             or are not finite numbers.
     """
-    target = _skeleton(path, network.architecture)
+    target = skeleton(path, network.architecture)
     wanted = unique_tensors(target)
     canonical = {id(tensor): name for name, tensor in wanted.items()}
     aliases = {alias: canonical[id(tensor)] for alias, tensor in target.state_dict(keep_vars=True).items()}
@@ -126,7 +126,7 @@ def own_heads(path: Path, network: ForeignNetwork) -> dict[str, Tensor]:
     """
     if not network.heads:
         return {}
-    encoder: Any = _skeleton(path, network.architecture).encoder
+    encoder = skeleton(path, network.architecture).encoder
     with torch.device("meta"):
         wanted = unique_tensors(EmbeddingHead(encoder.output_channels, encoder.strides))
     found = network.heads
@@ -135,16 +135,6 @@ def own_heads(path: Path, network: ForeignNetwork) -> dict[str, Tensor]:
         msg = f"{path} does not contain the heads of an anatomical embedding as published; these differ:\n"
         raise WeightsIncompatibleError(msg + "\n".join(shortened([f"  {name}" for name in differ])))
     return {name: _checked(path, name, tensor, wanted[name]) for name, tensor in found.items()}
-
-
-def _skeleton(path: Path, architecture: Architecture) -> nn.Module:
-    """The network on the meta device, without memory: the file decides how large it is."""
-    try:
-        with torch.device("meta"):
-            return architecture.build()
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
-        what = f"its network cannot be built ({type(error).__name__}: {error})"
-        raise malformed(path, what, "arguments that its class takes") from error
 
 
 def _checked(path: Path, name: str, tensor: Any, wanted: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Faults: kills at any point, the matrix of faults with their messages, and hostile files."""
