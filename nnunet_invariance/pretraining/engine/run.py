@@ -102,15 +102,12 @@ def pretrain(
     require_supported(planned, method, entry.dimensions, entry.least_channels, entry.networks)
     if images and not entry.reads_cases:
         raise OptionError(f"--images: {method} makes its own images and reads none. Omit --images.")
-    folders = [Path(folder) for folder in images]
-    for scans in folders:
-        find_scans(scans, planned)
-    network_class = planned.configuration.network_arch_class_name
-    method_options = make_method_options(kind, options, network_class.rsplit(".", 1)[-1])
+    network = planned.configuration.network_arch_class_name.rsplit(".", 1)[-1]
+    method_options = make_method_options(kind, options, network)
     target = planned_target(kind, entry, planned)
     kind.check_files(method_options, target.folder, resume)
-    _check_plan(planned, target.folder, device)
-    kind.check_dataset(planned)
+    folders = [Path(folder) for folder in images]
+    _check_input(kind, planned, folders, target.folder, device)
 
     def collect(group: DistributedContext) -> Manifest:
         return _collect(planned, folders, group, kind, entry)
@@ -181,11 +178,14 @@ def _execute(run: Run, resume: bool) -> Path:
     return folder / FINAL
 
 
-def _check_plan(planned: PlannedDataset, folder: Path, device: str) -> None:
-    """Options and network of the plans, space for the checkpoints, and memory."""
+def _check_input(kind: type[Method], planned: PlannedDataset, images: Sequence[Path], out: Path, device: str) -> None:
+    """Options and network of the plans, space for the checkpoints, memory, and the files of the images."""
     network = check_plan(planned)
-    check_output(folder, BYTES_PER_PARAMETER * parameters_of(network))
+    check_output(out, BYTES_PER_PARAMETER * parameters_of(network))
     warn_of_memory(planned, network, device)
+    for folder in images:
+        find_scans(folder, planned)
+    kind.check_dataset(planned)
 
 
 def _use_device(device: str) -> None:
