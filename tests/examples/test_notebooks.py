@@ -24,6 +24,7 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for tree in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{tree}", "")  # restored after the test; the notebook sets it
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planner passes it to torch.set_num_threads
     matplotlib.use("Agg")
     yield tmp_path
     matplotlib.pyplot.close("all")
