@@ -48,6 +48,7 @@ def summary(result: ProbeResult) -> dict[str, Any]:
             classes = {
                 label: dict(zip(("mean", "low", "high"), mean_and_interval(stacked[:, :, i]), strict=True))
                 for i, label in enumerate(result.classes)
+                if np.isfinite(stacked[:, :, i]).any()  # no test case shows it, and no probe predicts it
             }
             maps = {m: float(np.mean([member.mean(shots, m) for member in members])) for m in result.maps}
             each = [member.mean(shots) for member in members]

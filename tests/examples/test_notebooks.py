@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "examples"

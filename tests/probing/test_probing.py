@@ -20,7 +20,8 @@ from nnunet_invariance.networks.hypercolumns import (
 )
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.probing import ProbeOptions, fit_linear_probe, probe
-from nnunet_invariance.probing.protocol import random_network
+from nnunet_invariance.probing.protocol import ProbeResult, ProbeScores, random_network
+from nnunet_invariance.probing.report import summary, to_text
 from nnunet_invariance.probing.samples import load_patch, sample_voxels
 
 
@@ -150,3 +151,12 @@ def test_a_missing_pretraining_and_wrong_options_are_named(tiny, results, capsys
     assert f"nnunet-invariance pretrain mae {tiny.name} 3d_fullres" in capsys.readouterr().err
     with pytest.raises(OptionError, match="'shots' is \\(0,\\)"):
         ProbeOptions(shots=(0,))
+
+
+def test_a_class_that_no_test_case_shows_is_left_out_of_the_report():
+    dice = np.array([[[0.5, np.nan], [0.7, np.nan]]])
+    scores = ProbeScores("a", False, {(1, "all"): dice, (1, "encoder_0"): dice}, [0.5])
+    options = ProbeOptions(shots=(1,), draws=1, random_networks=0)
+    result = ProbeResult((scores,), ("seen", "unseen"), ("encoder_0",), ("c1", "c2"), ("c3",), (), options)
+    assert list(summary(result)["networks"]["a"]["1 shots"]["classes"]) == ["seen"]
+    assert "unseen" not in to_text(result)
