@@ -1,4 +1,4 @@
-"""nnU-Net's commands with AnatomixTrainer: the stock network, the anatomix U-Net, and frozen features."""
+"""nnU-Net's commands with AnatomixTrainer and MaskGenTrainer: the stock network, the anatomix U-Net, its features."""
 
 import json
 
@@ -15,7 +15,6 @@ from tests.helpers.small_checkpoints import metadata
 from tests.helpers.tiny_dataset import cut_down
 
 pytestmark = pytest.mark.commands
-TRAINER = "AnatomixTrainer_1epoch"
 SHORT = {"iterations_per_epoch": 1, "val_iterations_per_epoch": 1}
 
 
@@ -27,13 +26,14 @@ def base(tiny) -> str:
     return "ShortPlans"
 
 
-def train_and_predict(tiny, plans: str, out) -> None:
+def train_and_predict(tiny, trainer: str, plans: str, out) -> None:
     """Train one epoch, then predict in a new process."""
-    stock("nnUNetv2_train", "777", "3d_fullres", "0", "-p", plans, "-tr", TRAINER, "-device", "cpu")
-    fold = tiny.results / tiny.name / f"{TRAINER}__{plans}__3d_fullres" / "fold_0"
+    name = f"{trainer}_1epoch"
+    stock("nnUNetv2_train", "777", "3d_fullres", "0", "-p", plans, "-tr", name, "-device", "cpu")
+    fold = tiny.results / tiny.name / f"{name}__{plans}__3d_fullres" / "fold_0"
     assert json.loads((fold / "transfer_report.json").read_text())["coverage"] == 1
     torch.load(fold / "checkpoint_final.pth", weights_only=True)
-    where = ("-d", "777", "-c", "3d_fullres", "-f", "0", "-p", plans, "-tr", TRAINER)
+    where = ("-d", "777", "-c", "3d_fullres", "-f", "0", "-p", plans, "-tr", name)
     images = tiny.raw / tiny.name / "imagesTs"
     stock("nnUNetv2_predict", "-i", images, "-o", out, *where, "-device", "cpu", "--disable_tta")
     check_predictions(out)
@@ -47,7 +47,7 @@ def test_the_stock_network(tiny, base, tmp_path):
     save_checkpoint(file, tensors, metadata(planned, method="anatomix"))
     fitted = fit_plans_to_checkpoint("777", file, base)
     assert fitted.trainer == "AnatomixTrainer"
-    train_and_predict(tiny, fitted.path.stem, tmp_path / "out")
+    train_and_predict(tiny, fitted.trainer, fitted.path.stem, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -56,6 +56,6 @@ def test_the_anatomix_unet(tiny, base, tmp_path, frozen):
     write_released(tmp_path / "anatomix.pth")
     checkpoint = import_foreign(tmp_path / "anatomix.pth")
     fitted = fit_plans_to_checkpoint("777", checkpoint, base, new_plans_name=f"Unet{frozen}", frozen_features=frozen)
-    assert fitted.trainer == "AnatomixTrainer"
+    assert fitted.trainer == ("MaskGenTrainer" if frozen else "AnatomixTrainer")
     stock("nnUNetv2_preprocess", "-d", "777", "-plans_name", fitted.path.stem, "-c", "3d_fullres", "-np", "1")
-    train_and_predict(tiny, fitted.path.stem, tmp_path / "out")
+    train_and_predict(tiny, fitted.trainer, fitted.path.stem, tmp_path / "out")
