@@ -35,7 +35,7 @@ from nnunet_invariance.weights.locate import FINAL, LATEST
 
 DATASET, CONFIGURATION, STOCK_PLANS, PLANS = "Dataset912_MyoPS", "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
 TEST_CASES, SHOTS = 10, 10
-PATCH, BATCH_SIZE = (4, 96, 96), 2
+PATCH, BATCH_SIZE = (4, 80, 80), 2
 LEARNING_RATE = 1e-3  # of the pre-training: a few hundred steps need more than the default
 PARTS = ("pretraining", "missing", "translation")
 TRAINERS = ("PUIRTrainer", "ChannelDropoutTrainer", "BaselineTrainer")
