@@ -27,6 +27,7 @@ def test_no_block_gives_the_stated_defaults() -> None:
     assert read_options(DenseContrastOptions, {}).to_dict() == {
         "mirroring": "all",
         "precision": "auto",
+        "augmentation": "nnunet",
         "head": "stock",
         "head_start": "probe",
         "checkpoint": None,
@@ -54,7 +55,15 @@ def test_no_block_gives_the_stated_defaults() -> None:
         (
             BaselineOptions,
             None,
-            {"iterations_per_epoch", "val_iterations_per_epoch", "seed", "mirroring", "precision", "unlabelled"},
+            {
+                "iterations_per_epoch",
+                "val_iterations_per_epoch",
+                "seed",
+                "mirroring",
+                "precision",
+                "augmentation",
+                "unlabelled",
+            },
         ),
         (
             PretrainedOptions,
@@ -191,7 +200,7 @@ def test_unknown_names_are_refused_with_the_nearest_name(cls) -> None:
         OptionError, match=r"Unknown option 'iterations_per_epochs'.*Did you mean 'iterations_per_epoch'"
     ):
         read_options(cls, block(iterations_per_epochs=3))
-    with pytest.raises(OptionError, match=r"Unknown option 'xyzzy'.*Known options: aux, .*warmup"):
+    with pytest.raises(OptionError, match=r"Unknown option 'xyzzy'.*Known options: augmentation, aux, .*warmup"):
         read_options(cls, block(xyzzy=3))
 
 
