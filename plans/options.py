@@ -49,8 +49,7 @@ class BaselineOptions(Options):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = choice(
         "auto", "fp32", "bf16", "fp16",
-        doc="Arithmetic of the networks in training; auto: nnU-Net's fp16 with a loss scale on CUDA, bf16 on CPUs with "
-        "bf16 instructions, else fp32.",
+        doc="Arithmetic of the networks in training; auto: nnU-Net's fp16 with a loss scale on CUDA, else fp32.",
     )  # fmt: skip
     augmentation: Literal["nnunet", "device"] = choice(
         "nnunet", "device",

@@ -142,7 +142,12 @@ def measure(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, 
         retrieval[name] = {"trained": trained, "random": others, "spread": spread}
         retrieval[name]["beats"] = bool(trained - float(np.mean(others)) > spread)
     return {
-        "held_out_loss": {"first": losses[0], "best": min(losses), "last": losses[-1], "chance": method.chance},
+        "held_out_loss": {
+            "first": losses[0],
+            "best": min(losses),
+            "last": losses[-1],
+            "learned": history[-1]["held_out_learned"],
+        },
         "stopped_by_the_rule": checkpoint.metadata["step"] < checkpoint.metadata["total_steps"],
         "steps": checkpoint.metadata["step"],
         "seconds": sum(row["seconds"] for row in history),
@@ -260,7 +265,7 @@ arXiv 2411.02372). Half precision, {weights.stat().st_size / 1e6:.1f} MB. The tr
 | ended by | {ended} (no lower held-out loss in a tenth of the epochs) |
 | time of training | {record["seconds"] / 60:.1f} min on {metadata["device"]} |
 | held-out loss, first epoch, best, last | {loss["first"]:.3f}, {loss["best"]:.3f}, {loss["last"]:.3f} |
-| loss if all features are equal, mean of log(2N - 1) | {loss["chance"]:.3f} |
+| share of the way from equal features (0) to ideal ones (1) | {loss["learned"]:.3f} |
 
 Label retrieval of voxels by the finest features, mean over labels; the same voxels for all networks:
 

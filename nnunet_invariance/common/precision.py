@@ -2,8 +2,6 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +40,7 @@ class Precision:
         if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             supported = ("fp32", "fp16")
         if name == "auto":
-            return cls(device, DTYPES[_fastest(device, supported)])
+            return cls(device, DTYPES[_automatic(device, supported)])
         if name not in supported:
             found = f"Option 'precision' is {name!r}, but the device {device} supports {', '.join(supported)}"
             raise OptionError(f"{found}. Choose one of these, or 'auto'.")
@@ -69,21 +67,12 @@ class Precision:
         return torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
 
 
-def _fastest(device: torch.device, supported: tuple[str, ...]) -> str:
-    if device.type == "cuda":
-        return "bf16" if "bf16" in supported else "fp16"
-    return "bf16" if device.type == "cpu" and cpu_has_bfloat16() else "fp32"
-
-
-@cache
-def cpu_has_bfloat16(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies bfloat16 matrices; without such instructions, autocast slows it down."""
-    try:
-        lines = cpu_info.read_text().splitlines()
-    except OSError:  # not Linux
-        return False
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+def _automatic(device: torch.device, supported: tuple[str, ...]) -> str:
+    if device.type != "cuda":
+        # Not bf16: with torch 2.14.1, the backward pass of bf16 convolutions corrupts memory on CPUs with AMX (16
+        # channels on planes of 96 x 96 voxels end the process with "double free").
+        return "fp32"
+    return "bf16" if "bf16" in supported else "fp16"
 
 
 def at_least_float32(x: Tensor) -> Tensor:

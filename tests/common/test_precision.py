@@ -1,7 +1,6 @@
 """The choice of a precision, and what a bfloat16 step has in common with a float32 step."""
 
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnunet_invariance.common import precision
-from nnunet_invariance.common.precision import Float32Loss, Precision, cpu_has_bfloat16
+from nnunet_invariance.common.precision import Float32Loss, Precision
 from nnunet_invariance.errors import OptionError
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -17,10 +16,9 @@ CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
 @pytest.mark.parametrize(
     ("device", "has_bfloat16", "expected"),
-    [(CPU, True, "bf16"), (CPU, False, "fp32"), (CUDA, True, "bf16"), (CUDA, False, "fp16"), (MPS, True, "fp32")],
+    [(CPU, True, "fp32"), (CUDA, True, "bf16"), (CUDA, False, "fp16"), (MPS, True, "fp32")],
 )
-def test_auto_takes_the_fastest_that_the_device_has(monkeypatch, device, has_bfloat16, expected):
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has_bfloat16)
+def test_auto_is_half_precision_on_cuda_only(monkeypatch, device, has_bfloat16, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device: object())
     chosen = Precision.choose("auto", device)
@@ -33,15 +31,6 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch, device, name)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(OptionError, match=rf"'precision' is '{name}', but the device {device} supports fp32.*auto"):
         Precision.choose(name, device)
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"), [("fpu avx512f avx512_bf16", True), ("fpu amx_bf16", True), ("fpu avx512f", False)]
-)
-def test_the_flags_of_the_processor_decide(tmp_path, flags, expected):
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\nbugs : avx512_bf16\n")
-    assert cpu_has_bfloat16(tmp_path / "cpuinfo") == expected
-    assert not cpu_has_bfloat16(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
@@ -71,8 +60,3 @@ def test_a_segmentation_loss_is_computed_in_float32(name):
     assert seen == [(torch.float32, torch.float32)] * 2
     loss.backward()
     assert logits[0].grad.dtype == logits[0].dtype
-
-
-def test_the_flags_of_this_machine_are_read():
-    assert isinstance(cpu_has_bfloat16(), bool)
-    assert cpu_has_bfloat16() <= Path("/proc/cpuinfo").exists()

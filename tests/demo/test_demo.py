@@ -157,7 +157,7 @@ def test_a_pretraining_shows_its_losses_and_its_warnings(tmp_path, monkeypatch, 
     def run(log, command, on_poll):
         folder.mkdir(parents=True)
         (folder / "metrics.csv").write_text("epoch,loss\n1,2.5\n2,1.25\n")
-        (folder / "log.txt").write_text("2026-01-01 10:00:00,000 WARNING epoch 2: collapse: uniform; lower it\n")
+        (folder / "log.txt").write_text("2026-01-01 10:00:00,000 ERROR epoch 2: collapse: uniform; lower it\n")
         on_poll()
 
     monkeypatch.setattr(demo, "run", run)
@@ -166,7 +166,7 @@ def test_a_pretraining_shows_its_losses_and_its_warnings(tmp_path, monkeypatch, 
     assert [(r.levelname, r.message.strip()) for r in caplog.records] == [
         ("INFO", "epoch 1 of 2, loss 2.500"),
         ("INFO", "epoch 2 of 2, loss 1.250"),
-        ("WARNING", "warning: collapse: uniform; lower it (epoch 2)"),
+        ("ERROR", "collapse: uniform; lower it (epoch 2)"),
     ]
 
 

@@ -10,7 +10,7 @@ from tests.helpers.tiny_trainers import started
 #: Reads of a step: the losses, and whether they and the gradients are finite.
 MOST_WAITS = 2
 #: Waits in addition, for sizes that depend on values.
-ADDITIONAL = {}
+ADDITIONAL = {"PUIRTrainer": 1}  # whether a sample lacks a modality, which saves a pass of the decoder
 OPTIONS = {"aux_ramp": 0.0, "num_positions": 32, "prior": 4, "equivariance_probability": 1.0}
 
 

@@ -147,7 +147,7 @@ def test_weights_that_beat_random_ones_ship_with_card_log_and_checksums(script, 
     assert not [name for name in checkpoint.tensors if "seg_layers" in name or not name.startswith("network.")]
     assert str(tmp_path) not in json.dumps(checkpoint.metadata)
     card = (out / f"{stem}.md").read_text()
-    assert "log(2N - 1)" in card
+    assert "from equal features (0) to ideal ones (1)" in card
     assert str(tmp_path) not in card
     monkeypatch.setattr(locate, "SHIPPED", out)
     network = build(architecture(classes=3), seed=5)

@@ -75,8 +75,8 @@ class LoopOptions(Options):
     )  # fmt: skip
     precision: Literal["auto", "fp32", "bf16", "fp16"] = choice(
         "auto", "fp32", "bf16", "fp16",
-        doc="Arithmetic of the networks; auto: bf16 on CUDA (fp16 with a loss scale if the device has no bf16) and on "
-        "CPUs with bf16 instructions, else fp32.",
+        doc="Arithmetic of the networks; auto: bf16 on CUDA (fp16 with a loss scale if the device has no bf16), "
+        "else fp32.",
     )  # fmt: skip
     compile: bool = flag(False, doc="Whether torch.compile compiles the method's forward pass.")
     patience: float = number(
