@@ -1,0 +1,94 @@
+"""The arms of the study: a trainer, its options, and the pre-training that it starts from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Steps
+from benchmarks.studies.few_labels.tasks import CONFIGURATION, EPOCHS, PLANS, Task, unlabelled_folder
+from nnunet_invariance.evaluation.runner.jobs import Arm
+from nnunet_invariance.plans.copies import write_plans_copy
+from nnunet_invariance.weights.locate import FINAL
+
+AUTO = {"mirroring": "auto"}
+SUMMED = {**AUTO, "head": "summed", "transfer": "encoder+decoder", "aux": False}
+STOCK_HEAD = {**AUTO, "head": "stock", "transfer": "encoder+decoder", "aux": False}
+ENCODER = {**AUTO, "head": "summed", "transfer": "encoder", "aux": False}
+TEACHER = {"unlabelled": True}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An arm of the study.
+
+    Attributes:
+        method: the pre-training whose checkpoint it loads; None: random weights.
+        options: options of the plans block. ``unlabelled: True`` stands for the task's folder of unlabelled images.
+    """
+
+    trainer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None = None
+
+
+RECIPES = {
+    "plain": Recipe("BaselineTrainer"),
+    "plain-auto": Recipe("BaselineTrainer", AUTO),
+    "plain-none": Recipe("BaselineTrainer", {"mirroring": []}),
+    "plain-unlabelled": Recipe("BaselineTrainer", {**AUTO, **TEACHER}),
+    "random-summed": Recipe("DenseTrainer_scratch", SUMMED),
+    "mae-summed": Recipe("MAETrainer", SUMMED, "mae"),
+    "dense-summed": Recipe("DenseTrainer", SUMMED, "dense"),
+    "dense-stock": Recipe("DenseTrainer", STOCK_HEAD, "dense"),
+    "dense-encoder": Recipe("DenseTrainer", ENCODER, "dense"),
+    "mae-stock": Recipe("MAETrainer", STOCK_HEAD, "mae"),
+    "alice-summed": Recipe("AliceTrainer", {**SUMMED, "branch": "student"}, "alice"),
+    "anatomix-summed": Recipe("AnatomixTrainer", SUMMED, "anatomix"),
+    "mae-unlabelled": Recipe("MAETrainer", {**SUMMED, **TEACHER}, "mae"),
+    "dense-unlabelled": Recipe("DenseTrainer", {**SUMMED, **TEACHER}, "dense"),
+}
+COMMON = ("workers=0", "precision=bf16")
+#: Options of `pretrain METHOD --set`; the steps take about equally long for all methods.
+PRETRAINING: dict[str, Sequence[str]] = {
+    "mae": ("epochs=24", "iterations=50", "lr=1e-3", *COMMON),
+    "dense": ("epochs=12", "iterations=50", *COMMON),
+    "alice": ("epochs=12", "iterations=50", *COMMON),
+    "anatomix": ("epochs=12", "iterations=50", *COMMON),
+}
+
+
+def write_arm(task: Task, work: Path, name: str, pretraining_seed: int) -> Arm:
+    """Write the plans copy of an arm; one with pre-trained weights has the seed of the pre-training in its name."""
+    recipe = RECIPES[name]
+    options = dict(recipe.options)
+    if options.pop("unlabelled", False):
+        options["unlabelled"] = {"images": [str(unlabelled_folder(task, work))]}
+    if recipe.method:
+        name = f"{name}-s{pretraining_seed}"
+        options["checkpoint"] = str(pretraining_folder(task, work, recipe.method, pretraining_seed) / FINAL)
+    plans = f"{PLANS}_{name}"
+    write_plans_copy(task.dataset, PLANS, plans, CONFIGURATION, options)
+    return Arm(name, f"{recipe.trainer}_{EPOCHS}epochs", plans=plans)
+
+
+def pretraining_folder(task: Task, work: Path, method: str, seed: int) -> Path:
+    """Folder of a pre-training; each seed has its own copy of the plans, whose name is in the folder's."""
+    folder = work / "nnUNet_results" / task.dataset / "pretraining"
+    return folder / f"{method}__{_seed_plans(seed)}__{CONFIGURATION}"
+
+
+def pretrain(task: Task, work: Path, steps: Steps, method: str, seed: int) -> None:
+    """Pre-train on the training pool and the unlabelled images; continues an interrupted run."""
+    write_plans_copy(task.dataset, PLANS, _seed_plans(seed), CONFIGURATION)
+    command = ["nnunet-invariance", "pretrain", method, task.dataset, CONFIGURATION, "-p", _seed_plans(seed)]
+    command += ["-device", "cpu", "--seed", str(seed)]
+    if task.unlabelled and method != "anatomix":
+        command += ["--images", str(unlabelled_folder(task, work))]
+    if any(pretraining_folder(task, work, method, seed).glob("checkpoint_*.safetensors")):
+        command += ["--c"]
+    steps.run(f"pretrain {method} {seed}", [*command, "--set", *PRETRAINING[method]])
+
+
+def _seed_plans(seed: int) -> str:
+    return f"{PLANS}_pretraining{seed}"
