@@ -1,4 +1,4 @@
-"""Environment variables of nnU-Net that must hold numbers; nnU-Net reads them on import, so this module comes first."""
+"""Environment variables of nnU-Net that must be numbers; nnU-Net reads them on import, so this module comes first."""
 
 import os
 
@@ -11,11 +11,11 @@ NUMBERS = {"nnUNet_def_n_proc": 1, "nnUNet_n_proc_DA": 0}
 def check_numbers() -> None:
     """Check the variables with the numbers of worker processes, all at once.
 
-    >>> os.environ["nnUNet_def_n_proc"] = "many"
-    >>> check_numbers()
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, nnUNet_def_n_proc="many"):
+    ...     check_numbers()
     Traceback (most recent call last):
     nnunet_invariance.errors.EnvironmentNotSetError: nnUNet_def_n_proc is 'many', expected a whole number of at ...
-    >>> del os.environ["nnUNet_def_n_proc"]
 
     Raises:
         EnvironmentNotSetError: names every variable with another value.

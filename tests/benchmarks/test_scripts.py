@@ -12,11 +12,13 @@ import torch
 from benchmarks.common import environment, publish
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted(
-    ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for file in ROOT.glob("benchmarks/*/*.py")
+#: Scripts by the name that `python -m` takes; a package has its command in ``__main__.py``.
+FILES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"): file
+    for file in (*ROOT.glob("benchmarks/*/*.py"), *ROOT.glob("benchmarks/studies/*/__main__.py"))
     if "__main__" in file.read_text(encoding="utf-8")
-)
+}
+SCRIPTS = sorted(FILES)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -26,8 +28,7 @@ def test_a_benchmark_starts_and_shows_its_arguments(script, monkeypatch, capsys)
         runpy.run_module(script, run_name="__main__")
     assert stop.value.code == 0
     assert "usage:" in capsys.readouterr().out
-    path = ROOT / f"{script.replace('.', '/')}.py"
-    assert f"python -m {script} " in path.read_text(encoding="utf-8"), "the docstring states the command"
+    assert f"python -m {script} " in FILES[script].read_text(encoding="utf-8"), "the docstring states the command"
 
 
 def test_the_readme_lists_every_benchmark_and_no_other():

@@ -406,7 +406,10 @@ def compare(tiny, plans_name: str, out: Path, **changes) -> Path:
         ({"pretraining": [], "slurm": {"timeout_min": 9}}, r"--pretrain runs here, not on Slurm"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_and_leaves_nothing(tiny, plans_name, tmp_path, changes, message):
+def test_what_cannot_be_compared_is_refused_and_leaves_nothing(
+    tiny, plans_name, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr("nnunet_invariance.evaluation.protocols.protocol.require_submitit", lambda: None)
     with pytest.raises(ComparisonError, match=message):
         compare(tiny, plans_name, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()

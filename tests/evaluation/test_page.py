@@ -21,14 +21,20 @@ from nnunet_invariance.evaluation.scoring.scores import Score
 
 ARMS = ["AliceTrainer_2epochs", "AliceTrainer_scratch_2epochs"]
 RECORD = {
+    "protocol": "few-shot",
     "dataset": DATASET,
     "plans": PLANS,
     "configuration": CONFIGURATION,
     "seed": 0,
     "contrasts": [],
+    "pretrainings": {},
+    "starts_from": {},
+    "left_out": {},
+    "transductive": {},
+    "plans_sha256": "0" * 64,
     "mirroring": False,
     "tolerance": None,
-    "arms": {name: {"trainer": name} for name in ARMS},
+    "arms": {name: {"trainer": name, "environment": []} for name in ARMS},
     "subsets": [{"name": "shots2_draw0", "shots": 2, "draw": 0, "train": [], "val": []}],
     "tests": [{"name": "", "cases": ["case_002", "case_003"]}],
 }

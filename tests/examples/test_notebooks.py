@@ -1,6 +1,8 @@
 """The notebooks run from the first cell to the last, in an empty folder."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ def execute(notebook: Path) -> dict[str, Any]:
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for tree in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{tree}", "")  # restored after the test; the notebook sets it
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planner passes it to torch.set_num_threads

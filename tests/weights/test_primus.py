@@ -138,7 +138,7 @@ def test_files_that_contradict_their_plans_are_refused(tmp_path, tiny_size):
         import_foreign(write_primus(tmp_path / "b.pth", source, patch=[16, 16, 16]))
     with pytest.raises(WeightsIncompatibleError, match="contains a PrimusV2M, which our trainers cannot use"):
         import_foreign(write_primus(tmp_path / "c.pth", source, size="V2M"))
-    with pytest.raises(UnsupportedConfigurationError, match=r"\[16, 16, 20\].*multiple of 8"):
+    with pytest.raises(CheckpointCorruptError, match=r"\[16, 16, 20\].*multiple of 8"):
         import_foreign(write_primus(tmp_path / "d.pth", source, patch=[16, 16, 20]))
     assert not list(tmp_path.glob("*.safetensors"))
 

@@ -46,6 +46,7 @@ ARCHITECTURES = {
     "nnunet_invariance/weights/trusted_architecture.py",
     "nnunet_invariance/weights/importers/sam.py",  # literal arguments
     "nnunet_invariance/weights/importers/anatomix.py",  # literal arguments
+    "nnunet_invariance/networks/frozen_features.py",  # literal arguments
     "nnunet_invariance/pretraining/methods/sam.py",  # literal arguments
     "nnunet_invariance/pretraining/engine/target.py",  # the user's plans, or a preset
     "nnunet_invariance/modality_translation/translator.py",  # the user's plans
