@@ -17,7 +17,7 @@ class Size:
     Attributes:
         patch, small: side of the patch for measurements, and of the patch for short trainings.
         volume: side of the stored cases.
-        stages, features: of the U-Net, the finest stage first.
+        features: of the stages of the U-Net, the finest first.
         synthesis: side of a synthetic volume.
         steps: timed steps. curve: steps of a training curve. workers: processes of a data loader.
         tests: arguments of pytest that choose the contract tests. trainers: names; empty: all trainers.
@@ -26,7 +26,6 @@ class Size:
     patch: int
     small: int
     volume: int
-    stages: int
     features: tuple[int, ...]
     synthesis: int
     steps: int
@@ -37,9 +36,9 @@ class Size:
 
 
 CONTRACTS = ("tests/losses", "tests/augmentation", "tests/pretraining/test_method_contract.py")
-FULL = Size(128, 64, 280, 6, (32, 64, 128, 256, 320, 320), 128, 20, 60, 12, (*CONTRACTS, "-k", "not rank"))
+FULL = Size(128, 64, 280, (32, 64, 128, 256, 320, 320), 128, 20, 60, 12, (*CONTRACTS, "-k", "not rank"))
 SHORT = ("tests/augmentation/on_device/test_transforms.py", "-k", "brightness")
-TINY = Size(16, 16, 24, 3, (4, 8, 8), 32, 1, 4, 0, SHORT, ("ICMSegTrainer", "PUIRTrainer"))
+TINY = Size(16, 16, 24, (4, 8, 8), 32, 1, 4, 0, SHORT, ("ICMSegTrainer", "PUIRTrainer"))
 SIZES = {"full": FULL, "tiny": TINY}
 
 

@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from benchmarks.gpu.context import Context
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.networks.planned import Architecture
+from nnunet_invariance.networks.stock import plain_conv_unet
 
 #: Data sets by their number of channels.
 DATASETS = {1: "Dataset995_OneChannel", 2: "Dataset996_TwoChannels"}
@@ -38,25 +39,7 @@ def use_folders(context: Context) -> None:
 
 def planned_network(context: Context, channels: int = 1, outputs: int = CLASSES + 1) -> Architecture:
     """The stock U-Net of nnU-Net's plans."""
-    stages = context.size.stages
-    arguments = {
-        "n_stages": stages,
-        "features_per_stage": list(context.size.features),
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-    return Architecture(name, arguments, ("conv_op", "norm_op", "dropout_op", "nonlin"), channels, outputs)
+    return Architecture.from_plans(plain_conv_unet(context.size.features), channels, outputs)
 
 
 def make_trainer(

@@ -1,8 +1,8 @@
 """``nnunet-invariance adapt``: adapt the norms of a trained model to images without labels."""
 
 import argparse
-from pathlib import Path
 
+from nnunet_invariance.cli.arguments import add_model_arguments
 from nnunet_invariance.cli.help import ShowDefaults
 from nnunet_invariance.common.wording import counted
 
@@ -18,13 +18,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "pass of two patches.",
         formatter_class=ShowDefaults,
     )
+    add_model_arguments(parser, "NEW_MODEL_FOLDER", "it must be empty or not exist")
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL_FOLDER", help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")
-    add("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with CASE_0000, CASE_0001, ...")
-    add("-o", dest="out", type=Path, required=True, metavar="NEW_MODEL_FOLDER", help="it must be empty or not exist")
-    add("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of the model (default: all that exist)")
-    add("-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME", help="checkpoint of every fold")
-    add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the network")
     add("--steps", type=int, default=5, metavar="N", help="steps for each case")
     add("--lr", type=float, default=1e-3, help="learning rate")
     add("--seed", type=int, default=0, help="seed of the patches and of the styles")

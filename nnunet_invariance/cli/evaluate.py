@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_invariance.cli.arguments import at_least
 from nnunet_invariance.cli.help import ShowDefaults
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="where to train and predict")
     add("--disable_tta", action="store_true", help="predict without mirroring")
-    add("--jobs", type=_positive, default=1, metavar="N", help="trainings at a time")
+    add("--jobs", type=at_least(1), default=1, metavar="N", help="trainings at a time")
     add("--devices", nargs="+", default=[], metavar="ID", help="GPUs that the trainings are assigned to")
     add("--submit", choices=["slurm"], help="submit the trainings to Slurm as an array, --jobs at a time")
     add(
@@ -143,12 +144,6 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 
 def _shots(word: str) -> int | str:
     return word if word == "all" else int(word)
-
-
-def _positive(word: str) -> int:
-    if int(word) < 1:
-        raise ValueError
-    return int(word)
 
 
 def run(args: argparse.Namespace) -> int:

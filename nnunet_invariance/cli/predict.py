@@ -2,8 +2,8 @@
 
 import argparse
 import time
-from pathlib import Path
 
+from nnunet_invariance.cli.arguments import add_model_arguments, at_least
 from nnunet_invariance.cli.help import ShowDefaults
 from nnunet_invariance.common.wording import counted
 
@@ -19,24 +19,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "of it, which takes N + 1 times as long. Warns of images whose intensities are far from the training's.",
         formatter_class=ShowDefaults,
     )
+    add_model_arguments(parser, "OUT", "output folder")
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL_FOLDER", help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")
-    add("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with CASE_0000, CASE_0001, ...")
-    add("-o", dest="out", type=Path, required=True, metavar="OUT", help="output folder")
-    add("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of the model (default: all that exist)")
-    add("-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME", help="checkpoint of every fold")
-    add("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="device of the network")
-    add("--styles", type=_count, default=0, metavar="N", help="number of random styles of every image")
+    add("--styles", type=at_least(0), default=0, metavar="N", help="number of random styles of every image")
     add("--seed", type=int, default=0, help="seed of the styles")
     add("--disable_tta", action="store_true", help="predict without mirroring")
     add("--save_probabilities", action="store_true", help="also write the probabilities")
-    add("--workers", type=_count, default=3, metavar="N", help="processes for preprocessing and export; 0: none")
-
-
-def _count(word: str) -> int:
-    if int(word) < 0:
-        raise ValueError
-    return int(word)
+    add("--workers", type=at_least(0), default=3, metavar="N", help="processes for preprocessing and export; 0: none")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,24 +8,8 @@ from torch import Tensor, nn
 
 from nnunet_invariance.networks.architectures.anatomix_unet import DESIGNS, AnatomixUNet
 from nnunet_invariance.networks.planned import Architecture, PlannedModule, decode
+from nnunet_invariance.networks.stock import PLAIN4, plain_conv_unet
 
-#: Description of the network of the shipped weights ``anatomix_plain4``: nnU-Net's plan for small isotropic images.
-PLAIN4: dict[str, Any] = {
-    "n_stages": 4,
-    "features_per_stage": [32, 64, 128, 256],
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "kernel_sizes": [[3, 3, 3]] * 4,
-    "strides": [[1, 1, 1]] + [[2, 2, 2]] * 3,
-    "n_conv_per_stage": [2] * 4,
-    "n_conv_per_stage_decoder": [2] * 3,
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin": "torch.nn.LeakyReLU",
-    "nonlin_kwargs": {"inplace": True},
-}
 PLAIN4_DIVISOR = 8  # voxels, of every axis of a patch
 
 
@@ -49,8 +33,7 @@ class PlannedBackbone(nn.Module):
 
 def plain4() -> PlannedModule:
     """The network of the shipped weights ``anatomix_plain4``, with random weights."""
-    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-    return Architecture(name, PLAIN4, ("conv_op", "norm_op", "dropout_op", "nonlin"), 1, 1).build()
+    return Architecture.from_plans(plain_conv_unet(PLAIN4), 1, 1).build()
 
 
 def build_backbone(features: str, channels: int) -> Any:

@@ -14,8 +14,9 @@ from nnunet_invariance.errors import (
     WeightsNotFoundError,
 )
 from nnunet_invariance.networks.architectures.anatomix_unet import NETWORK, arch_kwargs
-from nnunet_invariance.networks.frozen_features import PLAIN4, PlannedBackbone, plain4
+from nnunet_invariance.networks.frozen_features import PlannedBackbone, plain4
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
+from nnunet_invariance.networks.stock import PLAIN4, plain_conv_unet
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from nnunet_invariance.weights.locate import shipped_files
 from tests.helpers.small_checkpoints import metadata
@@ -59,7 +60,7 @@ def write_unet(path: Path, prefix: str = "", **changes) -> Path:
 def test_the_network_of_the_shipped_weights_is_the_one_that_is_built():
     (file,) = (path for path in shipped_files() if path.stem == "anatomix_plain4")
     found = read_metadata(file)["architecture"]
-    assert found["arch_kwargs"] == json.loads(json.dumps(PLAIN4))
+    assert found["arch_kwargs"] == json.loads(json.dumps(plain_conv_unet(PLAIN4)["arch_kwargs"]))
     assert (found["input_channels"], found["num_classes"]) == (1, 1)
 
 

@@ -103,7 +103,7 @@ def script(monkeypatch):
     spec = importlib.util.spec_from_file_location("anatomix_weights", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setitem(anatomix_networks.NETWORK_PRESETS, "plain4", anatomix_networks.plain_conv_unet((4, 8, 16), 32))
+    monkeypatch.setitem(anatomix_networks.NETWORK_PRESETS, "plain4", anatomix_networks.stock_preset((4, 8, 16), 32))
     return module
 
 

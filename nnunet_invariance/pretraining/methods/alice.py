@@ -110,8 +110,8 @@ class Alice(Method):
         alignment: decides where the partner of a crop is centred; default: that of the options.
 
     >>> from nnunet_invariance.networks.planned import Architecture
-    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
-    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
+    >>> from nnunet_invariance.networks.stock import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8)), 1, 1)
     >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
     >>> Alice(setup, AliceOptions(head_width=8, num_prototypes=8)).loss_weights
     {'inter': 0.0, 'intra': 1.0, 'mim': 10.0}

@@ -61,8 +61,8 @@ class Dense(Method):
     a view or of the image are left out. Encoder and decoder are both trained. There is no teacher.
 
     >>> from nnunet_invariance.networks.planned import Architecture
-    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
-    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
+    >>> from nnunet_invariance.networks.stock import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8)), 1, 1)
     >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
     >>> Dense(setup, DenseOptions()).loss_weights
     {'contrast': 1.0, 'reconstruction': 0.0}

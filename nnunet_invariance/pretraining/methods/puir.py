@@ -123,8 +123,8 @@ class PUIR(Method):
     A modality that a case lacks is a constant channel, which is no source, no target and in no loss. Crops are
     augmented in geometry only, because the method learns one mapping from X_h to intensities for all cases.
 
-    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
-    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 2, 2)
+    >>> from nnunet_invariance.networks.stock import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8)), 2, 2)
     >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
     >>> len(PUIR(setup, PUIROptions()).symmetries)
     48

@@ -79,8 +79,8 @@ class PUIRTranslation(PUIR):
     authors' code. The training starts from a finished ``pretrain puir``.
 
     >>> from nnunet_invariance.networks.planned import Architecture
-    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
-    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 2, 2)
+    >>> from nnunet_invariance.networks.stock import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8)), 2, 2)
     >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
     >>> PUIRTranslation(setup, PUIRTranslationOptions()).loss_weights["translation"]
     1.0

@@ -77,8 +77,8 @@ class SAM(Method):
     feature maps, so that they suit every spacing. There is no teacher, and the decoder of the planned network is not
     trained.
 
-    >>> from nnunet_invariance.pretraining.methods.anatomix_networks import plain_conv_unet
-    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8), 16).architecture, 1, 1)
+    >>> from nnunet_invariance.networks.stock import plain_conv_unet
+    >>> planned = Architecture.from_plans(plain_conv_unet((4, 8)), 1, 1)
     >>> setup = Setup(planned, (16, 16, 16), (1.0, 1.0, 1.0), batch_size=2, unit_range=True, cases=())
     >>> SAM(setup, SAMOptions(features=8)).heads.fine_cell
     (2, 2, 2)

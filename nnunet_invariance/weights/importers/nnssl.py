@@ -6,6 +6,7 @@ from typing import Any
 
 from nnunet_invariance.errors import CheckpointCorruptError
 from nnunet_invariance.networks.architectures.primus import SIZES, arch_kwargs
+from nnunet_invariance.networks.stock import REQUIRES_IMPORT, unet_arguments
 from nnunet_invariance.weights.importers.network import UNKNOWN_CITATION, ForeignNetwork, classes_of, without_wrappers
 from nnunet_invariance.weights.transfer_report import ENCODER
 from nnunet_invariance.weights.trusted_architecture import PRIMUS, architecture_of, plain
@@ -18,23 +19,9 @@ EVA, POSITIONS = "eva", "eva.pos_embed"
 PRIMUS_ENCODER = ("eva.", "down_projection.")
 
 #: Arguments of the network that nnssl names without arguments: nnU-Net's residual encoder preset L.
-RESENC_L: dict[str, Any] = {
-    "n_stages": 6,
-    "features_per_stage": [32, 64, 128, 256, 320, 320],
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "kernel_sizes": [[3, 3, 3]] * 6,
-    "strides": [[1, 1, 1], *[[2, 2, 2]] * 5],
-    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
-    "n_conv_per_stage_decoder": [1] * 5,
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin": "torch.nn.LeakyReLU",
-    "nonlin_kwargs": {"inplace": True},
-}
-IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")
+RESENC_L = unet_arguments(
+    (32, 64, 128, 256, 320, 320), n_blocks_per_stage=[1, 3, 4, 6, 6, 6], n_conv_per_stage_decoder=[1] * 5
+)
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
@@ -97,7 +84,11 @@ def _architecture(plan: Mapping[str, Any]) -> dict[str, Any]:
         arguments = arch_kwargs(name.removeprefix(PRIMUS), _patch(plan))
         return {"network_class_name": PRIMUS, "arch_kwargs": arguments, "_kw_requires_import": ()}
     if name == "ResEncL":
-        return {"network_class_name": "ResidualEncoderUNet", "arch_kwargs": RESENC_L, "_kw_requires_import": IMPORTED}
+        return {
+            "network_class_name": "ResidualEncoderUNet",
+            "arch_kwargs": RESENC_L,
+            "_kw_requires_import": REQUIRES_IMPORT,
+        }
     required = plans.get("arch_kwargs_requiring_import") or ()
     return {"network_class_name": name, "arch_kwargs": plans["arch_kwargs"] or {}, "_kw_requires_import": required}
 
