@@ -1,7 +1,6 @@
 """Read and check the options block of a plans file: ``plans["configurations"][c]["nnunet_invariance"]``."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from nnunet_invariance.plans.options import (
     TransferOptions,
 )
 from nnunet_invariance.plans.style_options import ICMSegTrainerOptions, MaskGenTrainerOptions, StyleOptions
+from nnunet_invariance.plans.values import require_known
 
 #: Every options class of a trainer; a plans copy may hold fields of all of them.
 OPTIONS: tuple[type[BaselineOptions], ...] = (
@@ -60,11 +60,7 @@ def read_options(cls: type[OptionsType], configuration: Mapping[str, Any]) -> Op
         raise OptionError(msg)
     own = {item.name for item in dataclasses.fields(cls)}
     known = {item.name for options in OPTIONS for item in dataclasses.fields(options)}
-    for name in block:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known options: {', '.join(sorted(known))}."
-            raise OptionError(f"Unknown option {name!r} in the plans block {BLOCK!r}. {hint}")
+    require_known(block, known, f"in the plans block {BLOCK!r}")
     return cls(**{name: value for name, value in block.items() if name in own})
 
 

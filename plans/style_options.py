@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from nnunet_invariance.augmentation.style_names import StyleName
 from nnunet_invariance.common.options import choice, number, option
 from nnunet_invariance.plans.options import DenseContrastOptions
 from nnunet_invariance.plans.values import are_stages
@@ -23,15 +24,8 @@ class StyleOptions(DenseContrastOptions):
     'pair'
     """
 
-    style: Literal["mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"] = choice(
-        "mixed",
-        "gin",
-        "gin_ipa",
-        "randconv",
-        "slaug",
-        "gmm",
-        "clusters",
-        doc="Style intervention; docs/icmseg.md describes each.",
+    style: StyleName = choice(  # noqa: RUF009  a field, as all others
+        *get_args(StyleName), doc="Style intervention; docs/icmseg.md describes each."
     )
     # With the labels unread, networks were better on the trained contrast and on three changed ones (docs/icmseg.md).
     tissues: Literal["image", "labels"] = choice(

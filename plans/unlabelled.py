@@ -1,14 +1,13 @@
 """Options of learning from unlabelled scans: the value of ``unlabelled`` in the options block of a plans file."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
+from nnunet_invariance.augmentation.style_names import StyleName
 from nnunet_invariance.common.options import Options, choice, flag, number, option
-from nnunet_invariance.errors import OptionError
-from nnunet_invariance.plans.values import are_names, are_paths
+from nnunet_invariance.plans.values import are_names, are_paths, require_known
 
 #: Every preprocessed case that the fold neither trains on nor validates on.
 REST = "rest"
@@ -55,15 +54,9 @@ class UnlabelledOptions(Options):
     ema: float = number(
         0.99, 0.0, 1.0, high_excluded=True, doc="Share of the teacher's weights that a training step keeps."
     )
-    strong: Literal["intensity", "mixed", "gin", "gin_ipa", "randconv", "slaug", "gmm", "clusters"] = choice(
+    strong: Literal["intensity"] | StyleName = choice(  # noqa: RUF009  a field, as all others
         "intensity",
-        "mixed",
-        "gin",
-        "gin_ipa",
-        "randconv",
-        "slaug",
-        "gmm",
-        "clusters",
+        *get_args(StyleName),
         doc="How the student's view differs from the teacher's: gamma, contrast, brightness and noise, or one of the "
         "style interventions of docs/icmseg.md.",
     )
@@ -91,10 +84,5 @@ class UnlabelledOptions(Options):
         Raises:
             OptionError: a field is unknown, of the wrong type or out of range.
         """
-        known = [item.name for item in dataclasses.fields(cls)]
-        for name in value:
-            if name not in known:
-                nearest = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known options: {', '.join(sorted(known))}."
-                raise OptionError(f'Unknown option {name!r} of "unlabelled" in the plans block. {hint}')
+        require_known(value, {item.name for item in dataclasses.fields(cls)}, 'of "unlabelled" in the plans block')
         return cls(**value)

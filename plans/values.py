@@ -1,9 +1,28 @@
-"""What counts as a valid list in an option."""
+"""Which names and lists are valid in the options block."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.options import is_int
+from nnunet_invariance.common.wording import did_you_mean
+from nnunet_invariance.errors import OptionError
+
+
+def require_known(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse unknown names of options.
+
+    Args:
+        where: place of the names, for the message.
+
+    Raises:
+        OptionError: suggests the nearest known name, or lists all of them.
+    """
+    known = sorted(known)
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(str(name), known) or f" Known options: {', '.join(known)}."
+            raise OptionError(f"Unknown option {name!r} {where}.{hint}")
 
 
 def are_axes(value: Any) -> bool:

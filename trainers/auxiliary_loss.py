@@ -40,15 +40,9 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
     #: Remedy for the log if the device runs out of memory although the second view has one sample only.
     memory_remedy: ClassVar[str] = '"aux": false in the plans block "nnunet_invariance"'
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_up(self) -> None:
+        """As the base; creates the attributes of the auxiliary losses, which are built later."""
+        super().set_up()
         self.aux: nn.ModuleDict = nn.ModuleDict()
         self.feature_hook: EncoderFeatureHook | None = None
         self.generator = torch.Generator()

@@ -25,12 +25,7 @@ from nnunet_invariance.nnunet.missing_files import accept_missing_channels
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import BaselineOptions
 from nnunet_invariance.plans.unlabelled import UnlabelledOptions
-from nnunet_invariance.trainers.configuration import (
-    check_channels,
-    check_device_augmentation,
-    check_unlabelled,
-    configuration_of,
-)
+from nnunet_invariance.trainers.configuration import check_channels, check_no_cascade, configuration_of
 from nnunet_invariance.trainers.error_display import show_message_only
 from nnunet_invariance.trainers.mirroring import mirroring_of
 from nnunet_invariance.trainers.non_finite_guard import NonFiniteGuard, is_finite, require_finite
@@ -93,7 +88,9 @@ class BaselineTrainer(nnUNetTrainer):
         self.check(plans, configuration, dataset_json)
         self.options = read_options(self.options_class, configuration_of(plans, configuration).configuration)
         if self.options.augmentation == "device":
-            check_device_augmentation(plans, configuration)
+            check_no_cascade(plans, configuration, '"augmentation": "device"')
+        if self.options.unlabelled is not None:
+            check_no_cascade(plans, configuration, '"unlabelled"')
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.length_in_epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
@@ -107,6 +104,10 @@ class BaselineTrainer(nnUNetTrainer):
         self.unlabelled: UnlabelledLearning | None = None
         self.device_augmentation: DeviceAugmentation | None = None
         self.augmentation_generator = torch.Generator()
+        self.set_up()
+
+    def set_up(self) -> None:
+        """Create further attributes at the end of the constructor, whose signature nnU-Net inspects; none here."""
 
     def check(self, plans: dict, configuration: str, dataset_json: dict) -> None:
         """Refuse unsupported plans or data; called before any file is written.
@@ -115,7 +116,6 @@ class BaselineTrainer(nnUNetTrainer):
             UnsupportedConfigurationError
         """
         check_channels(plans["dataset_name"], dataset_json, self.least_channels, type(self).__name__)
-        check_unlabelled(plans, configuration, type(self).__name__)
 
     def choose_precision(self) -> Precision:
         """The precision of the option; "auto" keeps nnU-Net's on CUDA, so that a comparison with it is fair."""

@@ -42,16 +42,19 @@ def check_supported(plans: dict, name: str, dimensions: Sequence[int], trainer: 
     )
 
 
-def check_device_augmentation(plans: dict, name: str) -> None:
-    """Refuse cascades, whose augmentation of the previous segmentation has no form on the device.
+def check_no_cascade(plans: dict, name: str, option: str) -> None:
+    """Refuse an option in the second stage of a cascade, whose input includes the segmentation of the first stage.
+
+    Args:
+        option: the option as in the plans, for the message.
 
     Raises:
         UnknownConfigurationError, UnsupportedConfigurationError
     """
     if configuration_of(plans, name).previous_stage_name is not None:
         raise UnsupportedConfigurationError(
-            f"{name} of {plans['plans_name']} is the second stage of a cascade, which the device cannot augment. "
-            'Set "augmentation": "nnunet" in the plans block "nnunet_invariance" of this configuration.'
+            f"{name} of {plans['plans_name']} is the second stage of a cascade, which does not support {option}. "
+            f'Remove it from the plans block "{BLOCK}" of this configuration; other configurations can have it.'
         )
 
 
@@ -67,21 +70,6 @@ def check_channels(dataset_name: str, dataset_json: dict, least: int, trainer: s
         raise UnsupportedConfigurationError(
             f"{dataset_name} has {found}; {trainer} needs at least {counted(least, 'channel')} per case. "
             "Train this data set with another trainer."
-        )
-
-
-def check_unlabelled(plans: dict, name: str, trainer: str) -> None:
-    """Refuse unlabelled scans in a cascade, whose second stage needs segmentations of the first.
-
-    Raises:
-        UnknownConfigurationError, UnsupportedConfigurationError
-    """
-    configuration = configuration_of(plans, name)
-    block = configuration.configuration.get(BLOCK)
-    if configuration.previous_stage_name is not None and isinstance(block, dict) and block.get("unlabelled"):
-        raise UnsupportedConfigurationError(
-            f'{trainer} cannot use "unlabelled" in {name} of {plans["plans_name"]}, the second stage of a cascade. '
-            "Remove the option from this configuration; the first stage and 3d_fullres can have it."
         )
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import matplotlib.style
 import numpy as np
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
-from torch import distributed as dist
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.collectives import all_gather_objects
 from nnunet_invariance.pretraining.engine.history import draw_history
 
 
@@ -17,13 +17,10 @@ def log_curves(logger: MetaLogger, values: dict[str, float], epoch: int) -> None
 
     Every rank must call this function. Earlier epochs without a value get NaN.
     """
-    if dist.is_available() and dist.is_initialized():
-        ranks: list[dict[str, float]] = [{}] * dist.get_world_size()
-        dist.all_gather_object(ranks, values)
-        values = {name: float(np.mean([rank[name] for rank in ranks])) for name in values}
-    for name, value in values.items():
+    ranks = all_gather_objects(values)
+    for name in values:
         logger.local_logger.my_fantastic_logging.setdefault(name, [math.nan] * epoch)
-        logger.log(name, value, epoch)
+        logger.log(name, float(np.mean([rank[name] for rank in ranks])), epoch)
 
 
 def draw_curves(logger: MetaLogger, names: list[str], path: Path) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
+
+from nnunet_invariance.common.collectives import all_reduce_sum
 
 EVERY = 25  # steps
 MOMENTUM = 0.9
@@ -39,12 +40,11 @@ class GradientShare:
         """Measure the gradients of two losses at the parameters; a measurement that is not finite is ignored.
 
         Args:
+            parameters: those that require no gradient are ignored.
             scale: factor of both losses, against underflow in half precision; it cancels.
         """
         norms = torch.stack([self._norm(scale * loss, parameters) for loss in (reference, auxiliary)])
-        if dist.is_initialized():
-            dist.all_reduce(norms)
-        found, other = norms.tolist()
+        found, other = all_reduce_sum(norms).tolist()
         if not (math.isfinite(found) and math.isfinite(other)) or other == 0:
             return
         measured = self.share * found / other
@@ -52,6 +52,7 @@ class GradientShare:
 
     @staticmethod
     def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
         with torch.autocast(loss.device.type, enabled=False):  # a backward pass belongs outside of autocast
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
         return torch.stack([g.float().norm() for g in gradients if g is not None]).norm()

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
+from nnunet_invariance.pretraining.engine.method import update_ema
 from nnunet_invariance.trainers.schedule import ramp
 
 #: A teacher whose pseudo-Dice is lower than the student's by more than this is not trusted.
@@ -46,13 +46,9 @@ class MeanTeacher:
         """Copy the student."""
         self.network.load_state_dict(student.state_dict())
 
-    @torch.no_grad()
     def follow(self, student: nn.Module) -> None:
         """Move towards the student after one of its steps."""
-        for own, other in zip(self.network.parameters(), student.parameters(), strict=True):
-            own.lerp_(other, 1 - self.ema)
-        for buffer, value in zip(self.network.buffers(), student.buffers(), strict=True):
-            buffer.copy_(value)
+        update_ema(self.network, student, self.ema)
 
 
 class Trust:

@@ -48,15 +48,9 @@ class PretrainedTrainer(BaselineTrainer):
     #: Set by names such as ``AliceTrainer_scratch``: random encoder, full learning rate, nothing frozen.
     scratch: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_up(self) -> None:
+        """As the base; no weights are loaded yet."""
+        super().set_up()
         self.transfer_report: dict[str, Any] | None = None
         self.curves: list[str] = []
 

@@ -102,11 +102,31 @@ class SeededBatches:
         return next(self.loader)
 
 
+def loader_of(augmenter: Augmenter) -> Any:
+    """The data loader in one of nnU-Net's augmenters."""
+    return augmenter.data_loader if isinstance(augmenter, SingleThreadedAugmenter) else augmenter.generator
+
+
 def seeded_augmenter(augmenter: Augmenter, entropy: tuple[int, ...], first: int) -> Augmenter:
-    """Replace nnU-Net's augmenter by an ordered one over :class:`SeededBatches` with the same number of workers."""
-    if isinstance(augmenter, SingleThreadedAugmenter):
-        return SingleThreadedAugmenter(SeededBatches(augmenter.data_loader, entropy, first), None)
-    augmenter._finish()
-    workers = augmenter.num_processes
-    batches = SeededBatches(augmenter.generator, entropy, first, workers)
-    return MultiThreadedAugmenter(batches, None, workers, pin_memory=augmenter.pin_memory, wait_time=0.002)
+    """Replace nnU-Net's augmenter by one whose batches are seeded, see :func:`make_augmenter`."""
+    if not isinstance(augmenter, SingleThreadedAugmenter):
+        augmenter._finish()
+    return make_augmenter(loader_of(augmenter), augmenter, entropy, first)
+
+
+def make_augmenter(loader: Any, like: Augmenter, entropy: tuple[int, ...] | None, first: int) -> Augmenter:
+    """Build an augmenter with as many workers as another one; a seeded one is ordered, over :class:`SeededBatches`.
+
+    Args:
+        loader: nnU-Net's data loader.
+        like: the other augmenter.
+        entropy: numbers that identify the stream; None leaves it unseeded.
+        first: index of the first batch of a seeded stream.
+    """
+    if isinstance(like, SingleThreadedAugmenter):
+        return SingleThreadedAugmenter(loader if entropy is None else SeededBatches(loader, entropy, first), None)
+    workers, pin = like.num_processes, like.pin_memory
+    if entropy is None:
+        return NonDetMultiThreadedAugmenter(loader, None, workers, 2, pin_memory=pin, wait_time=0.002)
+    batches = SeededBatches(loader, entropy, first, workers)
+    return MultiThreadedAugmenter(batches, None, workers, pin_memory=pin, wait_time=0.002)

@@ -18,7 +18,7 @@ from nnunet_invariance.trainers.configuration import encoder_of
 from nnunet_invariance.trainers.dense_contrast import DenseContrastTrainer
 from nnunet_invariance.trainers.gradient_share import GradientShare
 from nnunet_invariance.trainers.schedule import ramp
-from nnunet_invariance.trainers.targets import cloned, finest, rows_of, tissue_labels
+from nnunet_invariance.trainers.targets import finest, rows_of, tissue_labels
 
 
 class StyleTrainer(DenseContrastTrainer):
@@ -37,15 +37,9 @@ class StyleTrainer(DenseContrastTrainer):
     options: StyleOptions
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_up(self) -> None:
+        """As the base; creates the weight that follows the gradients."""
+        super().set_up()
         share = self.options.aux_gradient_share
         self.gradient_share = None if share is None else GradientShare(share)
 
@@ -53,6 +47,11 @@ class StyleTrainer(DenseContrastTrainer):
     def paired(self) -> bool:
         """Whether a step uses two views of each patch."""
         return self.options.style_views == "pair"
+
+    @property
+    def trains_on_views(self) -> bool:
+        """A single view that is never styled needs no views: the step is nnU-Net's own."""
+        return super().trains_on_views and (self.paired or self.options.style_probability > 0)
 
     def view_transforms(self, pipeline: BasicTransform) -> BasicTransform:
         """As the base; a single view needs the intensity transforms once."""
@@ -91,8 +90,7 @@ class StyleTrainer(DenseContrastTrainer):
         step = self.current_epoch * self.num_iterations_per_epoch + self.step_in_epoch
         if self.gradient_share is not None and self.gradient_share.is_due(step):
             # In a pass of its own: a compiled network does not keep its graph for a second backward pass.
-            again = {**batch, "target": cloned(batch["target"])}  # nnU-Net changes a target with ignored voxels
-            segmentation, losses = self._losses_of_pair(self.plain_network, again, view)
+            segmentation, losses = self._losses_of_pair(self.plain_network, batch, view)
             encoder = encoder_of(self.plain_network, type(self).__name__)
             scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
             self.gradient_share.update(segmentation, losses["info_nce"], list(encoder.parameters()), scale)

@@ -10,8 +10,8 @@ import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor
-from torch import distributed as dist
 
+from nnunet_invariance.common.collectives import all_gather_objects, on_first_rank
 from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
@@ -19,17 +19,10 @@ from nnunet_invariance.plans.unlabelled import UnlabelledOptions
 from nnunet_invariance.trainers.curves import draw_curves, log_curves
 from nnunet_invariance.trainers.mean_teacher import MeanTeacher, Trust, keeps_teacher, pseudo_dice, scheduled_weight
 from nnunet_invariance.trainers.pseudo_labels import PseudoLabelLoss, counted_voxels, foreground_voxels, pseudo_labels
-from nnunet_invariance.trainers.seeding import Augmenter, Stream
+from nnunet_invariance.trainers.seeding import Augmenter, Stream, loader_of, make_augmenter
 from nnunet_invariance.trainers.strong_view import change_appearance, choose_flips, view_generator
 from nnunet_invariance.trainers.targets import finest
-from nnunet_invariance.trainers.unlabelled_cases import (
-    UnlabelledDataset,
-    UnlabelledLoader,
-    find_unlabelled,
-    labelled_loader,
-    like_augmenter,
-    on_first_rank,
-)
+from nnunet_invariance.trainers.unlabelled_cases import UnlabelledDataset, UnlabelledLoader, find_unlabelled
 
 if TYPE_CHECKING:
     from nnunet_invariance.trainers.baseline import BaselineTrainer
@@ -86,11 +79,11 @@ class UnlabelledLearning:
         if trainer.local_rank == 0:
             write_json(Path(trainer.output_folder, "unlabelled.json"), [case._asdict() for case in cases])
         loader = UnlabelledLoader(
-            UnlabelledDataset(cases), labelled_loader(labelled), trainer.label_manager, trainer.plain_transforms
+            UnlabelledDataset(cases), loader_of(labelled), trainer.label_manager, trainer.plain_transforms
         )
         seed = trainer.options.seed
         entropy = None if seed is None else (seed, trainer.local_rank, Stream.UNLABELLED)
-        self.loader = like_augmenter(labelled, loader, entropy, self.drawn)
+        self.loader = make_augmenter(loader, labelled, entropy, self.drawn)
 
     def start(self) -> None:
         """Start the teacher from the initial student; a continued run has its state from the checkpoint."""
@@ -193,7 +186,7 @@ class UnlabelledLearning:
     def end_epoch(self) -> None:
         """Judge the teacher after the validation of an epoch, and log how right and how confident it is."""
         trainer = self.trainer
-        ranks = over_ranks(
+        ranks = all_gather_objects(
             {
                 "validated": self.validated,
                 "labelled": self.labelled_foreground / max(1, len(self.validated)),
@@ -256,12 +249,3 @@ def planned_dataset(trainer: "BaselineTrainer") -> PlannedDataset:
 def mean(values: list[Tensor]) -> float:
     """Mean of scalars; NaN if there are none."""
     return float(torch.stack(values).mean()) if values else math.nan
-
-
-def over_ranks(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """The values of all ranks, in their order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [values]
-    ranks: list[dict[str, Any]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(ranks, values)
-    return ranks

@@ -2,18 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from torch import distributed as dist
 
 from nnunet_invariance.common.lock import lock_folder
 from nnunet_invariance.errors import FolderLockedError, OptionError, TooFewVolumesError
@@ -21,11 +17,9 @@ from nnunet_invariance.nnunet.cases import scan_cases
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.nnunet.unlabelled_images import preprocess_images
 from nnunet_invariance.plans.unlabelled import REST, UnlabelledOptions
-from nnunet_invariance.trainers.seeding import Augmenter, SeededBatches
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 SECONDS_BETWEEN_TRIES = 5
 
 
@@ -102,26 +96,6 @@ def _preprocessed_folders(folders: Sequence[Path], dataset: PlannedDataset) -> l
             time.sleep(SECONDS_BETWEEN_TRIES)
 
 
-def on_first_rank(compute: Callable[[], Result]) -> Result:
-    """Compute on the first rank and give the result, or the error, to all ranks.
-
-    >>> on_first_rank(lambda: 3)
-    3
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return compute()
-    shared: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            shared = [compute(), None]
-        except Exception as error:  # noqa: BLE001  raised below, on every rank
-            shared = [None, error]
-    dist.broadcast_object_list(shared, 0)
-    if shared[1] is not None:
-        raise shared[1]
-    return shared[0]
-
-
 class UnlabelledDataset:
     """Preprocessed cases of several folders for nnU-Net's data loader, without the locations of their labels."""
 
@@ -161,24 +135,3 @@ class UnlabelledLoader(nnUNetDataLoader):
         """Image and names of a batch."""
         batch = super().generate_train_batch()
         return {name: batch[name] for name in ("data", "keys")}
-
-
-def labelled_loader(augmenter: Augmenter) -> nnUNetDataLoader:
-    """The data loader in nnU-Net's augmenter."""
-    return augmenter.data_loader if isinstance(augmenter, SingleThreadedAugmenter) else augmenter.generator
-
-
-def like_augmenter(labelled: Augmenter, loader: Any, entropy: tuple[int, ...] | None, first: int) -> Augmenter:
-    """An augmenter with as many workers as the one of the labelled cases.
-
-    Args:
-        entropy: numbers that identify the stream; None leaves it unseeded.
-        first: index of the first batch of a seeded stream.
-    """
-    if isinstance(labelled, SingleThreadedAugmenter):
-        return SingleThreadedAugmenter(loader if entropy is None else SeededBatches(loader, entropy, first), None)
-    workers, pin = labelled.num_processes, labelled.pin_memory
-    if entropy is None:
-        return NonDetMultiThreadedAugmenter(loader, None, workers, 2, pin_memory=pin, wait_time=0.002)
-    batches = SeededBatches(loader, entropy, first, workers)
-    return MultiThreadedAugmenter(batches, None, workers, pin_memory=pin, wait_time=0.002)

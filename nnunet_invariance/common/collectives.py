@@ -1,10 +1,24 @@
-"""Collective operations for losses that compare rows across ranks; they also work without a process group."""
+"""Collective operations on tensors and objects of all ranks; they also work without a process group."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_gather_rows", "all_reduce_max", "all_reduce_sum", "gather_row_counts", "get_rank", "get_world_size"]
+__all__ = [
+    "all_gather_objects",
+    "all_gather_rows",
+    "all_reduce_max",
+    "all_reduce_sum",
+    "gather_row_counts",
+    "get_rank",
+    "get_world_size",
+    "on_first_rank",
+]
+
+Result = TypeVar("Result")
 
 
 def _initialized() -> bool:
@@ -61,3 +75,36 @@ def all_gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def all_gather_objects(value: Result) -> list[Result]:
+    """Gather a value of built-in types or NumPy arrays from each rank, in rank order.
+
+    >>> all_gather_objects({"dice": 0.5})
+    [{'dice': 0.5}]
+    """
+    if get_world_size() == 1:
+        return [value]
+    ranks: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(ranks, value)
+    return ranks
+
+
+def on_first_rank(compute: Callable[[], Result]) -> Result:
+    """Compute on the first rank and give the result, or the error, to all ranks.
+
+    >>> on_first_rank(lambda: 3)
+    3
+    """
+    if get_world_size() == 1:
+        return compute()
+    shared: list[Any] = [None, None]
+    if get_rank() == 0:
+        try:
+            shared = [compute(), None]
+        except Exception as error:  # noqa: BLE001  raised below, on every rank
+            shared = [None, error]
+    dist.broadcast_object_list(shared, 0)
+    if shared[1] is not None:
+        raise shared[1]
+    return shared[0]

@@ -19,10 +19,10 @@ from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
 from nnunet_invariance.evaluation.report.pictures import panels, png
 from nnunet_invariance.modality_translation.checkerboard import nyquist_peak
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
-from nnunet_invariance.modality_translation.predict import with_images
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
 from nnunet_invariance.nnunet.grids import check_case
 from nnunet_invariance.nnunet.missing_channels import find_cases
+from nnunet_invariance.nnunet.missing_files import with_images
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +121,9 @@ def seen_cases(checkpoint: Path) -> list[str]:
 def _score(
     names: Sequence[str], subset: tuple[int, ...], target: int, case: str, real: np.ndarray, predicted: np.ndarray
 ) -> PairScore:
-    drawn = predicted[target]
-    scores = (
-        *plain_scores(real, drawn),
-        *release_scores(real, drawn),
-        nyquist_peak(drawn) / max(nyquist_peak(real), LEAST_PEAK),
-    )
+    found = predicted[target]
+    peaks = nyquist_peak(found) / max(nyquist_peak(real), LEAST_PEAK)
+    scores = (*plain_scores(real, found), *release_scores(real, found), peaks)
     return PairScore(JOIN.join(names[c] for c in subset), names[target], case, *scores)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import read_image, write_like
@@ -13,7 +12,7 @@ from nnunet_invariance.errors import ImagesFolderError, OptionError, OutputError
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
 from nnunet_invariance.nnunet.grids import check_case
 from nnunet_invariance.nnunet.missing_channels import find_cases
-from nnunet_invariance.nnunet.missing_files import missing_channels
+from nnunet_invariance.nnunet.missing_files import with_images
 
 
 def channels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
@@ -98,15 +97,3 @@ def _source_images(case: str, files: Mapping[int, Path], allowed: Sequence[int],
         msg = f"Case {case} in {folder} has no image of {names} (a constant image counts as missing). "
         raise ImagesFolderError(f"{msg}Choose other source modalities, or remove the case.")
     return found
-
-
-def with_images(files: Mapping[int, Path]) -> dict[int, Path]:
-    """The files of a case, by channel index, that contain an image, see :func:`missing_channels`.
-
-    Raises:
-        VolumeError: SimpleITK cannot read a file.
-    """
-    if not files:
-        return {}
-    missing = missing_channels(np.stack([sitk.GetArrayFromImage(read_image(path)) for path in files.values()]))
-    return {channel: path for (channel, path), lacks in zip(files.items(), missing, strict=True) if not lacks}

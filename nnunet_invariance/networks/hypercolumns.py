@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.common.precision import at_least_float32
 from nnunet_invariance.errors import UnsupportedConfigurationError
+from nnunet_invariance.networks.interpolation import LINEAR
 from nnunet_invariance.networks.planned import decode
-
-LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_invariance.errors import ShapeError
-
-LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+from nnunet_invariance.networks.interpolation import LINEAR
 
 
 class SummedHeadUNet(nn.Module):

@@ -5,15 +5,18 @@ others. :class:`MissingChannelsPreprocessor` therefore replaces it by zeros befo
 """
 
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_invariance.common.image_files import read_image
 from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.networks.presence import one_value, present_channels
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
@@ -39,6 +42,18 @@ def missing_channels(image: np.ndarray) -> np.ndarray:
         covered = (x[present & ~masked] != 0).any(0)
         present[masked] &= ~(x[masked][:, covered] != 0).all(1)
     return ~present.numpy()
+
+
+def with_images(files: Mapping[int, Path]) -> dict[int, Path]:
+    """The files of a case, by channel index, that contain an image, see :func:`missing_channels`.
+
+    Raises:
+        VolumeError: SimpleITK cannot read a file.
+    """
+    if not files:
+        return {}
+    missing = missing_channels(np.stack([sitk.GetArrayFromImage(read_image(path)) for path in files.values()]))
+    return {channel: path for (channel, path), lacks in zip(files.items(), missing, strict=True) if not lacks}
 
 
 def channel_of(file: str, ending: str) -> int | None:

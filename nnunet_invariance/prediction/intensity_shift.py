@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 FILE = "intensities.json"
+FORM = {"quantiles": [[[float]]]}
 REMEDY = (
     "Check the segmentations. A network that was trained with styles (ICMSegTrainer), --styles 4, or nnunet-invariance "
     "adapt can help."
@@ -88,9 +89,13 @@ def training_intensities(model: Path, plans: PlansManager, configuration: Config
 
     They are read from ``intensities.json`` in the model's folder. If there is none, they are computed from the
     preprocessed cases (50 at most) and written there.
+
+    Raises:
+        DamagedFileError: ``intensities.json`` is damaged.
     """
     if (model / FILE).is_file():
-        return np.asarray(read_json(model / FILE)["quantiles"], float)
+        remedy = "Delete the file; it is written again if the preprocessed training cases exist."
+        return np.asarray(read_json(model / FILE, remedy=remedy, form=FORM)["quantiles"], float)
     root = os.environ.get("nnUNet_preprocessed", "")
     folder = Path(root) / plans.dataset_name / configuration.data_identifier
     if not root or not folder.is_dir():

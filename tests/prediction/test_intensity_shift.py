@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from nnunet_invariance.errors import DamagedFileError
 from nnunet_invariance.prediction.intensity_shift import (
     FAR,
     FILE,
@@ -106,3 +107,9 @@ def test_statistics_of_the_training_cases_are_read_once(tiny, tmp_path, monkeypa
     assert np.array_equal(training_intensities(tmp_path, plans, configuration), found)
     (tmp_path / FILE).unlink()
     assert training_intensities(tmp_path, plans, configuration) is None
+
+
+def test_a_damaged_file_of_intensities_is_named(tmp_path):
+    (tmp_path / FILE).write_text('{"levels": []}')
+    with pytest.raises(DamagedFileError, match=r"intensities.json.*quantiles.*Delete the file"):
+        training_intensities(tmp_path, None, None)

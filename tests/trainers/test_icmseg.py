@@ -5,6 +5,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.augmentation.interventions.base import Domain, match_statistics
 from nnunet_invariance.augmentation.interventions.slaug import saliency_fusion
+from nnunet_invariance.augmentation.style_names import StyleName
 from nnunet_invariance.augmentation.views import split_views
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import OptionError, OutputError, WeightsNotFoundError
@@ -22,6 +24,7 @@ from nnunet_invariance.networks.heads.projection import gather_positions, sample
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import BaselineOptions, PretrainedOptions
 from nnunet_invariance.plans.style_options import ICMSegTrainerOptions
+from nnunet_invariance.plans.unlabelled import UnlabelledOptions
 from nnunet_invariance.plans.zscore import write_zscore_plans
 from nnunet_invariance.trainers.targets import tissue_labels
 from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE
@@ -308,9 +311,10 @@ def test_other_trainers_ignore_its_options():
     assert read_options(PretrainedOptions, block) == PretrainedOptions(seed=2)
 
 
-def test_the_option_style_accepts_every_intervention():
-    allowed = {f.name: f for f in ICMSegTrainerOptions.__dataclass_fields__.values()}["style"].metadata["accepts"]
-    assert all(allowed(name) for name in INTERVENTIONS)
+def test_the_options_name_every_intervention():
+    assert set(get_args(StyleName)) == INTERVENTIONS.keys()
+    for name in INTERVENTIONS:
+        assert ICMSegTrainerOptions(style=name).style == UnlabelledOptions(cases="rest", strong=name).strong
 
 
 def test_a_missing_stage_is_refused(tiny):

@@ -164,6 +164,10 @@ def test_the_weight_gives_the_auxiliary_gradient_its_share():
         expected = measured if step == 0 else MOMENTUM * expected + (1 - MOMENTUM) * measured
         assert share.weight == pytest.approx(expected, rel=1e-5)
     before = share.weight
+    frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # as those of frozen features
+    share.update(*losses, [*layers, frozen])
+    assert share.weight == pytest.approx(MOMENTUM * before + (1 - MOMENTUM) * measured, rel=1e-5)
+    before = share.weight
     share.update(losses[0] * torch.inf, losses[1], layers)
     share.update(losses[0], losses[1] * 0, layers)
     assert share.weight == before

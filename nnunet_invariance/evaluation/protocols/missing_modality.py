@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 
 from nnunet_invariance.errors import ComparisonError, OutputError
@@ -15,7 +14,7 @@ from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
 from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.runner.jobs import CaseSet
 from nnunet_invariance.nnunet.missing_channels import zeros_like
-from nnunet_invariance.nnunet.missing_files import missing_channels
+from nnunet_invariance.nnunet.missing_files import with_images
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ def missing_modalities(
     """
 
     def conditions(cases: Sequence[LabelledCase], out: Path) -> list[CaseSet]:
-        present = {case.name: _present(case) for case in cases}
+        present = {case.name: with_images(dict(enumerate(case.images))).keys() for case in cases}
         sets = []
         for subset in subsets:
             name = JOIN.join(channels[c] for c in subset).replace("/", "_")
@@ -125,12 +124,6 @@ def missing_modalities(
         return sets
 
     return conditions
-
-
-def _present(case: LabelledCase) -> set[int]:
-    """Channels of a case that contain an image."""
-    missing = missing_channels(np.stack([sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in case.images]))
-    return {channel for channel, lacks in enumerate(missing) if not lacks}
 
 
 def _reduced(case: LabelledCase, subset: tuple[int, ...], folder: Path, ending: str) -> LabelledCase:

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_invariance.networks.interpolation import LINEAR
 from nnunet_invariance.networks.planned import PlannedModule
 
 
@@ -39,9 +40,8 @@ class BottleneckDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, F, *coarse) to (N, outputs, *spatial)."""
-        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[x.ndim - 2]
         for stage, stride in zip(self.stages, reversed(self.strides), strict=True):
             x = stage(x)
             if max(stride) > 1:
-                x = F.interpolate(x, scale_factor=stride, mode=mode)
+                x = F.interpolate(x, scale_factor=stride, mode=LINEAR[x.ndim - 2])
         return self.output(x)

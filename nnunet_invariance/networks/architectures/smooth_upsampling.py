@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch.nn.functional as F
+from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
 from torch import Tensor, nn
 
-MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+from nnunet_invariance.networks.interpolation import LINEAR
 
 
 class InterpolatedConv(nn.Module):
@@ -26,12 +27,12 @@ class InterpolatedConv(nn.Module):
     def __init__(self, replaced: Any) -> None:
         super().__init__()
         self.stride = tuple(float(step) for step in replaced.stride)
-        convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(self.stride)]
+        convolution = convert_dim_to_conv_op(len(self.stride))
         self.conv = convolution(replaced.in_channels, replaced.out_channels, 1, bias=replaced.bias is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) to (B, C', *spatial times stride)."""
-        return F.interpolate(self.conv(x), scale_factor=self.stride, mode=MODES[x.ndim - 2])
+        return F.interpolate(self.conv(x), scale_factor=self.stride, mode=LINEAR[x.ndim - 2])
 
 
 def smooth_upsampling(decoder: Any) -> None:
