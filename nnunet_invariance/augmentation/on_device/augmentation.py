@@ -33,9 +33,9 @@ class Draw(NamedTuple):
     def to(self, device: torch.device) -> "Draw":
         """Copy the parameters to a device in one transfer; indices become floating-point numbers."""
         warped, theta, mirrored = self.geometry
-        parts = [warped, theta, *mirrored, *(p for change in self.changes for p in change[1:])]
+        parts = [warped, theta, *(part for change in self.changes for part in change[1:])]
         moved = iter(move_together(parts, device))
-        geometry = GeometryDraw(next(moved), next(moved), tuple(next(moved) for _ in mirrored))
+        geometry = GeometryDraw(next(moved), next(moved), mirrored)
         return Draw(geometry, tuple(Change(c.transform, next(moved), next(moved)) for c in self.changes), self.seed)
 
 

@@ -18,12 +18,12 @@ class GeometryDraw(NamedTuple):
     Attributes:
         warped: (K,) indices of the samples that are rotated or scaled.
         theta: (K, D, D + 1), their maps from the result to the input, as for ``torch.nn.functional.affine_grid``.
-        mirrored: indices of the samples that are mirrored, per allowed axis.
+        mirrored: the axes along which each sample is mirrored; the host reads them.
     """
 
     warped: Tensor
     theta: Tensor
-    mirrored: tuple[Tensor, ...]
+    mirrored: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Geometry:
         factors = torch.where(scaled, sample_scalar(self.scaling, (batch,), generator), 1.0)
         warped = (rotated | scaled).nonzero()[:, 0]
         matrices = rotations(angles[warped].double()) * factors[warped, None, None]
-        mirrored = tuple((row < 0.5).nonzero()[:, 0] for row in uniform[2:])
+        chosen = (uniform[2:] < 0.5).T.tolist()
+        mirrored = tuple(tuple(axis for axis, do in zip(self.mirror_axes, row, strict=True) if do) for row in chosen)
         return GeometryDraw(warped, affine(matrices, self.patch_size, input_size[-axes:]), mirrored)
 
     def apply(self, image: Tensor, labels: Tensor, draw: GeometryDraw) -> tuple[Tensor, Tensor]:
@@ -70,17 +71,12 @@ class Geometry:
 
         Outside of the enlarged patch the image is 0 and the label -1.
         """
-        results = [self._crop(part).clone() for part in (image, labels)]
+        results = [self._crop(part) for part in (image, labels)]
         if len(draw.warped):
             index = draw.warped.long()
-            for result, warped in zip(results, self._warp(image[index], labels[index], draw.theta), strict=True):
-                result.index_copy_(0, index, warped)
-        for axis, mirrored in zip(self.mirror_axes, draw.mirrored, strict=True):
-            if len(mirrored):
-                index = mirrored.long()
-                for result in results:
-                    result.index_copy_(0, index, result[index].flip(axis + 2))
-        return results[0], results[1]
+            warped = self._warp(image[index], labels[index], draw.theta)
+            results = [result.index_copy(0, index, part) for result, part in zip(results, warped, strict=True)]
+        return _mirrored(results[0], draw.mirrored), _mirrored(results[1], draw.mirrored)
 
     def _crop(self, x: Tensor) -> Tensor:
         for axis, size in enumerate(self.patch_size, start=x.ndim - len(self.patch_size)):
@@ -97,6 +93,11 @@ class Geometry:
         if self.in_plane:
             image, labels = (x.unflatten(1, (c, -1)) for x, c in zip((image, labels), channels, strict=True))
         return image, labels
+
+
+def _mirrored(batch: Tensor, axes: Sequence[Sequence[int]]) -> Tensor:
+    """A copy of (B, C, *spatial) whose samples are mirrored along spatial axes, which differ between the samples."""
+    return torch.stack([sample.flip([axis + 1 for axis in own]) for sample, own in zip(batch, axes, strict=True)])
 
 
 def rotations(angles: Tensor) -> Tensor:

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.augmentation.on_device.draws import Scalar, sample_scalar
-from nnunet_invariance.augmentation.on_device.resampling import (
-    along_axis,
-    blur_matrix,
-    kernel_reach,
-    low_resolution_matrix,
-)
+from nnunet_invariance.augmentation.on_device.resampling import blur, kernel_reach, lower_resolution
 
 #: nnU-Net's blur cuts a kernel off at this many standard deviations, both sides together.
 TRUNCATE = 6.0
@@ -78,8 +73,8 @@ class Blur(RowTransform):
     def apply(self, rows: Tensor, parameters: Tensor, noise: torch.Generator) -> Tensor:
         """Blur along every axis."""
         reach = kernel_reach(self.sigma[1], TRUNCATE)
-        for axis, size in enumerate(rows.shape[1:]):
-            rows = along_axis(rows, blur_matrix(parameters[:, axis], size, reach, TRUNCATE), axis)
+        for axis in range(rows.ndim - 1):
+            rows = blur(rows, parameters[:, axis], axis, reach, TRUNCATE)
         return rows
 
 
@@ -138,9 +133,9 @@ class LowResolution(RowTransform):
 
     def apply(self, rows: Tensor, parameters: Tensor, noise: torch.Generator) -> Tensor:
         """Lower the resolution."""
-        for axis, size in enumerate(rows.shape[1:]):
+        for axis in range(rows.ndim - 1):
             if axis not in self.kept_axes:
-                rows = along_axis(rows, low_resolution_matrix(parameters, size), axis)
+                rows = lower_resolution(rows, parameters, axis)
         return rows
 
 

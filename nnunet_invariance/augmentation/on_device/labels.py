@@ -28,17 +28,18 @@ def warp_labels(labels: Tensor, grid: Tensor, values: Sequence[int]) -> Tensor:
     nearest = F.grid_sample(labels.float() - OUTSIDE, grid, mode="nearest", align_corners=False) + OUTSIDE
     known = sorted({*values} - {OUTSIDE})
     best, rest = torch.zeros_like(nearest), torch.full_like(nearest, SHARE)
-    winner = torch.full_like(nearest, OUTSIDE)
+    winner, flag = torch.full_like(nearest, OUTSIDE), torch.empty_like(nearest)  # flags are numbers: masks are slow
     for start in range(0, len(known), LABELS_AT_ONCE):
         chunk = known[start : start + LABELS_AT_ONCE]
         for value, share in zip(chunk, _shares(labels, grid, chunk), strict=True):
-            rest -= share
-            share = _rounded(share).add_(nearest == value, alpha=BONUS)
-            winner.masked_fill_(share > best, value)
+            rest.sub_(share)
+            share = _rounded(share).add_(torch.eq(nearest, value, out=flag), alpha=BONUS)
+            winner.addcmul_(torch.gt(share, best, out=flag), value - winner)
             torch.maximum(best, share, out=best)
     # The remaining share is the one of OUTSIDE, the smallest label.
-    rest = _rounded(rest).add_(nearest == OUTSIDE, alpha=BONUS)
-    return winner.masked_fill_(rest >= best, OUTSIDE).to(labels.dtype)
+    rest = _rounded(rest).add_(torch.eq(nearest, OUTSIDE, out=flag), alpha=BONUS)
+    winner.addcmul_(torch.ge(rest, best, out=flag), OUTSIDE - winner)
+    return winner.to(labels.dtype)
 
 
 def _shares(labels: Tensor, grid: Tensor, values: Sequence[int]) -> Sequence[Tensor]:

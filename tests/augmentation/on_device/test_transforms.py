@@ -129,8 +129,8 @@ def test_rotation_and_scaling_equal_nnunets(case, angles, factor, device):
     geometry = Geometry(patch[dummy:], dummy, (0.0, 0.0), 1.0, (1.0, 1.0), 1.0, (), (0, 1, 2, 3))
     matrices = rotations(torch.tensor([angles[:axes]], dtype=torch.float64)) * factor
     theta = affine(matrices, patch[dummy:], image.shape[2 + dummy :])
-    draw = GeometryDraw(torch.tensor([0]), theta, ())
-    moved = GeometryDraw(draw.warped.to(device), draw.theta.to(device), ())
+    draw = GeometryDraw(torch.tensor([0]), theta, ((),))
+    moved = GeometryDraw(draw.warped.to(device), draw.theta.to(device), ((),))
     got, got_labels = (part.cpu() for part in geometry.apply(image.to(device), labels.to(device), moved))
     torch.testing.assert_close(got[0], result["image"], atol=2e-5, rtol=1e-4)
     assert got_labels.dtype == labels.dtype
@@ -146,8 +146,8 @@ def test_a_map_keeps_a_point_in_place(device):
     image = torch.zeros(1, 1, 9, 9, 9)
     image[0, 0, 4 + 2, 4 + 1, 4 + 3] = 1
     geometry = Geometry((7, 7, 7), False, (0.0, 0.0), 1.0, (1.0, 1.0), 0.0, (), (0,))
-    draw = GeometryDraw(torch.tensor([0.0]), affine(matrices, (7, 7, 7), (9, 9, 9)), ())
-    moved = GeometryDraw(*(part.to(device) for part in draw[:2]), ())
+    draw = GeometryDraw(torch.tensor([0.0]), affine(matrices, (7, 7, 7), (9, 9, 9)), ((),))
+    moved = GeometryDraw(*(part.to(device) for part in draw[:2]), ((),))
     turned, _ = geometry.apply(image.to(device), image.short().to(device), moved)
     # A = rotation of axes (0, 1): the input offset (2, 1, 3) is A (1, -2, 3).
     assert (turned[0, 0].cpu() > 0.99).nonzero().tolist() == [[3 + 1, 3 - 2, 3 + 3]]
@@ -164,10 +164,7 @@ def test_without_a_map_the_centre_is_cut_out_and_mirrored(case, device):
     spatial.p_rotation = spatial.p_scaling = 0
     cut = result(image=image[0].clone(), segmentation=labels[0].clone())
     flipped = MirrorTransform(axes)._apply_to_image(cut["image"], axes=[0, len(axes) - 1])
-    nothing = torch.zeros(0)
-    some = torch.zeros(1)
-    mirrored = tuple(some if axis in (0, len(axes) - 1) else nothing for axis in axes)
-    draw = GeometryDraw(nothing, torch.zeros(0, 3, 4), tuple(part.to(device) for part in mirrored))
+    draw = GeometryDraw(torch.zeros(0), torch.zeros(0, 3, 4), ((0, len(axes) - 1),))
     got, got_labels = geometry.apply(image.to(device), labels.to(device), draw)
     assert torch.equal(got[0].cpu(), flipped)
     assert torch.equal(got_labels[0].cpu(), torch.flip(cut["segmentation"], [1, len(axes)]))
