@@ -106,15 +106,14 @@ def planned(names: PlanNames) -> Iterator[Finding]:
 
 
 def _memory(section: str, names: PlanNames, dataset: PlannedDataset, network: PlannedModule) -> Iterator[Finding]:
-    from nnunet_invariance.plans.preflight import GB, available_memory, memory_of_plan, memory_problem
+    from nnunet_invariance.plans.preflight import GB, MEMORY_REMEDY, available_memory, memory_of_plan
 
     needed, free = memory_of_plan(dataset, network, names.device), available_memory(names.device)
     if needed is None or free is None:
         yield Finding(section, "memory", "not known for this network or system")
         return
-    problem = memory_problem(dataset, network, names.device)
-    remedy = problem.partition(" GB free. ")[2] if problem else None
-    yield Finding(section, "memory", f"about {needed / GB:.1f} GB, {names.device} has {free / GB:.1f} GB free", remedy)
+    found = f"about {needed / GB:.1f} GB, {names.device} has {free / GB:.1f} GB free"
+    yield Finding(section, "memory", found, MEMORY_REMEDY if needed > free else None)
 
 
 def _sentences(error: Exception) -> tuple[str, str]:

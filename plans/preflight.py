@@ -26,6 +26,9 @@ REFERENCE = {2: (85_000_000, 12), 3: (560_000_000, 2)}
 REFERENCE_GB = 8.0
 #: A CPU trains in float32 and a GPU in half precision.
 CPU_FACTOR = 2.0
+MEMORY_REMEDY = (
+    "End what else uses it, or plan for less: nnUNetv2_plan_experiment -gpu_memory_target GB -overwrite_plans_name NAME"
+)
 
 
 def check_device(device: str) -> None:
@@ -105,19 +108,11 @@ def available_memory(device: str) -> float | None:
     return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def memory_problem(planned: PlannedDataset, network: PlannedModule, device: str) -> str | None:
-    """What is wrong with the memory for a plan, with the remedy; None if it fits or nothing is known."""
-    needed, free = memory_of_plan(planned, network, device), available_memory(device)
-    if needed is None or free is None or needed <= free:
-        return None
-    return (
-        f"{planned.configuration_name} needs about {needed / GB:.1f} GB by nnU-Net's own estimate, but {device} has "
-        f"{free / GB:.1f} GB free. End what else uses it, or plan for less: nnUNetv2_plan_experiment "
-        "-gpu_memory_target GB -overwrite_plans_name NAME"
-    )
-
-
 def warn_of_memory(planned: PlannedDataset, network: PlannedModule, device: str) -> None:
     """Log a warning if the memory is probably too small."""
-    if problem := memory_problem(planned, network, device):
-        logger.warning("%s.", problem)
+    needed, free = memory_of_plan(planned, network, device), available_memory(device)
+    if needed is not None and free is not None and needed > free:
+        logger.warning(
+            "%s needs about %.1f GB by nnU-Net's own estimate, but %s has %.1f GB free. %s.",
+            planned.configuration_name, needed / GB, device, free / GB, MEMORY_REMEDY,
+        )  # fmt: skip

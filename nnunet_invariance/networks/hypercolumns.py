@@ -39,12 +39,8 @@ class HypercolumnMaps:
         return HypercolumnMaps((name,), (self.maps[self.names.index(name)],))
 
 
-def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
-    """Run a planned U-Net and return the outputs of all its stages, in float32 (float64 stays float64).
-
-    Args:
-        network: has ``encoder`` (which returns skips, finest first) and ``decoder`` as nnU-Net's U-Nets do.
-        image: (B, C, *spatial).
+def require_stages(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder of a U-Net whose stages :func:`compute_hypercolumns` can read.
 
     Raises:
         UnsupportedConfigurationError: the network has no such encoder and decoder.
@@ -55,6 +51,20 @@ def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
             f"A probe reads the stages of a U-Net, but {type(network).__name__} has no encoder and decoder with "
             "stages. Use plans with PlainConvUNet or ResidualEncoderUNet."
         )
+    return encoder, decoder
+
+
+def compute_hypercolumns(network: nn.Module, image: Tensor) -> HypercolumnMaps:
+    """Run a planned U-Net and return the outputs of all its stages, in float32 (float64 stays float64).
+
+    Args:
+        network: has ``encoder`` (which returns skips, finest first) and ``decoder`` as nnU-Net's U-Nets do.
+        image: (B, C, *spatial).
+
+    Raises:
+        UnsupportedConfigurationError: the network has no such encoder and decoder.
+    """
+    encoder, decoder = require_stages(network)
     skips = list(encoder(image))
     decoded = decode(decoder, skips)
     names = [f"encoder_{stage}" for stage in range(len(skips))]

@@ -1,6 +1,7 @@
 """The linear probe during a pre-training: its Dice every few epochs."""
 
 from nnunet_invariance.errors import UnsupportedConfigurationError
+from nnunet_invariance.networks.hypercolumns import require_stages
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.pretraining.engine.method import Method
 from nnunet_invariance.probing.protocol import ProbeOptions, ProbeRun, prepare_probe
@@ -31,8 +32,10 @@ class ProbeCurve:
 
         Raises:
             ComparisonError: the data set has too few labelled cases.
-            UnsupportedConfigurationError: the network has another number of channels than the data set.
+            UnsupportedConfigurationError: the network has another number of channels than the data set, or no stages
+                that a probe can read.
         """
+        require_stages(method.network)
         channels, expected = method.architecture.input_channels, len(planned.channel_names)
         if channels != expected:
             msg = f"--probe: {method.name} trains a network of {channels} channel(s), {planned.name} has {expected}; "

@@ -124,14 +124,16 @@ def check_method(checkpoint: Checkpoint, method: str) -> None:
         )
 
 
-#: Number of steps from which on the teacher of a run is loaded by default.
+#: Number of steps from which on the teacher of a run is loaded by default: a momentum that rises from 0.996 to 1 then
+#: leaves less than e^-10 of the teacher's initial weights. Shorter runs were compared at 300 steps with one seed only.
 SHORT_RUN = 5000
 
 
 def default_branch(checkpoint: Checkpoint) -> Branch:
     """The student, or the teacher if there is one and the run was not shorter than :data:`SHORT_RUN` steps.
 
-    In a short run, the moving average lags behind the student.
+    In a short run with a momentum near 1, such as that of the presets of Alice, the teacher still contains a part of
+    its initial weights.
     """
     if not checkpoint.section(SECTION_OF["teacher"]):
         return "student"

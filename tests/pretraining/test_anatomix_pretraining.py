@@ -137,9 +137,10 @@ def test_a_patch_that_one_label_dominates_is_sampled_again():
     generator = SyntheticPairGenerator((8, 8, 8), volume=32)
     labels = torch.zeros(1, 32, 32, 32, dtype=torch.int16)
     labels[:, :, :, :4] = 1  # shares of label 0: 0.5 at x = 0, 0.75 at x = 2, 1 at x = 20
-    starts = torch.tensor([[0, 0, 20], [3, 0, 2], [5, 6, 0], [0, 0, 0]])
-    assert generator._box(labels, starts)[1:] == (slice(5, 13), slice(6, 14), slice(0, 8))
-    assert generator._box(labels, starts[:2])[1].start == 3  # the best of those that are too uniform
+    candidates = [[0, 0, 20], [3, 0, 2], [5, 6, 0], [0, 0, 0]]
+    too_uniform = candidates[:2] * 2  # of equals, the first one is used
+    starts = generator._best_starts(labels.expand(2, 1, 32, 32, 32), torch.tensor([candidates, too_uniform]))
+    assert starts.tolist() == [[5, 6, 0], [3, 0, 2]]
 
 
 def test_positions_are_balanced_over_the_labels():

@@ -8,7 +8,7 @@ import torch
 from nnunet_invariance import registry
 from nnunet_invariance.common import precision
 from nnunet_invariance.common.distributed import DistributedContext
-from nnunet_invariance.pretraining.data.synthetic_pairs import balanced_positions
+from nnunet_invariance.pretraining.data.synthetic_pairs import SyntheticPairGenerator, balanced_positions, crop
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.synthesis import SynthesisEngine, SynthesisOptions
@@ -62,6 +62,21 @@ def test_the_synthesis_of_a_batch_of_pairs_hardly_waits(quirks):
         assert emulator.total <= MOST_WAITS_OF_A_PAIR, emulator.waits
         assert found.first.device == DEVICE
         assert torch.equal(found.labels.values, expected.labels)
+
+
+def test_a_patch_of_the_synthetic_volume_is_chosen_without_a_wait():
+    generator = SyntheticPairGenerator((8, 12, 10), volume=16)
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (3, 1, 16, 16, 16), generator=random, dtype=torch.uint8)
+    starts = torch.randint(5, (3, 8, 3), generator=random)
+    chosen = generator._best_starts(labels, starts)
+    with Emulator() as emulator:
+        found = generator._best_starts(to_device(labels), starts)
+        patches = crop(to_device(labels), found, generator.patch_size)
+    assert torch.equal(found.values, chosen)
+    for patch, volume, (z, y, x) in zip(patches.values, labels, chosen.tolist(), strict=True):
+        assert torch.equal(patch, volume[:, z : z + 8, y : y + 12, x : x + 10])
+    assert emulator.total == 0, emulator.waits
 
 
 def test_positions_are_chosen_without_a_wait():

@@ -51,6 +51,13 @@ def test_a_network_of_another_number_of_channels_is_refused(tiny):
         ProbeCurve(1).start(planned, make(), "cpu")
 
 
+def test_a_network_without_stages_is_refused_before_the_run(tiny):
+    method = make()
+    del method.network.decoder.stages
+    with pytest.raises(UnsupportedConfigurationError, match="PlainConvUNet has no encoder and decoder with stages"):
+        ProbeCurve(1).start(open_planned_dataset(tiny.name, "3d_fullres"), method, "cpu")
+
+
 def test_the_probe_needs_a_data_set(capsys):
     assert main(["pretrain", "anatomix", "--network", "plain4", "--out", "x", "--probe", "2"]) == 2
     assert "--probe 2: expected a whole number of epochs, for a run on a DATASET" in capsys.readouterr().err

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_invariance.augmentation.interventions.base import Domain, TissueIntervention, uniform
-from nnunet_invariance.augmentation.interventions.tissues import find_tissues, region_index, sum_by_index, tissue_count
+from nnunet_invariance.augmentation.interventions.tissues import find_tissues, region_index, tissue_count
 from nnunet_invariance.common.device_copies import copy_to
+from nnunet_invariance.common.index_sums import sum_by_index
 
 POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 SEAM = 3  # voxels

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nnunet_invariance.augmentation.interventions.base import unit_range
+from nnunet_invariance.common.index_sums import sum_by_index
 
 BINS = 256
 BACKGROUND = 6  # clusters in label 0
@@ -30,11 +31,6 @@ def region_histogram(unit: Tensor, regions: Tensor, count: int) -> Tensor:
     size = batch * channels * count * BINS
     ones = torch.ones(bins.numel(), device=bins.device)
     return sum_by_index(bins.flatten(), ones, size).view(batch, channels, count, BINS)
-
-
-def sum_by_index(index: Tensor, values: Tensor, size: int) -> Tensor:
-    """Sum of the values (N,) of each index (N,) in [0, size): ``bincount`` without its wait for the largest index."""
-    return values.new_zeros(size).scatter_add_(0, index, values)
 
 
 def region_range(image: Tensor, regions: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from nnunet_invariance.augmentation.on_device.draws import choose_rows
 from nnunet_invariance.augmentation.on_device.geometry import Geometry, GeometryDraw
 from nnunet_invariance.augmentation.on_device.intensity import RowTransform
 from nnunet_invariance.augmentation.on_device.labels import Targets
-from nnunet_invariance.common.transfers import move_together
+from nnunet_invariance.common.device_copies import copy_together
 from nnunet_invariance.networks.presence import over_maps, present_channels
 
 
@@ -34,7 +34,7 @@ class Draw(NamedTuple):
         """Copy the parameters to a device in one transfer; indices become floating-point numbers."""
         warped, theta, mirrored = self.geometry
         parts = [warped, theta, *(part for change in self.changes for part in change[1:])]
-        moved = iter(move_together(parts, device))
+        moved = iter(copy_together(device, parts))
         geometry = GeometryDraw(next(moved), next(moved), mirrored)
         return Draw(geometry, tuple(Change(c.transform, next(moved), next(moved)) for c in self.changes), self.seed)
 

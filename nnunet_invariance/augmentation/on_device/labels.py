@@ -28,7 +28,8 @@ def warp_labels(labels: Tensor, grid: Tensor, values: Sequence[int]) -> Tensor:
     nearest = F.grid_sample(labels.float() - OUTSIDE, grid, mode="nearest", align_corners=False) + OUTSIDE
     known = sorted({*values} - {OUTSIDE})
     best, rest = torch.zeros_like(nearest), torch.full_like(nearest, SHARE)
-    winner, flag = torch.full_like(nearest, OUTSIDE), torch.empty_like(nearest)  # flags are numbers: masks are slow
+    winner = torch.full_like(nearest, OUTSIDE)
+    flag = torch.empty_like(nearest)  # 0 or 1 in float32: masked_fill_ with a boolean mask is slow on a CPU
     for start in range(0, len(known), LABELS_AT_ONCE):
         chunk = known[start : start + LABELS_AT_ONCE]
         for value, share in zip(chunk, _shares(labels, grid, chunk), strict=True):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_invariance.common.transfers import move_together
+from nnunet_invariance.common.device_copies import copy_to
 
 
 def contrast_stage(patch_size: Sequence[int], strides: Sequence[Sequence[int]], num_positions: int) -> int:
@@ -64,7 +64,7 @@ def sample_positions(
     """
     inside = F.interpolate(valid_mask, size=tuple(map_size), mode="area").flatten(1) >= 0.5
     allowed = inside.any(0, keepdim=True) if shared else inside
-    [drawn] = move_together([torch.rand(allowed.shape, generator=generator)], allowed.device)
+    drawn = copy_to(allowed.device, torch.rand(allowed.shape, generator=generator))
     order = drawn.masked_fill(~allowed, -1)
     indices = order.topk(min(num_positions, order.shape[1]), dim=1).indices.expand(len(inside), -1)
     return Positions(indices, inside.gather(1, indices))

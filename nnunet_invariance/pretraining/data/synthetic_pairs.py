@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nnunet_invariance.common.device_copies import copy_to
+from nnunet_invariance.common.index_sums import sum_by_index
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.synthesis.appearance import LABELS, apply_appearance
 from nnunet_invariance.synthesis.engine import Element, SynthesisEngine, SyntheticPairs
@@ -148,36 +150,56 @@ class SyntheticPairGenerator:
             pair = SyntheticPairs(pair.labels, first, second)
         if self.patch_size == self.engine.options.size:
             return pair
-        boxes = [self._box(labels, p.starts) for labels, p in zip(pair.labels, parameters, strict=True)]
+        starts = self._best_starts(pair.labels, torch.stack([p.starts for p in parameters]))
+        first, second = (crop(view, starts, self.patch_size) for view in pair.views)
+        return SyntheticPairs(crop(pair.labels, starts, self.patch_size), first, second)
 
-        def crop(volumes: Tensor) -> Tensor:
-            return torch.stack([volume[box] for volume, box in zip(volumes, boxes, strict=True)])
+    def _best_starts(self, labels: Tensor, starts: Tensor) -> Tensor:
+        """The start (B, 3) of each patch, out of the candidates (B, K, 3) on the host; see :class:`PairParameters`."""
+        shares = torch.stack(
+            [
+                torch.stack([largest_share(volume[self._box(start)]) for start in candidates])
+                for volume, candidates in zip(labels, starts.tolist(), strict=True)
+            ]
+        )
+        best = shares.clamp(min=LARGEST_SHARE).argmin(1)  # the first one, if several are equal
+        return copy_to(labels.device, starts).gather(1, best[:, None, None].expand(-1, 1, 3))[:, 0]
 
-        first, second = (crop(view) for view in pair.views)
-        return SyntheticPairs(crop(pair.labels), first, second)
-
-    def _box(self, labels: Tensor, starts: Tensor) -> tuple[slice, ...]:
-        """The box of the patch in the label map (1, z, y, x), see :class:`PairParameters`."""
-        shares = {}
-        for start in starts.tolist():
-            box = (slice(None), *(slice(a, a + n) for a, n in zip(start, self.patch_size, strict=True)))
-            shares[largest_share(labels[box])] = box
-            if min(shares) <= LARGEST_SHARE:
-                break
-        return shares[min(shares)]
+    def _box(self, start: Sequence[int]) -> tuple[slice, ...]:
+        return (slice(None), *(slice(a, a + n) for a, n in zip(start, self.patch_size, strict=True)))
 
 
-def largest_share(labels: Tensor) -> float:
-    """The share of the most frequent label, in (0, 1].
+def crop(volumes: Tensor, starts: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut a box of one size out of each volume; the host does not wait for the starts.
+
+    >>> crop(torch.arange(8).view(1, 1, 2, 2, 2), torch.tensor([[1, 0, 1]]), (1, 2, 1)).flatten()
+    tensor([5, 7])
+
+    Args:
+        volumes: (B, C, z, y, x).
+        starts: (B, 3), the first voxel of each box, on the device of the volumes.
+        size: of the boxes, in voxels.
+    """
+    for axis, length in enumerate(size):
+        index = starts[:, axis, None] + torch.arange(length, device=starts.device)
+        shape = [len(volumes), 1, *(length if other == axis else 1 for other in range(3))]
+        target = [*volumes.shape[: 2 + axis], length, *volumes.shape[3 + axis :]]
+        volumes = volumes.gather(2 + axis, index.view(shape).expand(target))
+    return volumes
+
+
+def largest_share(labels: Tensor) -> Tensor:
+    """The share of the most frequent label, in (0, 1]; a scalar on the device.
 
     >>> largest_share(torch.tensor([3, 3, 3, 5]))
-    0.75
+    tensor(0.7500)
     """
-    return int(torch.bincount(labels.flatten().long()).amax()) / labels.numel()
+    index = labels.flatten().long()
+    return sum_by_index(index, torch.ones(len(index), device=index.device), LABELS).amax() / len(index)
 
 
 def balanced_positions(labels: Tensor, count: int, seed: int) -> Tensor:
-    r"""``count`` different positions, which are spread over the labels as evenly as the labels are frequent enough.
+    r"""``count`` different positions; labels that are frequent enough have about equally many of them.
 
     Position i is sampled without replacement with a probability in proportion to :math:`1 / n_i`, the frequency of its
     label (the smallest keys :math:`-n_i \log u_i`). CPU and CUDA sample different positions.
@@ -197,6 +219,5 @@ def balanced_positions(labels: Tensor, count: int, seed: int) -> Tensor:
     labels = labels.long()
     generator = torch.Generator(labels.device).manual_seed(seed)
     uniform = torch.rand(len(labels), generator=generator, device=labels.device)
-    ones = torch.ones_like(uniform)
-    frequency = uniform.new_zeros(LABELS).scatter_add_(0, labels, ones)[labels]  # bincount would wait for the device
+    frequency = sum_by_index(labels, torch.ones_like(uniform), LABELS)[labels]
     return (-uniform.log() * frequency).topk(min(count, len(labels)), largest=False).indices

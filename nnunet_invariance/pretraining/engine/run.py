@@ -235,7 +235,6 @@ def _make_method(run: Run, manifest: Manifest, group: DistributedContext) -> Met
 
 def _metadata(run: Run, manifest: Manifest, method: Method, device: str) -> dict[str, Any]:
     return {
-        "format": 1,
         "method": method.name,
         "total_steps": run.loop.steps,
         "architecture": method.architecture.to_dict(),

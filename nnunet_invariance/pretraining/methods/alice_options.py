@@ -80,7 +80,7 @@ class AliceOptions(MethodOptions):
     )  # fmt: skip
     weight_inter: float | None = automatic_number(
         "Weight of the class-token loss between the two volumes of a pair; None: 0 in a network with instance norm, "
-        "whose class tokens hardly differ between volumes, otherwise 1."
+        "whose class tokens hardly differed between volumes of Hippocampus, otherwise 1."
     )
     weight_intra: float = number(1.0, 0, INF, doc="Weight of the token loss within one volume.")
     weight_mim: float | None = automatic_number(
