@@ -17,6 +17,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
+from nnunet_invariance.weights.locate import FINAL, LATEST
 
 # Settings for machines with few cores; no result depends on them. nnU-Net's default worker processes cost more than
 # they save. Threads that spin while they wait slow everything down tenfold when the cores have other work. Memory that
@@ -30,6 +31,7 @@ FEW_CORES = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31),
 }
+STOCK_PLANS = "nnUNetPlans"
 MOST_POOLINGS, LEAST_SIDE = 4, 4  # downsampling steps of a CPU-sized network; shortest side of its deepest map (voxels)
 
 
@@ -62,6 +64,27 @@ class Steps:
         seconds = run_command(name, command, self.work / "logs" / f"{name}.log", self.work, environment, on_poll)
         self.done[name] = {"command": " ".join(command), "seconds": round(seconds, 1)}
         write_json(self.file, self.done)
+
+    def plan(self, dataset: str, configuration: str, name: str = "plan") -> dict[str, Any]:
+        """Plan and preprocess a data set once, in one process; returns the configuration as nnU-Net planned it."""
+        number = str(int(dataset[7:10]))
+        self.run(name, ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", configuration, "-npfp", "1", "-np", "1"])
+        plans = read_json(Path(os.environ["nnUNet_preprocessed"]) / dataset / f"{STOCK_PLANS}.json")
+        return plans["configurations"][configuration]
+
+
+def run_length(folder: Path, steps: int, epochs: int, seed: int) -> list[str]:
+    """Flags of a pre-training whose state is saved after each of its epochs; one that was interrupted continues.
+
+    Args:
+        folder: of its checkpoints.
+        steps: of all epochs together.
+        epochs: at most one per step.
+        seed: of the networks and crops.
+    """
+    epochs = min(epochs, steps)
+    flags = ["--epochs", str(epochs), "--iterations", str(steps // epochs), "--seed", str(seed)]
+    return [*flags, "--c"] if any((folder / file).is_file() for file in (LATEST, FINAL)) else flags
 
 
 def cpu_sized(entry: dict[str, Any], patch_size: Sequence[int], base_features: int, batch_size: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.report import page
 from nnunet_invariance.evaluation.runner.stored import stored_jobs
 from nnunet_invariance.networks.heads.anatomical_embedding import EmbeddingHead
-from nnunet_invariance.networks.planned import unique_tensors
+from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.nnunet.cases import _read_cache
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.pretraining.data.embedder import Embedder
 from nnunet_invariance.registration.network import load_feature_network
 from nnunet_invariance.weights.checkpoint import load_checkpoint, save_checkpoint
+from nnunet_invariance.weights.foreign import open_foreign
 from nnunet_invariance.weights.importers.importing import import_foreign
 from nnunet_invariance.weights.importers.registry import IMPORTERS, get_importer
 from nnunet_invariance.weights.inspection import inspect
@@ -86,13 +88,9 @@ def foreign_contents() -> dict[str, Callable[[], dict[str, Any]]]:
     return found
 
 
-def _content(write: Callable[..., Path], planned: Any) -> dict[str, Any]:
-    import tempfile
-
+def _content(write: Callable[..., Path], planned: Architecture) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.pth"
-        write(path, planned, build(planned, 3))
-        return torch.load(path, weights_only=False)
+        return open_foreign(write(Path(folder) / "a.pth", planned, build(planned, 3)))
 
 
 def our_contents() -> dict[str, dict[str, torch.Tensor]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from benchmarks.common import Steps, cpu_sized, use_tree, write_file
+from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, use_tree, write_file
 from benchmarks.tables import COMPARISON_TABLES, effect_table, mean_table
 from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import InvarianceError
@@ -31,7 +31,7 @@ from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.weights.locate import FINAL
 
-CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_few"
+CONFIGURATION, PLANS = "3d_fullres", "nnUNetPlans_few"
 BASE_FEATURES, BATCH_SIZE = 8, 2
 EPOCHS, ITERATIONS, VAL_ITERATIONS = 20, 25, 2
 METHODS = ("AliceTrainer", "AnatomixTrainer", "ICMSegTrainer")
@@ -131,10 +131,7 @@ def lay_out(task: Task, args: argparse.Namespace) -> None:
 
 def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
     """Plan and preprocess, and write a CPU-sized copy of the plans."""
-    number = str(int(task.dataset[7:10]))
-    steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
-    stock = read_json(args.work / "nnUNet_preprocessed" / task.dataset / f"{STOCK_PLANS}.json")
-    changes = cpu_sized(stock["configurations"][CONFIGURATION], task.patch_size, BASE_FEATURES, BATCH_SIZE)
+    changes = cpu_sized(steps.plan(task.dataset, CONFIGURATION), task.patch_size, BASE_FEATURES, BATCH_SIZE)
     block = {"iterations_per_epoch": ITERATIONS, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}
     write_plans_copy(task.dataset, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
 

@@ -1,10 +1,9 @@
-"""The data sets of icmseg_styles.py in nnU-Net's raw layout: training and test cases.
+"""The data sets of icmseg_styles.py and icmseg_shift.py in nnU-Net's raw layout: training and test cases.
 
 Every function reads the data folder, writes raw data sets and returns the task. A data set that has a dataset.json is
 complete and is not changed.
 """
 
-import json
 import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.json_files import read_json
+from benchmarks.studies.raw_data import ENDING, cases_of, describe, like, read_description, write_image
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.evaluation.scoring.label_maps import Named
 
-ENDING = ".nii.gz"
 WINDOW = (-125, 275)  # HU, soft tissue; otherwise the z-score would include air and the table
 #: Organs in both label maps of the abdomen: values in the CT map and in the MR map (both are model output).
 ORGANS = {
@@ -116,8 +113,8 @@ def lay_out_left_atrium(data: Path, raw: Path, seed: int, n_test: int = 6) -> Ta
 
 def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int, organ: str) -> list[str]:
     """Write the training cases, and the held-out cases in each contrast; returns the names of the latter data sets."""
-    described = _read(data / "dataset.json")
-    cases = sorted(p.name.removesuffix(ENDING) for p in (data / "labelsTr").glob(f"*{ENDING}"))
+    described = read_description(data)
+    cases = cases_of(data)
     test = sorted(random.Random(f"styles {seed}").sample(cases, n_test))
     source = raw / data.name
     if set(test) & {p.name.removesuffix(ENDING) for p in source.glob("labelsTr/*")}:
@@ -126,7 +123,7 @@ def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int
         link(data / "imagesTr" / f"{case}_0000{ENDING}", source / "imagesTr" / f"{case}_0000{ENDING}")
         _write_organ(data / "labelsTr" / f"{case}{ENDING}", source)
     channel, labels = described["channel_names"]["0"], {"background": 0, organ: 1}
-    _describe(source, channel, labels)
+    describe(source, [channel], labels)
     names = []
     for number, (name, change) in enumerate(CONTRASTS.items(), first):
         target = raw / f"Dataset{number}_{name}"
@@ -138,7 +135,7 @@ def _lay_out_contrasts(data: Path, raw: Path, first: int, n_test: int, seed: int
             array = sitk.GetArrayFromImage(image).astype(np.float32)
             _write(change(array, zlib.crc32(case.encode())), image, target / "imagesTr" / f"{case}_0000{ENDING}")
             _write_organ(data / "labelsTr" / f"{case}{ENDING}", target)
-        _describe(target, channel, labels)
+        describe(target, [channel], labels)
     return names
 
 
@@ -165,10 +162,10 @@ def lay_out_abdomen(data: Path, raw: Path, seed: int) -> Task:
         _write(clipped, volume, source / "imagesTr" / f"{case}_0000{ENDING}")
         _write(organs, segmentation, source / "labelsTr" / f"{case}{ENDING}")
     # Not "CT": nnU-Net would normalise an MR by Hounsfield units.
-    _describe(source, "windowed CT", {"background": 0, **{name: i for i, name in enumerate(ORGANS, 1)}})
+    describe(source, ["windowed CT"], {"background": 0, **{name: i for i, name in enumerate(ORGANS, 1)}})
     for source_name, folder, name in (("example_mr_sm", "imagesTr", "mr_0000"), ("example_seg_mr", "labelsTr", "mr")):
         link(data / f"{source_name}{ENDING}", target / folder / f"{name}{ENDING}")
-    _describe(target, "MR", {"background": 0, **{f"value {v}": v for v in range(1, LARGEST_VALUE + 1)}})
+    describe(target, ["MR"], {"background": 0, **{f"value {v}": v for v in range(1, LARGEST_VALUE + 1)}})
     names = {ABDOMEN_MR: {name: mr for name, (_, mr) in ORGANS.items()}}
     return Task(source.name, [ABDOMEN_MR], n_val=1, names=names, most_draws=1)
 
@@ -183,7 +180,7 @@ def lay_out_prostate(data: Path, raw: Path, seed: int) -> Task:
             gland = sitk.GetArrayFromImage(sitk.ReadImage(data / f"{kind}_labels" / path.name))[0] > 0.5
             link(path, raw / name / "imagesTr" / f"{case}_0000{ENDING}")
             _write(gland.astype(np.uint8), image, raw / name / "labelsTr" / path.name)
-        _describe(raw / name, kind.upper(), {"background": 0, "gland": 1})
+        describe(raw / name, [kind.upper()], {"background": 0, "gland": 1})
     return Task(names["mr"], [names["us"]], n_val=1, parts=3)
 
 
@@ -193,9 +190,8 @@ def lay_out_myops(data: Path, raw: Path, seed: int, source: str, n_test: int = 1
     The myocardium is one class, because edema and scar cannot be seen in every sequence.
     """
     data, sequences = data / "Dataset912_MyoPS", ("C0", "LGE", "T2")
-    cases = sorted(p.name.removesuffix(ENDING) for p in (data / "labelsTr").glob(f"*{ENDING}"))
-    if not cases:
-        raise ComparisonError(f"{data} has no labelled case. Give the shared data folder with --data.")
+    read_description(data)
+    cases = cases_of(data)
     test = sorted(random.Random(f"styles {seed}").sample(cases, n_test))
     names = {"train": f"Dataset83{sequences.index(source)}_MyoPS{source}"}
     names |= {sequence: f"Dataset83{3 + i}_{sequence}" for i, sequence in enumerate(sequences)}
@@ -207,7 +203,7 @@ def lay_out_myops(data: Path, raw: Path, seed: int, source: str, n_test: int = 1
             labels = sitk.ReadImage(data / "labelsTr" / f"{case}{ENDING}")
             merged = sitk.GetArrayFromImage(labels).clip(max=3).astype(np.uint8)
             _write(merged, labels, raw / name / "labelsTr" / f"{case}{ENDING}")
-        _describe(raw / name, "MR", {"background": 0, "lv_blood_pool": 1, "rv_blood_pool": 2, "myocardium": 3})
+        describe(raw / name, ["MR"], {"background": 0, "lv_blood_pool": 1, "rv_blood_pool": 2, "myocardium": 3})
     return Task(names["train"], [names[sequence] for sequence in sequences], shots=(12,))
 
 
@@ -220,27 +216,6 @@ SETS: dict[str, Callable[..., Task]] = {
 }
 
 
-def _read(path: Path) -> dict:
-    if not path.is_file():
-        raise ComparisonError(f"{path} does not exist. Give the shared data folder with --data.")
-    return read_json(path)
-
-
-def _write(array: np.ndarray, like: sitk.Image, path: Path) -> None:
-    """Write an array with the grid of an image; an existing file is kept, because comparisons link to it."""
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array.astype(np.float32) if array.dtype != np.uint8 else array)
-    image.CopyInformation(like)
-    partial = path.with_name(f"partial_{path.name}")
-    sitk.WriteImage(image, partial)
-    partial.replace(path)
-
-
-def _describe(folder: Path, channel: str, labels: Mapping[str, int]) -> None:
-    """Write dataset.json, the last of all files."""
-    n = len(list((folder / "labelsTr").glob(f"*{ENDING}")))
-    content = {"channel_names": {"0": channel}, "labels": dict(labels), "numTraining": n, "file_ending": ENDING}
-    text = json.dumps(content, indent=1)
-    atomic_write(folder / "dataset.json", lambda file: file.write(text.encode()))
+def _write(array: np.ndarray, image: sitk.Image, path: Path) -> None:
+    """Write labels (uint8), or intensities as float32, with the grid of an image."""
+    write_image(like(array if array.dtype == np.uint8 else array.astype(np.float32), image), path)

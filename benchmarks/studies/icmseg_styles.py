@@ -10,52 +10,48 @@ data that may not be redistributed.
 """
 
 import argparse
-import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from benchmarks.common import Steps, cpu_sized, use_tree, write_file
-from benchmarks.studies.icmseg_data import CONTRASTS, ENDING, SETS, Task
-from benchmarks.tables import COMPARISON_TABLES, effect_table, mean_table
+from benchmarks.studies.icmseg_data import CONTRASTS, SETS, Task
+from benchmarks.studies.icmseg_runs import (
+    BATCH_SIZE,
+    CONFIGURATION,
+    page,
+    parser,
+    run_draws,
+    started,
+    tables,
+    unfinished,
+    write_copies,
+)
+from benchmarks.studies.raw_data import ENDING, cases_of
+from benchmarks.tables import COMPARISON_TABLES
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
-from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.protocols.cross_modality import run_cross_modality
-from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.report.pictures import panels, png, show
 from nnunet_invariance.evaluation.report.style_pictures import draw_interventions
 from nnunet_invariance.evaluation.runner.jobs import Arm
-from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
 from nnunet_invariance.evaluation.statistics.effects import Contrast
-from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
-from nnunet_invariance.plans.copies import write_plans_copy
 
-CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
+PLANS = "nnUNetPlans_cpu"
 BASELINE, AUGMENTED = "BaselineTrainer", "BaselineTrainerDA5"
 INFO_NCE = " + InfoNCE"  # in the name of an arm
-LARGEST_SIDE, BASE_FEATURES, BATCH_SIZE = 32, 8, 2
-EPOCHS, ITERATIONS, VAL_ITERATIONS = 12, 25, 2
+LARGEST_SIDE, BASE_FEATURES = 32, 8
 RESULTS = Path(__file__).parents[1] / "results" / "icmseg-styles"
 
 
 def main() -> int:
     """Run every cell that is not finished; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for tables and pictures")
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), help="data sets, in their order")
-    parser.add_argument("--styles", nargs="+", choices=list(INTERVENTIONS), default=list(INTERVENTIONS))
-    parser.add_argument("--seeds", type=int, default=3, help="draws of the training cases")
-    parser.add_argument("--seed", type=int, default=0, help="of test cases, draws, networks and augmentation")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="steps an epoch")
-    parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
-    args = parser.parse_args()
+    arguments = parser(__doc__, RESULTS, SETS, epochs=12)
+    arguments.add_argument("--styles", nargs="+", choices=list(INTERVENTIONS), default=list(INTERVENTIONS))
+    args = arguments.parse_args()
     args.work = args.work.resolve()
     use_tree(args.work)
     try:
@@ -75,24 +71,8 @@ def run_set(name: str, args: argparse.Namespace) -> None:
     write_plans(task, Steps(args.work), args)
     if name == "hippocampus":
         draw_pictures(task, args)
-    planned = open_planned_dataset(task.source, CONFIGURATION, PLANS)
     for draws in range(1, min(args.seeds, task.most_draws) + 1):
-        run_cross_modality(
-            planned,
-            selection(args),
-            ProtocolOptions(
-                shots=task.shots,
-                draws=draws,
-                n_val=task.n_val,
-                seed=args.seed,
-                device=args.device,
-                mirroring=False,
-                out=args.work / name,
-            ),
-            task.targets,
-            names=task.names,
-            parts=task.parts,
-        )
+        run_draws(name, task, PLANS, selection(args), draws, args)
         publish(args)
 
 
@@ -116,23 +96,19 @@ def selection(args: argparse.Namespace) -> Selection:
 
 def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
     """Plan and preprocess the source, and write CPU-sized copies of the plans: a shared one, and one per arm."""
-    number = str(int(task.source[7:10]))
-    command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
-    steps.run(f"plan_{task.source}", command)
-    stock = read_json(args.work / "nnUNet_preprocessed" / task.source / f"{STOCK_PLANS}.json")
-    entry = stock["configurations"][CONFIGURATION]
+    entry = steps.plan(task.source, CONFIGURATION, f"plan_{task.source}")
     changes = cpu_sized(entry, [LARGEST_SIDE] * len(entry["patch_size"]), BASE_FEATURES, BATCH_SIZE)
-    block = {"iterations_per_epoch": args.iterations, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}
-    write_plans_copy(task.source, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
-    for style, contrast in itertools.product(args.styles, (False, True)):
-        own = {"style": style} if contrast else {"style": style, "aux_weight": 0.0}
-        write_plans_copy(task.source, STOCK_PLANS, plans_of(style, contrast), CONFIGURATION, {**block, **own}, changes)
+    copies: dict[str, dict[str, Any]] = {PLANS: {}}
+    for style in args.styles:
+        copies[plans_of(style, True)] = {"style": style}
+        copies[plans_of(style, False)] = {"style": style, "aux_weight": 0.0}
+    write_copies(task, changes, copies, args)
 
 
 def draw_pictures(task: Task, args: argparse.Namespace) -> None:
     """Draw one held-out case in every contrast, and a training case in every style."""
     raw = args.work / "nnUNet_raw"
-    case = sorted(p.name.removesuffix(ENDING) for p in (raw / task.targets[0] / "labelsTr").iterdir())[0]
+    case = cases_of(raw / task.targets[0])[0]
     labels = _volume(raw / task.targets[0] / "labelsTr" / f"{case}{ENDING}")
     index = int((labels > 0).sum(axis=(1, 2)).argmax())
     figure, axes = panels(1, len(task.targets))
@@ -148,23 +124,20 @@ def publish(args: argparse.Namespace) -> None:
     """Write tables of the finished cells, and a list of the cells that did not run."""
     parts, missing = [], []
     for name in SETS:
-        out = args.work / name
-        if not (out / "comparison.json").is_file():
+        jobs = started(name, args.work)
+        if not jobs:
             missing.append(f"- {name}: nothing")
             continue
         for file in COMPARISON_TABLES:
-            if (out / file).is_file():
-                write_file(args.out / f"{name}_{file}", (out / file).read_bytes())
-        jobs = stored_jobs(out)
-        missing += [f"- {name}: {job.name}: {state(job)}" for job in jobs if not job.finished]
+            if (args.work / name / file).is_file():
+                write_file(args.out / f"{name}_{file}", (args.work / name / file).read_bytes())
+        missing += unfinished(name, jobs)
         arms = {f"{style}{more}" for style in INTERVENTIONS for more in ("", INFO_NCE)} - {job.arm.name for job in jobs}
         missing += [f"- {name}: {arm}: nothing" for arm in sorted(arms)]
         begun = {job.subset.draw for job in jobs}
         missing += [f"- {name}: seed {draw}: nothing" for draw in range(args.seeds) if draw not in begun]
-        if (out / "means.csv").is_file():
-            parts += [f"## {name}", mean_table(out / "means.csv"), effect_table(out / "effects.csv")]
-    text = "\n\n".join([*parts, "## Not run", "\n".join(missing) or "- nothing is missing"])
-    write_file(args.out / "tables.md", f"{text}\n".encode())
+        parts += tables(name, args.work)
+    write_file(args.out / "tables.md", page(parts, missing))
 
 
 def _volume(path: Path) -> np.ndarray:

@@ -5,19 +5,15 @@ pre-training sees the other patient. For a CPU, images have half the resolution 
 directions). An existing file is not changed.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.json_files import read_json
-from nnunet_invariance.errors import ComparisonError
+from benchmarks.studies.raw_data import ENDING, describe, like, present, read_description, write_image
 
-ENDING = ".nii.gz"
 ABOVE = 4.0  # the background is this many standard deviations below the mean of the brain
 LEAST = 0.1
 
@@ -43,7 +39,7 @@ class Task:
 def lay_out_pgbm(data: Path, raw: Path, draw: int) -> Task:
     """Write six channels and two visits of each patient; draw 0 trains on patient 001."""
     source = data / "Dataset900_PGBM"
-    channels = list(_described(source)["channel_names"].values())
+    channels = list(read_description(source)["channel_names"].values())
     patients = _dealt(["PGBM-001", "PGBM-003"], draw)
     target = raw / f"Dataset{910 + draw}_PGBM{draw}"
     for patient, part in zip(patients, ("Tr", "Ts"), strict=True):
@@ -51,7 +47,7 @@ def lay_out_pgbm(data: Path, raw: Path, draw: int) -> Task:
             case = path.name.removesuffix(ENDING)
             images = [_read(source / "imagesTr" / f"{case}_{c:04d}{ENDING}") for c in range(len(channels))]
             _write_case(target, part, case, images, _read(path), (2, 2, 1))
-    _describe(target, channels, {"background": 0, "tumour": 1})
+    describe(target, channels, {"background": 0, "tumour": 1})
     structural = "T1+T1ce+T2+FLAIR"
     subsets = ["+".join(channels), structural, "T1+ADC", "T1+nRCBV_x100", *channels]
     sources = [structural, "T1", "ADC", "nRCBV_x100"]
@@ -69,7 +65,7 @@ def lay_out_brats(data: Path, raw: Path, draw: int) -> Task:
         images = [_brain(_read(folder / f"{name}_subtrMeanDivStd{ENDING}"), mask) for name in ("Flair", "T1c")]
         labels = _read(folder / f"OTMultiClass{ENDING}") > 0
         _write_case(target, part, patient, [image[box] for image in images], labels[box], (2, 2, 2))
-    _describe(target, ["FLAIR", "T1c"], {"background": 0, "tumour": 1})
+    describe(target, ["FLAIR", "T1c"], {"background": 0, "tumour": 1})
     return Task(target.name, (32, 32, 32), None, ["FLAIR", "T1c"], ["FLAIR", "T1c"])
 
 
@@ -87,7 +83,7 @@ def _brain(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
     """The image, shifted so that the brain is brighter than the background, which is 0."""
     inside = sitk.GetArrayViewFromImage(mask) > 0
     array = np.where(inside, np.maximum(sitk.GetArrayViewFromImage(image) + ABOVE, LEAST), 0)
-    return _like(array.astype(np.float32), image)
+    return like(array.astype(np.float32), image)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -100,49 +96,12 @@ def _write_case(
 ) -> None:
     """Write the means of blocks of voxels; a block is tumour if at least half of its voxels are."""
     for channel, image in enumerate(images):
-        _write(
-            sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), factors), target, "images", part, f"{case}_{channel:04d}"
-        )
+        shrunk = sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), factors)
+        write_image(shrunk, target / f"images{part}" / f"{case}_{channel:04d}{ENDING}")
     share = sitk.BinShrink(sitk.Cast(labels, sitk.sitkFloat32), factors)
-    _write(_like((sitk.GetArrayViewFromImage(share) >= 0.5).astype(np.uint8), share), target, "labels", part, case)
-
-
-def _write(image: sitk.Image, target: Path, kind: str, part: str, name: str) -> None:
-    """Write a file unless it exists, because comparisons link to it."""
-    path = target / f"{kind}{part}" / f"{name}{ENDING}"
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"partial_{path.name}")
-    sitk.WriteImage(image, partial)
-    partial.replace(path)
-
-
-def _like(array: np.ndarray, image: sitk.Image) -> sitk.Image:
-    result = sitk.GetImageFromArray(array)
-    result.CopyInformation(image)
-    return result
-
-
-def _described(folder: Path) -> dict:
-    if not (path := folder / "dataset.json").is_file():
-        raise ComparisonError(f"{path} does not exist. Give the shared data folder with --data.")
-    return read_json(path)
+    tumour = like((sitk.GetArrayViewFromImage(share) >= 0.5).astype(np.uint8), share)
+    write_image(tumour, target / f"labels{part}" / f"{case}{ENDING}")
 
 
 def _read(path: Path) -> sitk.Image:
-    if not path.is_file():
-        raise ComparisonError(f"{path} does not exist. Give the shared data folder with --data.")
-    return sitk.ReadImage(path)
-
-
-def _describe(folder: Path, channels: Sequence[str], labels: Mapping[str, int]) -> None:
-    """Write dataset.json, the last of all files."""
-    content = {
-        "channel_names": {str(i): name for i, name in enumerate(channels)},
-        "labels": dict(labels),
-        "numTraining": len(list((folder / "labelsTr").glob(f"*{ENDING}"))),
-        "file_ending": ENDING,
-    }
-    text = json.dumps(content, indent=1)
-    atomic_write(folder / "dataset.json", lambda file: file.write(text.encode()))
+    return sitk.ReadImage(present(path))

@@ -54,7 +54,7 @@ def held_out_crops(planned: PlannedDataset, cases: Sequence[LabelledCase]) -> Te
 
 @torch.no_grad()
 def held_out_quantities(planned: PlannedDataset, checkpoint: Path, crops: Tensor) -> dict[str, float]:
-    """Means over the crops: see ``profiles.measure``, and ``error_own`` and ``error_others``.
+    """Means over the crops: see ``puir_diagnostics.measure``, and ``error_own`` and ``error_others``.
 
     The errors are those of the modality itself, and of the others, rebuilt from the estimate of one modality alone:
     squared error in the foreground over the mean square there, so that 1 is what a blank image has.
@@ -83,7 +83,7 @@ def _load(planned: PlannedDataset, checkpoint: Path) -> tuple[PUIRNet, Bottlenec
     loaded = load_checkpoint(checkpoint, ["network", "heads"])
     options, channels = loaded.metadata["options"], len(planned.channel_names)
     architecture = Architecture.from_plans(loaded.metadata["plans"]["architecture"], channels, channels)
-    network = PUIRNet(architecture, planned.patch_size, options["tokens"], options["prior"])
+    network = PUIRNet(architecture, planned.patch_size, options["tokens"], options["prior"], options["stem"])
     decoder = BottleneckDecoder(network.encoder, channels)
     restore_module(network, loaded.section("network"))
     heads = loaded.section("heads")

@@ -19,21 +19,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import Steps, cpu_sized, environment, use_tree, write_file
+from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, environment, run_length, use_tree, write_file
 from benchmarks.studies.puir_held_out import Average
+from benchmarks.studies.raw_data import cases_of, link_cases
 from benchmarks.tables import effect_table, markdown, mean_table
-from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.missing_modality import choose_subsets
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
-from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.modality_translation.evaluate import METRICS, SCORES, evaluate_translation, read_pairs
 from nnunet_invariance.modality_translation.translator import load_translator
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.plans.copies import write_plans_copy
-from nnunet_invariance.weights.locate import FINAL, LATEST
+from nnunet_invariance.weights.locate import pretraining_folder
 
-DATASET, CONFIGURATION, STOCK_PLANS, PLANS = "Dataset912_MyoPS", "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
+DATASET, CONFIGURATION, PLANS = "Dataset912_MyoPS", "3d_fullres", "nnUNetPlans_cpu"
 TEST_CASES, SHOTS = 10, 10
 PATCH, BATCH_SIZE = (4, 80, 80), 2
 LEARNING_RATE = 1e-3  # of the pre-training: a few hundred steps need more than the default
@@ -74,23 +73,11 @@ def main() -> int:
 
 def prepare(args: argparse.Namespace) -> Steps:
     """Set the test cases apart, plan, preprocess, and write a CPU-sized copy of the plans."""
-    data, raw = args.data / DATASET, args.work / "nnUNet_raw" / DATASET
-    described = read_json(data / "dataset.json")
-    ending, channels = described["file_ending"], range(len(described["channel_names"]))
-    cases = sorted(path.name.removesuffix(ending) for path in (data / "labelsTr").glob(f"*{ending}"))
-    test = random.Random(f"{DATASET} {args.seed}").sample(cases, TEST_CASES)
-    for case in cases:
-        kind = "Ts" if case in test else "Tr"
-        link(data / "labelsTr" / f"{case}{ending}", raw / f"labels{kind}" / f"{case}{ending}")
-        for channel in channels:
-            name = f"{case}_{channel:04d}{ending}"
-            link(data / "imagesTr" / name, raw / f"images{kind}" / name)
-    write_json(raw / "dataset.json", {**described, "numTraining": len(cases) - len(test)})
+    data = args.data / DATASET
+    test = random.Random(f"{DATASET} {args.seed}").sample(cases_of(data), TEST_CASES)
+    link_cases(data, args.work / "nnUNet_raw" / DATASET, test)
     steps = Steps(args.work)
-    number = str(int(DATASET[7:10]))
-    steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
-    stock = read_json(args.work / "nnUNet_preprocessed" / DATASET / f"{STOCK_PLANS}.json")
-    changes = cpu_sized(stock["configurations"][CONFIGURATION], PATCH, args.features, BATCH_SIZE)
+    changes = cpu_sized(steps.plan(DATASET, CONFIGURATION), PATCH, args.features, BATCH_SIZE)
     block = {"iterations_per_epoch": args.iterations, "val_iterations_per_epoch": 1, "seed": args.seed}
     write_plans_copy(DATASET, STOCK_PLANS, PLANS, CONFIGURATION, block, changes)
     return steps
@@ -101,23 +88,16 @@ def where(args: argparse.Namespace) -> list[str]:
     return [DATASET, CONFIGURATION, "-p", PLANS, "-device", args.device]
 
 
-def pretraining_folder(args: argparse.Namespace, method: str) -> Path:
-    """Folder of a pre-training's checkpoints."""
-    return args.work / "nnUNet_results" / DATASET / "pretraining" / f"{method}__{PLANS}__{CONFIGURATION}"
+def flags(args: argparse.Namespace, method: str) -> list[str]:
+    """Flags of a pre-training."""
+    folder = pretraining_folder(method, DATASET, PLANS, CONFIGURATION)
+    return run_length(folder, args.pretraining_steps, 10, args.seed)
 
 
 def pretrain(args: argparse.Namespace, steps: Steps) -> None:
     """Pre-train PUIR on all cases that are not tested."""
-    length = run_length(args, pretraining_folder(args, "puir"))
     words = ["--set", f"lr={LEARNING_RATE}", "workers=0"]
-    steps.run("pretraining", ["nnunet-invariance", "pretrain", "puir", *where(args), *length, *words])
-
-
-def run_length(args: argparse.Namespace, folder: Path) -> list[str]:
-    """Flags of a run, which continues after an interruption; its state is saved ten times."""
-    epochs = min(10, args.pretraining_steps)
-    flags = ["--epochs", str(epochs), "--iterations", str(args.pretraining_steps // epochs), "--seed", str(args.seed)]
-    return [*flags, "--c"] if any((folder / file).is_file() for file in (LATEST, FINAL)) else flags
+    steps.run("pretraining", ["nnunet-invariance", "pretrain", "puir", *where(args), *flags(args, "puir"), *words])
 
 
 def segment(args: argparse.Namespace, steps: Steps) -> None:
@@ -134,7 +114,7 @@ def segment(args: argparse.Namespace, steps: Steps) -> None:
 
 def translate(args: argparse.Namespace, steps: Steps) -> None:
     """Train a translator, and score it and a copy of the sources on the test cases."""
-    length = run_length(args, pretraining_folder(args, "puir_translation"))
+    length = flags(args, "puir_translation")
     words = ["--set", f"lr={LEARNING_RATE}", "workers=0"]
     steps.run("translation", ["nnunet-invariance", "translate", "train", *where(args), *length, *words])
     planned = open_planned_dataset(DATASET, CONFIGURATION, PLANS)

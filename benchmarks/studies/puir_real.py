@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Steps, cpu_sized, use_tree
+from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, run_length, use_tree
 from benchmarks.studies.puir_data import DRAWS, SETS, Task
 from benchmarks.studies.puir_held_out import Average, held_out_crops, held_out_quantities
 from benchmarks.studies.puir_tables import CONSTRAINTS, FILLED, FULL, publish
@@ -40,9 +40,9 @@ from nnunet_invariance.modality_translation.evaluate import SCORES, evaluate_tra
 from nnunet_invariance.modality_translation.translator import load_translator
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.plans.copies import write_plans_copy
-from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL, LATEST
+from nnunet_invariance.weights.locate import ENVIRONMENT_VARIABLE, FINAL, pretraining_folder
 
-CONFIGURATION, STOCK_PLANS, PLANS = "3d_fullres", "nnUNetPlans", "nnUNetPlans_cpu"
+CONFIGURATION, PLANS = "3d_fullres", "nnUNetPlans_cpu"
 BASE_FEATURES, BATCH_SIZE, VAL_ITERATIONS = 8, 2, 1
 LEARNING_RATE = 1e-3  # of the pre-trainings: a few hundred steps need more than the default
 #: A part needs the parts before it; the ablations need only the first.
@@ -145,10 +145,7 @@ def run(draw: Draw) -> None:
 
 def write_plans(draw: Draw, steps: Steps) -> None:
     """Plan and preprocess the training patient, and write a CPU-sized copy of the plans."""
-    number = str(int(draw.task.dataset[7:10]))
-    steps.run("plan", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"])
-    base = draw.args.work / "nnUNet_preprocessed" / draw.task.dataset
-    entry = read_json(base / f"{STOCK_PLANS}.json")["configurations"][CONFIGURATION]
+    entry = steps.plan(draw.task.dataset, CONFIGURATION)
     changes = cpu_sized(entry, draw.task.patch_size, BASE_FEATURES, BATCH_SIZE)
     args = draw.args
     block = {"iterations_per_epoch": args.iterations, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}
@@ -161,7 +158,7 @@ def pretrain(draw: Draw, steps: Steps, without: str = "") -> None:
     environment = {"nnUNet_results": str(draw.folder / f"without_{without}")} if without else {}
     name = f"without {without}" if without else FULL
     command = ["nnunet-invariance", "pretrain", "puir", *draw.where]
-    command += _length(draw.args.pretraining_steps, draw.args.seed, checkpoint.parent)
+    command += run_length(checkpoint.parent, draw.args.pretraining_steps, 5, draw.args.seed)
     words += [f"lr={LEARNING_RATE}", "workers=1"]
     steps.run(f"pretrain_{name.replace(' ', '_')}", [*command, "--set", *words], environment=environment)
     file = draw.folder / "held_out.json"
@@ -171,18 +168,10 @@ def pretrain(draw: Draw, steps: Steps, without: str = "") -> None:
         write_json(file, found)
 
 
-def _length(steps: int, seed: int, folder: Path) -> list[str]:
-    """Flags of a run, which continues after an interruption; its state is saved five times."""
-    begun = any((folder / file).is_file() for file in (LATEST, FINAL))
-    epochs = min(5, steps)
-    flags = ["--epochs", str(epochs), "--iterations", str(steps // epochs), "--seed", str(seed)]
-    return [*flags, "--c"] if begun else flags
-
-
 def transfer(draw: Draw, steps: Steps) -> None:
     """Train a translation, score it and two baselines (source and blank image), and fill missing modalities."""
-    folder = draw.args.work / "nnUNet_results" / draw.task.dataset / "pretraining"
-    length = _length(draw.args.transfer_steps, draw.args.seed, folder / f"puir_transfer__{PLANS}__{CONFIGURATION}")
+    folder = pretraining_folder("puir_translation", draw.task.dataset, PLANS, CONFIGURATION)
+    length = run_length(folder, draw.args.transfer_steps, 5, draw.args.seed)
     words = ["--set", f"lr={LEARNING_RATE}", "workers=1"]
     steps.run("transfer_train", ["nnunet-invariance", "translate", "train", *draw.where, *length, *words])
     images, sources = draw.raw / "imagesTs", draw.task.sources

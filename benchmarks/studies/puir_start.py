@@ -22,16 +22,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Steps, cpu_sized, environment, use_tree, write_file
+from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, environment, use_tree, write_file
 from benchmarks.studies.puir_data import lay_out_pgbm
+from benchmarks.studies.raw_data import link_cases
 from benchmarks.tables import markdown
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import InvarianceError
-from nnunet_invariance.evaluation.runner.tree import link
 from nnunet_invariance.plans.options import BLOCK
 
-CONFIGURATION, STOCK_PLANS = "3d_fullres", "nnUNetPlans"
+CONFIGURATION, MYOPS = "3d_fullres", "Dataset912_MyoPS"
 BASE_FEATURES, BATCH_SIZE, EPOCHS, ITERATIONS = 8, 2, 20, 50
 WINDOW, MARGIN = 20, 0.25  # steps, loss
 #: Patch in voxels.
@@ -88,21 +88,13 @@ def main() -> int:
 def prepare(name: str, args: argparse.Namespace) -> str:
     """Lay out, plan and preprocess a set; returns the name of the data set."""
     raw = args.work / "nnUNet_raw"
-    dataset = lay_out_pgbm(args.data, raw, 0).dataset if name == "pgbm" else lay_out_myops(args.data, raw)
-    steps = Steps(args.work)
-    number = str(int(dataset[7:10]))
-    steps.run(
-        f"plan_{name}", ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "1", "-np", "1"]
-    )
+    if name == "pgbm":
+        dataset = lay_out_pgbm(args.data, raw, 0).dataset
+    else:
+        dataset = MYOPS
+        link_cases(args.data / dataset, raw / dataset)
+    Steps(args.work).plan(dataset, CONFIGURATION, f"plan_{name}")
     return dataset
-
-
-def lay_out_myops(data: Path, raw: Path) -> str:
-    """Link the 25 labelled cases."""
-    source = data / "Dataset912_MyoPS"
-    for path in sorted(source.rglob("*.*")):
-        link(path, raw / source.name / path.relative_to(source))
-    return source.name
 
 
 def run(args: argparse.Namespace, name: str, dataset: str, arm: str, seed: int) -> None:

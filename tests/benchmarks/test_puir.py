@@ -1,5 +1,6 @@
 """The data of benchmarks/studies/puir_real.py: separate patients, block means, and cells that did not run."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -8,10 +9,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from benchmarks.studies.puir_data import ABOVE, LEAST, lay_out_brats, lay_out_pgbm
+from benchmarks.common import Steps
+from benchmarks.studies import puir_real
+from benchmarks.studies.puir_data import ABOVE, LEAST, Task, lay_out_brats, lay_out_pgbm
 from benchmarks.studies.puir_held_out import Average
 from benchmarks.studies.puir_tables import publish
+from benchmarks.studies.raw_data import link_cases
 from nnunet_invariance.errors import ComparisonError
+from nnunet_invariance.pretraining.methods.puir_translation import PUIRTranslation
+from nnunet_invariance.weights.locate import LATEST, pretraining_folder
 
 CHANNELS = ("T1", "T1ce", "T2", "FLAIR", "ADC", "nRCBV_x100")
 PATIENTS = ("PGBM-001", "PGBM-003")
@@ -115,3 +121,34 @@ def test_cells_that_did_not_run_are_listed(tmp_path):
     assert "- brats, draw 0: pre-training, without inv" in missing
     assert "- brats, draw 0: pre-training, all constraints" not in missing
     assert json.loads((tmp_path / "out" / "results.json").read_text())["brats, draw 0"]["seconds"] == {"plan": 1.0}
+
+
+def test_the_test_cases_of_linked_data_are_not_among_the_training_cases(data, tmp_path):
+    source, raw, test = data / "Dataset900_PGBM", tmp_path / "raw", {"PGBM-001_v0", "PGBM-003_v1"}
+    link_cases(source, raw, test)
+    assert names(raw / "labelsTs") == test
+    assert names(raw / "labelsTr") == {"PGBM-001_v1", "PGBM-003_v0"}
+    assert {name[:-5] for name in names(raw / "imagesTs")} == test
+    assert len(names(raw / "imagesTr")) == 2 * len(CHANNELS)
+    assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 2
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_translation_continues(tmp_path, monkeypatch, begun):
+    commands: list[list[str]] = []
+
+    def stop(self, name, command, **_):
+        commands.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Steps, "run", stop)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    folder = pretraining_folder(PUIRTranslation.name, "Dataset910_PGBM0", puir_real.PLANS, puir_real.CONFIGURATION)
+    folder.mkdir(parents=True)
+    if begun:
+        (folder / LATEST).touch()
+    args = argparse.Namespace(work=tmp_path, transfer_steps=10, seed=0, device="cpu")
+    draw = puir_real.Draw("pgbm", 0, Task("Dataset910_PGBM0", (4, 4, 4), None, [], []), args)
+    with pytest.raises(KeyboardInterrupt):
+        puir_real.transfer(draw, Steps(tmp_path))
+    assert ("--c" in commands[0]) == begun
