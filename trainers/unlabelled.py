@@ -186,17 +186,15 @@ class UnlabelledLearning:
     def end_epoch(self) -> None:
         """Judge the teacher after the validation of an epoch, and log how right and how confident it is."""
         trainer = self.trainer
-        ranks = all_gather_objects(
-            {
-                "validated": self.validated,
-                "labelled": self.labelled_foreground / max(1, len(self.validated)),
-                "confident": mean([look["confident"] for look in self.looks]),
-                "foreground": mean([look["foreground"] for look in self.looks]),
-                "loss": mean(self.losses),
-            }
-        )
-        teacher = pseudo_dice([output for rank in ranks for output in rank["validated"]])
-        average = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in ranks[0] if name != "validated"}
+        own = {
+            "labelled": self.labelled_foreground / max(1, len(self.validated)),
+            "confident": mean([look["confident"] for look in self.looks]),
+            "foreground": mean([look["foreground"] for look in self.looks]),
+            "loss": mean(self.losses),
+        }
+        ranks = all_gather_objects((own, self.validated))
+        teacher = pseudo_dice([output for _, validated in ranks for output in validated])
+        average = {name: sum(numbers[name] for numbers, _ in ranks) / len(ranks) for name in own}
         foreground = average["foreground"] / average["labelled"] if average["labelled"] else math.nan
         values = (teacher, average["confident"], foreground, average["loss"], self.used_weight)
         log_curves(trainer.logger, dict(zip(CURVES, values, strict=True)), trainer.current_epoch)

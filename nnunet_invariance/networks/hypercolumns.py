@@ -46,7 +46,7 @@ def require_stages(network: nn.Module) -> tuple[nn.Module, nn.Module]:
         UnsupportedConfigurationError: the network has no such encoder and decoder.
     """
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
-    if encoder is None or not (hasattr(decoder, "transpconvs") and hasattr(decoder, "stages")):
+    if encoder is None or decoder is None or not (hasattr(decoder, "transpconvs") and hasattr(decoder, "stages")):
         raise UnsupportedConfigurationError(
             f"A probe reads the stages of a U-Net, but {type(network).__name__} has no encoder and decoder with "
             "stages. Use plans with PlainConvUNet or ResidualEncoderUNet."

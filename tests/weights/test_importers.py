@@ -11,9 +11,10 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import CheckpointCorruptError, InvarianceError, OutputError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
+from nnunet_invariance.networks.stock import REQUIRES_IMPORT
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.importers.importing import import_foreign, recognise
-from nnunet_invariance.weights.importers.nnssl import IMPORTED, RESENC_L
+from nnunet_invariance.weights.importers.nnssl import RESENC_L
 from nnunet_invariance.weights.inspection import inspect
 from nnunet_invariance.weights.metadata import REQUIRED
 from nnunet_invariance.weights.nnunet_export import export_nnunet
@@ -106,7 +107,11 @@ def test_a_safetensors_file_without_metadata_is_imported(tmp_path, capsys):
 
 
 def test_nnssls_network_without_arguments_is_the_residual_encoder_l():
-    entry = {"network_class_name": "ResidualEncoderUNet", "arch_kwargs": RESENC_L, "_kw_requires_import": IMPORTED}
+    entry = {
+        "network_class_name": "ResidualEncoderUNet",
+        "arch_kwargs": RESENC_L,
+        "_kw_requires_import": REQUIRES_IMPORT,
+    }
     with torch.device("meta"):
         network = architecture_of(Path("a.pth"), entry, 1, 1).build()
     assert network.encoder.output_channels == [32, 64, 128, 256, 320, 320]
@@ -116,8 +121,12 @@ def test_nnssls_network_without_arguments_is_the_residual_encoder_l():
 
 @pytest.mark.slow
 def test_a_file_of_the_residual_encoder_l_is_imported(tmp_path):
-    planned = Architecture("ResidualEncoderUNet", RESENC_L, IMPORTED, 1, 1)
-    entry = {"network_class_name": "ResidualEncoderUNet", "arch_kwargs": RESENC_L, "_kw_requires_import": IMPORTED}
+    planned = Architecture("ResidualEncoderUNet", RESENC_L, REQUIRES_IMPORT, 1, 1)
+    entry = {
+        "network_class_name": "ResidualEncoderUNet",
+        "arch_kwargs": RESENC_L,
+        "_kw_requires_import": REQUIRES_IMPORT,
+    }
     network = architecture_of(Path("a"), entry, 1, 1).build()
     plan = {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
     nnssl_file(tmp_path / "a.pth", planned, network, architecture_plans=plan)
