@@ -65,10 +65,10 @@ def test_the_synthesis_of_a_batch_of_pairs_hardly_waits(quirks):
 
 
 def test_a_patch_of_the_synthetic_volume_is_chosen_without_a_wait():
-    generator = SyntheticPairGenerator((8, 12, 10), volume=16)
+    generator = SyntheticPairGenerator((8, 12, 10), volume=32)
     random = torch.Generator().manual_seed(0)
-    labels = torch.randint(4, (3, 1, 16, 16, 16), generator=random, dtype=torch.uint8)
-    starts = torch.randint(5, (3, 8, 3), generator=random)
+    labels = torch.randint(4, (3, 1, 32, 32, 32), generator=random, dtype=torch.uint8)
+    starts = torch.randint(21, (3, 8, 3), generator=random)
     chosen = generator._best_starts(labels, starts)
     with Emulator() as emulator:
         found = generator._best_starts(to_device(labels), starts)
