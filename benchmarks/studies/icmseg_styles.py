@@ -33,9 +33,9 @@ from benchmarks.studies.icmseg_runs import (
 from benchmarks.studies.raw_data import ENDING, cases_of
 from benchmarks.tables import COMPARISON_TABLES
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
+from nnunet_invariance.common.pictures import panels, png, show
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.evaluation.protocols.arms import Selection
-from nnunet_invariance.evaluation.report.pictures import panels, png, show
 from nnunet_invariance.evaluation.report.style_pictures import draw_interventions
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.statistics.effects import Contrast

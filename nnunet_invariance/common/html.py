@@ -13,23 +13,38 @@ FRAME = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ max-width: {width}rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; }}
+:root {{ color-scheme: light dark; --text: #1f2328; --page: #fff; --soft: #4d5560; --line: #d0d5db; --box: #f4f5f7;
+        --good: #e9f5ea; --bad: #fdeef0; --alarm: #b00020; --link: #0b57d0; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --text: #e6e8eb; --page: #15181c; --soft: #b3bac3; --line: #3a414a; --box: #22272e;
+          --good: #17331d; --bad: #421d23; --alarm: #ff8a96; --link: #9ecbff; }}
+}}
+body {{ max-width: {width}rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif;
+       color: var(--text); background: var(--page); }}
 h1 {{ font-size: 1.6rem; margin-bottom: 0.3rem; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
-.notice {{ border-left: 4px solid #b00020; background: #fdf1f2; padding: 0.6rem 1rem; }}
+h2 {{ font-size: 1.15rem; margin-top: 2.2rem; overflow-wrap: anywhere; }}
+h3 {{ overflow-wrap: anywhere; }}
+p, li, summary {{ overflow-wrap: anywhere; }}
+a {{ color: var(--link); }}
+.verdict {{ font-size: 1.2rem; font-weight: 600; margin: 0.8rem 0; }}
+.notice {{ border-left: 4px solid var(--alarm); background: var(--bad); padding: 0.6rem 1rem; }}
 .scroll {{ overflow-x: auto; margin: 0.6rem 0; }}
 summary {{ cursor: pointer; font-weight: 600; margin: 0.6rem 0; }}
-img {{ max-width: 100%; height: auto; }}
+img {{ max-width: max(100%, 34rem); height: auto; border-radius: 4px; }}
+img.narrow {{ max-width: 100%; }}
 table {{ border-collapse: collapse; font-size: 0.85rem; }}
-td, th {{ padding: 0.25rem 0.55rem; border-bottom: 1px solid #ddd; text-align: left; }}
+td, th {{ padding: 0.25rem 0.55rem; border-bottom: 1px solid var(--line); text-align: left; }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
-tr.better td {{ background: #eef7ee; }} tr.worse td {{ background: #fdf1f2; }} tr.not td {{ color: #444; }}
-pre {{ background: #f5f5f5; padding: 0.7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem;
+tr.better td {{ background: var(--good); }} tr.worse td {{ background: var(--bad); }}
+tr.not td {{ color: var(--soft); }}
+pre {{ background: var(--box); padding: 0.7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem;
        line-height: 1.45; }}
 </style>
 </head>
 <body>
+<main>
 {body}
+</main>
 </body>
 </html>
 """
@@ -40,10 +55,20 @@ def page(title: str, body: str, width: int) -> str:
     return FRAME.format(title=html.escape(title), body=body, width=width)
 
 
-def inline(png: bytes, alternative: str) -> str:
-    """Image element with the PNG data embedded."""
+def inline(png: bytes, alternative: str, narrow: bool = False) -> str:
+    """Image element with the PNG data embedded.
+
+    On a phone, a ``narrow`` image shrinks; others stay legible and scroll within their box.
+    """
     data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+    kind = ' class="narrow"' if narrow else ""
+    image = f'<img alt="{html.escape(alternative)}"{kind} src="data:image/png;base64,{data}">'
+    return image if narrow else _scrolling(image, alternative)
+
+
+def _scrolling(content: str, name: str) -> str:
+    """A box that scrolls sideways by itself, also with the keyboard."""
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{html.escape(name)}">{content}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int, kinds: Sequence[str] = ()) -> str:
@@ -51,12 +76,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int, kind
 
     def line(cells: Sequence[str], tag: str, kind: str = "") -> str:
         columns = [""] * (len(cells) - numbers) + [' class="number"'] * numbers
-        content = (f"<{tag}{column}>{html.escape(cell)}</{tag}>" for cell, column in zip(cells, columns, strict=True))
+        scope = ' scope="col"' if tag == "th" else ""
+        pairs = zip(cells, columns, strict=True)
+        content = (f"<{tag}{scope}{column}>{html.escape(cell)}</{tag}>" for cell, column in pairs)
         return f"<tr{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{''.join(content)}</tr>"
 
     rows = list(rows)
     lines = [line(row, "td", kind) for row, kind in zip(rows, kinds or [""] * len(rows), strict=True)]
-    return '<div class="scroll"><table>\n' + "\n".join([line(head, "th"), *lines]) + "\n</table></div>"
+    content = "<table>\n" + "\n".join([line(head, "th"), *lines]) + "\n</table>"
+    return _scrolling(content, f"Table: {', '.join(head)}")
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -103,4 +131,4 @@ def transfer_table(report: dict[str, Any]) -> str:
         f"{report['coverage']:.0%} of the encoder's stages come from {Path(report['checkpoint']).name} "
         f"({report['branch']}); decoder: {report['decoder']}."
     )
-    return f"<p>{html.escape(facts)}</p>\n" + table(("", "tensors", "parameters"), rows, numbers=2)
+    return f"<p>{html.escape(facts)}</p>\n" + table(("weights", "tensors", "parameters"), rows, numbers=2)

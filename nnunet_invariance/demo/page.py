@@ -8,15 +8,15 @@ from pathlib import Path
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.html import TRANSFER_FORM, details, inline, notice, page, table, transfer_table
 from nnunet_invariance.common.json_files import read_json
-from nnunet_invariance.demo.data import LABELS
 from nnunet_invariance.demo.next_steps import OWN_DATASET
 from nnunet_invariance.demo.pictures import draw_cases, draw_predictions, draw_training
 from nnunet_invariance.demo.steps import PLANS, SEED, Demo, Step
 from nnunet_invariance.evaluation.protocols.checkpoints import warnings_of
-from nnunet_invariance.evaluation.report.cases import class_colours
 from nnunet_invariance.evaluation.report.names import short_names
-from nnunet_invariance.evaluation.report.results import compute_results
-from nnunet_invariance.evaluation.report.tables import class_legend
+from nnunet_invariance.evaluation.report.pictures import draw_effects
+from nnunet_invariance.evaluation.report.results import Results, compute_results
+from nnunet_invariance.evaluation.report.tables import headline
+from nnunet_invariance.evaluation.runner.jobs import Job
 from nnunet_invariance.evaluation.runner.stored import stored_jobs
 from nnunet_invariance.evaluation.scoring.scores import read_scores
 from nnunet_invariance.evaluation.statistics.effects import Contrast
@@ -69,7 +69,7 @@ def write_page(out: Path, content: Page, steps: Sequence[Step], next_steps: Sequ
 
 def data_section(text: str, raws: Sequence[Path]) -> Section:
     """Show up to six labelled cases of each raw data set, with the outlines of their labels."""
-    parts = [f"<p>{html.escape(text)}</p>", class_legend(class_colours(LABELS))]
+    parts = [f"<p>{html.escape(text)}</p>"]
     for raw in raws:
         parts += [f"<h3>{html.escape(raw.name)}</h3>"] if len(raws) > 1 else []
         parts.append(inline(draw_cases(raw), "Slices of labelled cases with the outlines of their labels"))
@@ -91,41 +91,66 @@ def transfer_section(demo: Demo) -> Section:
 
 def training_section(demo: Demo) -> Section:
     """Show the training curves of all arms."""
-    folders = {job.arm.name: job.model for job in stored_jobs(demo.comparison)}
+    jobs = stored_jobs(demo.comparison)
+    folders = {name: job.model for name, job in zip(_names(jobs), jobs, strict=True)}
     alternative = "Training loss and validation Dice of all trainers, epoch by epoch"
     return Section("Training with nnUNetv2_train", inline(draw_training(folders), alternative))
 
 
 def prediction_section(demo: Demo) -> Section:
     """Show reference and predictions of every test set."""
-    jobs, pictures = stored_jobs(demo.comparison), [class_legend(class_colours(LABELS))]
+    jobs, pictures = stored_jobs(demo.comparison), []
     for test in jobs[0].setting.tests:
-        folders = {job.arm.name: job.predictions(test) for job in jobs}
+        folders = {name: job.predictions(test) for name, job in zip(_names(jobs), jobs, strict=True)}
         title = f"<h3>{html.escape(test.name)}</h3>\n" if test.name else ""
         picture = draw_predictions(test.cases, folders)
-        pictures.append(title + inline(picture, "Test images with reference and predicted outlines"))
+        pictures.append(
+            title + inline(picture, "Test images with the outlines of the reference and of each prediction")
+        )
     return Section("Test cases, predicted with nnUNetv2_predict", "\n".join(pictures))
 
 
 def score_section(demo: Demo) -> Section:
-    """Show mean Dice, and paired differences to the last arm."""
+    """Show the difference to the last arm in one sentence, as a figure, and with the mean Dice of each class."""
     jobs = stored_jobs(demo.comparison)
     n_test = sum(len(test.cases) for test in jobs[0].setting.tests)
-    body = score_table(demo.comparison / "scores.csv", baseline=jobs[-1].arm.name)
-    return Section(f"Dice on the {n_test} test cases", body)
+    classes = details("Mean Dice of every class", score_table(*_results(demo)))
+    return Section(f"Dice on the {n_test} test cases", verdict(demo) + classes)
 
 
-def score_table(scores: Path, baseline: str) -> str:
-    """Mean Dice of each trainer and class under each condition, with the paired difference to ``baseline``."""
-    rows = read_scores(scores)
+def verdict(demo: Demo) -> str:
+    """The differences in Dice to the last arm, in one sentence and as a figure."""
+    results, _ = _results(demo)
+    names = short_names(list(dict.fromkeys(s.arm for s in results.scores)), PLANS)
+    picture = draw_effects(results.main_effects, "difference in Dice, with 95 % interval", names)
+    alternative = "Difference in Dice to the trainer without the method, with 95 % interval"
+    return (
+        f'<p class="verdict">{html.escape(headline(results.main_effects, names))}</p>\n{inline(picture, alternative)}'
+    )
+
+
+def _names(jobs: Sequence[Job]) -> list[str]:
+    """Short names of the arms of jobs, in their order."""
+    names = short_names(list(dict.fromkeys(job.arm.name for job in jobs)), PLANS)
+    return [names[job.arm.name] for job in jobs]
+
+
+def _results(demo: Demo) -> tuple[Results, str]:
+    """Statistics of the scores, with a contrast of every arm with the last one, and the name of the last one."""
+    rows = read_scores(demo.comparison / "scores.csv")
+    baseline = stored_jobs(demo.comparison)[-1].arm.name
     contrasts = [Contrast(arm, baseline, baseline) for arm in dict.fromkeys(s.arm for s in rows) if arm != baseline]
-    results = compute_results(rows, contrasts, SEED)
+    return compute_results(rows, contrasts, SEED), baseline
+
+
+def score_table(results: Results, baseline: str) -> str:
+    """Mean Dice of each trainer and class under each condition, with the paired difference to ``baseline``."""
     differences = {
         (e.condition, e.arm, e.label): f"{e.mean:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
         for e in results.effects
         if e.metric == "dice"
     }
-    names = short_names(list(dict.fromkeys(s.arm for s in rows)), PLANS)
+    names = short_names(list(dict.fromkeys(s.arm for s in results.scores)), PLANS)
     lines = [
         (
             *(m.condition, names[m.arm], m.label, f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]"),

@@ -8,10 +8,11 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from nnunet_invariance.common.pictures import STYLE, add_legend, best_slice, class_colours, panels, png, show
 from nnunet_invariance.demo.data import ENDING, LABELS
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
-from nnunet_invariance.evaluation.report.pictures import STYLE, panels, png, show
 from nnunet_invariance.weights.foreign import open_foreign
 
 
@@ -24,6 +25,7 @@ def draw_cases(raw: Path) -> bytes:
         segmentation = read(path)
         index = best_slice(segmentation)
         show(axis, read(raw / "imagesTr" / f"{name}_0000{ENDING}")[index], segmentation[index], name)
+    add_legend(figure, class_colours(LABELS))
     return png(figure)
 
 
@@ -33,18 +35,19 @@ def draw_predictions(cases: Sequence[LabelledCase], folders: Mapping[str, Path])
     for row, case in zip(axes, cases, strict=True):
         image, reference = read(case.images[0]), read(case.label)
         index = best_slice(reference)
-        show(row[0], image[index], np.zeros_like(reference[index]), case.name)
+        show(row[0], image[index], None, case.name)
         show(row[1], image[index], reference[index], "reference")
         for axis, (arm, folder) in zip(row[2:], folders.items(), strict=True):
             show(axis, image[index], read(folder / f"{case.name}{ENDING}")[index], arm)
+    add_legend(figure, class_colours(LABELS))
     return png(figure)
 
 
 def draw_training(folders: Mapping[str, Path]) -> bytes:
     """Draw training loss and nnU-Net's validation Dice of every arm over the epochs, as PNG; the last arm is dashed."""
-    curves = {"train_losses": "segmentation loss, training", "mean_fg_dice": "validation Dice (nnU-Net's estimate)"}
+    curves = {"train_losses": "training loss (lower is better)", "mean_fg_dice": "validation Dice (higher is better)"}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 2.8), layout="constrained")
+        figure = Figure(figsize=(8, 2.9), layout="constrained")
         FigureCanvasAgg(figure)
         for number, (key, title) in enumerate(curves.items(), 1):
             axis = figure.add_subplot(1, len(curves), number)
@@ -53,15 +56,11 @@ def draw_training(folders: Mapping[str, Path]) -> bytes:
                 style = "-" if left else "--"
                 axis.plot(range(1, len(log[key]) + 1), log[key], style, marker=".", label=arm)
             axis.set_title(title, loc="left", fontsize=10)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlabel("epoch")
             axis.grid(alpha=0.25)
-        figure.axes[0].legend(loc="upper right")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
     return png(figure)
-
-
-def best_slice(segmentation: np.ndarray) -> int:
-    """Index of the slice with the most voxels of the last class."""
-    return int((segmentation == max(LABELS.values())).sum(axis=(1, 2)).argmax())
 
 
 def read(path: Path) -> np.ndarray:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_invariance.common.html import inline, table
+from nnunet_invariance.common.pictures import panels, png
 from nnunet_invariance.demo.data import ENDING, MODALITIES, write_modalities
 from nnunet_invariance.demo.next_steps import next_steps
-from nnunet_invariance.demo.page import Page, Section, pretraining_section, training_section, transfer_section
+from nnunet_invariance.demo.page import Page, Section, pretraining_section, training_section, transfer_section, verdict
 from nnunet_invariance.demo.pictures import read
 from nnunet_invariance.demo.steps import (
     CONFIGURATION,
@@ -21,7 +22,8 @@ from nnunet_invariance.demo.steps import (
     pretraining_folder,
 )
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN, PROTOCOL, choose_subsets, missing_modalities
-from nnunet_invariance.evaluation.report.pictures import draw_heat_map, panels, png
+from nnunet_invariance.evaluation.report.names import short_names
+from nnunet_invariance.evaluation.report.pictures import draw_heat_map
 from nnunet_invariance.evaluation.scoring.scores import read_scores
 from nnunet_invariance.evaluation.statistics.effects import arm_means
 from nnunet_invariance.modality_translation.evaluate import CONVENTIONS, EXAMPLES, HEAD, read_pairs, summarise
@@ -107,10 +109,10 @@ def _translation_section(demo: Demo) -> Section:
 
 
 def _subset_section(demo: Demo) -> Section:
-    """Show mean Dice with every subset of the modalities."""
+    """Show the verdict and the mean Dice with every subset of the modalities."""
     means = arm_means(read_scores(demo.comparison / "scores.csv"), SEED)
-    picture = inline(
-        draw_heat_map([mean for mean in means if mean.metric == "dice"]), "Mean Dice by modalities and class"
-    )
-    text = f"<p>Modalities that are not in the name are images of zeros. {arms()[1]} is plain nnU-Net.</p>\n"
-    return Section("Dice with missing modalities", text + picture)
+    dice, names = [mean for mean in means if mean.metric == "dice"], short_names(arms(), PLANS)
+    picture = inline(draw_heat_map(dice, names), "Mean Dice by modalities and class")
+    plain = names[arms()[1]]
+    text = f"<p>Modalities that are not in the name are images of zeros. {plain} is plain nnU-Net.</p>\n"
+    return Section("Dice with missing modalities", verdict(demo) + text + picture)

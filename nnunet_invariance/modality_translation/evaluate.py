@@ -14,9 +14,9 @@ from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.csv_files import read_csv, write_csv
 from nnunet_invariance.common.html import inline, page, table
 from nnunet_invariance.common.json_files import read_json, write_text
+from nnunet_invariance.common.pictures import panels, png
 from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
-from nnunet_invariance.evaluation.report.pictures import panels, png
 from nnunet_invariance.modality_translation.checkerboard import nyquist_peak
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
 from nnunet_invariance.modality_translation.translator import ModalityTranslator

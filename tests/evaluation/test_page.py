@@ -4,40 +4,15 @@ import base64
 import html.parser
 import io
 import json
-import shutil
 from pathlib import Path
 
 import matplotlib.image
-import numpy as np
 import pytest
-import torch
 
-from nnunet_invariance.common.csv_files import write_csv
 from nnunet_invariance.demo.alice import draw
-from nnunet_invariance.demo.data import write_dataset
-from nnunet_invariance.demo.page import Page, Section, inline, score_table, table, transfer_table, write_page
-from nnunet_invariance.demo.steps import CONFIGURATION, DATASET, PLANS, Demo, Step, pretraining_folder
-from nnunet_invariance.evaluation.scoring.scores import Score
-
-ARMS = ["AliceTrainer_2epochs", "AliceTrainer_scratch_2epochs"]
-RECORD = {
-    "protocol": "few-shot",
-    "dataset": DATASET,
-    "plans": PLANS,
-    "configuration": CONFIGURATION,
-    "seed": 0,
-    "contrasts": [],
-    "pretrainings": {},
-    "starts_from": {},
-    "left_out": {},
-    "transductive": {},
-    "plans_sha256": "0" * 64,
-    "mirroring": False,
-    "tolerance": None,
-    "arms": {name: {"trainer": name, "environment": []} for name in ARMS},
-    "subsets": [{"name": "shots2_draw0", "shots": 2, "draw": 0, "train": [], "val": []}],
-    "tests": [{"name": "", "cases": ["case_002", "case_003"]}],
-}
+from nnunet_invariance.demo.page import Page, Section, inline, score_section, table, transfer_table, write_page
+from nnunet_invariance.demo.steps import Demo, Step
+from tests.helpers.stored_demo import write_demo
 
 
 class Reader(html.parser.HTMLParser):
@@ -64,49 +39,7 @@ class Reader(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
-    """What a demo leaves, as far as the page reads it; the first arm predicts the reference, the second nothing."""
-    out = tmp_path_factory.mktemp("demo")
-    raw = out / "nnUNet_raw" / RECORD["dataset"]
-    write_dataset(raw, 2, 2)
-    comparison = out / "comparison"
-    scores = []
-    for number, arm in enumerate(ARMS):
-        model = (
-            comparison
-            / "arms"
-            / arm
-            / "nnUNet_results"
-            / RECORD["dataset"]
-            / f"{arm}__{PLANS}__{CONFIGURATION}"
-            / "fold_0"
-        )
-        model.mkdir(parents=True)
-        log = {"train_losses": [1.0, 0.5], "mean_fg_dice": [0.1, 0.4]}
-        torch.save({"logging": log}, model / "checkpoint_final.pth")
-        entry = {"parameters": 1500}
-        report = {"checkpoint": "/a/b/weights.safetensors", "branch": "teacher", "decoder": "random", "coverage": 1.0}
-        report |= {"matched": [entry, entry], "adapted": [], "skipped": [], "missing": [entry]}
-        (model / "transfer_report.json").write_text(json.dumps(report))
-        predictions = comparison / "arms" / arm / "shots2_draw0" / "predictions"
-        predictions.mkdir(parents=True)
-        for case in RECORD["tests"][0]["cases"]:
-            (predictions / f"{case}.nii.gz").write_bytes((raw / "labelsTs" / f"{case}.nii.gz").read_bytes())
-            scores += [
-                Score("2 shots", 0, arm, case, label, 1.0 - number / 2, 1.0, 0.0, 9, 9) for label in ("organ", "core")
-            ]
-    write_csv(comparison / "scores.csv", scores, Score)
-    (comparison / "comparison.json").write_text(
-        json.dumps({"comparison": RECORD, "versions": {}, "machine": {}, "jobs": {}})
-    )
-    (comparison / "nnUNet_preprocessed" / DATASET).mkdir(parents=True)
-    (comparison / "nnUNet_preprocessed" / DATASET / "dataset.json").write_bytes((raw / "dataset.json").read_bytes())
-    for kind in ("images", "labels"):
-        shutil.copytree(raw / f"{kind}Ts", comparison / f"test_{kind}")
-    pretraining = pretraining_folder(Demo(out, 1), "alice")
-    pretraining.mkdir(parents=True)
-    matplotlib.image.imsave(pretraining / "progress.png", np.zeros((8, 9, 3)))
-    (pretraining / "log.txt").write_text("2026-01-01 10:00:00,000 ERROR epoch 5: collapse: <uniform>; lower it\n")
-    return out
+    return write_demo(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +60,7 @@ def test_nothing_is_fetched_from_anywhere(page):
 
 def test_every_picture_decodes_and_says_what_it_shows(page):
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     for attributes in pictures:
         assert attributes["alt"]
         kind, data = attributes["src"].split(",", 1)
@@ -165,9 +98,14 @@ def cells(fragment: str) -> list[str]:
 
 
 def test_the_score_table_holds_means_and_paired_differences(demo):
-    fragment = score_table(demo / "comparison" / "scores.csv", baseline=ARMS[1])
-    assert "2 shotsAliceTrainerorgan1.000 [1.000, 1.000]+0.500 [+0.500, +0.500]" in cells(fragment)
-    assert "2 shotsAliceTrainer_scratchorgan0.500 [0.500, 0.500]" in cells(fragment)
+    lines = cells(score_section(Demo(demo, 1)).body)
+    assert "2 shotsAliceorgan1.000 [1.000, 1.000]+0.500 [+0.500, +0.500]" in lines
+    assert "2 shotsAlice_scratchorgan0.500 [0.500, 0.500]" in lines
+
+
+def test_the_verdict_is_one_sentence_before_the_figure(page):
+    found = page.text.index("Not decided: Alice against Alice_scratch, +0.500 Dice (95 % interval")
+    assert page.text.index("Dice on the 2 test cases") < found < page.text.index("Mean Dice of every class")
 
 
 def test_the_transfer_table_adds_up(demo):
@@ -181,4 +119,4 @@ def test_text_cannot_become_markup(tmp_path):
     path = write_page(tmp_path, Page("<i>", [Section("<u>", "<p>kept</p>")]), [])
     assert not {"i", "u"} & {tag for tag, _ in Reader(path.read_text()).tags}
     assert Reader(table(("a",), [("<b>&",)], numbers=0)).text.strip() == "a\n<b>&"
-    assert Reader(inline(b"png", '"><script>')).tags[0][1]["alt"] == '"><script>'
+    assert Reader(inline(b"png", '"><script>')).tags[1][1]["alt"] == '"><script>'

@@ -1,68 +1,84 @@
-"""The worst and the best test cases of a comparison, as pictures with contours."""
+"""The worst, median and best test case of a comparison side by side, with outlines."""
 
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from nnunet_invariance.common.html import inline
+from nnunet_invariance.common.pictures import class_colours
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
-from nnunet_invariance.evaluation.report.pictures import colour_of, draw_case
-from nnunet_invariance.evaluation.report.tables import class_legend
+from nnunet_invariance.evaluation.report.pictures import ShownCase, draw_cases
 from nnunet_invariance.evaluation.runner.jobs import CaseSet, Job
 from nnunet_invariance.evaluation.scoring.scores import Score
 
-#: Number of worst and of best test cases, and the largest number of arms side by side and of test sets.
-SHOWN_CASES, SHOWN_ARMS, SHOWN_TESTS = 2, 6, 4
+#: The largest number of arms and of test sets that are shown.
+SHOWN_ARMS, SHOWN_TESTS = 6, 4
+#: Mean Dice over the classes, of every arm and case.
+CaseDice = dict[str, dict[str, float]]
 
 
 def case_section(jobs: Sequence[Job], scores: Sequence[Score], names: Mapping[str, str]) -> str:
-    """The worst and the best test cases of the first subset that has a finished cell; "" without one."""
+    """The worst, median and best test case of the first subset that has a finished cell; "" without one."""
     done = [job for job in jobs if job.finished]
     done = [job for job in done if job.subset == done[0].subset]
     if not done:
         return ""
-    parts = [f"<h2>Worst and best test cases ({html.escape(done[0].subset.name)})</h2>"]
-    parts.append(class_legend(class_colours(done[0].setting.dataset_json["labels"])))
+    parts = [f"<h2>Worst, median and best test case ({html.escape(done[0].subset.name)})</h2>"]
+    parts.append("<p>Cases are ranked by their mean Dice over the classes and the trainers.</p>")
     if hidden := ", ".join(names.get(job.arm.name, job.arm.name) for job in done[SHOWN_ARMS:]):
         parts.append(f"<p>The pictures show {SHOWN_ARMS} arms; not shown: {html.escape(hidden)}</p>")
+    colours = class_colours(done[0].setting.dataset_json["labels"])
     for test in done[0].setting.tests[:SHOWN_TESTS]:
-        dice = _mean_dice(scores, done[0].condition(test), done[0].subset.draw)
-        tested = [case for case in test.cases if case.name in dice and done[0].subset.tests(case)]
-        ranked = sorted(tested, key=lambda case: dice[case.name])
-        chosen = ranked[:SHOWN_CASES] + ranked[SHOWN_CASES:][-SHOWN_CASES:]
-        parts += [_picture(case, test, dice[case.name], done[:SHOWN_ARMS], names) for case in chosen]
+        dice = _dice(scores, done[0].condition(test), done[0].subset.draw)
+        mean = {case: float(np.mean(list(of_arms.values()))) for case, of_arms in dice.items()}
+        tested = [case for case in test.cases if case.name in mean and done[0].subset.tests(case)]
+        chosen = _ranked(sorted(tested, key=lambda case: mean[case.name]))
+        shown = [_shown(rank, case, test, dice[case.name], done[:SHOWN_ARMS], names) for rank, case in chosen.items()]
+        if shown:
+            where = f" of {test.name}" if test.name else ""
+            alternative = f"The {', '.join(chosen)} test case{where}: image, reference and predictions with outlines"
+            parts += [f"<h3>{html.escape(test.name)}</h3>"] if test.name else []
+            parts.append(inline(draw_cases(shown, colours), alternative))
     return "\n".join(parts)
 
 
-def class_colours(labels: Mapping[str, Any]) -> dict[str, str]:
-    """Colour of the outline of every class of a dataset.json whose label is one value."""
-    values = {name: value[0] if isinstance(value, list) else value for name, value in labels.items()}
-    return {name: colour_of(int(value)) for name, value in values.items() if int(value) and name != "ignore"}
+def _ranked(cases: Sequence[LabelledCase]) -> dict[str, LabelledCase]:
+    """The first, the middle and the last case; of two cases the first and the last, and one case by itself."""
+    if len(cases) < 3:
+        return dict(zip(("worst", "best"), cases, strict=False))
+    return {"worst": cases[0], "median": cases[len(cases) // 2], "best": cases[-1]}
 
 
-def _picture(case: LabelledCase, test: CaseSet, dice: float, jobs: Sequence[Job], names: Mapping[str, str]) -> str:
+def _shown(
+    rank: str,
+    case: LabelledCase,
+    test: CaseSet,
+    dice: Mapping[str, float],
+    jobs: Sequence[Job],
+    names: Mapping[str, str],
+) -> ShownCase:
+    """A case with its reference and the prediction of every arm."""
     segmentations = {"reference": _volume(case.label)}
     for job in jobs:
-        name = names.get(job.arm.name, job.arm.name)
-        segmentations[name] = _volume(job.predictions(test) / case.label.name)
+        name, own = names.get(job.arm.name, job.arm.name), dice.get(job.arm.name, math.nan)
+        title = name if math.isnan(own) else f"{name}: Dice {own:.2f}"
+        segmentations[title] = _volume(job.predictions(test) / case.label.name)
     volumes = [_volume(path) for path in case.images]
-    shown = next((v for v in volumes if np.ptp(v) > 0), volumes[0])  # the image of a missing modality is constant
-    title = ", ".join(filter(None, (case.name, test.name, f"Dice {dice:.3f}")))
-    return inline(draw_case(shown, segmentations, title), f"{title}: image, reference and predictions with contours")
+    image = next((v for v in volumes if np.ptp(v) > 0), volumes[0])  # the image of a missing modality is constant
+    return ShownCase(f"{rank}: {case.name}", image, segmentations)
 
 
-def _mean_dice(scores: Iterable[Score], condition: str, draw: int) -> dict[str, float]:
-    """Mean Dice of every case over arms and classes."""
-    values: dict[str, list[float]] = {}
+def _dice(scores: Iterable[Score], condition: str, draw: int) -> CaseDice:
+    """Mean Dice over the classes, by case and by arm."""
+    values: dict[str, dict[str, list[float]]] = {}
     for s in scores:
         if s.condition == condition and s.draw == draw and not math.isnan(s.dice):
-            values.setdefault(s.case, []).append(s.dice)
-    return {case: float(np.mean(v)) for case, v in values.items()}
+            values.setdefault(s.case, {}).setdefault(s.arm, []).append(s.dice)
+    return {case: {arm: float(np.mean(v)) for arm, v in arms.items()} for case, arms in values.items()}
 
 
 def _volume(path: Path) -> np.ndarray:

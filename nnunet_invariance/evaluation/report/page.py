@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.html import bullets, inline, notice, page, table
+from nnunet_invariance.common.html import bullets, details, inline, notice, page, table
 from nnunet_invariance.evaluation.report.cases import case_section
 from nnunet_invariance.evaluation.report.names import short_names
 from nnunet_invariance.evaluation.report.pictures import draw_effects, draw_heat_map, draw_means
@@ -17,7 +17,14 @@ from nnunet_invariance.evaluation.report.provenance import (
     warning_section,
 )
 from nnunet_invariance.evaluation.report.results import Results, write_results
-from nnunet_invariance.evaluation.report.tables import READING, ranking_table, statistics, verdict_table
+from nnunet_invariance.evaluation.report.tables import (
+    READING,
+    arm_legend,
+    headline,
+    ranking_table,
+    statistics,
+    verdict_table,
+)
 from nnunet_invariance.evaluation.runner.jobs import Job
 from nnunet_invariance.evaluation.runner.record import read_record
 from nnunet_invariance.evaluation.runner.stored import RECORD, state, stored_jobs
@@ -46,7 +53,7 @@ def write_report(out: Path) -> Path:
         _head(described, results, names),
         warning_section(described),
         *_state(described, jobs),
-        *_figures(results, names),
+        *_comparisons(results, names),
         _heat_map(results, described["tests"], names),
         case_section(jobs, results.scores, names),
         "<h2>Statistics</h2>",
@@ -61,15 +68,14 @@ def write_report(out: Path) -> Path:
 
 
 def _head(described: Mapping[str, Any], results: Results, names: Mapping[str, str]) -> str:
-    """Title, verdicts and ranking."""
+    """Title, the verdict in one sentence, the differences as a figure, and what the short names mean."""
     title = f"{described['protocol']}: {described['dataset']}, {described['configuration']}, {described['plans']}"
     parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts.append(f'<p class="verdict">{html.escape(headline(results.main_effects, names))}</p>')
     if results.main_effects:
-        parts += ["<h2>Verdict</h2>", verdict_table(results.main_effects, names), READING]
-    else:
-        parts.append("<p>No two arms can be compared yet.</p>")
-    if ranking := ranking_table(results, names, METRICS["dice"]):
-        parts += ["<h2>Ranking</h2>", ranking]
+        picture = draw_effects(results.main_effects, "difference in Dice, with 95 % interval", names)
+        parts.append(inline(picture, "Paired differences in Dice with 95 % intervals and verdicts", narrow=True))
+    parts.append(arm_legend(described["arms"], described["starts_from"], names))
     return "\n".join(parts)
 
 
@@ -85,16 +91,18 @@ def _state(described: Mapping[str, Any], jobs: Sequence[Job]) -> Iterator[str]:
         yield "<h2>Trainers that do not apply</h2>" + bullets(f"{k} {v}" for k, v in left_out.items())
 
 
-def _figures(results: Results, names: Mapping[str, str]) -> Iterator[str]:
-    """Means and paired differences in Dice."""
+def _comparisons(results: Results, names: Mapping[str, str]) -> Iterator[str]:
+    """The verdict of every contrast with its explanation, and the mean Dice of the arms with their ranking."""
+    if results.main_effects:
+        yield "<h2>Verdict of every comparison</h2>"
+        yield verdict_table(results.main_effects, names)
+        yield details("What do the verdict, the interval and P(false claim) mean?", READING)
     if results.main_means:
         yield "<h2>Mean Dice over the classes, with 95 % intervals</h2>"
-        picture = draw_means(results.main_means, results.conditions, "Dice", names)
-        yield inline(picture, "Mean Dice of every arm under every condition")
-    if results.main_effects:
-        yield "<h2>Paired differences in Dice, with 95 % intervals</h2>"
-        picture = draw_effects(results.main_effects, "difference in Dice", names)
-        yield inline(picture, "Paired differences in Dice with 95 % intervals")
+        picture = draw_means(results.main_means, results.conditions, "Dice (larger is better)", names)
+        yield inline(picture, "Mean Dice of every arm under every condition", narrow=True)
+    if ranking := ranking_table(results, names, METRICS["dice"]):
+        yield details("Ranking of the arms", ranking)
 
 
 def _heat_map(results: Results, tests: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:

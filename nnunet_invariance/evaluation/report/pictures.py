@@ -1,64 +1,22 @@
-"""The pictures of a comparison, as PNG: means, paired differences, cases with contours."""
+"""The pictures of a comparison, as PNG: means, paired differences, cases with outlines."""
 
-import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from nnunet_invariance.common.pictures import COLOURS, LITERAL_TEXT, STYLE, add_legend, best_slice, panels, png, show
 from nnunet_invariance.evaluation.statistics.effects import ArmMean, Effect
 
-#: Distinguishable with every kind of colour vision.
-COLOURS = ("#ffb000", "#00c8ff", "#dc267f", "#785ef0", "#fe6100", "#009e73", "#333333")
-#: Names of cases and arms are no mathematics, even if they contain "$" or "^".
-LITERAL_TEXT: dict[Any, Any] = {"text.parse_math": False}
-STYLE: dict[Any, Any] = {
-    **LITERAL_TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.size": 9,
-    "legend.frameon": False,
-}
 #: Number of conditions, and of characters of their names, that fit side by side.
-SIDE_BY_SIDE, CHARACTERS = 4, 60
+SIDE_BY_SIDE, CHARACTERS = 4, 40
 VERDICT_COLOURS = {"better": "#1b7837", "worse": "#b00020", "not decided": "#555555"}
-
-
-def colour_of(label: int) -> str:
-    """Colour of the outline of a label (1 or more)."""
-    return COLOURS[(label - 1) % len(COLOURS)]
-
-
-@matplotlib.rc_context(LITERAL_TEXT)
-def panels(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of small pictures; its axes (rows, columns)."""
-    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def show(axis: Axes, image: np.ndarray, labels: np.ndarray, title: str) -> None:
-    """Draw one slice in grey with the outline of every label; both are (height, width)."""
-    axis.imshow(image, cmap="gray", interpolation="nearest")
-    for label in np.unique(labels[labels > 0]).astype(int):
-        mask = labels == label
-        if not mask.all():
-            axis.contour(mask, levels=[0.5], colors=colour_of(int(label)), linewidths=1.4)
-    axis.set_title(title, fontsize=8)
-    axis.set_axis_off()
-
-
-@matplotlib.rc_context(LITERAL_TEXT)
-def png(figure: Figure) -> bytes:
-    """The content of the figure's PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
 
 
 @matplotlib.rc_context(STYLE)
@@ -71,7 +29,7 @@ def draw_means(
     """
     arms = list(dict.fromkeys(mean.arm for mean in means))
     bases = list(dict.fromkeys(arm.replace("_scratch", "") for arm in arms))
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     for number, arm in enumerate(arms):
@@ -96,7 +54,7 @@ def draw_means(
     _label_conditions(axis, conditions)
     axis.set_ylabel(title)
     axis.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside lower left", ncols=3, fontsize=9)
     return png(figure)
 
 
@@ -111,8 +69,8 @@ def _label_conditions(axis: Axes, conditions: Sequence[str]) -> None:
 
 @matplotlib.rc_context(STYLE)
 def draw_effects(effects: Sequence[Effect], title: str, names: Mapping[str, str] = MappingProxyType({})) -> bytes:
-    """Paired differences with their intervals, one line each, as PNG; undecided ones are grey."""
-    figure = Figure(figsize=(9, 0.9 + 0.32 * len(effects)), layout="constrained")
+    """Paired differences with their intervals, one line each below its name, as PNG; the colour is the verdict."""
+    figure = Figure(figsize=(5.6, 1.1 + 0.5 * len(effects)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     axis.axvline(0, color="#222", linewidth=0.8)
@@ -121,10 +79,13 @@ def draw_effects(effects: Sequence[Effect], title: str, names: Mapping[str, str]
         if np.isfinite(e.low):
             axis.plot([e.low, e.high], [line, line], color=colour, linewidth=2)
         axis.plot(e.mean, line, "o", color=colour, markersize=5)
-    shown = [f"{e.condition}: {names.get(e.arm, e.arm)} - {names.get(e.reference, e.reference)}" for e in effects]
-    axis.set_yticks(range(len(effects)), shown, fontsize=8)
-    axis.set_ylim(len(effects) - 0.5, -0.5)
+        shown = f"{names.get(e.arm, e.arm)} against {names.get(e.reference, e.reference)}, {e.condition}: {e.verdict}"
+        axis.text(0, line - 0.28, shown, transform=axis.get_yaxis_transform(), va="bottom", color=colour)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.set_ylim(len(effects) - 0.5, -0.9)
     axis.set_xlabel(title)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.grid(axis="x", alpha=0.25)
     return png(figure)
 
@@ -136,7 +97,7 @@ def draw_heat_map(rows: Sequence[ArmMean], names: Mapping[str, str] = MappingPro
     conditions = list(dict.fromkeys(row.condition for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
     means = {(row.arm, row.condition, row.label): row.mean for row in rows}
-    size = (2.0 + len(arms) * (0.6 + 0.62 * len(labels)), 1.4 + 0.28 * len(conditions))
+    size = (2.0 + len(arms) * (0.6 + 0.66 * len(labels)), 1.4 + 0.32 * len(conditions))
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(arms), squeeze=False, sharey=True)[0]
@@ -146,23 +107,44 @@ def draw_heat_map(rows: Sequence[ArmMean], names: Mapping[str, str] = MappingPro
         for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
             value = values[row, column]
             colour = "black" if value > 0.6 else "white"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-        axis.set_title(names.get(arm, arm), fontsize=7)
-        axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=7)
-        axis.set_yticks(range(len(conditions)), conditions, fontsize=7)
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+        axis.set_title(names.get(arm, arm), fontsize=9)
+        axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=9)
+        axis.set_yticks(range(len(conditions)), conditions, fontsize=9)
     return png(figure)
 
 
-def draw_case(image: np.ndarray, segmentations: Mapping[str, np.ndarray], title: str) -> bytes:
-    """The slice with the most foreground of the reference, without and with the outlines of each segmentation, as PNG.
+@dataclass(frozen=True)
+class ShownCase:
+    """A test case for :func:`draw_cases`.
 
-    Args:
-        image, segmentations: (slices, height, width); the first segmentation is the reference.
+    Attributes:
+        title: name and rank of the case.
+        image: (slices, height, width).
+        segmentations: the reference first, then the predictions, each with its title; as ``image``.
+
+    >>> volume = np.zeros((1, 4, 4))
+    >>> list(ShownCase("worst: case_1", volume, {"reference": volume}).segmentations)
+    ['reference']
     """
-    reference = next(iter(segmentations.values()))
-    index = int((reference > 0).sum(axis=(1, 2)).argmax())
-    figure, axes = panels(1, 1 + len(segmentations))
-    show(axes[0, 0], image[index], np.zeros_like(reference[index]), title)
-    for axis, (name, labels) in zip(axes[0, 1:], segmentations.items(), strict=True):
-        show(axis, image[index], labels[index], name)
+
+    title: str
+    image: np.ndarray
+    segmentations: Mapping[str, np.ndarray]
+
+
+@matplotlib.rc_context(LITERAL_TEXT)
+def draw_cases(cases: Sequence[ShownCase], colours: Mapping[str, str]) -> bytes:
+    """The slice of every case that shows the reference best, as PNG: a column per case, a row per segmentation."""
+    aspect = max(case.image.shape[1] / case.image.shape[2] for case in cases)
+    figure, axes = panels(1 + max(len(case.segmentations) for case in cases), len(cases), aspect)
+    for column, case in zip(axes.T, cases, strict=True):
+        reference = next(iter(case.segmentations.values()))
+        index = best_slice(reference)
+        low, high = np.percentile(case.image, (0.5, 99.5))
+        image = np.clip(case.image[index], low, high)
+        show(column[0], image, None, case.title)
+        for axis, (name, labels) in zip(column[1:], case.segmentations.items(), strict=True):
+            show(axis, image, labels[index], name)
+    add_legend(figure, colours)
     return png(figure)

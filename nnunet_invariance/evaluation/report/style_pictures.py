@@ -7,7 +7,7 @@ import torch
 
 from nnunet_invariance.augmentation.interventions import INTERVENTIONS
 from nnunet_invariance.augmentation.interventions.base import Domain, coarse_axes, match_statistics
-from nnunet_invariance.evaluation.report.pictures import panels, png, show
+from nnunet_invariance.common.pictures import best_slice, panels, png, show
 
 
 def draw_interventions(
@@ -18,13 +18,13 @@ def draw_interventions(
     styles: Sequence[str] = tuple(INTERVENTIONS),
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> bytes:
-    """The slice with the most foreground, without and with outlines, and in each style; one row per sample, as PNG.
+    """The slice that shows the labels best, without and with outlines, and in each style; one row per sample, as PNG.
 
     Args:
         image, labels: (slices, height, width); the whole volume is changed, as a patch is in training.
         spacing: mm per axis.
     """
-    index = int((labels > 0).sum(axis=(1, 2)).argmax())
+    index = best_slice(labels)
     volume = torch.as_tensor(image, dtype=torch.float32)[None, None]
     volume = (volume - volume.mean()) / volume.std().clamp(min=1e-6)
     tissue = torch.as_tensor(labels.astype(np.int64))[None, None]
@@ -32,11 +32,10 @@ def draw_interventions(
     generator = torch.Generator().manual_seed(seed)
     figure, axes = panels(draws, 1 + len(styles))
     for number, row in enumerate(axes):
-        outlines = labels[index] if number else np.zeros_like(labels[index])
-        show(row[0], volume[0, 0, index].numpy(), outlines, "labels" if number else "image")
+        show(row[0], volume[0, 0, index].numpy(), labels[index] if number else None, "labels" if number else "image")
         for axis, style in zip(row[1:], styles, strict=True):
             intervention = INTERVENTIONS[style]()
             styled = intervention.apply(volume, tissue, intervention.sample(domain, generator))
             shown = match_statistics(styled, volume)[0, 0, index].numpy()
-            show(axis, shown, np.zeros_like(labels[index]), style)
+            show(axis, shown, None, style)
     return png(figure)

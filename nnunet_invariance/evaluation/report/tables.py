@@ -1,14 +1,16 @@
 """The HTML tables of a report: verdicts, rankings, and the statistics behind them."""
 
-import html
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nnunet_invariance.common.html import bullets, details, table
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.evaluation.report.results import Results
 from nnunet_invariance.evaluation.scoring.metrics import METRICS, Metric
 from nnunet_invariance.evaluation.statistics.effects import LEAST_COVERAGE, LEAST_DRAWS, ArmMean, Effect
 
+#: How to read the verdict, in plain words.
 READING = f"""<p>Every difference is paired: both arms are trained on the same cases and tested on the same case. The
 95 % interval contains the mean differences that are plausible for other training and test cases. The verdict is
 &ldquo;better&rdquo; or &ldquo;worse&rdquo; only if the interval excludes 0, there are at least {LEAST_DRAWS} draws of
@@ -24,6 +26,31 @@ correlation, from -1 (smaller in every case) to 1 (larger in every case). P(fals
 other sign under a flat prior. P(rank 1): share of the bootstrap samples in which the arm has the best mean. A class
 that neither the reference nor the prediction has enters no mean; a class that only one of them has counts as Dice 0,
 NSD 0 and, as HD95, the diagonal of the image. docs/evaluation.md has the equations.</p>"""
+
+
+def headline(effects: Sequence[Effect], names: Mapping[str, str]) -> str:
+    """The verdict of all contrasts in one sentence."""
+    if not effects:
+        return "No two arms can be compared yet."
+    if len(effects) == 1:
+        (e,) = effects
+        numbers = f"{e.mean:+.3f} Dice (95 % interval {e.low:+.3f} to {e.high:+.3f}, {counted(e.cases, 'test case')})"
+        if e.undecided_because:
+            return f"Not decided: {_comparison(e, names)}, {numbers}; {e.undecided_because}."
+        return f"{names.get(e.arm, e.arm)} is {e.verdict} than {names.get(e.reference, e.reference)}: {numbers}."
+    number = Counter(e.verdict for e in effects)
+    text = f"{len(effects)} comparisons: " + ", ".join(f"{n} {verdict}" for verdict, n in number.most_common())
+    decided = [e for e in effects if not e.undecided_because]
+    if not decided:
+        return f"{text}."
+    e = max(decided, key=lambda e: abs(e.mean))
+    return f"{text}; the largest decided difference is {e.mean:+.3f} Dice: {_comparison(e, names)}, {e.condition}."
+
+
+def arm_legend(arms: Iterable[str], starts: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """Table of the short names: the trainer (with "@" and its own plans), and the weights that it starts from."""
+    rows = [(names[arm], arm, starts.get(arm, "random weights")) for arm in arms]
+    return table(("name on this page", "trainer", "starts from"), rows, 0)
 
 
 def verdict_table(effects: Sequence[Effect], names: Mapping[str, str]) -> str:
@@ -109,12 +136,6 @@ def mean_table(means: Sequence[ArmMean], names: Mapping[str, str]) -> str:
         for m in means
     ]
     return table(("condition", "arm", "class", "metric", "mean", "95 % interval", "draws x cases"), rows, 3)
-
-
-def class_legend(colours: Mapping[str, str]) -> str:
-    """The classes of overlays, each underlined in its colour."""
-    marks = (f'<span style="border-bottom: 3px solid {c}">{html.escape(name)}</span>' for name, c in colours.items())
-    return f"<p>Classes: {', '.join(marks)}</p>"
 
 
 def _comparison(e: Effect, names: Mapping[str, str]) -> str:
