@@ -39,6 +39,7 @@ from nnunet_invariance.trainers.seeding import (
 )
 from nnunet_invariance.trainers.stepping import clipped_step, target_on_device
 from nnunet_invariance.trainers.targets import cloned, labels_of
+from nnunet_invariance.trainers.tensorboard import add_tensorboard
 from nnunet_invariance.trainers.unlabelled import UnlabelledLearning
 from nnunet_invariance.weights.foreign import open_foreign
 
@@ -92,6 +93,7 @@ class BaselineTrainer(nnUNetTrainer):
         if self.options.unlabelled is not None:
             check_no_cascade(plans, configuration, '"unlabelled"')
         super().__init__(plans, configuration, fold, dataset_json, device)
+        add_tensorboard(self.logger, Path(self.output_folder), self.local_rank)
         self.num_epochs = self.length_in_epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.options.val_iterations_per_epoch or self.num_val_iterations_per_epoch

@@ -3,6 +3,7 @@
 import argparse
 
 from nnunet_invariance.cli.arguments import add_model_arguments
+from nnunet_invariance.cli.closing import finish
 from nnunet_invariance.cli.help import ShowDefaults
 from nnunet_invariance.common.wording import counted
 
@@ -31,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
 
     options = AdaptationOptions(steps=args.steps, lr=args.lr, seed=args.seed)
     report = adapt_model(args.model, args.images, args.out, options, args.folds, args.checkpoint, args.device)
-    print(
-        f"finished: {args.out}, adapted {report.parameters} parameters to {counted(report.cases, 'case')} in "
+    written = (
+        f"{args.out}, adapted {report.parameters} parameters to {counted(report.cases, 'case')} in "
         f"{report.seconds:.0f} s; disagreement {report.losses[0]:.4f} in the first step, {report.losses[-1]:.4f} in "
         "the last"
     )
-    return 0
+    return finish(written, f"nnunet-invariance predict {args.out} -i {args.images} -o OUT")

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.closing import finish
 from nnunet_invariance.common.wording import counted
 
 
@@ -26,5 +27,6 @@ def run(args: argparse.Namespace) -> int:
     done = fill_missing_channels(args.images, args.out, args.dataset)
     for case, channels in done.filled.items():
         print(f"{case}: filled {', '.join(channels)}")
-    print(f"finished: {counted(done.cases, 'case')} in {args.out}, {len(done.filled)} of them completed")
-    return 0
+    written = f"{counted(done.cases, 'case')} in {args.out}, {len(done.filled)} of them completed"
+    model = f"-d {args.dataset} -c CONFIGURATION -tr PUIRTrainer"
+    return finish(written, f"nnUNetv2_predict -i {args.out} -o OUT {model}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_invariance.cli.arguments import at_least
+from nnunet_invariance.cli.closing import finish
 from nnunet_invariance.cli.help import ShowDefaults
 
 if TYPE_CHECKING:
@@ -151,12 +152,17 @@ def run(args: argparse.Namespace) -> int:
     if args.protocol == "report":
         from nnunet_invariance.evaluation.report.page import write_report
 
-        print(f"written: {write_report(args.folder)}")
-        return 0
+        return _finish(write_report(args.folder))
     protocols = {"few-shot": _few_shot, "missing-modality": _missing_modality, "cross-modality": _cross_modality}
     out = protocols[args.protocol](args, baselines=args.baselines, plans=args.plans, options=_options(args))
-    print(f"{'submitted' if args.submit else 'finished'}: {out}")
-    return 0
+    if args.submit:
+        print(f"submitted: {out}\nnext: nnunet-invariance evaluate report {out}, when the jobs are done")
+        return 0
+    return _finish(out / "report.html")
+
+
+def _finish(page: Path) -> int:
+    return finish(page, f"open {page} in a browser")
 
 
 def _options(args: argparse.Namespace) -> "ProtocolOptions":

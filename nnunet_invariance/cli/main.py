@@ -6,6 +6,7 @@ here imports torch at its top level, so that ``--help`` answers at once.
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -30,6 +31,7 @@ COMMANDS = (
     "evaluate",
     "demo",
     "doctor",
+    "completion",
 )
 
 
@@ -39,13 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     The status is 0 on success, 1 if the command reports a problem (``doctor``), 2 for an error of the user, and 130
     if the run was interrupted.
     """
-    modules = {name: importlib.import_module(f"nnunet_invariance.cli.{name}") for name in COMMANDS}
+    modules = load_commands()
     parser = make_parser(modules)
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-") and words[0] not in modules:
         hint = did_you_mean(words[0], modules)
         parser.error(f"there is no command {words[0]!r}; expected one of {', '.join(modules)}.{hint}")
     args = parser.parse_args(words)
+    args.command_line = shlex.join(["nnunet-invariance", *words])
     if args.command is None:
         parser.print_help()
         return 0
@@ -61,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnunet-invariance {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def load_commands() -> dict[str, ModuleType]:
+    """The modules of the commands by name."""
+    return {name: importlib.import_module(f"nnunet_invariance.cli.{name}") for name in COMMANDS}
 
 
 def make_parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:

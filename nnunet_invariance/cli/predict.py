@@ -4,6 +4,7 @@ import argparse
 import time
 
 from nnunet_invariance.cli.arguments import add_model_arguments, at_least
+from nnunet_invariance.cli.closing import finish
 from nnunet_invariance.cli.help import ShowDefaults
 from nnunet_invariance.common.wording import counted
 
@@ -52,5 +53,6 @@ def run(args: argparse.Namespace) -> int:
     for warning in shift_warnings(cases, predictor.intensities, training):
         print(f"WARNING: {warning}")
     seconds = time.monotonic() - start
-    print(f"finished: {counted(len(cases), 'case')} in {args.out}, {seconds:.0f} s, {args.styles} styles")
-    return 0
+    written = f"{counted(len(cases), 'case')} in {args.out}, {seconds:.0f} s, {counted(args.styles, 'style')}"
+    files = f"-djfile {args.model / 'dataset.json'} -pfile {args.model / 'plans.json'}"
+    return finish(written, f"nnUNetv2_evaluate_folder LABELS {args.out} {files}")

@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.closing import finish, train_command
 from nnunet_invariance.cli.help import ShowDefaults
+from nnunet_invariance.registry import trainer_for_weights
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -45,8 +47,19 @@ def run(args: argparse.Namespace) -> int:
         random_networks=args.random,
         seed=args.seed,
     )
-    where = (args.dataset, args.configuration, args.plans)
-    result, folder = run_probe(*where, args.weights, args.methods, args.branch, options, args.device, args.out)
+    result, folder = run_probe(*_where(args), args.weights, args.methods, args.branch, options, args.device, args.out)
     print(to_text(result))
-    print(f"written: {folder / 'probe.png'}, probe.json, scores.csv")
-    return 0
+    return finish(f"{folder / 'probe.png'}, probe.json, scores.csv", _next(args))
+
+
+def _next(args: argparse.Namespace) -> str:
+    """The training with the weights that were probed; without any, a pre-training."""
+    if args.methods:
+        return train_command(trainer_for_weights(args.methods[0]), *_where(args))
+    if args.weights:
+        return f"nnunet-invariance weights plan {args.dataset} {args.weights[0]} -p {args.plans}"
+    return f"nnunet-invariance pretrain METHOD {args.dataset} {args.configuration} -p {args.plans}"
+
+
+def _where(args: argparse.Namespace) -> tuple[str, str, str]:
+    return args.dataset, args.configuration, args.plans

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.closing import finish
 from nnunet_invariance.cli.help import ShowDefaults
 
 
@@ -61,5 +62,4 @@ def run(args: argparse.Namespace) -> int:
     )
     folded, length = report["jacobian"]["folded_share"], report["displacement_mm"]
     print(f"displacement: mean {length['mean']:.2f} mm, maximum {length['maximum']:.2f} mm; folded: {folded:.3%}")
-    print(f"finished: {args.out}")
-    return 0
+    return finish(args.out, f"look at {args.out / 'checkerboard.png'} and the folded voxels in registration.json")

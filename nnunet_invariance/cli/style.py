@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.cli.closing import finish, train_command
 from nnunet_invariance.cli.help import ShowDefaults
 from nnunet_invariance.common.options import Options
 from nnunet_invariance.common.wording import counted
@@ -126,7 +127,7 @@ def _add_generate(actions: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action; returns the exit status."""
-    actions: dict[str, Callable[[Any], None]] = {
+    actions: dict[str, Callable[[Any], int]] = {
         "plan": _plan,
         "slices": _slices,
         "dreambooth": _dreambooth,
@@ -135,22 +136,21 @@ def run(args: argparse.Namespace) -> int:
         "preprocess": _preprocess,
         "preview": _preview,
     }
-    actions[args.action](args)
-    return 0
+    return actions[args.action](args)
 
 
-def _plan(args: argparse.Namespace) -> None:
+def _plan(args: argparse.Namespace) -> int:
     from nnunet_invariance.plans.copies import preprocessing_command
     from nnunet_invariance.plans.zscore import REASON, write_zscore_plans
 
     path = write_zscore_plans(args.dataset, args.plans, args.configuration, args.name)
-    print(f"{REASON}\nplans copy: {path}")
+    print(REASON)
     if command := preprocessing_command(args.dataset, path.stem, args.configuration):
         print(f"preprocess first: {command}")
-    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {path.stem} -tr ICMSegTrainer")
+    return finish(path, train_command("ICMSegTrainer", args.dataset, args.configuration, path.stem))
 
 
-def _slices(args: argparse.Namespace) -> None:
+def _slices(args: argparse.Namespace) -> int:
     from nnunet_invariance.diffusion.projection import project_dataset
     from nnunet_invariance.diffusion.slices import make_slices
     from nnunet_invariance.errors import OptionError
@@ -164,7 +164,8 @@ def _slices(args: argparse.Namespace) -> None:
             f"projections: {dataset}; plan and preprocess it for 2d: nnUNetv2_plan_and_preprocess -d {args.as_dataset}"
         )
     slices = make_slices(dataset, args.folder, args.size, plane, args.window)
-    print(f"finished: slices of {counted(len(slices.names), 'volume')} in {args.folder}")
+    written = f"slices of {counted(len(slices.names), 'volume')} in {args.folder}"
+    return finish(written, f"nnunet-invariance style dreambooth {args.folder} --base MODEL --prompt PROMPT")
 
 
 def _training_options(args: argparse.Namespace) -> Any:
@@ -177,21 +178,21 @@ def _options(kind: type[Options], args: argparse.Namespace) -> dict[str, Any]:
     return {option.name: getattr(args, option.name) for option in kind.describe()}
 
 
-def _dreambooth(args: argparse.Namespace) -> None:
+def _dreambooth(args: argparse.Namespace) -> int:
     from nnunet_invariance.diffusion.dreambooth import train_dreambooth
 
     path = train_dreambooth(args.folder, args.base, args.prompt, _training_options(args), args.device, args.resume)
-    print(f"finished: {path}")
+    return finish(path, f"nnunet-invariance style controlnet {args.folder} --base {args.base}")
 
 
-def _controlnet(args: argparse.Namespace) -> None:
+def _controlnet(args: argparse.Namespace) -> int:
     from nnunet_invariance.diffusion.controlnet import train_controlnet
 
     path = train_controlnet(args.folder, args.base, _training_options(args), args.conditions, args.device, args.resume)
-    print(f"finished: {path}")
+    return finish(path, f"nnunet-invariance style generate {args.folder} --base {args.base} --styles T1MRI T2MRI")
 
 
-def _generate(args: argparse.Namespace) -> None:
+def _generate(args: argparse.Namespace) -> int:
     from nnunet_invariance.diffusion.generate import generate_views
     from nnunet_invariance.diffusion.options import SamplingOptions, ViewOptions
 
@@ -204,16 +205,20 @@ def _generate(args: argparse.Namespace) -> None:
             end="",
         )
         print(f", {counted(count['left_out'], 'volume')} left out")
+    written = f"{counted(len(counts), 'view')} of every volume in {args.folder}"
+    return finish(written, f"nnunet-invariance style preview {args.folder}, then style preprocess {args.folder}")
 
 
-def _preprocess(args: argparse.Namespace) -> None:
+def _preprocess(args: argparse.Namespace) -> int:
     from nnunet_invariance.diffusion.preprocess import preprocess_views
 
     path = preprocess_views(args.folder, args.plans, args.configuration)
-    print(f'finished: {path}\ntrain with "views_probability": 0.5 in the plans block "nnunet_invariance"')
+    block = 'with "views_probability": 0.5 in the plans block "nnunet_invariance"'
+    return finish(path, f"{train_command('ICMSegTrainer', plans=args.plans)}, {block}")
 
 
-def _preview(args: argparse.Namespace) -> None:
+def _preview(args: argparse.Namespace) -> int:
     from nnunet_invariance.diffusion.preview import write_preview
 
-    print(f"finished: {write_preview(args.folder, args.n)}")
+    path = write_preview(args.folder, args.n)
+    return finish(path, f"look at {path}, then: nnunet-invariance style preprocess {args.folder}")

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.closing import finish
 from nnunet_invariance.cli.help import ShowDefaults
 
 
@@ -43,5 +44,6 @@ def run(args: argparse.Namespace) -> int:
         write_dataset_json(layout, engine)
     if args.preview:
         write_preview(engine, layout.root / "preview.png", min(args.n, 6))
-    print(f"finished: {layout.root}")
-    return 0
+    if as_dataset:
+        return finish(layout.root, f"nnUNetv2_plan_and_preprocess -d {args.as_dataset} -c 3d_fullres")
+    return finish(layout.root, f"nnunet-invariance synthesize NAME -n {args.n} --as-dataset ID")

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.closing import finish, train_command
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.weights.importers.registry import IMPORTERS
 
@@ -23,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def _add_import(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser("import", help="convert a file of another tool to a checkpoint that our trainers read")
-    parser.add_argument("importer", choices=IMPORTERS, help="format of FILE; `weights inspect FILE` names it")
+    parser.add_argument("importer", choices=list(IMPORTERS), help="format of FILE; `weights inspect FILE` names it")
     parser.add_argument("file", **FILE)
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: FILE with the suffix .safetensors")
     parser.add_argument("--plans", type=Path, metavar="JSON", help="plans file, required for the importer `encoder`")
@@ -116,8 +117,7 @@ def _import(args: argparse.Namespace) -> int:
     out = import_foreign(file, args.out or default, args.importer, plans, args.configuration)
     use = getattr(get_importer(args.importer), "USE", "weights plan DATASET {file}").format(file=out)
     print(inspect(out).to_text())
-    print(f"written: {out}\nuse it: nnunet-invariance {use}")
-    return 0
+    return finish(out, f"nnunet-invariance {use}")
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -131,14 +131,13 @@ def _export(args: argparse.Namespace) -> int:
         raise OptionError(msg + "Remove --random-decoder.")
     file = local_file(args.file)
     if args.format == "card":
-        print(f"written: {export_card(file, args.out, args.branch)}")
-    elif args.format == "nnssl":
+        card = export_card(file, args.out, args.branch)
+        return finish(card, f"read {card}, then: huggingface-cli upload OWNER/NAME {args.out}")
+    if args.format == "nnssl":
         print(export_nnssl(file, args.out, args.branch).to_text())
-        print(f"written: {args.out}")
-    else:
-        print(export_nnunet(file, args.out, args.branch, args.random_decoder).to_text())
-        print(f"written: {args.out}\nuse it: nnUNetv2_train DATASET CONFIGURATION FOLD -pretrained_weights {args.out}")
-    return 0
+        return finish(args.out, f"fine-tune from {args.out} with the commands of nnssl")
+    print(export_nnunet(file, args.out, args.branch, args.random_decoder).to_text())
+    return finish(args.out, f"nnUNetv2_train DATASET CONFIGURATION 0 -pretrained_weights {args.out}")
 
 
 def _plan_preset(args: argparse.Namespace) -> int:
@@ -146,13 +145,11 @@ def _plan_preset(args: argparse.Namespace) -> int:
     from nnunet_invariance.plans.nnformer import write_nnformer_plans
 
     path = write_nnformer_plans(args.dataset, args.plans, args.configuration, args.name)
-    print(f"plans copy: {path}")
     command = preprocessing_command(args.dataset, path.stem, args.configuration)
     if command:
         print(f"preprocess first: {command}")
     words = f"{args.dataset} {args.configuration} -p {path.stem}"
-    print(f"pre-train: nnunet-invariance pretrain alice {words}")
-    return 0
+    return finish(path, f"nnunet-invariance pretrain alice {words}")
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -178,5 +175,5 @@ def _plan(args: argparse.Namespace) -> int:
     command = preprocessing_command(args.dataset, fitted.path.stem, args.configuration)
     if command:
         print(f"preprocess first: {command}")
-    print(f"train: nnUNetv2_train {args.dataset} {args.configuration} FOLD -p {fitted.path.stem} -tr {fitted.trainer}")
-    return 0
+    where = (args.dataset, args.configuration, fitted.path.stem)
+    return finish(fitted.path, train_command(fitted.trainer, *where))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import write_like
 from nnunet_invariance.common.json_files import claim_folder, write_json
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.diffusion import controlnet, dreambooth
 from nnunet_invariance.diffusion.base_model import BaseModel, check_part, open_base, open_part
 from nnunet_invariance.diffusion.conditions import make_condition
@@ -101,7 +101,7 @@ def generate_views(
             claim_folder(root / FOLDER / view / RECORD, {**record, "text": text}, f"the views {view!r}")
     jobs = [(view, name) for view in texts for name in slices.names]
     todo = [job for job in jobs if not count_file(root, *job).is_file()]
-    for view, name in tqdm(todo[state.process_index :: state.num_processes], desc="views", unit="volume", disable=None):
+    for view, name in Progress(todo[state.process_index :: state.num_processes], desc="views", unit="volume"):
         _write_view(root, raw, slices, name, view, generator)
     state.wait_for_everyone()
     return {view: count_slices(root, view, slices.names) for view in texts}

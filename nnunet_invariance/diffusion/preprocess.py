@@ -10,11 +10,11 @@ import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
 from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, infer_dataset_class
-from tqdm import tqdm
 
 from nnunet_invariance.augmentation.stored_views import INDEX, INDEX_FORM, view_key, views_folder
 from nnunet_invariance.common.atomic import atomic_write, atomic_write_path
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.diffusion.slices import open_slices
 from nnunet_invariance.diffusion.views import FOLDER
 from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset
@@ -52,7 +52,7 @@ def preprocess_views(root: Path, plans_name: str = "nnUNetPlans", configuration:
         raise NotPreprocessedError(f"{msg}Run nnUNetv2_preprocess -d {planned.name} -c {configuration} first.")
     target = views_folder(planned.folder)
     index = _open_index(target, preprocessing_fingerprint(planned.plans, planned.configuration))
-    for (name, view), file in tqdm(files.items(), desc="preprocessing views", unit="view", disable=None):
+    for (name, view), file in Progress(files.items(), desc="preprocessing views", unit="view"):
         stat = file.stat()
         made_of = [stat.st_size, stat.st_mtime_ns]
         path = target / f"{view_key(name, view)}.b2nd"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import write_image
 from nnunet_invariance.common.json_files import write_json
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.diffusion.volumes import open_raw_dataset, read_case, slice_axis
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.synthesis.files import dataset_layout
@@ -60,7 +60,7 @@ def project_dataset(dataset: str, new_id: int, kind: str, plane: str | None = No
         raise OptionError(f"{msg}Use --project mean.")
     plain = re.sub(r"\W", "_", raw.name.split("_", 1)[1])
     root = dataset_layout(f"{plain}_{kind}", new_id).root
-    for name, (image_file, label_file) in tqdm(raw.cases.items(), desc="projections", unit="case", disable=None):
+    for name, (image_file, label_file) in Progress(raw.cases.items(), desc="projections", unit="case"):
         targets = (root / f"imagesTr/{name}_0000{raw.ending}", root / f"labelsTr/{name}{raw.ending}")
         if all(target.is_file() for target in targets):
             continue

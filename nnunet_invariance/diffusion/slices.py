@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.json_files import claim_folder, read_json, write_json
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.diffusion.geometry import Geometry
 from nnunet_invariance.diffusion.volumes import (
     RawDataset,
@@ -129,7 +129,7 @@ def make_slices(
     settings = {"size": size, "plane": plane, "window": None if window is None else [float(v) for v in window]}
     record = {"format": 1, "dataset": raw.name, "classes": raw.classes, "cases": list(raw.cases), **settings}
     claim_folder(root / RECORD, record, "these slices")
-    for name in tqdm(raw.cases, desc="slices", unit="case", disable=None):
+    for name in Progress(raw.cases, desc="slices", unit="case"):
         if not (root / FOLDER / f"{name}.json").is_file():
             _cut(root / FOLDER / name, raw, name, settings)
     return open_slices(root)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.diffusion.noise import named_generator
 from nnunet_invariance.diffusion.objective import Batch, SliceSampler
 from nnunet_invariance.diffusion.options import TrainingOptions
@@ -79,9 +79,9 @@ def fit(
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2)
     first = _restore(state_file, model, optimizer, accelerator, record) if resume else 0
     model, optimizer = accelerator.prepare(model, optimizer)
-    show = tqdm(
+    show = Progress(
         range(first, options.steps), initial=first, total=options.steps, desc=target.name, unit="step",
-        disable=None if accelerator.is_main_process else True,
+        shown=accelerator.is_main_process,
     )  # fmt: skip
     check_finite = _FiniteCheck(target.name)
     for step in show:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.csv_files import read_csv, write_csv
 from nnunet_invariance.common.html import inline, page, table
 from nnunet_invariance.common.json_files import read_json, write_text
 from nnunet_invariance.common.pictures import panels, png
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import ImagesFolderError
 from nnunet_invariance.evaluation.protocols.missing_modality import JOIN
 from nnunet_invariance.modality_translation.checkerboard import nyquist_peak
@@ -88,7 +88,7 @@ def evaluate_translation(
         check_case(list(files.values()))
     rows: list[PairScore] = []
     picture = b""
-    for case, files in tqdm(cases.items(), desc="cases", unit="case", disable=None):
+    for case, files in Progress(cases.items(), desc="translating and scoring", unit="case"):
         real = {c: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for c, path in with_images(files).items()}
         predicted = {
             s: translator.predict({c: files[c] for c in s})

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
-from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import check_image
 from nnunet_invariance.common.json_files import read_json, write_json
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import DamagedFileError, UnsupportedConfigurationError, WeightsNotFoundError
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 
@@ -84,7 +84,7 @@ def measure_intensities(planned: PlannedDataset, cases: Sequence[Sequence[Path]]
     manager, plans = planned.configuration, planned.plans
     reader = plans.image_reader_writer_class()
     found: list[list[tuple[float, float, float]]] = [[] for _ in planned.channel_names]
-    for case in tqdm(cases, desc="intensities", unit="case", disable=None):
+    for case in Progress(cases, desc="intensities", unit="case"):
         for path in case:
             check_image(path)
         raw, _ = reader.read_images([str(path) for path in case])

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import read_image, write_like
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import ImagesFolderError, OptionError, OutputError
 from nnunet_invariance.modality_translation.translator import ModalityTranslator
 from nnunet_invariance.nnunet.grids import check_case
@@ -68,7 +68,7 @@ def translate_folder(
         raise OutputError(f"{out} is not empty. Give a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for case, files in tqdm(used.items(), desc="cases", unit="case", disable=None):
+        for case, files in Progress(used.items(), desc="translating", unit="case"):
             predicted, grid = translator.predict(files), read_image(next(iter(files.values())))
             written = wanted or [channel for channel in range(len(names)) if channel not in files]
             for channel in written:

@@ -22,6 +22,8 @@ def train_translator(
     initial_weights: str = "",
     options: Mapping[str, Any] | None = None,
     loop: LoopOptions | None = None,
+    tensorboard: bool = False,
+    command: str = "",
 ) -> Path:
     """Train a modality translator on the preprocessed cases of a dataset.
 
@@ -32,6 +34,8 @@ def train_translator(
         initial_weights: checkpoint of ``pretrain puir``; "" uses that of the same plans, "none" random weights.
         options: fields of :class:`PUIRTranslationOptions` that differ from the defaults.
         loop: options of the training loop.
+        tensorboard: also write the curves for TensorBoard.
+        command: the command line of the run, for its log and ``run.json``.
 
     Returns:
         Path of the checkpoint; the intensity scales are in the same folder.
@@ -52,7 +56,16 @@ def train_translator(
     name, plans_name, configuration = names
     changes = {**(options or {}), "initial_weights": initial_weights}
     path = pretrain(
-        PUIRTranslation.name, name, configuration, plans_name, device=device, options=changes, loop=loop, resume=resume
+        PUIRTranslation.name,
+        name,
+        configuration,
+        plans_name,
+        device=device,
+        options=changes,
+        loop=loop,
+        resume=resume,
+        tensorboard=tensorboard,
+        command=command,
     )
     write_intensities(path.parent, intensities)
     return path

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from skimage.filters import threshold_otsu
-from tqdm import tqdm
 
 from nnunet_invariance.common.hashing import sha256_of_json
 from nnunet_invariance.common.image_files import check_image
 from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.common.json_forms import Maybe
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import DamagedFileError, NotPreprocessedError, TooFewVolumesError, VolumeError
 
@@ -208,7 +208,7 @@ def scan_cases(
     seen: dict[str, Any] = {}
     cases: list[Case] = []
     skipped: list[SkippedCase] = []
-    for name in tqdm(names, desc=f"inspecting the volumes of {folder.name}", unit="volume", disable=None):
+    for name in Progress(names, desc=f"inspecting the volumes of {folder.name}", unit="volume"):
         key = _cache_key(folder, name, channels, cell, missing, raw.get(name, ()))
         found = _from_cache(cache.get(name), key, name, str(folder))
         if found is None:

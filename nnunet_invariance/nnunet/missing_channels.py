@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import read_image, write_image
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import DatasetNotFoundError, ImagesFolderError, OutputError
 from nnunet_invariance.nnunet.grids import check_case
 from nnunet_invariance.nnunet.planned_dataset import (
@@ -65,7 +65,7 @@ def fill_missing_channels(images: Path, out: Path, dataset: str) -> FillReport:
         raise OutputError(f"{out} is not empty. Give a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for case, files in tqdm(cases.items(), desc="filling", unit="case", disable=None):
+        for case, files in Progress(cases.items(), desc="filling", unit="case"):
             for channel in range(len(names)):
                 target = out / f"{case}_{channel:04d}{ending}"
                 if channel in files:

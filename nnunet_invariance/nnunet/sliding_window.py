@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import Tensor
-from tqdm import tqdm
 
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import ShapeError
 
 __all__ = ["sliding_window", "window_starts"]
@@ -74,7 +74,7 @@ def _average_windows(
     weights = [_average(gaussian, cell) for cell in cells]
     totals = [torch.zeros(1, *_divide(image.shape[1:], cell), device=device) for cell in cells]
     sums = [torch.zeros_like(total) for total in totals]
-    for start in tqdm(starts, desc=progress, unit="window", disable=True if progress is None else None):
+    for start in Progress(starts, desc=progress or "", unit="window", shown=progress is not None):
         whole_window = (slice(None), *_region(start, window))
         maps = compute(image[whole_window][None])
         for i, (found, weight, cell) in enumerate(zip(maps, weights, cells, strict=True)):

@@ -13,10 +13,10 @@ from typing import Any
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import check_image
 from nnunet_invariance.common.json_files import read_json, write_json
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import DamagedFileError, ImagesFolderError, InvarianceError, WorkerError
 from nnunet_invariance.nnunet.cases import SkippedCase
@@ -159,7 +159,7 @@ def _preprocess_all(cache: Path, todo: dict[str, list[Path]], dataset: PlannedDa
     skipped: list[SkippedCase] = []
     workers = min(default_num_processes, len(todo))
     with (
-        tqdm(total=len(todo), desc=f"preprocessing {cache.name}", unit="scan", disable=None) as bar,
+        Progress(total=len(todo), desc=f"preprocessing {cache.name}", unit="scan") as bar,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
         futures = {

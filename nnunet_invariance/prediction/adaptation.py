@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nnunet_invariance.augmentation.interventions.base import coarse_axes
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.builtin_types import to_builtin
 from nnunet_invariance.common.options import Options, count, number
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import OutputError, UnsupportedConfigurationError
 from nnunet_invariance.losses.consistency import ConsistencyLoss
 from nnunet_invariance.prediction.model import CHECKPOINT, checked_cases, checkpoint_files, open_model
@@ -154,7 +154,7 @@ def adapt_norms(
     optimizer = torch.optim.AdamW(parameters, options.lr, weight_decay=0.0)
     generator = torch.Generator().manual_seed(options.seed)
     losses = []
-    for patch in tqdm(patches, desc="adapting", unit="step", disable=None):
+    for patch in Progress(patches, desc="adapting", unit="step"):
         image = patch[None].to(parameters[0].device)
         views = torch.cat([random_style(image, coarse, generator) for _ in range(2)])
         first, second = network(views).chunk(2)

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nnunet_invariance.common.options import Options, count, number, option
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.evaluation.protocols.splits import draw_subsets, draw_test_cases
 from nnunet_invariance.networks.hypercolumns import (
@@ -163,7 +163,7 @@ def probe(
     classes = _foreground_classes(planned.dataset_json["labels"], manager.all_labels)
     random = {f"random {i}": random_network(planned, 1000 + i) for i in range(options.random_networks)}
     scores = []
-    with tqdm(total=(len(networks) + len(random)) * len(run.patches), desc="probe", unit="case", disable=None) as bar:
+    with Progress(total=(len(networks) + len(random)) * len(run.patches), desc="probe", unit="case") as bar:
         for name, network in {**networks, **random}.items():
             scores.append(run.score(name, network.to(device), name in random, bar.update))
             network.cpu()

@@ -9,10 +9,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import write_image
 from nnunet_invariance.common.json_files import write_json
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.registration.affine import align_affine
 from nnunet_invariance.registration.checkerboard import write_checkerboard
 from nnunet_invariance.registration.convex_adam import ConvexAdamOptions, convex_adam, library, mind_ssc
@@ -156,7 +156,7 @@ def deform(
         extract_features(*resample_to_grid(image, mask, grid, transform), mask is not None, network, use_mind, device)
         for image, mask, transform in sides
     )
-    with tqdm(total=options.iterations, desc="registration") as progress:
+    with Progress(total=options.iterations, desc="registration", unit="step") as progress:
 
         def report(step: int, loss: float) -> None:
             progress.set_postfix_str(f"loss {loss:.4f}")

@@ -10,10 +10,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_invariance.common.image_files import write_image
 from nnunet_invariance.common.json_files import claim_folder, write_json
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import EnvironmentNotSetError, OptionError
 from nnunet_invariance.synthesis.engine import SynthesisEngine, SyntheticPairs
 
@@ -72,7 +72,7 @@ def write_elements(engine: SynthesisEngine, layout: Layout, n: int) -> None:
     _claim(layout.root, engine)
     missing = [index for index in range(n) if not all(file.is_file() for file in layout.files(index))]
     batch = 1 if engine.bank.flat.device.type == "cpu" else 4
-    with tqdm(total=n, initial=n - len(missing), desc="elements") as progress:
+    with Progress(total=n, initial=n - len(missing), desc="synthesis", unit="element") as progress:
         for start in range(0, len(missing), batch):
             indices = missing[start : start + batch]
             made = engine.batch(indices)

@@ -14,6 +14,8 @@ import pytest
 from nnunet_invariance import __version__
 from nnunet_invariance.cli import main as cli
 from nnunet_invariance.errors import InvarianceError
+from nnunet_invariance.pretraining.engine.options import LoopOptions
+from nnunet_invariance.registry import get_method
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +66,33 @@ def test_help_shows_existing_defaults_only(capsys):
     assert "of initialisation, data and augmentation (default: 0)" in said
     assert "plans identifier (default: nnUNetPlans)" in said
     assert not re.search(r"default: (None|\[\]|False)", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "listed", "absent"),
+    [
+        (
+            ["pretrain", "dense"],
+            ("least_distance=4.0", "lr=0.001", "epochs=400"),
+            ("--preview", "--network", "mask_mode"),
+        ),
+        (
+            ["pretrain", "alice"],
+            ("weight_inter=auto", "preset=NAME", "one of 'block3d', 'tube'"),
+            ("--preview", "None"),
+        ),
+        (["translate", "train"], ("source_modalities=1", "epochs=200", "weight_decay=auto"), ("--preview", "None")),
+    ],
+)
+def test_the_help_of_a_method_lists_its_settings(words, listed, absent, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(text in said for text in listed)
+    assert not any(text in said for text in absent)
+    entry = get_method(words[1]) if words[0] == "pretrain" else get_method("puir_translation")
+    names = {item.name for kind in (LoopOptions, entry.load().options_class) for item in kind.describe()}
+    assert set(re.findall(r"(?:^| )([a-z_]+)=", said)) == names | ({"preset"} if "preset=" in said else set())
 
 
 def test_version(capsys):

@@ -65,7 +65,7 @@ def reference(tiny, tmp_path_factory):
 def test_a_run_writes_the_documented_files(tiny, reference):
     folder = reference.parent
     assert {p.name for p in folder.iterdir()} == {
-        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json", "lock",
+        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json", "run.json", "lock",
     }  # fmt: skip
     metadata = read_metadata(reference)
     assert metadata["method"] == "alice"

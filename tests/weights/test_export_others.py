@@ -200,5 +200,5 @@ def test_command_line_writes_both(tmp_path, capsys):
     assert main(["weights", "export", str(file), str(tmp_path / "card"), "--format", "card"]) == 0
     out = capsys.readouterr().out
     assert "Transfer report" in out
-    assert f"written: {tmp_path / 'card'}" in out
+    assert f"finished: {tmp_path / 'card'}" in out
     assert json.loads((tmp_path / "card" / "metrics.json").read_text()) == {}

@@ -1,4 +1,4 @@
-"""One progress bar over all trainings of a comparison: epochs, time left, and the cells that are validated."""
+"""One progress bar over all trainings of a comparison: epochs, predictions, scores, and the time left."""
 
 import logging
 import sys
@@ -6,45 +6,56 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from nnunet_invariance.common.progress import SECONDS, Progress
 from nnunet_invariance.evaluation.runner.jobs import Job, epochs_done
 
 
-class Progress:
-    """Follows the jobs in nnU-Net's logs; redraws a terminal every second, another output every minute.
+class JobProgress:
+    """Follows the jobs in nnU-Net's logs and in their folders: a job has its epochs, a prediction and its scores.
 
-    >>> with progress([]) as bar:
-    ...     bar.done
+    >>> with job_progress([]) as progress:
+    ...     progress.done
     {}
     """
 
-    def __init__(self, bar: tqdm, done: dict[str, int]) -> None:
+    def __init__(self, bar: Progress, done: dict[str, int]) -> None:
         self.bar = bar
         self.done = done
-        self.interval = 1 if sys.stderr.isatty() else 60
+        self.interval = 1 if sys.stderr.isatty() else SECONDS
         self.drawn = time.monotonic()
 
     def update(self, job: Job) -> None:
-        """Read the progress of a job, and redraw the bar if it is time."""
-        now = epochs_done(job)
+        """Read the progress of a job, and redraw the bar if it is time, also if nothing was finished since."""
+        now, phase = steps_done(job)
         self.bar.n += now - self.done[job.name]
         self.done[job.name] = now
-        after = now == job.arm.epochs and not job.scores.is_file()
-        self.bar.set_postfix_str(f"{job.name}: validation, prediction" if after else "", refresh=False)
+        self.bar.set_postfix_str(f"{job.name}: {phase}", refresh=False)
         if time.monotonic() - self.drawn > self.interval:
             self.drawn = time.monotonic()
             self.bar.refresh()
 
 
+def steps_done(job: Job) -> tuple[int, str]:
+    """Number of finished epochs, plus one with the predictions and one with the scores; and what the job does now."""
+    epochs = epochs_done(job)
+    if epochs < job.arm.epochs:
+        return epochs, "training"
+    if job.scores.is_file():
+        return epochs + 2, "finished"
+    if all(job.predictions(test).is_dir() for test in job.setting.tests):
+        return epochs + 1, "scoring"
+    return epochs, "validation and prediction"
+
+
 @contextmanager
-def progress(jobs: Sequence[Job]) -> Iterator[Progress]:
+def job_progress(jobs: Sequence[Job]) -> Iterator[JobProgress]:
     """A progress bar that log messages do not break."""
-    done = {job.name: epochs_done(job) for job in jobs}
-    total = sum(job.arm.epochs for job in jobs)
+    done = {job.name: steps_done(job)[0] for job in jobs}
+    total = sum(job.arm.epochs + 2 for job in jobs)
     loggers = [logging.getLogger(), logging.getLogger("nnunet_invariance")]
-    with tqdm(total=total, initial=sum(done.values()), unit="epoch", desc="trainings") as bar:
+    with Progress(total=total, initial=sum(done.values()), desc="epochs, predictions and scores", unit="step") as bar:
         with logging_redirect_tqdm(loggers):
-            yield Progress(bar, done)
+            yield JobProgress(bar, done)
         bar.refresh()

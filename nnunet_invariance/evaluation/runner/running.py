@@ -16,7 +16,7 @@ from typing import NoReturn
 from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import ComparisonError, InvarianceError, MissingPackageError
 from nnunet_invariance.evaluation.runner.jobs import Job, run_job
-from nnunet_invariance.evaluation.runner.progress import Progress, progress
+from nnunet_invariance.evaluation.runner.progress import JobProgress, job_progress
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def run_jobs(
         free.put(devices[number % len(devices)] if devices else None)
     todo = [job for job in jobs if not job.finished]
     logger.info("%d of %d trainings are done", len(jobs) - len(todo), len(jobs))
-    with progress(jobs) as bar, ThreadPoolExecutor(parallel) as pool, _stopping(stop):
+    with job_progress(jobs) as bar, ThreadPoolExecutor(parallel) as pool, _stopping(stop):
         work = functools.partial(_work, stop=stop, free=free, keep_open=keep_open, bar=bar)
         running = {pool.submit(work, job): job for job in todo}
         for future in as_completed(running):
@@ -61,7 +61,7 @@ def run_jobs(
         raise ComparisonError(f"{msg}The others did. The first error: {message}") from first
 
 
-def _work(job: Job, stop: threading.Event, free: queue.SimpleQueue, keep_open: Sequence[int], bar: Progress) -> None:
+def _work(job: Job, stop: threading.Event, free: queue.SimpleQueue, keep_open: Sequence[int], bar: JobProgress) -> None:
     """One job on the next free device."""
 
     def on_poll() -> None:

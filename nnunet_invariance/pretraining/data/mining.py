@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.common.options import Options, count, number, text
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import (
     CheckpointCorruptError,
     WeightsIncompatibleError,
@@ -106,7 +106,7 @@ def _move(descriptors: Descriptors, device: torch.device | str) -> Descriptors:
 
 
 def _embeddings(embed: Embedder, cases: Sequence[Case], title: str) -> Iterator[tuple[int, np.ndarray, Embedding]]:
-    for i, case in enumerate(tqdm(cases, desc=f"mining pairs: {title}", unit="volume", disable=None)):
+    for i, case in enumerate(Progress(cases, desc=f"mining pairs: {title}", unit="volume")):
         image = np.asarray(load_volume(case)[:])
         yield i, image, embed(image)
 

@@ -11,9 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.tensorboard import CurveWriter
 
 Row = dict[str, float]
 PICTURE = "progress.png"
+#: Columns that are no curves.
+POSITIONS = frozenset({"epoch", "step", "seconds"})
 
 
 def write_metrics(folder: Path, history: list[Row], problems: Sequence[str] = ()) -> None:
@@ -27,6 +30,12 @@ def write_metrics(folder: Path, history: list[Row], problems: Sequence[str] = ()
     atomic_write(folder / PICTURE, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
+def write_curves(curves: CurveWriter | None, row: Row) -> None:
+    """Append the values of one epoch to the curves of TensorBoard, if there are any, at its optimiser step."""
+    if curves is not None:
+        curves.write({name: value for name, value in row.items() if name not in POSITIONS}, int(row["step"]))
+
+
 def _names(history: list[Row]) -> list[str]:
     """The quantities of all rows; those of the last row come first, because a row can lack some of them."""
     return list(dict.fromkeys(name for row in reversed(history) for name in row))
@@ -34,8 +43,7 @@ def _names(history: list[Row]) -> list[str]:
 
 def draw_history(history: list[Row], problems: Sequence[str] = ()) -> Figure:
     """One panel per quantity: the losses first, then diagnostics, learning rate and speed; problems are a red title."""
-    skip = {"epoch", "step", "seconds"}
-    names = [n for n in _names(history) if n not in skip]
+    names = [n for n in _names(history) if n not in POSITIONS]
     columns = 3
     lines = -(-len(names) // columns)
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.common.precision import Precision
+from nnunet_invariance.common.progress import Progress
+from nnunet_invariance.common.tensorboard import CurveWriter
 from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import NonFiniteLossError, WeightsIncompatibleError
 from nnunet_invariance.pretraining.engine.contract import (
@@ -28,7 +29,7 @@ from nnunet_invariance.pretraining.engine.contract import (
     check_views,
     split_batch,
 )
-from nnunet_invariance.pretraining.engine.history import PICTURE, Row, write_metrics
+from nnunet_invariance.pretraining.engine.history import PICTURE, Row, write_curves, write_metrics
 from nnunet_invariance.pretraining.engine.loading import load_batches, worker_error
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput, average
 from nnunet_invariance.pretraining.engine.monitor import Monitor
@@ -74,6 +75,7 @@ class Loop:
     Args:
         metadata: what every checkpoint of the run says, see docs/architecture.md.
         monitor: a further measurement, which was started.
+        curves: where the first rank also writes the values of every epoch.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class Loop:
         folder: Path,
         metadata: dict[str, Any],
         monitor: Monitor | None = None,
+        curves: CurveWriter | None = None,
     ) -> None:
-        self.options, self.ranks, self.folder, self.metadata, self.monitor = options, ranks, folder, metadata, monitor
+        self.options, self.ranks, self.folder, self.metadata = options, ranks, folder, metadata
+        self.monitor, self.curves = monitor, curves
         self.method = method.to(ranks.device).train()
         if options.compile:
             self.method.compile()
@@ -183,12 +187,8 @@ class Loop:
         if self.step:
             restore_rng(self._rng)
         handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        bar = tqdm(
-            total=self.options.steps,
-            initial=self.step,
-            desc=self.method.name,
-            unit="it",
-            disable=None if self.ranks.is_main else True,
+        bar = Progress(
+            total=self.options.steps, initial=self.step, desc=self.method.name, unit="step", shown=self.ranks.is_main
         )
         try:
             with RankMonitor(self.ranks, self.options.timeout) as monitor:
@@ -200,7 +200,7 @@ class Loop:
                 signal.signal(number, handler)
         return self.folder / FINAL
 
-    def _run_monitored(self, batches: Iterator[Any], bar: tqdm, monitor: RankMonitor) -> None:
+    def _run_monitored(self, batches: Iterator[Any], bar: Progress, monitor: RankMonitor) -> None:
         """Run all epochs and finish; name the data worker or the rank that died or stopped."""
         try:
             self._run_epochs(batches, bar)
@@ -219,9 +219,10 @@ class Loop:
                 logger.error("the run ended with %d problem(s), see above and %s", len(self.problems), PICTURE)
         self.ranks.barrier()
 
-    def _run_epochs(self, batches: Iterator[Any], bar: tqdm) -> None:
+    def _run_epochs(self, batches: Iterator[Any], bar: Progress) -> None:
         if self.step == 0:
             self.history += [{"epoch": 0, "step": 0, **values} for values in [self._monitor(0)] if values]
+            write_curves(self.curves, {"step": 0, **(self.history[0] if self.history else {})})
         started, first_step = time.perf_counter(), self.step
         while self.step < self.options.steps and not should_stop_early(self.history, self.options):
             self._train_step([next(batches) for _ in range(self.options.grad_accum_steps)], bar)
@@ -235,7 +236,7 @@ class Loop:
                 msg = f"stopped at step {self.step} of {self.options.steps}; the state is saved, continue with --c"
                 raise PretrainingStopped(msg)
 
-    def _train_step(self, items: list[Any], bar: tqdm) -> None:
+    def _train_step(self, items: list[Any], bar: Progress) -> None:
         progress = self.step / self.options.steps
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.options)
@@ -314,7 +315,7 @@ class Loop:
         self.scaler.update()
         return 1 < self.scaler.get_scale() < before
 
-    def _record(self, numbers: dict[str, float], output: StepOutput, bar: tqdm) -> None:
+    def _record(self, numbers: dict[str, float], output: StepOutput, bar: Progress) -> None:
         """Add the losses and diagnostics of a step to the sums of the epoch."""
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -369,6 +370,7 @@ class Loop:
                 "epoch %d/%d  %s  %.2f it/s", row["epoch"], self.options.epochs, parts, row["iterations_per_second"]
             )
             write_metrics(self.folder, self.history, self.problems)
+            write_curves(self.curves, row)
             self.save()
         self.ranks.barrier()
 

@@ -15,7 +15,7 @@ COMPARED = {
     "total_steps": "The length differs.",
 }
 #: Options of the loop that do not change the result.
-FREE = frozenset({"timeout"})
+FREE = frozenset({"timeout", "workers"})
 
 
 def check_continuable(

@@ -6,7 +6,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from nnunet_invariance.common.distributed import DistributedContext, distributed_context
+from nnunet_invariance.common.tensorboard import CurveWriter, require_tensorboard
 from nnunet_invariance.errors import OptionError, WeightsNotFoundError
 from nnunet_invariance.networks.planned import cumulative_strides, token_stage
 from nnunet_invariance.nnunet.cases import Manifest, make_manifest
@@ -29,6 +30,7 @@ from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Method, load_method
 from nnunet_invariance.pretraining.engine.monitor import Monitor
 from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOptions
+from nnunet_invariance.pretraining.engine.record import RunSettings, write_record
 from nnunet_invariance.pretraining.engine.resume import COMPARED, check_continuable
 from nnunet_invariance.pretraining.engine.settings import make_loop_options, make_method_options
 from nnunet_invariance.pretraining.engine.target import Target, planned_target, preset_target
@@ -50,6 +52,8 @@ class Run:
 
     Attributes:
         collect: finds the cases; the first rank works, the others read what it left.
+        settings: those that the record of the run contains beside the options.
+        command: the command line that started it; empty if it was started in Python.
         monitor: a further measurement.
         planned: the data set, for the monitor.
     """
@@ -60,6 +64,8 @@ class Run:
     loop: LoopOptions
     device: str
     collect: Callable[[DistributedContext], Manifest]
+    settings: RunSettings
+    command: str = ""
     monitor: Monitor | None = None
     planned: PlannedDataset | None = None
 
@@ -76,6 +82,8 @@ def pretrain(
     loop: LoopOptions | Mapping[str, Any] | None = None,
     resume: bool = False,
     monitor: Monitor | None = None,
+    tensorboard: bool = False,
+    command: str = "",
 ) -> Path:
     """Pre-train a planned network on the cases of a data set and on unlabelled scans; returns the finished checkpoint.
 
@@ -88,6 +96,8 @@ def pretrain(
         loop: length, seed, learning rate and the other options of the loop.
         resume: continue the last run.
         monitor: a measurement that accompanies the run, such as ``ProbeCurve`` of the package ``probing``.
+        tensorboard: also write the curves for TensorBoard, into the folder of the run.
+        command: the command line of the run, for its log and ``run.json``.
 
     Raises:
         InvarianceError: one of its kinds, for every error in the input.
@@ -97,7 +107,7 @@ def pretrain(
     kind = load_method(entry)
     loop_options = make_loop_options(kind, loop)
     make_method_options(kind, options)  # errors in the options come before errors in the data set
-    _use_device(device)
+    _prepare(device, tensorboard)
     planned = open_planned_dataset(dataset, configuration, plans)
     require_supported(planned, method, entry.dimensions, entry.least_channels, entry.networks)
     if images and not entry.reads_cases:
@@ -112,7 +122,9 @@ def pretrain(
     def collect(group: DistributedContext) -> Manifest:
         return _collect(planned, folders, group, kind, entry)
 
-    return _execute(Run(kind, target, method_options, loop_options, device, collect, monitor, planned), resume)
+    settings = RunSettings(None, tuple(folders), device, monitor.every if monitor else 0, tensorboard)
+    run = Run(kind, target, method_options, loop_options, device, collect, settings, command, monitor, planned)
+    return _execute(run, resume)
 
 
 def pretrain_without_dataset(
@@ -124,6 +136,8 @@ def pretrain_without_dataset(
     options: MethodOptions | Mapping[str, Any] | None = None,
     loop: LoopOptions | Mapping[str, Any] | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
+    command: str = "",
 ) -> Path:
     """Pre-train one of the networks that a method offers without a data set, in the folder ``out``.
 
@@ -131,11 +145,12 @@ def pretrain_without_dataset(
     """
     kind = load_method(get_method(method))
     method_options, loop_options = make_method_options(kind, options), make_loop_options(kind, loop)
-    _use_device(device)
+    _prepare(device, tensorboard)
     target = preset_target(kind, network, Path(out))
     kind.check_files(method_options, target.folder, resume)
     check_output(target.folder)
-    run = Run(kind, target, method_options, loop_options, device, lambda group: Manifest((), ()))
+    settings = RunSettings(network, (), device, 0, tensorboard)
+    run = Run(kind, target, method_options, loop_options, device, lambda group: Manifest((), ()), settings, command)
     return _execute(run, resume)
 
 
@@ -148,6 +163,8 @@ def _execute(run: Run, resume: bool) -> Path:
     with ExitStack() as stack:
         group = stack.enter_context(distributed_context(run.device))
         write_log_to = stack.enter_context(package_log(group))
+        if run.command:
+            logger.info("command: %s", run.command)
         logger.info("pre-training %s on %s", run.kind.name, run.target.title)
         manifest = run.collect(group)
         method = _make_method(run, manifest, group)
@@ -164,12 +181,15 @@ def _execute(run: Run, resume: bool) -> Path:
             stack.enter_context(hold_folder(folder))
             if not resume:
                 start_folder(folder, manifest)
+            write_record(folder, method, run.loop, run.settings, run.command, resume)
             write_log_to(folder / "log.txt")
         group.barrier()
         if finished:
             logger.info("this pre-training is finished: %s", folder / FINAL)
         else:
-            loop = Loop(method, run.loop, group, folder, metadata, run.monitor)
+            wanted = run.settings.tensorboard and group.is_main
+            curves = stack.enter_context(closing(CurveWriter(folder))) if wanted else None
+            loop = Loop(method, run.loop, group, folder, metadata, run.monitor, curves)
             if resume:
                 _restore(loop)
             loop.run()
@@ -188,8 +208,10 @@ def _check_input(kind: type[Method], planned: PlannedDataset, images: Sequence[P
     kind.check_dataset(planned)
 
 
-def _use_device(device: str) -> None:
+def _prepare(device: str, tensorboard: bool) -> None:
     check_device(device)
+    if tensorboard:
+        require_tensorboard("--tensorboard")
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.networks.planned import Architecture
-from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
+from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.pretraining.engine.method import Method, Setup
 from nnunet_invariance.registry import MethodEntry
 from nnunet_invariance.weights.locate import pretraining_folder
@@ -36,6 +36,12 @@ class Target:
     folder: Path
     title: str
     facts: dict[str, Any]
+
+
+def run_folder(method: str, dataset: str, configuration: str, plans: str) -> Path:
+    """The folder of the pre-training of a planned network; ``dataset`` is a name or an id."""
+    planned = open_planned_dataset(dataset, configuration, plans)
+    return pretraining_folder(method, planned.name, planned.plans.plans_name, planned.configuration_name)
 
 
 def planned_target(kind: type[Method], entry: MethodEntry, planned: PlannedDataset) -> Target:

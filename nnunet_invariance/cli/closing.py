@@ -1,0 +1,29 @@
+"""The last lines of a command: what it wrote, and what to type next."""
+
+
+def finish(written: object, then: str) -> int:
+    """Print both lines; returns the exit status of success.
+
+    Args:
+        written: a path, or a phrase with one.
+        then: a command, or what to look at.
+
+    >>> finish("OUT", "nnUNetv2_predict -i OUT ...")
+    finished: OUT
+    next: nnUNetv2_predict -i OUT ...
+    0
+    """
+    print(f"finished: {written}\nnext: {then}")
+    return 0
+
+
+def train_command(
+    trainer: str, dataset: str = "DATASET", configuration: str = "CONFIGURATION", plans: str = "nnUNetPlans"
+) -> str:
+    """nnU-Net's command that trains fold 0.
+
+    >>> train_command("AliceTrainer", "4", "3d_fullres")
+    'nnUNetv2_train 4 3d_fullres 0 -tr AliceTrainer'
+    """
+    words = f"nnUNetv2_train {dataset} {configuration} 0 -tr {trainer}"
+    return words if plans == "nnUNetPlans" else f"{words} -p {plans}"
