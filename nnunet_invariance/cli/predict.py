@@ -1,6 +1,7 @@
 """``nnunet-invariance predict``: nnU-Net's prediction, with additions for images that differ from the training's."""
 
 import argparse
+import sys
 import time
 
 from nnunet_invariance.cli.arguments import add_model_arguments, at_least
@@ -43,7 +44,11 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.monotonic()
     predictor = StylePredictor(
-        styles=args.styles, seed=args.seed, use_mirroring=not args.disable_tta, device=torch.device(args.device)
+        styles=args.styles,
+        seed=args.seed,
+        use_mirroring=not args.disable_tta,
+        device=torch.device(args.device),
+        allow_tqdm=sys.stderr.isatty(),  # its bar over windows would fill a log
     )
     open_model(predictor, args.model, args.folds, args.checkpoint)
     training = training_intensities(args.model, predictor.plans_manager, predictor.configuration_manager)

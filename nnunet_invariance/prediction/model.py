@@ -1,13 +1,16 @@
 """Open the folder of a trained model and predict a folder of images with nnU-Net's own predictor."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import Tensor
 
 from nnunet_invariance._discovery import find_trainer
+from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import ImagesFolderError, OutputError, WeightsNotFoundError
 from nnunet_invariance.nnunet.grids import READ_BY_SIMPLEITK, check_same_grid
 from nnunet_invariance.nnunet.missing_channels import find_cases
@@ -90,17 +93,36 @@ def predict_folder(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out} cannot be made ({error.strerror}). Give a writable folder.") from error
-    if workers:
-        predictor.predict_from_files(
-            lists,
-            outputs,
-            save_probabilities,
-            num_processes_preprocessing=workers,
-            num_processes_segmentation_export=workers,
-        )
-    else:
-        predictor.predict_from_files_sequential(lists, outputs, save_probabilities)
+    with Progress(total=len(cases), desc="predicting", unit="case") as bar, _counting(predictor, bar):
+        if workers:
+            predictor.predict_from_files(
+                lists,
+                outputs,
+                save_probabilities,
+                num_processes_preprocessing=workers,
+                num_processes_segmentation_export=workers,
+            )
+        else:
+            predictor.predict_from_files_sequential(lists, outputs, save_probabilities)
     return list(cases)
+
+
+@contextmanager
+def _counting(predictor: nnUNetPredictor, bar: Progress) -> Iterator[None]:
+    """Move the bar after every case; nnU-Net calls this method of the predictor once for each."""
+    name = "predict_logits_from_preprocessed_data"
+    predict = getattr(predictor, name)
+
+    def counted(data: Tensor) -> Tensor:
+        logits = predict(data)
+        bar.update()
+        return logits
+
+    setattr(predictor, name, counted)
+    try:
+        yield
+    finally:
+        delattr(predictor, name)
 
 
 def checked_cases(predictor: nnUNetPredictor, images: Path) -> dict[str, list[Path]]:

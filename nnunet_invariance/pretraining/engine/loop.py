@@ -165,8 +165,8 @@ class Loop:
 
     def _last_good_state(self) -> str:
         return (
-            f"{self.folder / LATEST} contains the last good state if one was written. Lower the learning rate "
-            "(--set lr=...), or inspect the cases named above, then continue with --c."
+            f"{self.folder / LATEST} contains the last good state if one was written. Inspect the cases named above "
+            "and continue with --c, or start anew with a lower learning rate (--set lr=...)."
         )
 
     # ---- run ---------------------------------------------------------------------------------------------------------
