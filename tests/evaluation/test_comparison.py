@@ -24,6 +24,7 @@ from nnunet_invariance.evaluation.protocols.few_shot import run_few_shot
 from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet, Job, Setting, epochs_done, run_job
+from nnunet_invariance.evaluation.runner.progress import steps_done
 from nnunet_invariance.evaluation.runner.stock_commands import command_path, run_command
 from nnunet_invariance.evaluation.runner.tree import build_preprocessed, build_tests, link
 from nnunet_invariance.evaluation.scoring.scores import (
@@ -321,8 +322,15 @@ def test_epochs_are_counted_from_the_words_of_the_log(job):
     ]
     (job.folder / "train.log").write_text("x" * 30000 + "\n" + "".join(lines))
     assert epochs_done(job) == 3
+    assert steps_done(job) == (3, "training")
     pretend_trained(job)
     assert epochs_done(job) == 7
+    assert steps_done(job) == (7, "validation and prediction")
+    for test in job.setting.tests:
+        job.predictions(test).mkdir(parents=True)
+    assert steps_done(job) == (8, "scoring")
+    job.scores.touch()
+    assert steps_done(job) == (9, "finished")
     assert Arm("x", "nnUNetTrainer").epochs == 1000
 
 
