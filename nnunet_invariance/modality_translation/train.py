@@ -55,17 +55,7 @@ def train_translator(
     intensities = measure_intensities(planned, list(images.values()))
     name, plans_name, configuration = names
     changes = {**(options or {}), "initial_weights": initial_weights}
-    path = pretrain(
-        PUIRTranslation.name,
-        name,
-        configuration,
-        plans_name,
-        device=device,
-        options=changes,
-        loop=loop,
-        resume=resume,
-        tensorboard=tensorboard,
-        command=command,
-    )
+    run: dict[str, Any] = {"device": device, "loop": loop, "resume": resume, "tensorboard": tensorboard}
+    path = pretrain(PUIRTranslation.name, name, configuration, plans_name, options=changes, command=command, **run)
     write_intensities(path.parent, intensities)
     return path

@@ -1,6 +1,7 @@
 """Run a pre-training: find data and network, train, and return the finished checkpoint."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 import os
@@ -110,18 +111,13 @@ def pretrain(
     _prepare(device, tensorboard)
     planned = open_planned_dataset(dataset, configuration, plans)
     require_supported(planned, method, entry.dimensions, entry.least_channels, entry.networks)
-    if images and not entry.reads_cases:
-        raise OptionError(f"--images: {method} makes its own images and reads none. Omit --images.")
     network = planned.configuration.network_arch_class_name.rsplit(".", 1)[-1]
     method_options = make_method_options(kind, options, network)
     target = planned_target(kind, entry, planned)
     kind.check_files(method_options, target.folder, resume)
     folders = [Path(folder) for folder in images]
-    _check_input(kind, planned, folders, target.folder, device)
-
-    def collect(group: DistributedContext) -> Manifest:
-        return _collect(planned, folders, group, kind, entry)
-
+    _check_input(kind, entry, planned, folders, target.folder, device)
+    collect = functools.partial(_collect, planned, folders, kind, entry)
     settings = RunSettings(None, tuple(folders), device, monitor.every if monitor else 0, tensorboard)
     run = Run(kind, target, method_options, loop_options, device, collect, settings, command, monitor, planned)
     return _execute(run, resume)
@@ -198,8 +194,12 @@ def _execute(run: Run, resume: bool) -> Path:
     return folder / FINAL
 
 
-def _check_input(kind: type[Method], planned: PlannedDataset, images: Sequence[Path], out: Path, device: str) -> None:
+def _check_input(
+    kind: type[Method], entry: MethodEntry, planned: PlannedDataset, images: Sequence[Path], out: Path, device: str
+) -> None:
     """Options and network of the plans, space for the checkpoints, memory, and the files of the images."""
+    if images and not entry.reads_cases:
+        raise OptionError(f"--images: {kind.name} makes its own images and reads none. Omit --images.")
     network = check_plan(planned)
     check_output(out, BYTES_PER_PARAMETER * parameters_of(network))
     warn_of_memory(planned, network, device)
@@ -217,7 +217,7 @@ def _prepare(device: str, tensorboard: bool) -> None:
 
 
 def _collect(
-    planned: PlannedDataset, images: Sequence[Path], group: DistributedContext, kind: type[Method], entry: MethodEntry
+    planned: PlannedDataset, images: Sequence[Path], kind: type[Method], entry: MethodEntry, group: DistributedContext
 ) -> Manifest:
     """Preprocess the folders of scans and inspect all volumes."""
     if not entry.reads_cases:
