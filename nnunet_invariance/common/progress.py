@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 #: Seconds between two lines where the output is no terminal.
 SECONDS = 30
-_LINE = "{desc}: {n_fmt}/{total_fmt}{unit}s ({percentage:.0f} %), {rate_fmt}, {remaining} left{postfix}"
+_LINE = "{desc}: {n_fmt}/{total_fmt} {unit}s ({percentage:.0f} %), {rate_fmt}, {remaining} left{postfix}"
 
 
 class Lines:
@@ -41,7 +41,7 @@ class Progress(tqdm):
     def __init__(
         self, items: Any = None, *, desc: str, unit: str, total: int | None = None, initial: int = 0, shown: bool = True
     ) -> None:
-        given: dict[str, Any] = {"desc": desc, "unit": f" {unit}", "total": total, "initial": initial}
+        given: dict[str, Any] = {"desc": desc, "unit": unit, "total": total, "initial": initial}
         if not sys.stderr.isatty():
             given |= {"file": Lines(), "mininterval": SECONDS, "miniters": 1, "delay": SECONDS, "bar_format": _LINE}
         super().__init__(items, disable=not shown, **given)
