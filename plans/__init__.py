@@ -6,12 +6,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "options": (
+            "AliceTrainerOptions",
             "AnatomixTrainerOptions",
             "AuxiliaryLossOptions",
             "BaselineOptions",
             "ChannelDropoutOptions",
             "DenseContrastOptions",
-            "DenseTrainerOptions",
+            "EncoderDecoderOptions",
             "PUIRTrainerOptions",
             "PretrainedOptions",
             "TransferOptions",

@@ -14,6 +14,17 @@ from nnunet_invariance.plans.values import are_axes
 BLOCK = "nnunet_invariance"
 
 
+def mirrored_axes(default: str) -> Any:
+    """The field ``mirroring`` with a default."""
+    return option(
+        default,
+        "'all', 'auto', or a list of different axes, each 0, 1 or 2",
+        lambda v: v in ("all", "auto") or are_axes(v),
+        doc="Axes that training and prediction mirror: all that nnU-Net plans, none that turns one class into another "
+        "of the training labels, or these.",
+    )
+
+
 @dataclass(frozen=True)
 class BaselineOptions(Options):
     """Options of every trainer of this package.
@@ -40,13 +51,7 @@ class BaselineOptions(Options):
         lambda v: v is None or (is_int(v) and 0 <= v < 2**32),
         doc="Seed of initialisation, sampling and augmentation; null leaves them unseeded, as nnU-Net does.",
     )
-    mirroring: str | Sequence[int] = option(
-        "all",
-        "'all', 'auto', or a list of different axes, each 0, 1 or 2",
-        lambda v: v in ("all", "auto") or are_axes(v),
-        doc="Axes that training and prediction mirror: all that nnU-Net plans, none that turns one class into another "
-        "of the training labels, or these.",
-    )
+    mirroring: str | Sequence[int] = mirrored_axes("all")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = choice(
         "auto", "fp32", "bf16", "fp16",
         doc="Arithmetic of the networks in training; auto: nnU-Net's fp16 with a loss scale on CUDA, else fp32.",
@@ -95,6 +100,9 @@ class PretrainedOptions(BaselineOptions):
     1.0
     """
 
+    # A network that learns from mirrored patches tells mirrored structures apart late (docs/results/few-labels.md).
+    mirroring: str | Sequence[int] = mirrored_axes("auto")
+
     checkpoint: str | None = option(
         None,
         "the path of a checkpoint, or null",
@@ -130,10 +138,12 @@ class PretrainedOptions(BaselineOptions):
         doc="Fraction of the epochs over which the encoder's learning rate rises linearly; no effect on `_scratch`.",
     )
     frozen_epochs: int = count(0, 0, doc="Number of epochs for which the encoder is frozen; no effect on `_scratch`.")
-    head: Literal["stock", "summed"] = choice(
+    head: Literal["auto", "stock", "summed"] = choice(
+        "auto",
         "stock",
         "summed",
-        doc="Segmentation head: nnU-Net's own, or one that also reads the maps of all other stages.",
+        doc="Segmentation head: nnU-Net's own, or one that also reads the maps of all other stages; auto: summed in "
+        "AliceTrainer, AnatomixTrainer, DenseTrainer and MAETrainer if the planned network allows it, else stock.",
     )
     head_start: Literal["probe", "zero"] = choice(
         "probe",
@@ -164,13 +174,13 @@ class TransferOptions(PretrainedOptions):
 
 
 @dataclass(frozen=True)
-class DenseTrainerOptions(PretrainedOptions):
-    """Options of DenseTrainer.
+class EncoderDecoderOptions(PretrainedOptions):
+    """Options of DenseTrainer and MAETrainer, whose pre-trainings train encoder and decoder.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
 
-    >>> DenseTrainerOptions().transfer
+    >>> EncoderDecoderOptions().transfer
     'encoder+decoder'
     """
 
@@ -213,6 +223,24 @@ class DenseContrastOptions(AuxiliaryLossOptions):
     temperature: float = number(0.2, 0.0, 10.0, low_excluded=True, doc="Temperature of InfoNCE.")
     num_positions: int = count(
         256, 2, doc="Positions per sample and encoder stage at which InfoNCE compares the views; 2 give one negative."
+    )
+
+
+@dataclass(frozen=True)
+class AliceTrainerOptions(DenseContrastOptions):
+    """Options of AliceTrainer.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+
+    >>> AliceTrainerOptions().transfer
+    'encoder+decoder'
+    """
+
+    transfer: Literal["encoder+decoder", "encoder"] = choice(
+        "encoder+decoder",
+        "encoder",
+        doc="Which part of the network is loaded; the masked reconstruction trains the decoder as well.",
     )
 
 

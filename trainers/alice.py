@@ -1,13 +1,16 @@
-"""Fine-tuning of an encoder that was pre-trained with Alice (arXiv 2302.05615)."""
+"""Fine-tuning of a network that was pre-trained with Alice (arXiv 2302.05615)."""
 
+from nnunet_invariance.plans.options import AliceTrainerOptions
 from nnunet_invariance.trainers.dense_contrast import DenseContrastTrainer
 
 
 class AliceTrainer(DenseContrastTrainer):
-    """Alice's encoder, with patch-wise InfoNCE between two intensity views of each patch (arXiv 2411.05223).
+    """Alice's network, with patch-wise InfoNCE between two intensity views of each patch (arXiv 2411.05223).
 
     >>> AliceTrainer.method, AliceTrainer.options_class().temperature
     ('alice', 0.2)
     """
 
+    options_class = AliceTrainerOptions
+    options: AliceTrainerOptions
     method = "alice"

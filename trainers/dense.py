@@ -1,6 +1,6 @@
 """Fine-tuning of a network that was pre-trained with dense contrast."""
 
-from nnunet_invariance.plans.options import DenseTrainerOptions
+from nnunet_invariance.plans.options import EncoderDecoderOptions
 from nnunet_invariance.trainers.pretrained import PretrainedTrainer
 
 
@@ -11,6 +11,6 @@ class DenseTrainer(PretrainedTrainer):
     'encoder+decoder'
     """
 
-    options_class = DenseTrainerOptions
-    options: DenseTrainerOptions
+    options_class = EncoderDecoderOptions
+    options: EncoderDecoderOptions
     method = "dense"

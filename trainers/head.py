@@ -1,6 +1,7 @@
 """The summed segmentation head of a trainer, and its initialisation by a linear probe on the training cases."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +16,22 @@ MOST_CASES = 10
 VOXELS_PER_CLASS = 1000
 
 
-def add_head(network: nn.Module, head: str) -> nn.Module:
-    """Return the network with the segmentation head of the option ``head`` ("stock" or "summed").
+def add_head(network: nn.Module, head: str, automatic: str) -> nn.Module:
+    """Return the network with a segmentation head.
+
+    Args:
+        head: the option: "stock", "summed", or "auto".
+        automatic: what "auto" stands for if the network can have a summed head; otherwise it stands for "stock".
 
     Raises:
-        UnsupportedConfigurationError: the network is not a U-Net with segmentation layers on its decoder stages.
+        UnsupportedConfigurationError: "summed", and the network is not a U-Net with segmentation layers on its decoder
+            stages.
     """
-    if head == "stock":
+    decoder: Any = getattr(network, "decoder", None)
+    possible = all(hasattr(decoder, name) for name in ("transpconvs", "stages", "seg_layers"))
+    if head == "stock" or (head == "auto" and not (possible and automatic == "summed")):
         return network
-    decoder = getattr(network, "decoder", None)
-    if not all(hasattr(decoder, name) for name in ("transpconvs", "stages", "seg_layers")):
+    if not possible:
         raise UnsupportedConfigurationError(
             f"The summed head needs PlainConvUNet or ResidualEncoderUNet, but the plans name {type(network).__name__}. "
             'Set "head": "stock" in the plans block.'

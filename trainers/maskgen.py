@@ -55,8 +55,9 @@ class MaskGenTrainer(StyleTrainer):
         super().check(plans, configuration, dataset_json)
         check_network(configuration_of(plans, configuration))
 
-    @staticmethod
+    @classmethod
     def build_network_architecture(
+        cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
@@ -70,7 +71,8 @@ class MaskGenTrainer(StyleTrainer):
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, channels, num_output_channels, enable_deep_supervision
         )
-        return add_head(add_frozen_features(network, backbone, options.feature_dropout), options.head)
+        network = add_frozen_features(network, backbone, options.feature_dropout)
+        return add_head(network, options.head, cls.automatic_head)
 
     def load_weights(self) -> dict[str, Any]:
         """Load weights into the network of the features: a file that is named, or the shipped one.

@@ -1,7 +1,7 @@
 """Base of the trainers whose network starts from pre-trained weights."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.networks.summed_head import SummedHeadUNet
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import PretrainedOptions
 from nnunet_invariance.trainers.baseline import BaselineTrainer
@@ -45,6 +46,8 @@ class PretrainedTrainer(BaselineTrainer):
     #: Name of the pre-training method whose weights are loaded.
     method: ClassVar[str]
     dimensions: ClassVar[tuple[int, ...]] = (3,)
+    #: Segmentation head that the option ``"head": "auto"`` stands for.
+    automatic_head: ClassVar[Literal["stock", "summed"]] = "summed"
     #: Set by names such as ``AliceTrainer_scratch``: random encoder, full learning rate, nothing frozen.
     scratch: ClassVar[bool] = False
 
@@ -59,8 +62,9 @@ class PretrainedTrainer(BaselineTrainer):
         super().check(plans, configuration, dataset_json)
         check_supported(plans, configuration, self.dimensions, type(self).__name__)
 
-    @staticmethod
+    @classmethod
     def build_network_architecture(
+        cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
@@ -72,7 +76,7 @@ class PretrainedTrainer(BaselineTrainer):
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
-        return add_head(network, options.head)
+        return add_head(network, options.head, cls.automatic_head)
 
     def initialize(self) -> None:
         """As nnU-Net; records the parameters' versions, to detect weights that ``-pretrained_weights`` loads later."""
@@ -150,7 +154,7 @@ class PretrainedTrainer(BaselineTrainer):
     def start_head(self) -> None:
         """Start the summed head from a linear probe on the training cases, unless an option keeps nnU-Net's start."""
         network = self.plain_network
-        if self.options.head != "summed" or self.options.head_start == "zero":
+        if not isinstance(network, SummedHeadUNet) or self.options.head_start == "zero":
             return
         if self.label_manager.has_regions:
             self.print_to_log_file("The labels are regions: the summed head starts as nnU-Net's own head.")

@@ -54,6 +54,7 @@ class PUIRTrainer(AuxiliaryLossTrainer):
     options_class = PUIRTrainerOptions
     options: PUIRTrainerOptions
     method = "puir"
+    automatic_head = "stock"
     least_channels = 2
     accepts_missing_channels = True
     memory_remedy = '"checkpointing": "on" or "weight_decomposition": 0 in the plans block "nnunet_invariance"'
@@ -70,8 +71,9 @@ class PUIRTrainer(AuxiliaryLossTrainer):
 
     # ---- network and weights -----------------------------------------------------------------------------------------
 
-    @staticmethod
+    @classmethod
     def build_network_architecture(
+        cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
@@ -82,9 +84,9 @@ class PUIRTrainer(AuxiliaryLossTrainer):
         configuration = configuration_manager.configuration
         options = read_options(PUIRTrainerOptions, configuration)
         planned = Architecture.from_plans(configuration["architecture"], num_input_channels, num_output_channels)
-        if options.head != "stock":
+        if options.head == "summed":
             raise UnsupportedConfigurationError(
-                'PUIRTrainer has a network of its own and no summed head. Set "head": "stock" in the plans block.'
+                'PUIRTrainer has a network of its own and no summed head. Remove "head" from the plans block.'
             )
         kind = planned.network_class_name.rsplit(".", 1)[-1]
         if kind not in {"PlainConvUNet", "ResidualEncoderUNet"}:

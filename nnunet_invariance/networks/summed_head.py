@@ -18,7 +18,8 @@ class SummedHeadUNet(nn.Module):
     interpolation to the size of the image. Each :math:`W_m` is initialised to 0, so the initial outputs equal those of
     the planned network. The coarser outputs of deep supervision are those of the planned network.
 
-    Encoder and decoder keep their parameter names, so that pre-trained weights can be loaded.
+    Encoder and decoder keep their parameter names, so that pre-trained weights can be loaded. The names of the
+    :math:`W_m` contain ``.seg_layers.``, so that ``nnUNetv2_train -pretrained_weights`` does not expect them in a file.
 
     Shape: (B, C, *spatial) to (B, K, *spatial), or to a list of such tensors, finest first, with deep supervision.
 
@@ -44,11 +45,15 @@ class SummedHeadUNet(nn.Module):
         decoder_channels = [layer.in_channels for layer in self.decoder.seg_layers[:-1]]  # coarsest first
         widths = {f"encoder_{stage}": channels for stage, channels in enumerate(stages)}
         widths |= {f"decoder_{len(decoder_channels) - i}": channels for i, channels in enumerate(decoder_channels)}
-        self.side_layers = nn.ModuleDict(
-            {name: convolution(channels, classes, 1, bias=False) for name, channels in widths.items()}
-        )
-        for weight in self.side_layers.parameters():
+        layers = {name: convolution(channels, classes, 1, bias=False) for name, channels in widths.items()}
+        self.head = nn.ModuleDict({"seg_layers": nn.ModuleDict(layers)})
+        for weight in self.head.parameters():
             nn.init.zeros_(weight)
+
+    @property
+    def side_layers(self) -> Any:
+        """The :math:`W_m` by the names of their stages, such as "encoder_0"."""
+        return self.head["seg_layers"]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Compute the logits; the class docstring has the equation and the shapes."""

@@ -25,10 +25,10 @@ def block(**fields) -> dict:
 
 def test_no_block_gives_the_stated_defaults() -> None:
     assert read_options(DenseContrastOptions, {}).to_dict() == {
-        "mirroring": "all",
+        "mirroring": "auto",
         "precision": "auto",
         "augmentation": "nnunet",
-        "head": "stock",
+        "head": "auto",
         "head_start": "probe",
         "checkpoint": None,
         "min_coverage": 1.0,

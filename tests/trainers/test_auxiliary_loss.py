@@ -65,10 +65,10 @@ def test_parameter_groups_have_their_own_learning_rates(tiny):
     write_weights(tiny)
     trainer, _ = started(tiny, "AliceTrainer", encoder_lr_factor=0.2)
     assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([0.01, 0.002, 0.01])
-    modules = (trainer.network.decoder, trainer.network.encoder, trainer.aux)
+    modules = (trainer.network, trainer.network.encoder, trainer.aux)
     names = [{id(p) for p in module.parameters()} for module in modules]
     groups = [{id(p) for p in group["params"]} for group in trainer.optimizer.param_groups]
-    assert groups == [names[0] - names[1], names[1], names[2]]  # nnU-Net's decoder contains the encoder
+    assert groups == [names[0] - names[1], names[1], names[2]]
 
 
 def test_frozen_epochs_leave_the_encoder_unchanged(tiny):
@@ -138,7 +138,7 @@ def test_positions_in_the_padding_are_never_sampled(tiny):
 
 
 def test_without_auxiliary_losses_scratch_equals_the_baseline(tiny):
-    options = {"seed": 3, "aux": False, "warmup": 0.5}
+    options = {"seed": 3, "aux": False, "warmup": 0.5, "head": "stock", "mirroring": "all"}
     twins = [make_trainer(tiny, name, **options) for name in ("AliceTrainer_scratch_1epoch", "BaselineTrainer_1epoch")]
     for trainer in twins:
         trainer.run_training()

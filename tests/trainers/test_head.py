@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunet_invariance.errors import UnsupportedConfigurationError
+from nnunet_invariance.networks.architectures.puir import PUIRNet
 from nnunet_invariance.networks.summed_head import SummedHeadUNet
+from nnunet_invariance.trainers.head import add_head
 from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values, write_weights
 
 
@@ -60,5 +64,28 @@ def test_a_training_continues_and_prediction_builds_the_same_network(tiny, resul
 
 
 def test_puir_has_no_summed_head(modalities, results):
-    with pytest.raises(UnsupportedConfigurationError, match=r'Set "head": "stock"'):
+    with pytest.raises(UnsupportedConfigurationError, match=r'Remove "head"'):
         make_trainer(modalities, "PUIRTrainer_scratch_1epoch", head="summed").initialize()
+
+
+def test_the_automatic_head_follows_the_trainer_and_the_network(tiny, modalities, results):
+    for name, kind in (("MAETrainer", SummedHeadUNet), ("TransferTrainer", PlainConvUNet), ("PUIRTrainer", PUIRNet)):
+        trainer = make_trainer(modalities if name.startswith("PUIR") else tiny, f"{name}_scratch_1epoch")
+        trainer.initialize()
+        assert type(trainer.plain_network) is kind
+    other = torch.nn.Conv3d(1, 2, 1)  # no decoder that the summed head can read
+    assert add_head(other, "auto", automatic="summed") is other
+    with pytest.raises(UnsupportedConfigurationError, match=r'Conv3d.*Set "head": "stock"'):
+        add_head(other, "summed", automatic="summed")
+
+
+def test_a_stock_checkpoint_fills_the_network_below_the_summed_head(tiny, results):
+    donor = make_trainer(tiny, "BaselineTrainer_1epoch", seed=7)
+    donor.initialize()
+    path = f"{donor.output_folder}/checkpoint_final.pth"
+    donor.save_checkpoint(path)
+    trainer = make_trainer(tiny, "MAETrainer_1epoch")
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, path)  # as `nnUNetv2_train -pretrained_weights` does
+    loaded = {n: v for n, v in values(trainer.network).items() if "seg_layers" not in n}
+    assert_same(loaded, {name: values(donor.network)[name] for name in loaded})
