@@ -41,8 +41,9 @@ class Scratch(AliceTrainer):
 
 VARIANTS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {
     STOCK: (nnUNetTrainer, {}),
-    "aux false": (Scratch, {"aux": False}),
-    "aux true": (Scratch, {"aux": True}),
+    "aux false": (Scratch, {"aux": False, "head": "stock"}),
+    "aux true": (Scratch, {"aux": True, "head": "stock"}),
+    "aux false, summed head": (Scratch, {"aux": False, "head": "summed"}),
 }
 
 

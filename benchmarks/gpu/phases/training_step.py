@@ -9,12 +9,13 @@ from benchmarks.gpu.context import Context, peak_memory
 from benchmarks.gpu.data import make_trainer, one_batch, started, use_folders
 
 STOCK = "nnUNetTrainer"
-OPTIONS: dict[str, Any] = {"seed": 0, "aux_ramp": 0.0, "num_positions": 8}
+OPTIONS: dict[str, Any] = {"seed": 0, "aux_ramp": 0.0, "num_positions": 8, "head": "stock"}
 #: Trainer and options of each variant.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     STOCK: (STOCK, {}),
     "without auxiliary losses": ("AliceTrainer_scratch", {"aux": False}),
     "two views": ("AliceTrainer_scratch", {"num_positions": 256}),
+    "summed head": ("MAETrainer_scratch", {"head": "summed"}),
 }
 
 
