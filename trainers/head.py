@@ -1,9 +1,9 @@
 """The summed segmentation head of a trainer, and its initialisation by a linear probe on the training cases."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import nn
 
 from nnunet_invariance.errors import UnsupportedConfigurationError
@@ -14,6 +14,7 @@ from nnunet_invariance.probing.samples import load_patch, sample_voxels
 
 MOST_CASES = 10
 VOXELS_PER_CLASS = 1000
+MOST_VOXELS = 50_000  # 0.5 GB of features for a network of nnU-Net's full size
 
 
 def add_head(network: nn.Module, head: str, automatic: str) -> nn.Module:
@@ -24,11 +25,9 @@ def add_head(network: nn.Module, head: str, automatic: str) -> nn.Module:
         automatic: what "auto" stands for if the network can have a summed head; otherwise it stands for "stock".
 
     Raises:
-        UnsupportedConfigurationError: "summed", and the network is not a U-Net with segmentation layers on its decoder
-            stages.
+        UnsupportedConfigurationError: "summed", and the network has not nnU-Net's decoder.
     """
-    decoder: Any = getattr(network, "decoder", None)
-    possible = all(hasattr(decoder, name) for name in ("transpconvs", "stages", "seg_layers"))
+    possible = isinstance(getattr(network, "decoder", None), UNetDecoder)
     if head == "stock" or (head == "auto" and not (possible and automatic == "summed")):
         return network
     if not possible:
@@ -60,13 +59,15 @@ def start_from_probe(
     Returns:
         Accuracy of the probe on the voxels that it was fitted to, in [0, 1].
     """
+    cases = cases[:MOST_CASES]
+    each = max(1, min(VOXELS_PER_CLASS, MOST_VOXELS // (num_classes * len(cases))))
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     training, features, labels = network.training, [], []
     network.eval()
-    for name in cases[:MOST_CASES]:
+    for name in cases:
         patch = load_patch(folder, name, patch_size, ignore)
-        voxels, values = sample_voxels(patch.labels, num_classes, VOXELS_PER_CLASS, generator)
+        voxels, values = sample_voxels(patch.labels, num_classes, each, generator)
         maps = compute_hypercolumns(network, patch.image.to(device))
         features.append(sample_hypercolumns(maps, patch.labels.shape, voxels[None].to(device))[0])
         labels.append(values.to(device))

@@ -58,7 +58,9 @@ class SummedHeadUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Compute the logits; the class docstring has the equation and the shapes."""
         skips = self.encoder(x)
-        total = torch.stack([self._side(f"encoder_{stage}", skip, x) for stage, skip in enumerate(skips)]).sum(0)
+        total = self._side("encoder_0", skips[0], x)
+        for stage, skip in enumerate(skips[1:], 1):  # one by one, because the sizes are those of the image
+            total = total + self._side(f"encoder_{stage}", skip, x)
         outputs = []
         lower = skips[-1]
         stages = list(zip(self.decoder.transpconvs, self.decoder.stages, self.decoder.seg_layers, strict=True))
