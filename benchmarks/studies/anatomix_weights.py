@@ -24,6 +24,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
+from benchmarks.studies.weights_picture import draw_features
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import InvarianceError, TemplateError
@@ -65,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = [f"--{name} {Path(value).name}" for name, value in names.items() if value]
     own = [f"--{name} {getattr(arguments, name)}" for name in ("network", "patch", "epochs", "iterations")]
     own += [f"--{name} {getattr(arguments, name)}" for name in ("lr", "networks", "synthetic", "seed")]
-    own.append(f"--batch-size {arguments.batch_size}")
+    own += [f"--batch-size {arguments.batch_size}", f"--shapes {arguments.shapes}", f"--cuts {arguments.cuts}"]
     record["command"] = " ".join(["python -m benchmarks.studies.anatomix_weights --work DIR", *sources, *own])
     _write(arguments.work / "record.json", json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     if not all(kind["beats"] for kind in record["retrieval"].values()):
         print("The label retrieval does not beat random weights by more than they differ: no weights are written.")
         return 1
-    ship(checkpoint, record, run / "metrics.csv", arguments.out, arguments.network)
+    ship(checkpoint, record, run / "metrics.csv", arguments)
     return 0
 
 
@@ -87,6 +88,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--network", choices=["plain4", "plain6"], default="plain4", help="which of nnU-Net's stock networks")
     add("--patch", type=int, default=32, help="side of the patches, voxels")
     add("--batch-size", type=int, default=1, dest="batch_size", help="pairs per step")
+    add("--shapes", choices=["procedural", "formula", "mixed"], default="procedural", help="shapes without templates")
+    add("--cuts", type=int, default=0, help="patches of each volume; 0: the default of the method")
     add("--epochs", type=int, default=100, help="at most")
     add("--iterations", type=int, default=50, help="steps an epoch")
     add("--lr", type=float, default=5e-4, help="constant after the warm-up, so that the end is the held-out loss's")
@@ -101,7 +104,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def options_of(arguments: argparse.Namespace) -> tuple[AnatomixPretrainingOptions, LoopOptions]:
     """The options of the method and of the loop."""
     options = AnatomixPretrainingOptions(
-        batch_size=arguments.batch_size, patch=arguments.patch, templates=str(arguments.templates or "")
+        batch_size=arguments.batch_size, patch=arguments.patch, cuts=arguments.cuts, **shapes_of(arguments)
     )
     loop = LoopOptions(
         epochs=arguments.epochs,
@@ -115,14 +118,17 @@ def options_of(arguments: argparse.Namespace) -> tuple[AnatomixPretrainingOption
     return options, loop
 
 
+def shapes_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that choose the shapes."""
+    return {"templates": str(arguments.templates or ""), "shapes": arguments.shapes}
+
+
 # ---- measuring -----------------------------------------------------------------------------------------------------
 
 
 def measure(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, Any]:
     """Held-out loss and label retrieval of the trained network and of random networks, on the same voxels."""
-    target = preset_target(Anatomix, arguments.network, arguments.work)
-    options = AnatomixPretrainingOptions(patch=arguments.patch, templates=str(arguments.templates or ""), held_out=0)
-    method = Anatomix(target.setup, options).to(arguments.device).eval()
+    method = untrained_method(arguments, arguments.patch).to(arguments.device)
     kinds: dict[str, Measure] = {"synthetic": lambda network: synthetic_retrieval(method, network, arguments.synthetic)}
     if arguments.real:
         pairs = list(real_pairs(arguments.real, method.patch_size))
@@ -130,7 +136,7 @@ def measure(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, 
     random = []
     for seed in range(arguments.networks):
         torch.manual_seed(seed)
-        network = target.setup.architecture.build().to(arguments.device).eval()
+        network = method.setup.architecture.build().to(arguments.device).eval()
         random.append({name: kind(network) for name, kind in kinds.items()})
     restore_module(method.network, checkpoint.section("network"))
     history = checkpoint.metadata["progress"]["history"]
@@ -153,6 +159,12 @@ def measure(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, 
         "seconds": sum(row["seconds"] for row in history),
         "retrieval": retrieval,
     }
+
+
+def untrained_method(arguments: argparse.Namespace, patch: int) -> Anatomix:
+    """The method with the shapes of the run, for pairs that it was not trained on; patch 0: that of the preset."""
+    options = AnatomixPretrainingOptions(patch=patch, held_out=0, **shapes_of(arguments))
+    return Anatomix(preset_target(Anatomix, arguments.network, arguments.work).setup, options).eval()
 
 
 def finest(network: nn.Module, images: Tensor) -> Tensor:
@@ -221,9 +233,11 @@ def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
 # ---- shipping ------------------------------------------------------------------------------------------------------
 
 
-def ship(checkpoint: Checkpoint, record: dict[str, Any], log: Path, folder: Path, network: str) -> None:
-    """Write the weights without the untrained output layers, the log, the card, and the checksums of the three."""
-    stem = f"anatomix_{network}"
+def ship(checkpoint: Checkpoint, record: dict[str, Any], log: Path, arguments: argparse.Namespace) -> None:
+    """Write the weights without the untrained output layers, the log, the card, its picture, and all checksums."""
+    folder, stem = arguments.out, f"anatomix_{arguments.network}"
+    method = untrained_method(arguments, patch=0)
+    restore_module(method.network, checkpoint.section("network"))
     tensors = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in checkpoint.tensors.items()
@@ -235,8 +249,15 @@ def ship(checkpoint: Checkpoint, record: dict[str, Any], log: Path, folder: Path
     save_checkpoint(weights, tensors, metadata, keep_previous=False)
     shutil.copyfile(log, folder / f"{stem}.csv")
     _write(folder / f"{stem}.md", card(metadata, record, weights))
-    files = [weights.name, f"{stem}.csv", f"{stem}.md"]
-    _write(folder / f"{stem}.sha256", "".join(f"{sha256_of_file(folder / name)}  {name}\n" for name in files))
+    draw_features(method, method.network, folder / f"{stem}.png")
+    write_checksums(weights)
+
+
+def write_checksums(weights: Path) -> None:
+    """Write the checksums of the weights and of the log, the card and the picture beside them."""
+    files = [weights.with_suffix(ending) for ending in (".safetensors", ".csv", ".md", ".png")]
+    sums = "".join(f"{sha256_of_file(file)}  {file.name}\n" for file in files)
+    _write(weights.with_suffix(".sha256"), sums)
 
 
 def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str:
@@ -251,15 +272,24 @@ def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str
         f" {len(r['random'])} networks) |"
         for name, r in record["retrieval"].items()
     )
-    return f"""# {weights.stem}
+    return f"""---
+license: apache-2.0
+library_name: nnunet-invariance
+tags: [nnU-Net, 3-D segmentation, pre-training, synthetic images, contrastive learning, anatomix]
+---
+# {weights.stem}
+
+![Synthetic pairs, and the features of both appearances]({weights.stem}.png)
 
 Encoder and decoder of nnU-Net's 3-D PlainConvUNet with {features} features per stage, two convolutions per stage and
 one input channel (other numbers of channels are adapted), pre-trained with `pretrain anatomix` (a re-implementation of
-arXiv 2411.02372). Half precision, {weights.stat().st_size / 1e6:.1f} MB. The training used synthetic images only.
+arXiv 2411.02372). Half precision, {weights.stat().st_size / 1e6:.1f} MB.
+The training used synthetic images only. In the picture, the three colours are the first principal components of
+the finest features of both appearances.
 
 | what | value |
 |---|---|
-| shapes | {options["templates"] or "procedural"} |
+| shapes | {options["templates"] or options["shapes"]} |
 | patches | {options["patch"]}^3 voxels cut out of {options["volume"]}^3, {options["batch_size"]} pair(s) per step |
 | length | {record["steps"]} steps, seed {options["seed"]} |
 | ended by | {ended} (no lower held-out loss in a tenth of the epochs) |
@@ -273,10 +303,15 @@ Label retrieval of voxels by the finest features, mean over labels; the same vox
 |---|---|---|
 {rows}
 
-Weights are shipped only if they exceed the mean of the random networks by more than their range. Not a medical device.
+Weights are written only if they exceed the mean of the random networks by more than their range. Licence: that of the
+package, Apache-2.0; the shapes have terms of their own. Not a medical device.
 
     {record["command"]}
     sha256sum -c {weights.stem}.sha256
+
+## Gate
+
+Not run: `python -m benchmarks.studies.weights_gate {weights.name} --card` writes its tables here.
 """
 
 

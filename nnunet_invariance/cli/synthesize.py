@@ -21,7 +21,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("out", type=Path, metavar="OUT", help="output folder, or name of the data set")
     add("-n", type=int, default=100, help="number of label maps")
     add("--size", type=int, default=128, help="voxels along each axis, a multiple of 16")
-    add("--templates", type=Path, metavar="DIR", help="folder of label maps; default: procedural shapes")
+    add("--templates", type=Path, metavar="DIR", help="folder of label maps; default: the shapes of --shapes")
+    shapes = ["procedural", "formula", "mixed"]
+    add("--shapes", choices=shapes, default=shapes[0], help="shapes without templates: formula: implicit formulas")
     add("--as-dataset", type=int, metavar="ID", help="id of the new data set in nnUNet_raw")
     add("--preview", action="store_true", help="also write preview.png")
     add("--seed", type=int, default=0, help="random seed")
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_invariance.synthesis.options import SynthesisOptions
     from nnunet_invariance.synthesis.preview import write_preview
 
-    options = SynthesisOptions(size=(args.size,) * 3)
+    options = SynthesisOptions(size=(args.size,) * 3, shapes=args.shapes)
     as_dataset = args.as_dataset is not None
     layout = dataset_layout(str(args.out), args.as_dataset) if as_dataset else pairs_layout(args.out)
     engine = SynthesisEngine(options, args.templates, args.device, args.seed)

@@ -13,9 +13,10 @@ from nnunet_invariance.errors import OptionError
 from nnunet_invariance.synthesis.appearance import Appearance, apply_appearance, sample_appearance
 from nnunet_invariance.synthesis.corruptions import Corruption, apply_corruption, sample_corruption
 from nnunet_invariance.synthesis.ensembles import Ensemble, apply_ensemble, sample_ensemble
+from nnunet_invariance.synthesis.formulas import formula_masks
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import element_generator, without_autocast
-from nnunet_invariance.synthesis.shapes import procedural_templates
+from nnunet_invariance.synthesis.shapes import procedural_masks
 from nnunet_invariance.synthesis.templates import TemplateBank, read_templates
 
 
@@ -68,11 +69,12 @@ class SynthesisEngine:
 
     Args:
         options: size and ranges of all parameters; default: the values of the paper.
-        templates: a folder of label maps whose shapes are used; default: procedural shapes.
+        templates: a folder of label maps whose shapes are used; default: the shapes that the options name.
         device: where the volumes are made.
-        seed: of the elements and of the procedural shapes.
+        seed: of the elements and of the shapes that are made.
 
     Raises:
+        OptionError: templates are given, and the options name shapes that are not the default.
         TemplateError: the folder contains no label maps, or one that cannot be used.
     """
 
@@ -87,6 +89,8 @@ class SynthesisEngine:
         self.templates = templates
         self.device = torch.device(device)
         self.seed = seed
+        if templates is not None and self.options.shapes != "procedural":
+            raise self.options.error("shapes", f"'procedural', because the shapes are those of {templates}")
         self._resized: dict[tuple[tuple[int, int, int], torch.device], SynthesisEngine] = {}
         if templates is not None:
             self.bank  # noqa: B018  read the folder now, so that its errors appear here
@@ -95,7 +99,7 @@ class SynthesisEngine:
     def bank(self) -> TemplateBank:
         """The templates, on the device."""
         if self.templates is None:
-            bank = procedural_templates(self.options.size, self.seed)
+            bank = made_templates(self.options, self.seed, self.device)
         else:
             bank = read_templates(self.templates, self.options.size)
         return bank.to(self.device)
@@ -157,3 +161,15 @@ class SynthesisEngine:
         """Make the elements with these numbers; ``seed``: of the elements, default: the engine's."""
         seed = self.seed if seed is None else seed
         return self.apply([self.sample(element_generator(seed, index)) for index in indices])
+
+
+def made_templates(options: SynthesisOptions, seed: int, device: torch.device | str = "cpu") -> TemplateBank:
+    """A bank of procedural shapes, of shapes from formulas or of both, three quarters of the shortest side long.
+
+    >>> len(made_templates(SynthesisOptions(size=(32, 32, 32), shapes="formula"), seed=0))
+    72
+    """
+    side = 3 * min(options.size) // 4
+    masks = procedural_masks(side, seed) if options.shapes != "formula" else []
+    masks += formula_masks(side, seed, device) if options.shapes != "procedural" else []
+    return TemplateBank(masks, options.size)

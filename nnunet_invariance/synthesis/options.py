@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from nnunet_invariance.common.options import Options, count, flag, is_int, number, option
+from nnunet_invariance.common.options import Options, choice, count, flag, is_int, number, option
 
 Range = tuple[float, float]
 SIDE = 128  # voxels; lengths that scale with the volume are given for this side
@@ -63,6 +63,11 @@ class SynthesisOptions(Options):
 
     size: tuple[int, int, int] = option((SIDE,) * 3, "", lambda value: True, doc="Voxels along z, y, x.")
     divisor: int = count(16, 1, doc="Every axis must be a multiple of it; the anatomix U-Net pools by 16.")
+    shapes: Literal["procedural", "formula", "mixed"] = choice(
+        "procedural", "formula", "mixed",
+        doc="Shapes that are used without a folder of templates: deformed spheres, tubes, sheets and organs, shapes of "
+        "implicit formulas, or both.",
+    )  # fmt: skip
     templates: tuple[int, int] = int_interval(20, 39, 1, doc="Number of templates in one map.")
     scale: tuple[float, float] = interval(
         0.5, 1.5, 0, doc="Scales of the affine map to the template; each axis is reflected with probability 1/2."

@@ -1,6 +1,5 @@
 """Procedural templates, used without label maps: deformed spheres, tubes, sheets and nested organs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from nnunet_invariance.synthesis.randomness import element_generator, noise_grids, uniform, without_autocast
 from nnunet_invariance.synthesis.separable import smooth_noise
-from nnunet_invariance.synthesis.templates import TemplateBank
 
 Kind = Literal["sphere", "tube", "sheet", "organ"]
 SHAPES = 48  # number of shapes in a bank; the four kinds alternate
@@ -59,12 +57,11 @@ def rasterize_shape(shape: Shape, side: int) -> list[Tensor]:
 
 
 @without_autocast
-def procedural_templates(size: Sequence[int], seed: int = 0) -> TemplateBank:
-    """A bank of :data:`SHAPES` shapes, three quarters of the shortest side long; it depends on size and seed only."""
-    side = 3 * min(size) // 4
+def procedural_masks(side: int, seed: int = 0) -> list[np.ndarray]:
+    """Masks (side, side, side) of :data:`SHAPES` shapes; they depend on side and seed only."""
     kinds = get_args(Kind)
-    masks = []
+    masks: list[np.ndarray] = []
     for index in range(SHAPES):
         shape = sample_shape(kinds[index % len(kinds)], side, element_generator(seed, index))
         masks += [mask.numpy() for mask in rasterize_shape(shape, side) if mask.any()]
-    return TemplateBank(masks, size)
+    return masks

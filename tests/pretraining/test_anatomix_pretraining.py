@@ -12,6 +12,7 @@ from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.pretraining.data.synthetic_pairs import (
     FIRST_HELD_OUT_NUMBER,
+    VOLUMES_IN_TURN,
     PairIndexDataset,
     SyntheticPairGenerator,
     balanced_positions,
@@ -82,7 +83,7 @@ def test_pairs_are_a_function_of_seed_and_number():
     assert not torch.equal(once["image"], views(method, step=1)["image"])
     assert not torch.equal(once["image"], views(method, seed=1)["image"])
     assert once["image"].shape == (4, 1, 32, 32, 32)
-    alone = method._views(0, [1], augment=True)  # the second pair of the first step
+    alone = method._views(*method._volumes(torch.device("cpu"), 0, (1,), 1), 0)  # the second pair of the first step
     assert torch.equal(alone["image"], once["image"][1::2])
     assert torch.equal(alone["encoder_1.index"][0], once["encoder_1.index"][1])
 
@@ -98,7 +99,7 @@ def test_no_number_is_used_twice_and_none_is_held_out():
 def test_positions_are_different_and_have_the_label_of_the_cell_centre():
     method = make()
     parameters = method.pair_generator.sample(0, FIRST_HELD_OUT_NUMBER, augment=False)
-    labels = method.pair_generator.make([parameters], torch.device("cpu")).labels[0, 0]
+    labels = method.pair_generator.volumes([parameters], torch.device("cpu")).labels[0, 0]
     made = method.held_out_views(FIRST_HELD_OUT_NUMBER)
     for level in method.levels:
         index, found = made[f"{level.name}.index"][0], made[f"{level.name}.labels"][0]
@@ -124,13 +125,55 @@ def test_a_small_patch_is_cropped_from_the_same_position_of_both_views():
     method = make(patch=(12, 40, 36), volume=48)
     assert views(method)["image"].shape == (2, 1, 12, 40, 36)
     parameters = method.pair_generator.sample(0, 3, augment=True)
-    parameters = replace(parameters, starts=parameters.starts[:1])
-    patch = method.pair_generator.make([parameters], torch.device("cpu"))
-    method.pair_generator.patch_size = (48, 48, 48)
-    whole = method.pair_generator.make([parameters], torch.device("cpu"))
-    box = (..., *(slice(a, a + n) for a, n in zip(parameters.starts[0].tolist(), (12, 40, 36), strict=True)))
-    assert torch.equal(patch.labels, whole.labels[box])
-    assert all(torch.equal(a, b[box]) for a, b in zip(patch.views, whole.views, strict=True))
+    cut = replace(parameters.cuts[0], starts=parameters.cuts[0].starts[:1])
+    whole = method.pair_generator.volumes([parameters], torch.device("cpu"))
+    patch = method.pair_generator.patches(whole, [cut])
+    box = (..., *(slice(a, a + n) for a, n in zip(cut.starts[0].tolist(), (12, 40, 36), strict=True)))
+    assert all(torch.equal(a, b[box]) for a, b in zip(patch, whole, strict=True))
+
+
+def test_the_patches_of_a_volume_are_different_and_the_first_ones_do_not_depend_on_their_number():
+    generator = make(patch=(16, 16, 16), volume=32).pair_generator
+    few, many = generator.sample(0, 5, augment=True, cuts=2), generator.sample(0, 5, augment=True, cuts=6)
+    for one, same in zip(few.cuts, many.cuts[:2], strict=True):
+        assert torch.equal(one.starts, same.starts)
+        assert one.position_seed == same.position_seed
+    assert len({tuple(cut.starts[0].tolist()) for cut in many.cuts}) == 6
+    assert len({cut.position_seed for cut in many.cuts}) == 6
+
+
+@pytest.mark.parametrize("pretext", ["labels", "denoising"])
+def test_a_step_has_the_same_patches_wherever_the_run_started(pretext, monkeypatch):
+    def small():
+        return make(patch=(16, 16, 16), volume=32, cuts=3, pretext=pretext, batch_size=2)
+
+    method = small()
+    synthesised = []
+    make_volumes = method.pair_generator.volumes
+    monkeypatch.setattr(
+        method.pair_generator, "volumes", lambda p, device: synthesised.append(len(p)) or make_volumes(p, device)
+    )
+    seen = [views(method, step) for step in range(VOLUMES_IN_TURN + 2)]
+    assert synthesised == [2] * VOLUMES_IN_TURN  # one synthesis per batch of volumes, not per step
+    for step in (1, VOLUMES_IN_TURN + 1):
+        continued = views(small(), step)
+        assert all(torch.equal(continued[name], seen[step][name]) for name in continued)
+    assert not torch.equal(seen[0]["image"], seen[VOLUMES_IN_TURN]["image"])
+
+
+def test_every_volume_gives_each_of_its_patches_once_and_a_batch_has_different_volumes():
+    dataset = PairIndexDataset(batch_size=3, seed=0, steps=24, rank=1, cuts=2)
+    items = [dataset[step] for step in range(24)]
+    patches = [(number, int(item["cut"])) for item in items for number in item["number"].tolist()]
+    assert len(set(patches)) == len(patches) == 72
+    assert len({number for number, _ in patches}) == 36
+    assert min(number for number, _ in patches) == 72  # the numbers of rank 0 are below
+    assert all(len(item["number"].unique()) == 3 for item in items)
+
+
+@pytest.mark.parametrize(("patch", "cuts", "expected"), [(16, 0, 8), (24, 0, 2), (32, 0, 1), (32, 1, 1), (16, 30, 30)])
+def test_by_default_there_are_as_many_patches_as_fill_a_volume(patch, cuts, expected):
+    assert make(patch=(patch,) * 3, volume=32, cuts=cuts).cuts == expected
 
 
 def test_a_patch_that_one_label_dominates_is_sampled_again():
@@ -291,7 +334,8 @@ def gradients_of_a_step(folder, *batches):
         {},
     )
     method.heads.eval()
-    items = [{"seed": torch.tensor(0), "number": torch.tensor(numbers), "keys": ["pair"]} for numbers in batches]
+    first = {"seed": torch.tensor(0), "cut": torch.tensor(0), "keys": ["pair"]}
+    items = [{**first, "number": torch.tensor(numbers)} for numbers in batches]
     loop._train_step(items, Bar())
     return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}, loop.sums["loss"]
 

@@ -55,7 +55,9 @@ def test_a_run_pre_trains_encoder_and_decoder_and_reads_no_case(tiny, run_folder
 
 
 @pytest.mark.parametrize(
-    "extra", [(), pytest.param(("grad_accum_steps=2",), marks=pytest.mark.slow)], ids=["plain", "accumulated"]
+    "extra",
+    [("patch=16", "cuts=3"), pytest.param(("grad_accum_steps=2",), marks=pytest.mark.slow)],
+    ids=["cuts", "accumulated"],
 )
 def test_a_run_that_was_stopped_ends_bit_identical(tiny, run_folder, tmp_path, monkeypatch, extra):
     whole = tensors(pretrain(tiny, *extra))
@@ -165,6 +167,8 @@ def test_wrong_options_are_named(tmp_path, word, message):
 def test_unusable_patches_and_templates_are_refused(tmp_path):
     with pytest.raises(OptionError, match="multiples of 4"):
         Anatomix(make().setup, AnatomixPretrainingOptions(patch=34))
+    with pytest.raises(OptionError, match=r"'cuts' is 2; expected 0 or 1, because a patch of .* is the whole volume"):
+        make(cuts=2)
     with pytest.raises(TemplateError, match="is not a folder"):
         make(templates=str(tmp_path / "nowhere"))
 

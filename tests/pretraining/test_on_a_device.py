@@ -8,12 +8,18 @@ import torch
 from nnunet_invariance import registry
 from nnunet_invariance.common import precision
 from nnunet_invariance.common.distributed import DistributedContext
-from nnunet_invariance.pretraining.data.synthetic_pairs import SyntheticPairGenerator, balanced_positions, crop
+from nnunet_invariance.pretraining.data.synthetic_pairs import (
+    VOLUMES_IN_TURN,
+    SyntheticPairGenerator,
+    balanced_positions,
+    crop,
+)
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.synthesis import SynthesisEngine, SynthesisOptions
 from nnunet_invariance.synthesis.online import apply_augmentation, sample_augmentation
 from nnunet_invariance.synthesis.randomness import element_generator
+from tests.helpers import tiny_anatomix
 from tests.helpers.device_emulator import DEVICE, Emulator, to_device
 from tests.helpers.line_method import Bar
 from tests.helpers.methods import small
@@ -77,6 +83,17 @@ def test_a_patch_of_the_synthetic_volume_is_chosen_without_a_wait():
     for patch, volume, (z, y, x) in zip(patches.values, labels, chosen.tolist(), strict=True):
         assert torch.equal(patch, volume[:, z : z + 8, y : y + 12, x : x + 10])
     assert emulator.total == 0, emulator.waits
+
+
+def test_a_later_patch_of_a_volume_waits_for_its_number_only(tmp_path):
+    method = tiny_anatomix.make(patch=(16, 16, 16), volume=32, cuts=2)
+    items = [method.dataset(8, 0, 0)[step] for step in (0, VOLUMES_IN_TURN)]
+    with Emulator() as emulator:
+        loop = Loop(method, LoopOptions(precision="fp32"), DistributedContext(0, 1, DEVICE), tmp_path, {})
+        loop._train_step(items[:1], Bar())
+        emulator.waits.clear()
+        loop._train_step(items[1:], Bar())
+    assert emulator.total == 2, emulator.waits
 
 
 def test_positions_are_chosen_without_a_wait():

@@ -13,10 +13,10 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import EnvironmentNotSetError, OptionError, OutputError, TemplateError
 from nnunet_invariance.synthesis import files as writing
 from nnunet_invariance.synthesis import online
-from nnunet_invariance.synthesis.engine import SynthesisEngine, SyntheticPairs
+from nnunet_invariance.synthesis.engine import SynthesisEngine, SyntheticPairs, made_templates
 from nnunet_invariance.synthesis.options import SynthesisOptions
 from nnunet_invariance.synthesis.randomness import element_generator
-from nnunet_invariance.synthesis.shapes import procedural_templates, rasterize_shape, sample_shape
+from nnunet_invariance.synthesis.shapes import rasterize_shape, sample_shape
 from nnunet_invariance.synthesis.templates import read_templates
 
 SIZE = (32, 32, 32)
@@ -76,9 +76,8 @@ def test_files_that_are_no_templates_are_named(tmp_path):
 
 
 def test_procedural_shapes_are_all_there_and_repeat():
-    bank = procedural_templates((64, 64, 64))
+    bank, again, other = (made_templates(SynthesisOptions(size=(64, 64, 64)), seed) for seed in (0, 0, 1))
     assert len(bank) > 60
-    again, other = procedural_templates((64, 64, 64)), procedural_templates((64, 64, 64), seed=1)
     assert torch.equal(bank.flat, again.flat)
     assert bank.flat.shape != other.flat.shape or not torch.equal(bank.flat, other.flat)
     volumes = [bank.mask(i).sum().item() for i in range(len(bank))]

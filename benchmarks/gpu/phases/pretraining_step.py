@@ -32,7 +32,7 @@ def make_method(name: str, context: Context) -> Method:
 def make_batch(name: str, context: Context) -> dict[str, Any]:
     """What the method's data set gives, on the CPU: two crops, or the number of two synthetic volumes."""
     if name == "anatomix":
-        return {"seed": torch.tensor(0), "number": torch.tensor([0, 1])}
+        return {"seed": torch.tensor(0), "number": torch.tensor([0, 1]), "cut": torch.tensor(0)}
     image = torch.randn(2, 1, *(context.size.patch,) * 3)
     batch = {"image": image, "valid": torch.ones_like(image, dtype=torch.bool)}
     return {**batch, "score": torch.ones(1)} if name == "alice" else batch

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,7 +20,9 @@ from nnunet_invariance.networks.heads.projection import ContrastHead, gather_pos
 from nnunet_invariance.networks.planned import cumulative_strides
 from nnunet_invariance.pretraining.data.synthetic_pairs import (
     FIRST_HELD_OUT_NUMBER,
+    VOLUMES_IN_TURN,
     PairIndexDataset,
+    PairParameters,
     SyntheticPairGenerator,
     balanced_positions,
 )
@@ -27,6 +30,10 @@ from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutpu
 from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
 from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
+from nnunet_invariance.synthesis.engine import SyntheticPairs
+
+#: Most patches of a volume by default.
+MOST_CUTS = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,13 @@ class AnatomixPretrainingOptions(MethodOptions):
     volume: int = count(
         96, 32, doc="Smallest side of a synthetic volume, voxels; smaller patches are cropped from it at random."
     )
-    templates: str = text("", doc="Folder of label maps whose shapes are used; empty: procedural shapes.")
+    cuts: int = count(
+        0, 0, doc="Patches cut from each synthetic volume, each in another step; 0: as many as fill it, at most 8."
+    )
+    templates: str = text("", doc="Folder of label maps whose shapes are used; empty: those of ``shapes``.")
+    shapes: Literal["procedural", "formula", "mixed"] = choice(
+        "procedural", "formula", "mixed", doc="Shapes without templates: procedural, of implicit formulas, or both."
+    )
     num_positions: int = count(512, 2, doc="Positions sampled per feature map and pair; all if a map has fewer.")
     temperature: float = number(0.33, 0, math.inf, low_excluded=True, doc="Temperature of InfoNCE.")
     anchor_class_weight: Literal["none", "inverse_sqrt", "inverse"] = choice(
@@ -101,7 +114,10 @@ class Anatomix(Method):
         self.patch_size = (options.patch,) * 3 if options.patch else setup.patch_size
         divisor = max(cumulative_strides(self.network.encoder.strides)[-1]) if options.patch else 1
         templates = Path(options.templates) if options.templates else None
-        self.pair_generator = SyntheticPairGenerator(self.patch_size, options.volume, templates, divisor)
+        self.pair_generator = SyntheticPairGenerator(
+            self.patch_size, options.volume, templates, options.shapes, divisor
+        )
+        self.cuts = self._number_of_cuts()
         self.batch_size = options.batch_size or max(1, setup.batch_size // 2)
         self.levels = levels_of(self.network)
         if options.pretext == "denoising":
@@ -112,39 +128,59 @@ class Anatomix(Method):
             self.loss_weights = {level.name: 1 / len(self.levels) for level in self.levels}
         weights = (options.anchor_class_weight, options.denominator_class_weight)
         self.contrast = SupervisedInfoNCE(options.temperature, "within", "within", *weights)
+        # No state: volumes that are not there, for example because the run was continued, are made again.
+        self._recent_volumes = lru_cache(VOLUMES_IN_TURN if self.cuts > 1 else 0)(self._volumes)
         self._held_out: list[dict[str, Tensor]] | None = None
+
+    def _number_of_cuts(self) -> int:
+        size = self.pair_generator.engine.options.size
+        fitting = math.prod(size) // math.prod(self.patch_size)
+        if size == self.patch_size and self.options.cuts > 1:
+            expected = f"0 or 1, because a patch of {self.patch_size} voxels is the whole volume"
+            raise self.options.error("cuts", expected)
+        return self.options.cuts or min(MOST_CUTS, fitting)
 
     def describe(self) -> str:
         """See :class:`Method`."""
         maps = ", ".join(level.name for level in self.levels)
-        return f"{self.options.pretext} on {maps}, {self.batch_size} pair(s) of {self.patch_size} voxels"
+        patches = f"{self.batch_size} pair(s) of {self.patch_size} voxels, {self.cuts} patch(es) of each volume"
+        return f"{self.options.pretext} on {maps}, {patches}"
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:
         """See :class:`Method`."""
-        return PairIndexDataset(self.batch_size, seed, steps, rank)
+        return PairIndexDataset(self.batch_size, seed, steps, rank, self.cuts)
 
     @torch.no_grad()
     def make_views(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Views:
-        """Generate the pairs of the batch with online augmentation; their seed and numbers determine them."""
-        seed, *numbers = torch.cat((batch["seed"][None], batch["number"])).tolist()  # the host waits once
-        return self._views(seed, numbers, augment=True)
+        """Cut the patches of the batch out of volumes, which their seed and numbers determine."""
+        seed, cut, *numbers = torch.stack((batch["seed"], batch["cut"], *batch["number"])).tolist()  # one wait
+        device = next(self.network.parameters()).device
+        return self._views(*self._recent_volumes(device, seed, tuple(numbers), self.cuts), cut)
 
-    def _views(self, seed: int, numbers: list[int], augment: bool) -> dict[str, Tensor]:
+    def _volumes(
+        self, device: torch.device, seed: int, numbers: tuple[int, ...], cuts: int, augment: bool = True
+    ) -> tuple[list[PairParameters], list[SyntheticPairs]]:
+        """Parameters and volumes with these numbers; the target of denoising is a second set of volumes."""
+        parameters = [self.pair_generator.sample(seed, number, augment, cuts) for number in numbers]
+        volumes = [self.pair_generator.volumes(parameters, device)]
+        if self.options.pretext == "denoising":
+            volumes.append(self.pair_generator.clean_volumes(parameters, device))
+        return parameters, volumes
+
+    def _views(self, parameters: list[PairParameters], volumes: list[SyntheticPairs], cut: int) -> dict[str, Tensor]:
         r"""``image`` (2B, 1, \*patch), all first views before all second views, and for each map positions and labels.
 
         Positions are flat indices (B, N), and labels (B, N) are those of the positions.
         """
-        device, count = next(self.network.parameters()).device, self.options.num_positions
-        parameters = [self.pair_generator.sample(seed, n, augment) for n in numbers]
-        pair = self.pair_generator.make(parameters, device)
+        cuts, count = [p.cuts[cut] for p in parameters], self.options.num_positions
+        pair, *clean = (self.pair_generator.patches(one, cuts) for one in volumes)
         views = {"image": self._normalised(torch.cat(pair.views))}
-        if self.options.pretext == "denoising":
-            clean = self.pair_generator.make_clean(parameters, device)
-            views["clean"] = self._normalised(torch.cat(clean.views))
+        if clean:
+            views["clean"] = self._normalised(torch.cat(clean[0].views))
         for which, level in enumerate(self.levels):
             size = level.size(self.patch_size)
             labels = F.interpolate(pair.labels.float(), size, mode="nearest-exact").flatten(1)
-            seeds = (p.position_seed + which for p in parameters)
+            seeds = (one.position_seed + which for one in cuts)
             index = torch.stack([balanced_positions(y, count, s) for y, s in zip(labels, seeds, strict=True)])
             views |= {f"{level.name}.index": index, f"{level.name}.labels": labels.gather(1, index).long()}
         return views
@@ -179,7 +215,8 @@ class Anatomix(Method):
     @torch.no_grad()
     def held_out_views(self, number: int) -> dict[str, Tensor]:
         """One pair without online augmentation, the same in every run; see :data:`FIRST_HELD_OUT_NUMBER`."""
-        return self._views(0, [number], augment=False)
+        device = next(self.network.parameters()).device
+        return self._views(*self._volumes(device, 0, (number,), cuts=1, augment=False), 0)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

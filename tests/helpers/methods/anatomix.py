@@ -17,4 +17,4 @@ def build() -> Anatomix:
 
 def batch(rank: int) -> dict[str, Tensor]:
     """The number of one label map."""
-    return {"seed": torch.tensor(0), "number": torch.tensor([rank])}
+    return {"seed": torch.tensor(0), "number": torch.tensor([rank]), "cut": torch.tensor(0)}
