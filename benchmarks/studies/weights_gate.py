@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from benchmarks.common import Steps, cpu_sized, use_tree, write_file
+from benchmarks.common import Steps, cpu_sized, environment, use_tree, write_file
 from benchmarks.studies.anatomix_weights import write_checksums
 from benchmarks.studies.few_labels.tasks import CONFIGURATION, EPOCHS, STOCK_PLANS, TASKS, Task, lay_out
 from benchmarks.tables import markdown
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_tree(args.work)
     path = args.work / "gate" / f"{args.file.stem}.json"
     try:
-        record = read_record(path, args.file)
+        record = read_record(path, args)
         for part in args.parts:
             for name in args.sets:
                 if name not in record[part]:
@@ -100,12 +101,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_record(path: Path, file: Path) -> Record:
+def read_record(path: Path, args: argparse.Namespace) -> Record:
     """What earlier calls measured on this file; another file of the same name starts anew."""
-    checksum = sha256_of_file(file)
+    file = {"name": args.file.name, "sha256": sha256_of_file(args.file)}
     record = read_json(path, default={})
-    same = record.get("file", {}).get("sha256") == checksum
-    return record if same else {"file": {"name": file.name, "sha256": checksum}, **{part: {} for part in PARTS}}
+    if record.get("file") == file:
+        return record
+    return {"file": file, "environment": environment(args.device, torch.get_num_threads()), "probe": {}, "few-shot": {}}
 
 
 # ---- running -------------------------------------------------------------------------------------------------------

@@ -85,6 +85,8 @@ def _list(args: argparse.Namespace) -> int:
     listed = list_weights()
     for item in listed:
         print(f"{item.dataset}  {item.run}  {item.state}\n  {item.file}")
+        if item.card:
+            print(f"  {item.card}")
     if not results_are_set():
         print("nnUNet_results is not set, therefore no pre-training is listed.")
     elif all(item.dataset == "shipped" for item in listed):

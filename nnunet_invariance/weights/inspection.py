@@ -160,12 +160,14 @@ class ListedWeights:
         run: folder of the pre-training, or the name of the shipped file without its suffix.
         state: progress, or ``damaged``.
         file: the checkpoint.
+        card: the model card of a shipped file.
     """
 
     dataset: str
     run: str
     state: str
     file: Path
+    card: Path | None = None
 
 
 def list_weights() -> list[ListedWeights]:
@@ -173,7 +175,10 @@ def list_weights() -> list[ListedWeights]:
 
     Without the environment variable ``nnUNet_results`` the list has the shipped files only.
     """
-    listed = [ListedWeights("shipped", file.stem, _state(file), file) for file in locate.shipped_files()]
+    listed = [
+        ListedWeights("shipped", file.stem, _state(file), file, file.with_suffix(".md"))
+        for file in locate.shipped_files()
+    ]
     if not locate.results_are_set():
         return listed
     for folder in sorted(locate.results_folder().glob("*/pretraining/*")):

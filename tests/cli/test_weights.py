@@ -255,6 +255,7 @@ def test_list_shows_the_shipped_files_without_results(
     assert main(["weights", "list"]) == 0
     out = capsys.readouterr().out
     assert "shipped  anatomix_plain4  finished, step 450 of 2000" in out
+    assert "anatomix_plain4.md\n" in out
     assert "nnUNet_results is not set" in out
 
 

@@ -86,11 +86,22 @@ def test_the_shipped_file_matches_its_checksums_and_fits_the_stock_four_stage_ne
     monkeypatch.delenv(locate.ENVIRONMENT_VARIABLE, raising=False)
     folder = Path(locate.__file__).parent / "shipped"
     sums = dict(line.split()[::-1] for line in (folder / "anatomix_plain4.sha256").read_text().splitlines())
-    assert {sha256_of_file(folder / name) for name in sums} == set(sums.values())
+    assert {name.rpartition(".")[2] for name in sums} == {"safetensors", "csv", "md", "png"}
+    assert {name: sha256_of_file(folder / name) for name in sums} == sums
     stock = preset_target(Anatomix, "plain4", tmp_path).setup.architecture
     network = build(replace(stock, input_channels=2, num_classes=3), seed=5)
     report = find_and_load_weights(network, "anatomix", NAMES, AnatomixTrainerOptions(), lambda line: None)
     assert (report["location"], report["coverage"]) == ("shipped with the package", 1)
+
+
+def test_every_shipped_file_has_a_card_with_licence_tags_picture_data_and_probe():
+    for file in locate.shipped_files():
+        card = file.with_suffix(".md").read_text()
+        front, _, page = card.removeprefix("---\n").partition("\n---\n")
+        assert {line.partition(":")[0] for line in front.splitlines()} >= {"license", "tags"}
+        assert f"]({file.stem}.png)" in page
+        for words in ("| shapes |", "## Gate", "| probe | cases |", "Licence"):
+            assert words in page, words
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -141,7 +152,7 @@ def test_weights_that_beat_random_ones_ship_with_card_log_and_checksums(script, 
     assert script.main([*places, *SHORT]) == 0
     out = tmp_path / "out"
     stem = "anatomix_plain4"
-    assert {p.name for p in out.iterdir()} == {f"{stem}.{e}" for e in ("safetensors", "csv", "md", "sha256")}
+    assert {p.name for p in out.iterdir()} == {f"{stem}.{e}" for e in ("safetensors", "csv", "md", "png", "sha256")}
     checkpoint = load_checkpoint(out / f"{stem}.safetensors")
     assert {t.dtype for t in checkpoint.tensors.values()} == {torch.float16}
     assert not [name for name in checkpoint.tensors if "seg_layers" in name or not name.startswith("network.")]
@@ -149,6 +160,8 @@ def test_weights_that_beat_random_ones_ship_with_card_log_and_checksums(script, 
     card = (out / f"{stem}.md").read_text()
     assert "from equal features (0) to ideal ones (1)" in card
     assert str(tmp_path) not in card
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert f"]({stem}.png)" in card
     monkeypatch.setattr(locate, "SHIPPED", out)
     network = build(architecture(classes=3), seed=5)
     with pytest.raises(WeightsNotFoundError):  # other widths
