@@ -50,6 +50,7 @@ from nnunet_invariance.weights.checkpoint import read_metadata
 SETS = ("hippocampus", "acdc", "left_atrium", "openkbp")
 PARTS = ("probe", "few-shot")
 SHOTS = (1, 5)
+RANDOM_NETWORKS = 5  # of which the probe must beat the best
 LEAST_SETS = 2  # on which the few-shot part must show a gain
 PRETRAINED, TWIN, PLAIN = "AnatomixTrainer", "AnatomixTrainer_scratch", "BaselineTrainer"
 HEADING = "## Gate\n"
@@ -143,7 +144,7 @@ def run_probe(task: Task, planned: PlannedDataset, args: argparse.Namespace) -> 
     options = ProbeOptions(shots=SHOTS, draws=args.draws, test_cases=args.test_cases)
     run = prepare_probe(planned, sorted(persons.values()), options, args.device, each_map=False)
     networks = {args.file.stem: load_probed_network(planned, args.file)}
-    networks |= {f"random {seed}": random_network(planned, 1000 + seed) for seed in range(options.random_networks)}
+    networks |= {f"random {seed}": random_network(planned, 1000 + seed) for seed in range(RANDOM_NETWORKS)}
     bar = tqdm(networks.items(), desc=f"probe of {task.dataset}", unit="network")
     own, *random = [run.score(name, network.to(args.device)) for name, network in bar]
     shots = {}
