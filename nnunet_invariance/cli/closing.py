@@ -25,5 +25,5 @@ def train_command(
     >>> train_command("AliceTrainer", "4", "3d_fullres")
     'nnUNetv2_train 4 3d_fullres 0 -tr AliceTrainer'
     """
-    words = f"nnUNetv2_train {dataset} {configuration} 0 -tr {trainer}"
-    return words if plans == "nnUNetPlans" else f"{words} -p {plans}"
+    of_plans = "" if plans == "nnUNetPlans" else f" -p {plans}"
+    return f"nnUNetv2_train {dataset} {configuration} 0{of_plans} -tr {trainer}"

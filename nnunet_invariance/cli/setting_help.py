@@ -29,7 +29,9 @@ class SettingHelp(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="show this help message and exit")
         self.settings = settings
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *rest: Any) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         """Print the help and exit."""
         print(self.settings(parser, namespace), end="")
         parser.exit()

@@ -33,6 +33,9 @@ class CurveWriter:
 
     A continued run therefore repeats no step in the picture, also if it was killed after its last checkpoint.
 
+    >>> CurveWriter(Path("run")).folder.as_posix()
+    'run/tensorboard'
+
     Args:
         folder: of the run; the event files are in its sub-folder ``tensorboard``.
     """

@@ -221,7 +221,7 @@ def test_plan_prints_decisions_and_the_training_command(
     assert main(["weights", "plan", "778", str(path), "--name", "fitted"]) == 0
     out = capsys.readouterr().out
     assert str(planned / "fitted.json") in out
-    assert "nnUNetv2_train 778 3d_fullres FOLD -p fitted" in out
+    assert "nnUNetv2_train 778 3d_fullres 0 -p fitted" in out
     assert "nnUNetv2_preprocess" not in out
     shutil.rmtree(planned / "nnUNetPlans_3d_fullres")
     assert main(["weights", "plan", "778", str(path), "--name", "fitted"]) == 0
