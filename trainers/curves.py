@@ -9,7 +9,15 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.collectives import all_gather_objects
-from nnunet_invariance.pretraining.engine.history import draw_history
+from nnunet_invariance.pretraining.engine.history import draw_history, loss_titles
+
+#: Titles of the curves that are no auxiliary loss.
+TITLES = {
+    "train_losses": "training loss (lower is better)",
+    "val_losses": "validation loss (lower is better)",
+    "encoder_lr": "learning rate of the encoder",
+    "non_finite_steps": "steps that changed nothing (0 is best)",
+}
 
 
 def log_curves(logger: MetaLogger, values: dict[str, float], epoch: int) -> None:
@@ -27,7 +35,7 @@ def draw_curves(logger: MetaLogger, names: list[str], path: Path) -> None:
     """Draw the curves of the given keys into an image file, one panel per key."""
     columns = [logger.get_value(name, None) for name in names]
     rows = zip(*columns, strict=True)
-    history = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(rows)]
+    history = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(rows, 1)]
     with matplotlib.style.context("default"):  # nnU-Net sets large fonts for the whole process
-        figure = draw_history(history)
+        figure = draw_history(history, (), loss_titles(names) | TITLES)
         atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=100))

@@ -41,7 +41,8 @@ def test_a_run_pre_trains_encoder_and_decoder_and_reads_no_case(tiny, run_folder
     monkeypatch.setattr("nnunet_invariance.nnunet.cases.load_volume", None)
     path = pretrain(tiny)
     assert {p.name for p in run_folder.iterdir()} == {
-        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json", "lock",
+        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "samples.png", "log.txt",
+        "manifest.json", "run.json", "lock",
     }  # fmt: skip
     metadata = read_metadata(path)
     assert metadata["method"] == "anatomix"

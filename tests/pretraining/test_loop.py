@@ -437,6 +437,25 @@ def test_the_picture_shows_a_problem_in_red():
     assert title.get_color() == "#b00020"
 
 
+def test_the_picture_leaves_out_what_does_not_matter_and_says_what_is_good():
+    numbers = {"lr": 0.1, "seconds": 1.0, "iterations_per_second": 2.0, "skipped": 0.0}
+    history = [{"epoch": e, "step": e, "loss": 1 / e, "square": 1 / e, "warmth": e, **numbers} for e in (1.0, 2.0)]
+
+    def titles():
+        figure = draw_history(history, (), {"warmth": "warmth (higher is better)"})
+        return [axis.get_title("left") for axis in figure.axes]
+
+    assert titles() == ["total loss (lower is better)", "warmth (higher is better)"]
+    history[1]["skipped"] = 1.0
+    assert titles()[-1] == "steps that changed nothing (0 is best)"
+
+
+def test_a_method_without_a_picture_draws_none(tmp_path):
+    make_loop(Line(), tmp_path, epochs=1, iterations=1).run()
+    assert (tmp_path / "progress.png").exists()
+    assert not (tmp_path / "samples.png").exists()
+
+
 class Thermometer:
     """A monitor that counts its calls."""
 

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from nnunet_invariance import registry
 from nnunet_invariance.common.options import Options
+from nnunet_invariance.common.precision import Precision
 from nnunet_invariance.errors import OptionError
+from nnunet_invariance.pretraining.engine import samples
 from nnunet_invariance.pretraining.engine.contract import check_method, check_output, split_batch
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import load_method
 from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOptions
+from nnunet_invariance.pretraining.engine.samples import write_samples
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 from tests.helpers import methods
 from tests.helpers.methods import RANKS, build, joined, losses_of, small, views_of
@@ -50,6 +53,29 @@ def test_every_method_is_covered():
     """Every method of the registry has a module in tests/helpers/methods, and every module a method."""
     assert {file.stem for file in Path(methods.__file__).parent.glob("*.py")} - {"__init__"} == set(METHODS)
     assert len(set(METHODS)) == len(registry.METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_picture_shows_the_batch_and_changes_nothing(name, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(samples, "draw_panels", lambda columns, heading: drawn.extend(columns) or b"picture")
+    method = small(name).build().train()
+    state = {key: value.clone() for key, value in method.state_dict().items()}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    write_samples(
+        method, [{**small(name).batch(0), "keys": []}], tmp_path, 1, Precision.choose("auto", torch.device("cpu"))
+    )
+    assert method.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[key]) for key, value in method.state_dict().items())
+    assert (tmp_path / "samples.png").read_bytes() == b"picture"
+    assert len({panel.title for panel in drawn}) == len(drawn) >= 2
+    for panel in drawn:
+        assert panel.volumes.shape == drawn[0].volumes.shape
+        assert panel.volumes.ndim == 4
+        assert panel.volumes.isfinite().all()
+        assert panel.points is None or panel.points.shape == (len(panel.volumes), 3)
 
 
 # ---- the class -------------------------------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ def reference(tiny, tmp_path_factory):
 def test_a_run_writes_the_documented_files(tiny, reference):
     folder = reference.parent
     assert {p.name for p in folder.iterdir()} == {
-        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "log.txt", "manifest.json", "run.json", "lock",
+        "checkpoint_final.safetensors", "metrics.csv", "progress.png", "samples.png", "log.txt",
+        "manifest.json", "run.json", "lock",
     }  # fmt: skip
     metadata = read_metadata(reference)
     assert metadata["method"] == "alice"
@@ -82,7 +83,8 @@ def test_a_run_writes_the_documented_files(tiny, reference):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert len(manifest["cases"]) == 6
     assert manifest["sha256"] == metadata["manifest_sha256"]
-    assert matplotlib.image.imread(folder / "progress.png").std() > 0
+    for picture in ("progress.png", "samples.png"):
+        assert matplotlib.image.imread(folder / picture).std() > 0
 
 
 def test_the_teacher_is_the_moving_average_of_the_student(tiny, reference):

@@ -29,12 +29,13 @@ from nnunet_invariance.pretraining.engine.contract import (
     check_views,
     split_batch,
 )
-from nnunet_invariance.pretraining.engine.history import PICTURE, Row, write_curves, write_metrics
+from nnunet_invariance.pretraining.engine.history import PICTURE, Row, loss_titles, write_curves, write_metrics
 from nnunet_invariance.pretraining.engine.loading import load_batches, worker_error
 from nnunet_invariance.pretraining.engine.method import Method, StepOutput, average
 from nnunet_invariance.pretraining.engine.monitor import Monitor
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.pretraining.engine.rank_monitor import RankMonitor
+from nnunet_invariance.pretraining.engine.samples import draws_in, write_samples
 from nnunet_invariance.pretraining.engine.schedule import learning_rate, should_stop_early
 from nnunet_invariance.pretraining.engine.state import (
     module_tensors,
@@ -102,6 +103,7 @@ class Loop:
         self.precision = Precision.choose(options.precision, ranks.device)
         self.scaler = self.precision.make_scaler()
         self.generator = torch.Generator(ranks.device)
+        self.dataset: Dataset | None = None
         self.step = 0
         self.history: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch
@@ -183,6 +185,7 @@ class Loop:
             self.options.steps * self.options.grad_accum_steps, self.options.seed, self.ranks.rank
         )
         check_result(self.method, "dataset", dataset, Dataset, "a map-style torch.utils.data.Dataset")
+        self.dataset = dataset
         batches = load_batches(dataset, self.options, self.step, self.ranks.device.type == "cuda")
         if self.step:
             restore_rng(self._rng)
@@ -369,8 +372,11 @@ class Loop:
             logger.info(
                 "epoch %d/%d  %s  %.2f it/s", row["epoch"], self.options.epochs, parts, row["iterations_per_second"]
             )
-            write_metrics(self.folder, self.history, self.problems)
+            titles = loss_titles(self.method.loss_weights) | dict(self.method.titles)
+            write_metrics(self.folder, self.history, self.problems, titles)
             write_curves(self.curves, row)
+            if self.dataset is not None and draws_in(int(row["epoch"]), self.options.epochs):
+                write_samples(self.method, self.dataset, self.folder, int(row["epoch"]), self.precision)
             self.save()
         self.ranks.barrier()
 

@@ -38,6 +38,7 @@ from nnunet_invariance.networks.planned import Architecture, cumulative_strides,
 from nnunet_invariance.nnunet.cases import Case, Manifest
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOptions
+from nnunet_invariance.pretraining.engine.panels import Panel
 from nnunet_invariance.registry import MethodEntry
 
 #: What ``make_views`` returns; the loop only hands it to ``forward``.
@@ -167,6 +168,8 @@ class Method(nn.Module, ABC):
     pretrained: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     #: Networks that need no data set, by name.
     network_presets: ClassVar[Mapping[str, NetworkPreset]] = {}
+    #: Plain titles of losses and diagnostics in the picture of the curves, with the good direction.
+    titles: ClassVar[Mapping[str, str]] = {}
     #: Options that do not change the training, and so may differ when a run is continued.
     output_options: ClassVar[frozenset[str]] = frozenset()
 
@@ -273,6 +276,13 @@ class Method(nn.Module, ABC):
         continues, because other losses may learn.
         """
         return []
+
+    def picture(self, views: Views) -> list[Panel]:
+        """Show what the network sees in views of the first batch, such as reconstructions; without it, no picture.
+
+        Called on the first rank only, so without collectives, in evaluation mode and without gradient.
+        """
+        raise NotImplementedError
 
     def after_run(self, folder: Path, manifest: Manifest, device: str) -> None:
         """Write further files into the folder of the finished run; called on the first rank, with ``--c`` again."""

@@ -35,7 +35,8 @@ from nnunet_invariance.pretraining.engine.method import (
     update_ema,
 )
 from nnunet_invariance.pretraining.engine.options import MethodOptions
-from nnunet_invariance.pretraining.methods.alice_options import AliceOptions
+from nnunet_invariance.pretraining.engine.panels import Panel, restoration
+from nnunet_invariance.pretraining.methods.alice_options import TITLES, AliceOptions
 from nnunet_invariance.weights.locate import FINAL
 
 #: All alignments but "sam", which reads pairs that were mined with an anatomical embedding.
@@ -125,6 +126,7 @@ class Alice(Method):
     options_class = AliceOptions
     options: AliceOptions
     least_volumes = 2
+    titles = TITLES
 
     def __init__(self, setup: Setup, options: AliceOptions, alignment: Alignment | None = None) -> None:
         super().__init__(setup, options)
@@ -363,6 +365,12 @@ class Alice(Method):
         update_ema(self.heads.teacher, self.heads.student, momentum)
         if self.options.casa_target == "shared" and "casa" in self.heads.student:
             self.heads.teacher["casa"].load_state_dict(self.heads.student["casa"].state_dict())
+
+    def picture(self, views: Views) -> list[Panel]:
+        """See :class:`Method`: reconstructions, and the matched crop of another volume."""
+        image, restored = views["image"], self._student(views)[1]
+        columns = restoration(views["student"], restored, image, views["hidden"])
+        return [*columns, Panel("matched crop", image.roll(len(image) // 2, 0)[:, 0])]
 
     def problems(self, diagnostics: Mapping[str, float]) -> list[str]:
         """Signs of collapse in the means of an epoch."""

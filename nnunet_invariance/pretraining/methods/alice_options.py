@@ -31,6 +31,16 @@ def default_ema_start(steps: int) -> float:
     return min(0.996, max(0.9, 1 - 20 / steps))
 
 
+#: Titles of the diagnostics; entropies are fractions of that of the uniform distribution.
+TITLES = {
+    "target_entropy": "entropy of a target (1: collapse)",
+    "mean_target_entropy": "entropy of the mean target (0: collapse)",
+    "effective_rank": "directions of the targets (higher is better)",
+    "class_target_entropy": "entropy of class targets (1: no effect)",
+    "confident_pairs": "share of confident pairs (higher is better)",
+}
+
+
 @dataclass(frozen=True)
 class AliceOptions(MethodOptions):
     """Options of ``pretrain alice``; the presets ``release`` and ``paper`` set several of them at once.

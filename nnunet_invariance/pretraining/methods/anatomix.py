@@ -28,6 +28,7 @@ from nnunet_invariance.pretraining.data.synthetic_pairs import (
 )
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
+from nnunet_invariance.pretraining.engine.panels import Panel
 from nnunet_invariance.pretraining.measures.label_retrieval import label_retrieval
 from nnunet_invariance.pretraining.methods.anatomix_networks import NETWORK_PRESETS
 from nnunet_invariance.synthesis.engine import SyntheticPairs
@@ -108,6 +109,11 @@ class Anatomix(Method):
     least_volumes = 0
     loop_defaults: ClassVar[Mapping[str, float]] = {"lr": 2e-4, "weight_decay": 1e-5}
     network_presets = NETWORK_PRESETS
+    titles: ClassVar[Mapping[str, str]] = {
+        "learned": "learned: 0 chance, 1 ideal (higher is better)",
+        "held_out_learned": "learned, on held-out pairs (higher is better)",
+        "label_retrieval": "retrieval of labels (higher is better)",
+    }
 
     def __init__(self, setup: Setup, options: AnatomixPretrainingOptions) -> None:
         super().__init__(setup, options)
@@ -211,6 +217,15 @@ class Anatomix(Method):
         ideal, chance = torch.stack(bounds).mean(0)
         loss = torch.stack([value.detach() for value in losses.values()]).mean()
         return StepOutput(losses, {"learned": (chance - loss) / (chance - ideal).clamp(min=1e-6)})
+
+    def picture(self, views: Views) -> list[Panel]:
+        """See :class:`Method`: both appearances of each label map; with denoising, the first as restored and clean."""
+        first, second = views["image"][:, 0].chunk(2)
+        if self.options.pretext != "denoising":
+            return [Panel("first appearance", first), Panel("second appearance", second)]
+        clean = views["clean"][:, 0].chunk(2)[0]
+        restored = self.network(views["image"][: len(first)])[:, 0]
+        return [Panel("corrupted", first), Panel("restored", restored, clean), Panel("clean", clean)]
 
     @torch.no_grad()
     def held_out_views(self, number: int) -> dict[str, Tensor]:

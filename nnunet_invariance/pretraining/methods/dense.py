@@ -18,6 +18,7 @@ from nnunet_invariance.networks.hypercolumns import compute_hypercolumns, sample
 from nnunet_invariance.pretraining.data.crops import RandomCrops
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
+from nnunet_invariance.pretraining.engine.panels import Panel, restoration
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Dense(Method):
     options_class = DenseOptions
     options: DenseOptions
     loop_defaults: ClassVar[Mapping[str, float]] = {"lr": 1e-3}
+    titles: ClassVar[Mapping[str, str]] = {"matched": "voxels that match themselves (higher is better)"}
 
     def __init__(self, setup: Setup, options: DenseOptions) -> None:
         super().__init__(setup, options)
@@ -135,6 +137,19 @@ class Dense(Method):
             losses["reconstruction"] = self.reconstruction(restored, views["image"], views["hidden"])
         matched = self.contrast.accuracy(first.detach(), second.detach(), position, valid_mask)
         return StepOutput(losses, {"matched": matched})
+
+    def picture(self, views: Views) -> list[Panel]:
+        """See :class:`Method`: both views with a pair of matched voxels, and reconstructions if they are learnt."""
+        distance = views["position"].norm(dim=2).masked_fill(~views["valid_mask"], torch.inf)
+        nearest = distance.argmin(1)[:, None, None]  # of the matched positions to the centre of the crop
+        columns = []
+        for name in ("first", "second"):
+            points = views[f"position_in_{name}"].take_along_dim(nearest, 1)[:, 0]
+            columns.append(Panel(f"{name} view, the same voxel", views[name][:, 0], points=points))
+        if self.options.weight_reconstruction:
+            restored = self.network(views["masked"])
+            columns += restoration(views["masked"], restored, views["image"], views["hidden"])
+        return columns
 
     def _rows(self, image: Tensor, positions: Tensor) -> Tensor:
         maps = compute_hypercolumns(self.network, image)

@@ -14,6 +14,7 @@ from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionL
 from nnunet_invariance.pretraining.data.crops import RandomCrops
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
+from nnunet_invariance.pretraining.engine.panels import Panel, restoration
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,7 @@ class MAE(Method):
         """See :class:`Method`."""
         reconstruction = self.network(views["student"])
         return StepOutput({"mim": self.reconstruction_loss(reconstruction, views["image"], views["hidden"])})
+
+    def picture(self, views: Views) -> list[Panel]:
+        """See :class:`Method`: reconstructions."""
+        return restoration(views["student"], self.network(views["student"]), views["image"], views["hidden"])

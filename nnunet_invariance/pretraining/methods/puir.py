@@ -27,8 +27,14 @@ from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.pretraining.data.crops import RandomCrops
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
+from nnunet_invariance.pretraining.engine.panels import Panel
 from nnunet_invariance.pretraining.methods.pooling import pool_octants
-from nnunet_invariance.pretraining.methods.puir_diagnostics import collapse_warnings, measure, sample_present_channels
+from nnunet_invariance.pretraining.methods.puir_diagnostics import (
+    TITLES,
+    collapse_warnings,
+    measure,
+    sample_present_channels,
+)
 
 EMBEDDING = 128  # size of a projected feature
 OCTANTS = 8
@@ -140,6 +146,7 @@ class PUIR(Method):
     allows_missing_channels = True
     no_weight_decay = (".prior",)
     pretrained = ("encoder",)
+    titles = TITLES
 
     def __init__(self, setup: Setup, options: PUIROptions) -> None:
         super().__init__(setup, options)
@@ -277,6 +284,19 @@ class PUIR(Method):
             length = len(self.heads.queue)
             self.heads.queue.copy_(torch.cat((output.rows["keys"], self.heads.queue))[:length])
             self.heads.queue_ids.copy_(torch.cat((output.rows["ids"], self.heads.queue_ids))[:length])
+
+    def picture(self, views: Views) -> list[Panel]:
+        """See :class:`Method`: every modality of the first crop, restored from one modality and from all of them."""
+        present, image = views["present"][:1], views["image"][0]
+        profiles = self.network.estimate(views["second"][:1], present).profiles
+        first = int(present[0].float().argmax())
+        alone, fused = (
+            self.heads.decoder(profiles[:, first]),
+            self.heads.decoder(self.network.fusions[-1](profiles, present)),
+        )
+        rows = self.setup.channel_names or tuple(f"channel {number}" for number in range(len(image)))
+        shown = {"original": image, f"from {rows[first]} alone": alone[0], "from all": fused[0]}
+        return [Panel(title, volumes, image, rows=rows) for title, volumes in shown.items()]
 
     def problems(self, diagnostics: Mapping[str, float]) -> list[str]:
         """Signs of collapse in the means of an epoch."""

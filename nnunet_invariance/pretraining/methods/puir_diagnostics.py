@@ -8,6 +8,13 @@ from torch import Tensor
 from nnunet_invariance.losses.modality_invariance import normalize_channels
 from nnunet_invariance.networks.presence import over_maps
 
+#: Titles of the measurements.
+TITLES = {
+    "amplitude": "amplitude of X_h (0: collapse)",
+    "variation": "variation of X_h (0: collapse)",
+    "modality_share": "share of the modality (lower is better)",
+    "individual_share": "share of the subject (0: collapse)",
+}
 LEAST_AMPLITUDE, LEAST_VARIATION, LEAST_INDIVIDUAL = 0.1, 0.02, 0.02
 
 

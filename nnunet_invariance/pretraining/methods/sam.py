@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ from nnunet_invariance.nnunet.cases import Manifest
 from nnunet_invariance.pretraining.data.crops import OverlappingCrops
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
 from nnunet_invariance.pretraining.engine.options import MethodOptions
+from nnunet_invariance.pretraining.engine.panels import Panel
 from nnunet_invariance.pretraining.engine.state import restore_module
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 
@@ -164,6 +165,24 @@ class SAM(Method):
             "coarse": self.coarse_loss(_keys(coarse), **views["coarse"]),
         }
         return StepOutput(losses)
+
+    def picture(self, views: Views) -> list[Panel]:
+        """See :class:`Method`: both views of each volume, with a cell that they share."""
+        first, second = (image[:, 0] for image in views["image"].chunk(2))
+        position, valid = (views["coarse"][name].chunk(2, 1) for name in ("position", "valid_mask"))
+        usable = valid[0][:, :, None] & valid[1][:, None]
+        distance = torch.cdist(*position).masked_fill(~usable, torch.inf)
+        nearest = distance.flatten(1).argmin(1)
+        cells = nearest // distance.shape[2], nearest % distance.shape[2]
+        size = [n // c for n, c in zip(self.size, self.heads.coarse_cell, strict=True)]
+        points = [self._centres(index, size) for index in cells]
+        shown = zip(("first", "second"), (first, second), points, strict=True)
+        return [Panel(f"{name} view, the same point", image, points=point) for name, image, point in shown]
+
+    def _centres(self, cells: Tensor, size: Sequence[int]) -> Tensor:
+        """Voxel positions (N, 3) of the centres of coarse cells, which are flat indices (N) into a grid of ``size``."""
+        index = torch.stack(torch.unravel_index(cells, list(size)), 1)
+        return (index + 0.5) * copy_to(cells.device, self.heads.coarse_cell) - 0.5
 
     def after_run(self, folder: Path, manifest: Manifest, device: str) -> None:
         """Write ``preview.png`` if the options ask for it."""
