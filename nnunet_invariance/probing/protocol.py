@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 ALL_MAPS = "all"
 RETRIEVAL_VOXELS = 200
+#: Seed of the first network with random weights.
+FIRST_RANDOM = 1000
 
 
 def _is_shots(value: object) -> bool:
@@ -161,7 +163,7 @@ def probe(
     run = prepare_probe(planned, labelled, options, device, seen)
     manager = planned.plans.get_label_manager(planned.dataset_json)
     classes = _foreground_classes(planned.dataset_json["labels"], manager.all_labels)
-    random = {f"random {i}": random_network(planned, 1000 + i) for i in range(options.random_networks)}
+    random = {f"random {i}": random_network(planned, FIRST_RANDOM + i) for i in range(options.random_networks)}
     scores = []
     with Progress(total=(len(networks) + len(random)) * len(run.patches), desc="probe", unit="case") as bar:
         for name, network in {**networks, **random}.items():

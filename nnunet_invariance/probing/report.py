@@ -144,8 +144,8 @@ def draw(result: ProbeResult) -> Figure:
     return figure
 
 
-def write_report(result: ProbeResult, folder: Path) -> None:
-    """Write ``probe.json``, ``scores.csv`` and ``probe.png``.
+def write_report(result: ProbeResult, folder: Path, features: bytes) -> None:
+    """Write ``probe.json``, ``scores.csv``, ``probe.png`` and ``features.png``, whose content is ``features``.
 
     Raises:
         OutputError: the folder is not writable.
@@ -161,6 +161,7 @@ def write_report(result: ProbeResult, folder: Path) -> None:
     contents = {
         "scores.csv": text.getvalue().encode(),
         "probe.png": picture.getvalue(),
+        "features.png": features,
         "probe.json": json.dumps(summary(result), indent=1).encode(),
     }
     for name, content in contents.items():

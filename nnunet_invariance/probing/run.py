@@ -10,8 +10,18 @@ from torch import nn
 from nnunet_invariance.errors import ComparisonError, WeightsNotFoundError
 from nnunet_invariance.evaluation.protocols.cases import preprocessed_cases, seen_cases
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
-from nnunet_invariance.probing.protocol import Branch, ProbeOptions, ProbeResult, load_probed_network, probe
+from nnunet_invariance.probing.colours import draw_features
+from nnunet_invariance.probing.protocol import (
+    FIRST_RANDOM,
+    Branch,
+    ProbeOptions,
+    ProbeResult,
+    load_probed_network,
+    probe,
+    random_network,
+)
 from nnunet_invariance.probing.report import write_report
+from nnunet_invariance.probing.samples import load_patch
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import FINAL, pretraining_folder, results_folder
 from nnunet_invariance.weights.transfer import SECTION_OF
@@ -56,8 +66,16 @@ def run_probe(
     labelled = labelled_cases(planned)
     result = _probe_unseen(planned, networks, labelled, options, device, list(files.values()))
     folder = out or results_folder() / planned.name / "probing" / f"{plans}__{configuration}"
-    write_report(result, folder)
+    write_report(result, folder, _features(planned, networks, result.test[0], device))
     return result, folder
+
+
+def _features(planned: PlannedDataset, networks: dict[str, nn.Module], case: str, device: str) -> bytes:
+    """The features of a test case as colours, of the probed networks and of one with random weights."""
+    ignore = planned.plans.get_label_manager(planned.dataset_json).ignore_label
+    patch = load_patch(str(planned.folder), case, planned.patch_size, ignore)
+    shown = {**networks, "random weights": random_network(planned, FIRST_RANDOM)}
+    return draw_features(patch, shown, planned.dataset_json["labels"], device)
 
 
 def labelled_cases(planned: PlannedDataset) -> list[str]:

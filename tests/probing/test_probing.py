@@ -143,7 +143,8 @@ def test_the_command_writes_a_table_a_picture_and_scores(tiny, results, tmp_path
     assert set(data["networks"]) == {"random"}
     with open(tmp_path / "probe/scores.csv", newline="") as file:
         assert {row["map"] for row in csv.DictReader(file)} > {"all", "encoder_0"}
-    assert (tmp_path / "probe/probe.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("probe.png", "features.png"):
+        assert (tmp_path / "probe" / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_missing_pretraining_and_wrong_options_are_named(tiny, results, capsys):
