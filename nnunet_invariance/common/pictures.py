@@ -75,7 +75,7 @@ def best_slice(labels: np.ndarray) -> int:
     1
     """
     areas = [(labels == label).sum(axis=(1, 2)) for label in np.unique(labels[labels > 0])]
-    return int(sum(area / area.max() for area in areas).argmax()) if areas else len(labels) // 2
+    return int(np.sum([area / area.max() for area in areas], axis=0).argmax()) if areas else len(labels) // 2
 
 
 @matplotlib.rc_context(LITERAL_TEXT)

@@ -80,7 +80,8 @@ def draw_effects(effects: Sequence[Effect], title: str, names: Mapping[str, str]
             axis.plot([e.low, e.high], [line, line], color=colour, linewidth=2)
         axis.plot(e.mean, line, "o", color=colour, markersize=5)
         shown = f"{names.get(e.arm, e.arm)} against {names.get(e.reference, e.reference)}, {e.condition}: {e.verdict}"
-        axis.text(0, line - 0.28, shown, transform=axis.get_yaxis_transform(), va="bottom", color=colour)
+        name = axis.text(0, line - 0.28, shown, transform=axis.get_yaxis_transform(), va="bottom", color=colour)
+        name.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.set_ylim(len(effects) - 0.5, -0.9)

@@ -69,7 +69,8 @@ def verdict_table(effects: Sequence[Effect], names: Mapping[str, str]) -> str:
         for e in effects
         if e.undecided_because
     ]
-    return table(head, rows, 2, [_row_class(e) for e in effects]) + (bullets(reasons) if reasons else "")
+    why = details("Why is a comparison not decided?", bullets(reasons)) if reasons else ""
+    return table(head, rows, 2, [_row_class(e) for e in effects]) + why
 
 
 def ranking_table(results: Results, names: Mapping[str, str], metric: Metric) -> str:
