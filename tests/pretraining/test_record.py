@@ -110,6 +110,19 @@ def test_a_run_without_a_dataset_needs_only_its_folder(tmp_path, monkeypatch):
     assert calls == [("anatomix", "plain4", tmp_path, "cpu", 400, True)] * 2
 
 
+def test_a_run_that_saved_nothing_starts_from_the_beginning(tmp_path, monkeypatch, caplog):
+    write(tmp_path, "anatomix", network="anatomix")
+    steps = []
+    monkeypatch.setattr(Loop, "run", lambda loop: steps.append((loop.step, loop.options.seed)))
+    assert main(["pretrain", "anatomix", "--out", str(tmp_path), "--c"]) == 0
+    assert steps == [(0, 3)]
+    assert "ended before it saved a state; it starts from the beginning" in caplog.text
+    assert json.loads((tmp_path / RECORD).read_text())["commands"] == [
+        "nnunet-invariance pretrain",
+        f"nnunet-invariance pretrain anatomix --out {tmp_path} --c",
+    ]
+
+
 def test_a_run_is_continued_without_its_flags(tiny, results, monkeypatch, capsys):
     command = ["pretrain", "mae", tiny.name, "3d_fullres"]
     flags = ["--epochs", "2", "--iterations", "1", "--seed", "3", "-device", "cpu", "--tensorboard"]

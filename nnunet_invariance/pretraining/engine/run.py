@@ -31,7 +31,7 @@ from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.pretraining.engine.method import Method, load_method
 from nnunet_invariance.pretraining.engine.monitor import Monitor
 from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOptions
-from nnunet_invariance.pretraining.engine.record import RunSettings, write_record
+from nnunet_invariance.pretraining.engine.record import RECORD, RunSettings, write_record
 from nnunet_invariance.pretraining.engine.resume import COMPARED, check_continuable
 from nnunet_invariance.pretraining.engine.settings import make_loop_options, make_method_options
 from nnunet_invariance.pretraining.engine.target import Target, planned_target, preset_target
@@ -151,10 +151,13 @@ def pretrain_without_dataset(
 
 
 def _execute(run: Run, resume: bool) -> Path:
-    folder = run.target.folder
-    if resume and not any((folder / file).is_file() for file in (LATEST, FINAL)):
-        msg = f"--c: there is nothing to continue, {folder} contains no {LATEST}. Start without --c."
-        raise WeightsNotFoundError(msg)
+    folder, asked = run.target.folder, resume
+    resume = resume and any((folder / file).is_file() for file in (LATEST, FINAL))
+    if asked and not resume:
+        if not (folder / RECORD).is_file():
+            msg = f"--c: there is nothing to continue, {folder} contains no {LATEST}. Start without --c."
+            raise WeightsNotFoundError(msg)
+        logger.warning("the run in %s ended before it saved a state; it starts from the beginning", folder)
     finished = resume and (folder / FINAL).is_file()
     with ExitStack() as stack:
         group = stack.enter_context(distributed_context(run.device))
@@ -177,7 +180,7 @@ def _execute(run: Run, resume: bool) -> Path:
             stack.enter_context(hold_folder(folder))
             if not resume:
                 start_folder(folder, manifest)
-            write_record(folder, method, run.loop, run.settings, run.command, resume)
+            write_record(folder, method, run.loop, run.settings, run.command, asked)
             write_log_to(folder / "log.txt")
         group.barrier()
         if finished:
