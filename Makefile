@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two processes; all tests of a file run in the same one, because they share fixtures. Python may write byte code, so that
-# the processes that the tests start do not compile the package again.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# the processes that the tests start do not compile the package again. glibc keeps freed memory: to return it after every
+# step and request it again takes up to a fifth of the time of a training.
+MEMORY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(MEMORY) \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Acceptance run on a GPU. WHEELS holds the packages for a machine without network; PYTHON is the interpreter that runs it there.
 WHEELS := wheels

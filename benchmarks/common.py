@@ -114,6 +114,15 @@ def write_file(path: Path, content: bytes) -> None:
     atomic_write(path, lambda file: file.write(content))
 
 
+def study_parser(documentation: str, out: Path) -> argparse.ArgumentParser:
+    """Argument parser of a study: its data, a folder for what it makes, and one for its results, ``out`` by default."""
+    parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
+    parser.add_argument("--out", type=Path, default=out, help="folder for the results")
+    return parser
+
+
 def rounds_parser(documentation: str) -> argparse.ArgumentParser:
     """Argument parser of the benchmarks that alternate variants with training steps, in rounds."""
     parser = argparse.ArgumentParser(description=documentation.splitlines()[0])

@@ -32,17 +32,6 @@ def run_python(code: str, *flags: str, **environment: str) -> subprocess.Complet
     )
 
 
-def find_in_new_process(name: str, before: str = "", **environment: str) -> subprocess.CompletedProcess:
-    code = f"""
-import os, sys
-{before}
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-first, second = (recursive_find_trainer_class_by_name({name!r}) for _ in range(2))
-print(first is second, first.__name__, first.__module__, "nnunet_invariance_trainers" in sys.modules)
-"""
-    return run_python(code, **environment)
-
-
 @pytest.mark.parametrize(
     ("name", "attributes"),
     [
@@ -173,8 +162,10 @@ def test_nnunet_plans_with_a_registered_planner(own_classes, tiny, monkeypatch):
     assert planned[0][0] == {"planned by": "PlannerOfOurs"}
 
 
-def test_a_spawned_preprocessing_worker_finds_a_registered_normalisation(own_classes, tiny):
+def test_a_spawned_preprocessing_worker_finds_a_registered_normalisation(own_classes, tiny, monkeypatch):
     """The worker is told of the extra name by a `sitecustomize`, and hooked by `import torch` alone."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
     (own_classes / "sitecustomize.py").write_text(
         "from nnunet_invariance import _discovery\n"
         f"_discovery.REGISTRY[{NORMALIZATION!r}]['ShiftOfOurs'] = 'registered_for_a_test'\n"
@@ -186,21 +177,8 @@ def test_a_spawned_preprocessing_worker_finds_a_registered_normalisation(own_cla
     )
     folder = tiny.preprocessed / tiny.name
     (folder / "nnUNetPlansShift.json").write_text(json.dumps(plans))
-    code = """
-if __name__ == "__main__":
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(own_classes), str(ROOT))))
     preprocess_dataset(777, "nnUNetPlansShift", ("3d_fullres",), (1,), show_progress_bar=False)
-"""
-    script = own_classes / "preprocess.py"
-    script.write_text(code)
-    result = subprocess.run(
-        [sys.executable, script],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(own_classes), str(ROOT)))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
     import blosc2
 
     written = np.asarray(blosc2.open(str(folder / "nnUNetPlansShift_3d_fullres/case_000.b2nd"))[:])
@@ -225,12 +203,21 @@ def test_the_hook_serves_modules_that_were_imported_before_torch():
 
 def test_hook_off_the_shim_folder_serves_as_ext_trainer():
     name = "AliceTrainer_scratch_5epochs"
-    off = {_discovery.SWITCH: "0"}
-    without = find_in_new_process(name, **off)
-    assert without.returncode == 1
-    assert f"Could not find requested nnunet trainer {name}" in without.stderr
-    found = find_in_new_process(name, **off, nnUNet_extTrainer=_discovery.ext_trainer_folder())
-    assert found.stdout.splitlines()[-1:] == [f"True {name} nnunet_invariance.trainers False"], found.stderr
+    code = f"""
+import os, sys
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+try:
+    recursive_find_trainer_class_by_name({name!r})
+except RuntimeError as error:
+    print(error)
+os.environ["nnUNet_extTrainer"] = {_discovery.ext_trainer_folder()!r}
+first, second = (recursive_find_trainer_class_by_name({name!r}) for _ in range(2))
+print(first is second, first.__name__, first.__module__, "nnunet_invariance_trainers" in sys.modules)
+"""
+    result = run_python(code, **{_discovery.SWITCH: "0"})
+    lines = result.stdout.splitlines()
+    assert any(line.startswith(f"Could not find requested nnunet trainer {name} in") for line in lines), result.stderr
+    assert lines[-1] == f"True {name} nnunet_invariance.trainers False", result.stderr
 
 
 def test_without_nnunet_the_hook_is_silent():

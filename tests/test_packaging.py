@@ -37,6 +37,7 @@ def wheel(tmp_path_factory) -> Path:
     return next(out.glob("*.whl"))
 
 
+@pytest.mark.integration
 def test_the_wheel_contains_every_module_and_no_other_code(wheel):
     expected = {
         f"{target}/{file.relative_to(ROOT / source).as_posix()}"
@@ -50,6 +51,7 @@ def test_the_wheel_contains_every_module_and_no_other_code(wheel):
     assert any(name.endswith(".safetensors") for name in names)
 
 
+@pytest.mark.integration
 def test_the_wheel_has_the_licence_entry_points_and_version(wheel):
     archive = zipfile.ZipFile(wheel)
     info = f"nnunet_invariance-{__version__}.dist-info"
@@ -63,6 +65,7 @@ def test_the_wheel_has_the_licence_entry_points_and_version(wheel):
     assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("unpacked", [False, True], ids=["checkout", "wheel"])
 def test_sub_packages_can_be_imported_in_another_folder(unpacked, wheel, tmp_path):
     """The flag -S hides site-packages, and with it an installed copy of this package."""

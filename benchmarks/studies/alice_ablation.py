@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Steps, use_tree, write_file
+from benchmarks.common import Steps, study_parser, use_tree, write_file
 from benchmarks.studies.few_shot import BASE_FEATURES, CONFIGURATION, ITERATIONS, PLANS, TASKS, lay_out, write_plans
 from benchmarks.studies.hippocampus_alice import comparison_settings, measure, unseen_cases
 from benchmarks.tables import interval, markdown, read_rows
@@ -79,10 +79,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "alice-ablation"
 
 def main() -> int:
     """Run every cell that is not finished; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the tables")
+    parser = study_parser(__doc__, RESULTS)
     parser.add_argument("--arms", nargs="+", choices=[BASELINE, *ARMS], default=[BASELINE, *ARMS])
     parser.add_argument("--seeds", type=int, default=3, help="0 and the next ones: of all but the test cases")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of fine-tuning")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import STOCK_PLANS
+from benchmarks.common import STOCK_PLANS, study_parser
 from benchmarks.studies.icmseg_data import Task
 from benchmarks.tables import effect_table, mean_table
 from nnunet_invariance.evaluation.protocols.arms import Selection
@@ -22,10 +22,7 @@ BATCH_SIZE, VAL_ITERATIONS = 2, 2
 
 def parser(documentation: str, out: Path, sets: Iterable[str], epochs: int) -> argparse.ArgumentParser:
     """The arguments of both studies; ``out`` and ``epochs`` are defaults."""
-    made = argparse.ArgumentParser(description=documentation.splitlines()[0])
-    made.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
-    made.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
-    made.add_argument("--out", type=Path, default=out, help="folder for the results")
+    made = study_parser(documentation, out)
     made.add_argument("--sets", nargs="+", choices=list(sets), default=list(sets), help="data sets, in their order")
     made.add_argument("--seeds", type=int, default=3, help="draws of the training cases")
     made.add_argument("--seed", type=int, default=0, help="of test cases, draws, networks and augmentation")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, environment, run_length, use_tree, write_file
+from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, environment, run_length, study_parser, use_tree, write_file
 from benchmarks.studies.puir_held_out import Average
 from benchmarks.studies.raw_data import cases_of, link_cases
 from benchmarks.tables import effect_table, markdown, mean_table
@@ -43,10 +43,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "puir-myops"
 
 def main() -> int:
     """Run every part that is not finished; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for tables and numbers")
+    parser = study_parser(__doc__, RESULTS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="in their order")
     parser.add_argument("--draws", type=int, default=1, help="of the training cases, each with a seed of its own")
     parser.add_argument("--features", type=int, default=16, help="of the first stage")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, run_length, use_tree
+from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, run_length, study_parser, use_tree
 from benchmarks.studies.puir_data import DRAWS, SETS, Task
 from benchmarks.studies.puir_held_out import Average, held_out_crops, held_out_quantities
 from benchmarks.studies.puir_tables import CONSTRAINTS, FILLED, FULL, publish
@@ -52,10 +52,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "puir-real"
 
 def main() -> int:
     """Run every part that is not finished; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for tables, numbers and pictures")
+    parser = study_parser(__doc__, RESULTS)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:4]), help="in their order")
     parser.add_argument("--draws", type=int, default=1, choices=range(1, DRAWS + 1), help="who is trained on")

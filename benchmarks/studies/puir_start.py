@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, environment, use_tree, write_file
+from benchmarks.common import STOCK_PLANS, Steps, cpu_sized, environment, study_parser, use_tree, write_file
 from benchmarks.studies.puir_data import lay_out_pgbm
 from benchmarks.studies.raw_data import link_cases
 from benchmarks.tables import markdown
@@ -59,10 +59,7 @@ ARMS: dict[str, tuple[str, dict[str, Any], Callable[[Any], None]]] = {
 
 def main() -> int:
     """Run every cell that is not finished; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the shared data folder; only read")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything the run makes")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the table and the numbers")
+    parser = study_parser(__doc__, RESULTS)
     parser.add_argument("--sets", nargs="+", choices=list(PATCHES), default=list(PATCHES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS)[:2])

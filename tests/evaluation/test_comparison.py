@@ -298,9 +298,13 @@ def test_a_half_finished_training_is_continued(job):
     assert job.train_command() == words.split()
 
 
-@pytest.mark.commands
-def test_a_failed_command_names_the_job_its_log_and_its_last_words(job):
-    pretend_trained(job)  # an empty checkpoint, on which nnUNetv2_predict must fail
+def test_a_failed_command_names_the_job_its_log_and_its_last_words(job, tmp_path, monkeypatch):
+    command = tmp_path / "bin" / "nnUNetv2_predict"  # a command that fails at once, beside the running Python
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\necho starts\necho the checkpoint is empty >&2\nexit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(command.with_name("python")))
+    pretend_trained(job)
     link(job.setting.tests[0].cases[0].label, job.folder / "predictions.partial" / "case_000.nii.gz")
     with pytest.raises(ComparisonError) as error:
         run_job(job)
@@ -308,6 +312,7 @@ def test_a_failed_command_names_the_job_its_log_and_its_last_words(job):
     assert message.startswith("plain/shots1_draw0, predict: `nnUNetv2_predict -i test_images ")
     assert str(job.folder / "predict.log") in message
     assert message.splitlines()[-1] == (job.folder / "predict.log").read_text().splitlines()[-1]
+    assert message.splitlines()[-1] == "the checkpoint is empty"
     assert not (job.folder / "predictions").exists()
     assert not job.scores.exists()
     assert not (job.folder / "predictions" / "case_000.nii.gz").exists()

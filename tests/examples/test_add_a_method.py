@@ -11,20 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from nnunetv2.run.run_training import run_training_entry
 
 from nnunet_invariance import registry
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from nnunet_invariance.weights.locate import FINAL
+from tests.helpers.commands import run_here
 from tests.helpers.methods import setup
-from tests.helpers.threads import threads_for_processes
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import make_trainer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "add_a_method"
 PLANS = "VoCoExamplePlans"
+
+pytestmark = pytest.mark.integration  # pip installs the example
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +129,14 @@ def test_the_overlaps_of_new_crops_are_learned(voco):
     assert correlation() > 0.25, before
 
 
-def test_from_the_entry_point_to_the_stock_training(voco, tiny, results, monkeypatch):
+def test_from_the_entry_point_to_the_stock_training(voco, tiny, results):
     plans = cut_down(tiny.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1)
     (tiny.preprocessed / tiny.name / f"{PLANS}.json").write_text(json.dumps(plans))
     words = ["--epochs", "1", "--iterations", "2", "-device", "cpu", "--set", "workers=0", "num_crops=2"]
     assert main(["pretrain", "voco", tiny.name, "3d_fullres", "-p", PLANS, *words]) == 0
 
-    command = ["nnUNetv2_train", "777", "3d_fullres", "0", "-tr", "VoCoTrainer_1epoch", "-device", "cpu", "-p"]
-    monkeypatch.setattr(sys, "argv", [*command, PLANS])
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # nnU-Net takes all cores
-    with threads_for_processes():
-        run_training_entry()
+    command = ("nnUNetv2_train", "777", "3d_fullres", "0", "-tr", "VoCoTrainer_1epoch", "-device", "cpu", "-p", PLANS)
+    assert run_here(*command) == 0
     assert (results / f"VoCoTrainer_1epoch__{PLANS}__3d_fullres" / "fold_0" / "checkpoint_final.pth").is_file()
 
     weights = load_checkpoint(results / "pretraining" / f"voco__{PLANS}__3d_fullres" / FINAL).tensors

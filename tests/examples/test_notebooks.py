@@ -2,12 +2,15 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot
 import pytest
+
+from tests.helpers.commands import run_here
 
 NOTEBOOKS = Path(__file__).parents[2] / "examples"
 
@@ -37,9 +40,12 @@ def test_the_notebook_about_losses_lowers_its_loss(empty_folder):
     assert execute(NOTEBOOKS / "losses_and_synthesis.ipynb")["history"][-1] < 5
 
 
-@pytest.mark.commands
-def test_the_notebook_about_pretraining_ends_with_a_probe(empty_folder):
+@pytest.mark.integration
+def test_the_notebook_about_pretraining_ends_with_a_probe(empty_folder, monkeypatch):
+    ended = []  # the status of each command of the notebook
+    monkeypatch.setattr(subprocess, "run", lambda words, check: ended.append(run_here(*words)))
     assert (execute(NOTEBOOKS / "pretrain_and_probe.ipynb")["folder"] / "probe.png").is_file()
+    assert ended == [0, 0]
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)

@@ -1,14 +1,18 @@
-"""Runs nnU-Net's commands and this package's command in new processes."""
+"""Runs nnU-Net's commands and this package's command in new processes, or in this one."""
 
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
 import SimpleITK as sitk
+import torch
 
+from tests.helpers.threads import threads_for_processes
 from tests.helpers.tiny_dataset import TEST_SHAPES
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +37,21 @@ def stock(*words: str | Path, **environment: str) -> str:
     )
     assert result.returncode == 0, f"{words}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout
+
+
+def run_here(*words: str | Path) -> int:
+    """The status of a console script that runs in this process, and its worker pools as threads.
+
+    It saves the seconds in which a new process, and each of its workers, imports torch.
+    """
+    (script,) = entry_points(group="console_scripts", name=str(words[0]))
+    with pytest.MonkeyPatch.context() as patch, threads_for_processes():
+        patch.setattr(sys, "argv", [str(word) for word in words])
+        patch.setattr(torch, "set_num_threads", lambda number: None)  # nnU-Net takes all cores
+        try:
+            return script.load()() or 0
+        except SystemExit as end:
+            return end.code or 0
 
 
 def check_predictions(folder: Path) -> None:

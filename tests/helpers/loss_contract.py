@@ -130,17 +130,21 @@ class LossContract:
         """The mean over ranks of the loss, and of the gradient, as DistributedDataParallel takes it."""
         if not self.gathers:
             return
-        cpu = torch.device("cpu")
-
-        def value_and_gradients(samples: slice) -> list[Tensor]:
-            inputs = self.given(cpu, torch.float64)
-            inputs = {k: v[samples] if isinstance(v, Tensor) else v for k, v in inputs.items()}
-            rows = [inputs[name].requires_grad_() for name in self.differentiable]
-            loss = self.make(cpu, torch.float64)(**inputs)
-            return [loss.detach(), *torch.autograd.grad(loss, rows)]
-
-        loss, *gradients = value_and_gradients(slice(None))
-        halves = on_two_ranks(lambda rank: value_and_gradients(slice(0, 2) if rank == 0 else slice(2, 4)))
+        loss, *gradients = self.value_and_gradients(slice(None))
+        halves = on_two_ranks(self.half)
         torch.testing.assert_close(torch.stack([half[0] for half in halves]).mean(), loss)
         for index, gradient in enumerate(gradients, start=1):
             torch.testing.assert_close(torch.cat([half[index] for half in halves]) / 2, gradient)
+
+    def half(self, rank: int) -> list[Tensor]:
+        """Loss and gradients of two of the four samples."""
+        return self.value_and_gradients(slice(2 * rank, 2 * rank + 2))
+
+    def value_and_gradients(self, samples: slice) -> list[Tensor]:
+        """Loss and gradients of some of the samples in float64 on the CPU."""
+        cpu = torch.device("cpu")
+        inputs = self.given(cpu, torch.float64)
+        inputs = {k: v[samples] if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        rows = [inputs[name].requires_grad_() for name in self.differentiable]
+        loss = self.make(cpu, torch.float64)(**inputs)
+        return [loss.detach(), *torch.autograd.grad(loss, rows)]

@@ -1,24 +1,20 @@
 """One step of each trainer on two gloo ranks, and on one rank with the joined batch and the same random choices."""
 
 import copy
-import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 from torch import Tensor
-from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_invariance.common.precision import Precision
 from nnunet_invariance.trainers import channel_dropout, puir
 from tests.helpers.tiny_trainers import make_trainer, values
 
-RANKS = 2
 CPU = torch.device("cpu")
 #: A small step in which every auxiliary loss has its full weight.
 OPTIONS = {
@@ -87,46 +83,33 @@ def join(parts: list[Any]) -> Any:
     return [item for part in parts for item in part]
 
 
-@contextmanager
-def process_group(rank: int, folder: Path) -> Iterator[None]:
-    """Join the group of the ranks."""
-    torch.set_num_threads(1)
-    torch.cuda.is_bf16_supported = lambda **_: True  # nnU-Net names a CUDA device before the CPU replaces it
-    timeout = datetime.timedelta(seconds=300)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS, timeout=timeout)
-    nnunet.DDP = lambda network, device_ids: DistributedDataParallel(network)  # nnU-Net's is for CUDA
-    yield
-    dist.barrier()
-    dist.destroy_process_group()
+def use_gloo() -> None:
+    """Let nnU-Net's trainers train on the CPU in a process group, for which nnU-Net chooses CUDA."""
+    torch.cuda.is_bf16_supported = lambda **_: True
+    nnunet.DDP = lambda network, device_ids: DistributedDataParallel(network)
 
 
-def step_main(rank: int, work: list[tuple[Any, str]], folder: Path) -> None:
-    """Run one step of every trainer on one rank, and save what it saw and did."""
-    with process_group(rank, folder):
-        found = {}
-        for dataset, name in work:
-            trainer = start_trainer(dataset, name)
-            batch = next(trainer.dataloader_train)
-            with random_choices(trainer) as chosen:
-                result = step(trainer, batch)
-            batch = {key: batch[key] for key in ("data", "target", "keys")}
-            found[name] = {**result, "chosen": chosen, "batch": {**batch, "keys": list(map(str, batch["keys"]))}}
-        torch.save(found, folder / f"rank{rank}.pt")
+def steps(rank: int, work: list[tuple[Any, str]]) -> dict[str, Any]:
+    """What one step of every trainer on one rank saw and did."""
+    use_gloo()
+    found = {}
+    for dataset, name in work:
+        trainer = start_trainer(dataset, name)
+        batch = next(trainer.dataloader_train)
+        with random_choices(trainer) as chosen:
+            result = step(trainer, batch)
+        batch = {key: batch[key] for key in ("data", "target", "keys")}
+        found[name] = {**result, "chosen": chosen, "batch": {**batch, "keys": list(map(str, batch["keys"]))}}
+    return found
 
 
-def train_main(rank: int, work: tuple[Any, str], folder: Path) -> None:
-    """Train for one epoch on one rank, and save the weights."""
-    with process_group(rank, folder):
-        trainer = start_trainer(*work)
-        trainer.num_epochs = 1
-        trainer.run_training()
-        torch.save([values(trainer.plain_network), values(trainer.aux)], folder / f"rank{rank}.pt")
-
-
-def on_two_ranks(main: Callable[..., None], work: Any, folder: Path) -> list[Any]:
-    """What both ranks saved; the ranks are started once."""
-    torch.multiprocessing.spawn(main, (work, folder), RANKS)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+def train(rank: int, dataset: Any, name: str) -> list[dict[str, torch.Tensor]]:
+    """Weights of the network and of the auxiliary modules after one epoch on one rank."""
+    use_gloo()
+    trainer = start_trainer(dataset, name)
+    trainer.num_epochs = 1
+    trainer.run_training()
+    return [values(trainer.plain_network), values(trainer.aux)]
 
 
 def on_the_joined_batch(dataset: Any, name: str, ranks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_invariance.errors import OptionError, ShapeError
 from nnunet_invariance.losses.info_nce import PatchInfoNCE, SupervisedInfoNCE
 from nnunet_invariance.losses.tiled_info_nce import info_nce
 from tests.helpers.info_nce_forms import PATCH, SUPERVISED, AllForms, batch, two_views
-from tests.helpers.two_ranks import torchrun
+from tests.helpers.two_ranks import on_two_ranks
 
 EXPONENT = {"none": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 WITHIN_OR_ACROSS = list(itertools.product(("within", "across"), repeat=2))
@@ -354,37 +355,19 @@ def test_wrong_shapes_are_named(call, text):
         call(torch.ones(2, 3, 5))
 
 
-SCRIPT = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tests.helpers.info_nce_forms import AllForms, two_views
-
-def main():  # no DistributedDataParallel is left when its group is destroyed
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
-    mine = slice(0, 2) if dist.get_rank() == 0 else slice(2, 3)  # ranks of unequal size
+def all_forms_on_one_rank(rank):
+    """Losses of every form, after the backward pass, and the gradients; the ranks have unequal numbers of samples."""
+    mine = slice(0, 2) if rank == 0 else slice(2, 3)
     model = AllForms()
-    parallel = DistributedDataParallel(model)
+    parallel = DistributedDataParallel(model)  # it has to live until the backward pass
     losses = parallel(*(x[mine] for x in two_views()))
     losses.sum().backward()
-    same = losses.detach().clone()
-    dist.broadcast(same, 0)
-    assert torch.equal(same, losses.detach()), (same, losses)
-    if dist.get_rank() == 0:
-        torch.save({"losses": same, "gradients": [p.grad for p in model.parameters()]}, sys.argv[1])
-    dist.barrier()
-
-main()
-dist.destroy_process_group()
-"""
+    return {"losses": losses.detach(), "gradients": [p.grad for p in model.parameters()]}
 
 
-def test_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path):
-    script = tmp_path / "two_ranks.py"
-    script.write_text(SCRIPT)
-    torchrun(str(script), str(tmp_path / "two.pt"))
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
+def test_two_ranks_equal_one_rank_on_the_joined_batch():
+    two, other = on_two_ranks(all_forms_on_one_rank)
+    assert torch.equal(two["losses"], other["losses"])
     model = AllForms()
     losses = model(*two_views())
     losses.sum().backward()

@@ -101,6 +101,7 @@ def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.integration
 def test_a_worker_that_is_killed_is_an_error_with_the_remedy(planned, tmp_path, monkeypatch):
     monkeypatch.setattr(unlabelled_images, "preprocess_scan", die)
     monkeypatch.setattr(unlabelled_images, "default_num_processes", 1)

@@ -1,34 +1,26 @@
 """A case whose channels lie on different grids, given to the commands as a user types them: both files are named."""
 
 import json
-import os
 import re
-import subprocess
+from contextlib import redirect_stderr
+from io import StringIO
 
 import pytest
 import SimpleITK as sitk
 
-from tests.helpers.commands import ROOT, command_line
+from tests.helpers.commands import run_here
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_modalities import DIFFERENT, write_apart
-
-pytestmark = pytest.mark.commands
 
 PLANS = "GridsPlans"
 
 
 def refusal(*words: str) -> str:
     """What a command that is refused says, on one line and without a traceback."""
-    result = subprocess.run(
-        command_line("nnunet-invariance", *words),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr
+    with redirect_stderr(StringIO()) as printed:
+        assert run_here("nnunet-invariance", *words) == 2
+    assert "Traceback" not in printed.getvalue()
+    return printed.getvalue()
 
 
 def test_complete_writes_nothing(modalities, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from nnunet_invariance.nnunet.cases import load_volume, make_manifest
 from nnunet_invariance.weights.checkpoint import load_checkpoint
 from tests.helpers.pretraining_runs import run_pretraining
+from tests.helpers.threads import preprocess_scans_in_threads
 
 HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "Dataset004_Hippocampus" / "imagesTr"
 
@@ -17,6 +18,7 @@ HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "Dataset004_Hippoc
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the real volumes (../shared/data) are not beside this checkout")
 def test_real_scans_are_preprocessed_and_pretrained_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    preprocess_scans_in_threads(monkeypatch)
     scans = tmp_path / "scans"
     scans.mkdir()
     for path in sorted(HIPPOCAMPUS.glob("*.nii.gz"))[:4]:

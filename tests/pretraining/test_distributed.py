@@ -1,52 +1,36 @@
 """Two processes (gloo) give the result of one process on the joined batch."""
 
-import json
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_invariance.common.distributed import distributed_context
 from nnunet_invariance.weights.checkpoint import read_metadata
 from tests.helpers.distributed_alice import AUTHORS_FORM, build, views
-from tests.helpers.two_ranks import torchrun
+from tests.helpers.two_ranks import on_two_ranks, torchrun
 
-SCRIPT = """
-import json, sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tests.helpers.distributed_alice import build, views
 
-def main():  # no DistributedDataParallel is left when its group is destroyed
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
-    rank = dist.get_rank()
-    alice = build(**json.loads(sys.argv[2]))
-    mine = {k: v[[rank, rank + 2]] for k, v in views().items()}  # pair ``rank`` of Q1 Q2 K1 K2
-    parallel = DistributedDataParallel(alice, broadcast_buffers=False)
+def step_on_one_rank(rank, form):
+    """Mean losses over the ranks, gradients, and the centers after a step with the rank's pair of Q1 Q2 K1 K2."""
+    alice = build(**form)
+    mine = {key: value[[rank, rank + 2]] for key, value in views().items()}
+    parallel = DistributedDataParallel(alice, broadcast_buffers=False)  # it has to live until the backward pass
     output = parallel(mine, 0.5)
     sum(output.losses.values()).backward()
     alice.after_step(output, 0.5)
-    losses = torch.stack([v.detach() for v in output.losses.values()])
+    losses = torch.stack([value.detach() for value in output.losses.values()])
     dist.all_reduce(losses)
-    if rank == 0:
-        gradients = {n: p.grad for n, p in alice.named_parameters() if p.grad is not None}
-        centers = [alice.heads.inter.center, alice.heads.intra.center]
-        torch.save({"losses": losses / 2, "gradients": gradients, "centers": centers}, sys.argv[1])
-    dist.barrier()
-
-main()
-dist.destroy_process_group()
-"""
+    gradients = {name: p.grad for name, p in alice.named_parameters() if p.grad is not None}
+    centers = [alice.heads.inter.center, alice.heads.intra.center]
+    return {"losses": losses / 2, "gradients": gradients, "centers": centers}
 
 
 @pytest.mark.parametrize("form", [AUTHORS_FORM, {"encoding": "sparse", "target_tokens": "decoder"}])
-def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path, form):
-    script = tmp_path / "two_ranks.py"
-    script.write_text(SCRIPT)
-    torchrun(str(script), str(tmp_path / "two.pt"), json.dumps(form))
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
+def test_loss_and_gradients_of_two_ranks_equal_one_rank_on_the_joined_batch(form):
+    two, _ = on_two_ranks(step_on_one_rank, form)
     alice = build(**form)
     output = alice(views(), 0.5)
     sum(output.losses.values()).backward()
@@ -78,19 +62,8 @@ def test_ranks_wait_for_hours_for_the_first_one(monkeypatch):
 
 @pytest.mark.slow
 def test_torchrun_pretrains_on_two_processes(tiny, tmp_path):
-    arguments = [
-        "-m",
-        "nnunet_invariance",
-        "pretrain",
-        "alice",
-        tiny.name,
-        "3d_fullres",
-        "-device",
-        "cpu",
-        "--epochs",
-        "1",
-    ]
-    settings = ["--iterations", "2", "--set", "workers=0", "head_width=64", "num_prototypes=64"]
-    torchrun(*arguments, *settings, nnUNet_results=str(tmp_path))
+    words = f"-m nnunet_invariance pretrain alice {tiny.name} 3d_fullres -device cpu --epochs 1 --iterations 2"
+    settings = ("--set", "workers=0", "head_width=64", "num_prototypes=64")
+    torchrun(*words.split(), *settings, nnUNet_results=str(tmp_path))
     final = tmp_path / tiny.name / "pretraining" / "alice__nnUNetPlans__3d_fullres" / "checkpoint_final.safetensors"
     assert read_metadata(final)["finished"]

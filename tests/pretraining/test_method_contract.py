@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_invariance import registry
 from nnunet_invariance.common.options import Options
@@ -20,33 +22,13 @@ from nnunet_invariance.pretraining.engine.options import LoopOptions, MethodOpti
 from nnunet_invariance.pretraining.engine.samples import write_samples
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 from tests.helpers import methods
-from tests.helpers.methods import RANKS, build, joined, losses_of, small, views_of
-from tests.helpers.pretraining_runs import run_pretraining
-from tests.helpers.two_ranks import torchrun
+from tests.helpers.methods import build, joined, losses_of, small, views_of
+from tests.helpers.pretraining_runs import run_pretraining, stopped_after_step
+from tests.helpers.two_ranks import RANKS, on_two_ranks
 
 METHODS = sorted(entry.name for entry in registry.METHODS)
 #: Options of a run that takes a second or two; every run has three epochs of one step.
 SHORT = ["epochs=3", "iterations=1", "workers=0", "lr=1e-3", "seed=3"]
-TWO_RANKS = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tests.helpers.methods import build, losses_of, views_of
-dist.init_process_group("gloo")
-torch.set_num_threads(1)
-found = {}
-for name in sys.argv[2:]:
-    method = build(name)
-    losses = losses_of(DistributedDataParallel(method, broadcast_buffers=False), views_of(name, dist.get_rank()))
-    dist.all_reduce(losses)
-    gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
-    found[name] = {"losses": losses / 2, "gradients": gradients}
-    del method
-if dist.get_rank() == 0:
-    torch.save(found, sys.argv[1])
-dist.barrier()
-dist.destroy_process_group()
-"""
 
 
 def test_every_method_is_covered():
@@ -204,18 +186,8 @@ def test_three_steps_are_finite_and_a_stopped_run_ends_bit_identical(name, reque
     assert all(math.isfinite(value) for row in history for value in row.values())
     assert history[-1]["skipped"] == 0
 
-    saved = Loop.save
-
-    def killed(self, finished=False):
-        path = saved(self, finished)
-        if self.step == 2:
-            raise KeyboardInterrupt
-        return path
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(request, name)
+    with stopped_after_step(2):
+        run(request, name)
     torch.rand(7)  # the global generator is in another state now
     again = load_checkpoint(run(request, name, resume=True)).tensors
     assert whole.keys() == again.keys()
@@ -225,13 +197,22 @@ def test_three_steps_are_finite_and_a_stopped_run_ends_bit_identical(name, reque
 # ---- two ranks -------------------------------------------------------------------------------------------------------
 
 
+def methods_on_one_rank(rank):
+    """Mean losses over the ranks, and gradients, of every method."""
+    found = {}
+    for name in METHODS:
+        method = build(name)
+        losses = losses_of(DistributedDataParallel(method, broadcast_buffers=False), views_of(name, rank))
+        dist.all_reduce(losses)
+        gradients = {part: p.grad for part, p in method.named_parameters() if p.grad is not None}
+        found[name] = {"losses": losses / RANKS, "gradients": gradients}
+    return found
+
+
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """Losses and gradients of every method on two gloo ranks."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    (folder / "two_ranks.py").write_text(TWO_RANKS)
-    torchrun(str(folder / "two_ranks.py"), str(folder / "two.pt"), *METHODS)
-    return torch.load(folder / "two.pt", weights_only=True)
+def two_ranks():
+    """Losses and gradients of every method on two ranks, as the first one has them."""
+    return on_two_ranks(methods_on_one_rank)[0]
 
 
 @pytest.mark.parametrize("name", METHODS)

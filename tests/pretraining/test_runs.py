@@ -108,19 +108,8 @@ def test_the_teacher_is_the_moving_average_of_the_student(tiny, reference):
 
 
 def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, run_folder, reference):
-    command = [
-        sys.executable,
-        "-m",
-        "nnunet_invariance",
-        "pretrain",
-        "alice",
-        tiny.name,
-        "3d_fullres",
-        "-device",
-        "cpu",
-    ]
-    command += ["--epochs", "3", "--iterations", "2", "--set", "lr=1e-3", "workers=0", "head_width=64"]
-    command += ["num_prototypes=64"]
+    words = f"-m nnunet_invariance pretrain alice {tiny.name} 3d_fullres -device cpu --epochs 3 --iterations 2 --set"
+    command = [sys.executable, *words.split(), *SHORT[2:]]
     process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     latest = run_folder / "checkpoint_latest.safetensors"
     deadline = time.time() + 120

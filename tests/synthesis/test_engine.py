@@ -48,6 +48,7 @@ def test_wrong_arguments_are_errors(engine, tmp_path):
         SynthesisOptions(gamma=(2.0, 1.0))
 
 
+@pytest.mark.integration
 def test_it_needs_no_environment_variables_of_nnunet():
     """A fresh process without the three variables; nnU-Net prints a warning where something of it reads them."""
     code = "from nnunet_invariance.synthesis import SynthesisEngine; print(SynthesisEngine()(n=1, size=32).first.shape)"

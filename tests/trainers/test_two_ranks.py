@@ -1,7 +1,7 @@
 """Steps on two ranks, with gloo on the CPU in place of nccl: equal to one rank on the joined batch, and equal ranks."""
 
 import math
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +9,8 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_invariance.registry import trainers
 from tests.helpers.tiny_trainers import assert_same, make_trainer, values
-from tests.helpers.trainers_on_two_ranks import (
-    OPTIONS,
-    move_to_cpu,
-    on_the_joined_batch,
-    on_two_ranks,
-    process_group,
-    step_main,
-    train_main,
-)
+from tests.helpers.trainers_on_two_ranks import OPTIONS, move_to_cpu, on_the_joined_batch, steps, train, use_gloo
+from tests.helpers.two_ranks import on_two_ranks
 
 ENTRIES = trainers()
 
@@ -38,7 +31,7 @@ def ranks(work, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_ranks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_results", str(folder))
-        return on_two_ranks(step_main, [(dataset, untrained(name)) for name, dataset in work.items()], folder)
+        return on_two_ranks(steps, [(dataset, untrained(name)) for name, dataset in work.items()])
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -58,10 +51,10 @@ def test_two_ranks_equal_one_rank_on_the_joined_batch(name, work, ranks, results
 
 
 @pytest.mark.slow
-def test_ranks_stay_equal_and_another_number_of_ranks_continues_the_run(tiny, results, tmp_path):
+def test_ranks_stay_equal_and_another_number_of_ranks_continues_the_run(tiny, results):
     """nnU-Net's batch is divided among the ranks, so another number of them continues with the same batch size."""
     name = "AliceTrainer_scratch_2epochs"
-    ranks = on_two_ranks(train_main, (tiny, name), tmp_path)
+    ranks = on_two_ranks(train, tiny, name)
     assert_same(*ranks)
     assert len(list(results.rglob("checkpoint_final.pth"))) == 1
     alone = make_trainer(tiny, name, **OPTIONS)
@@ -73,35 +66,35 @@ def test_ranks_stay_equal_and_another_number_of_ranks_continues_the_run(tiny, re
     assert any(not torch.equal(value, ranks[0][0][key]) for key, value in values(alone.network).items())
 
 
-def unlabelled_main(rank: int, tiny, folder: Path) -> None:
-    """Run one rank of a training with unlabelled cases: save student, teacher and the first batch of the rank."""
-    with process_group(rank, folder):
-        options = {"seed": 1, "precision": "fp32", "unlabelled": {"cases": "rest", "ramp": 0.0, "confidence": 0.0}}
-        trainer = move_to_cpu(make_trainer(tiny, "BaselineTrainer_2epochs", **options))
-        trainer.do_split = lambda: (["case_000"], ["case_001"])
-        trainer.perform_actual_validation = lambda *_: None
-        trainer.initialize()
-        learning = trainer.unlabelled
-        learning.trust.given, learning.trust.judge = True, lambda *_: True
-        batches = []
-        start = trainer.get_dataloaders
+def train_with_unlabelled_cases(rank: int, tiny) -> dict[str, Any]:
+    """Student, teacher, its Dice and the first unlabelled batch after a training on one rank."""
+    use_gloo()
+    options = {"seed": 1, "precision": "fp32", "unlabelled": {"cases": "rest", "ramp": 0.0, "confidence": 0.0}}
+    trainer = move_to_cpu(make_trainer(tiny, "BaselineTrainer_2epochs", **options))
+    trainer.do_split = lambda: (["case_000"], ["case_001"])
+    trainer.perform_actual_validation = lambda *_: None
+    trainer.initialize()
+    learning = trainer.unlabelled
+    learning.trust.given, learning.trust.judge = True, lambda *_: True
+    batches = []
+    start = trainer.get_dataloaders
 
-        def get_dataloaders():
-            loaders = start()
-            following = learning.loader.data_loader
-            learning.loader = (batches.append(batch["data"]) or batch for batch in following)
-            return loaders
+    def get_dataloaders():
+        loaders = start()
+        following = learning.loader.data_loader
+        learning.loader = (batches.append(batch["data"]) or batch for batch in following)
+        return loaders
 
-        trainer.get_dataloaders = get_dataloaders
-        trainer.run_training()
-        result = {"student": values(trainer.plain_network), "teacher": values(learning.teacher.network)}
-        dice = trainer.logger.get_value("teacher_dice", None)
-        torch.save({**result, "dice": torch.tensor(dice), "batch": batches[0]}, folder / f"rank{rank}.pt")
+    trainer.get_dataloaders = get_dataloaders
+    trainer.run_training()
+    result = {"student": values(trainer.plain_network), "teacher": values(learning.teacher.network)}
+    dice = trainer.logger.get_value("teacher_dice", None)
+    return {**result, "dice": torch.tensor(dice), "batch": batches[0]}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("results")
-def test_two_ranks_learn_from_different_unlabelled_patches_and_stay_equal(tiny, tmp_path):
-    first, second = on_two_ranks(unlabelled_main, tiny, tmp_path)
+def test_two_ranks_learn_from_different_unlabelled_patches_and_stay_equal(tiny):
+    first, second = on_two_ranks(train_with_unlabelled_cases, tiny)
     assert not torch.equal(first.pop("batch"), second.pop("batch"))
     assert_same(first, second)

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.errors import OptionError, TooFewVolumesError, UnsupportedConfigurationError
-from nnunet_invariance.nnunet import unlabelled_images
 from nnunet_invariance.trainers.mean_teacher import MeanTeacher, Trust, pseudo_dice, scheduled_weight
 from nnunet_invariance.trainers.pseudo_labels import PseudoLabelLoss, pseudo_labels
+from tests.helpers.threads import preprocess_scans_in_threads
 from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values
 
@@ -193,7 +192,7 @@ def test_a_fold_without_a_rest_is_refused(tiny, results):
 
 
 def test_scans_of_a_folder_are_preprocessed_and_those_of_the_fold_left_out(tiny, results, tmp_path, monkeypatch):
-    monkeypatch.setattr(unlabelled_images, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    preprocess_scans_in_threads(monkeypatch)
     scans = tmp_path / "scans"
     scans.mkdir()
     for name in ("case_000", "case_003"):

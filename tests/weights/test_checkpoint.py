@@ -209,6 +209,7 @@ for attempt in (lambda: write(path), lambda: atomic_write(path, lambda f: torch.
 """
 
 
+@pytest.mark.integration
 def test_a_write_cut_off_by_the_system_leaves_the_old_file(tmp_path: Path) -> None:
     """The limit on file size ends a write half-way, for root too, exactly as a full disk does."""
     path = write(tmp_path / "c.safetensors", step=1)
@@ -297,6 +298,7 @@ while True:
 """
 
 
+@pytest.mark.integration
 def test_killed_while_writing_there_is_always_a_whole_file(tmp_path: Path) -> None:
     here = Path(__file__).parents[2]
     path = tmp_path / "c.safetensors"

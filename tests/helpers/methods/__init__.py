@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from nnunet_invariance.pretraining.engine.method import Method, Setup
 from tests.helpers.planned_networks import architecture
 
-RANKS = 2
 PATCH = (16, 16, 16)
 
 
