@@ -130,7 +130,7 @@ def test_the_overlaps_of_new_crops_are_learned(voco):
 
 
 def test_from_the_entry_point_to_the_stock_training(voco, tiny, results):
-    plans = cut_down(tiny.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1)
+    plans = cut_down(tiny.plans, PLANS, iterations_per_epoch=2, val_iterations_per_epoch=1, mirroring=[])
     (tiny.preprocessed / tiny.name / f"{PLANS}.json").write_text(json.dumps(plans))
     words = ["--epochs", "1", "--iterations", "2", "-device", "cpu", "--set", "workers=0", "num_crops=2"]
     assert main(["pretrain", "voco", tiny.name, "3d_fullres", "-p", PLANS, *words]) == 0

@@ -11,6 +11,7 @@ import matplotlib.pyplot
 import pytest
 
 from tests.helpers.commands import run_here
+from tests.helpers.planning import plan_narrow_networks, sample_few_voxels
 
 NOTEBOOKS = Path(__file__).parents[2] / "examples"
 
@@ -42,6 +43,8 @@ def test_the_notebook_about_losses_lowers_its_loss(empty_folder):
 
 @pytest.mark.integration
 def test_the_notebook_about_pretraining_ends_with_a_probe(empty_folder, monkeypatch):
+    sample_few_voxels(monkeypatch)
+    plan_narrow_networks(monkeypatch)
     ended = []  # the status of each command of the notebook
     monkeypatch.setattr(subprocess, "run", lambda words, check: ended.append(run_here(*words)))
     assert (execute(NOTEBOOKS / "pretrain_and_probe.ipynb")["folder"] / "probe.png").is_file()
