@@ -112,7 +112,7 @@ def test_a_run_killed_with_sigkill_ends_bit_identical(tiny, run_folder, referenc
     command = [sys.executable, *words.split(), *SHORT[2:]]
     process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     latest = run_folder / "checkpoint_latest.safetensors"
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while not latest.is_file() and process.poll() is None and time.time() < deadline:
         time.sleep(0.005)
     process.kill()
