@@ -150,6 +150,7 @@ def run(request, name, *settings, **kwargs):
     return run_pretraining(name, dataset.name, "3d_fullres", settings=words, device=device, **kwargs)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", METHODS)
 def test_batches_are_functions_of_seed_rank_and_step(name, request, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
@@ -173,6 +174,7 @@ def test_batches_are_functions_of_seed_rank_and_step(name, request, tmp_path, mo
     assert seen == [name]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", METHODS)
 def test_three_steps_are_finite_and_a_stopped_run_ends_bit_identical(name, request, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
@@ -215,6 +217,7 @@ def two_ranks():
     return on_two_ranks(methods_on_one_rank)[0]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", METHODS)
 def test_two_ranks_equal_one_rank_on_the_joined_batch(name, two_ranks):
     method = build(name)
