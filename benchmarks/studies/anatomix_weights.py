@@ -43,6 +43,12 @@ from nnunet_invariance.weights.locate import LATEST, SHIPPED
 
 UNSEEN = FIRST_HELD_OUT_NUMBER + 1000  # index of pairs that early stopping did not use either
 VOXELS_A_LABEL = 200
+FRONT_MATTER = """---
+license: apache-2.0
+library_name: nnunet-invariance
+tags: [nnU-Net, 3-D segmentation, pre-training, synthetic images, contrastive learning, anatomix]
+---
+"""
 Measure = Callable[[nn.Module], float]
 
 
@@ -272,12 +278,7 @@ def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str
         f" {len(r['random'])} networks) |"
         for name, r in record["retrieval"].items()
     )
-    return f"""---
-license: apache-2.0
-library_name: nnunet-invariance
-tags: [nnU-Net, 3-D segmentation, pre-training, synthetic images, contrastive learning, anatomix]
----
-# {weights.stem}
+    return f"""{FRONT_MATTER}# {weights.stem}
 
 ![Synthetic pairs, and the features of both appearances]({weights.stem}.png)
 
