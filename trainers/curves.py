@@ -14,7 +14,9 @@ from nnunet_invariance.pretraining.engine.history import draw_history, loss_titl
 #: Titles of the curves that are no auxiliary loss.
 TITLES = {
     "train_losses": "training loss (lower is better)",
+    "train_total": "total training loss (lower is better)",
     "val_losses": "validation loss (lower is better)",
+    "aux_weight": "weight of the auxiliary losses",
     "encoder_lr": "learning rate of the encoder",
     "non_finite_steps": "steps that changed nothing (0 is best)",
 }
@@ -37,5 +39,5 @@ def draw_curves(logger: MetaLogger, names: list[str], path: Path) -> None:
     rows = zip(*columns, strict=True)
     history = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(rows, 1)]
     with matplotlib.style.context("default"):  # nnU-Net sets large fonts for the whole process
-        figure = draw_history(history, (), loss_titles(names) | TITLES)
+        figure = draw_history(history, (), loss_titles(n for n in names if n.startswith("train_")) | TITLES)
         atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=100))
