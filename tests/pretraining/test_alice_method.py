@@ -155,12 +155,14 @@ def rise_of_the_token_loss(alice):
     return ((other.losses["intra"] - own.losses["intra"]) / (math.log(alice.options.num_prototypes) - entropy)).item()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("target_tokens", ["decoder", "encoder"])
 def test_the_token_loss_depends_on_the_teachers_tokens(target_tokens):
     """The range of the loss is from a uniform prediction, log K, to the entropy of the targets."""
     assert rise_of_the_token_loss(build(ema_start=0.9, target_tokens=target_tokens)) > 0.5
 
 
+@pytest.mark.integration
 def test_the_token_loss_of_the_release_does_not_depend_on_the_teachers_tokens():
     """As docs/alice.md states: the residual connection hands the student's own token to the target."""
     assert abs(rise_of_the_token_loss(build(ema_start=0.9, **AUTHORS_FORM))) < 0.05
@@ -319,6 +321,7 @@ def test_the_masked_error_falls():
     assert errors[-5:].mean() < 0.7 * errors[:5].mean()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sinkhorn_prevents_a_collapse_of_the_token_targets_in_every_step(seed):
     _, entropies = short_run(seed, 30, **{**AUTHORS_FORM, "collapse_guard": "sinkhorn"})
