@@ -4,7 +4,8 @@
         --shots 1 --draws 2 --pretraining-seeds 0 1
 
 One call trains every named arm on every set, at one number of labelled cases. Each set and number of cases has its own
-comparison folder, so that later calls add arms and draws. Tables are written after every call.
+comparison folder, so that later calls add arms and draws; another number of iterations needs another --work. Tables are
+written after every call.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main() -> int:
     try:
         for name in args.sets:
             run(TASKS[name], args)
-            publish(args.work)
+            publish(args.work, args.iterations)
     except InvarianceError as error:
         print(error, file=sys.stderr)
         return 2

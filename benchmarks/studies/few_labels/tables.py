@@ -20,15 +20,15 @@ RESULTS = Path(__file__).parents[2] / "results" / "few-labels"
 CONTROLS = ("plain", "plain-auto", "plain-none", "random-summed")
 
 
-def publish(work: Path) -> None:
-    """Write scores.csv of every comparison and one page of tables to the results folder."""
-    sections = []
+def publish(work: Path, iterations: int) -> None:
+    """Write scores.csv of every comparison and one page of tables to the results folder of a length of training."""
+    out, sections = RESULTS / f"{iterations}_iterations", []
     for folder in sorted((work / "comparison").glob("*")):
         if (folder / "scores.csv").is_file():
-            write_csv(RESULTS / folder.name / "scores.csv", read_scores(folder / "scores.csv"), Score)
+            write_csv(out / folder.name / "scores.csv", read_scores(folder / "scores.csv"), Score)
             sections.append(section(folder))
     if sections:
-        write_file(RESULTS / "tables.md", "\n\n".join(sections).encode() + b"\n")
+        write_file(out / "tables.md", "\n\n".join(sections).encode() + b"\n")
 
 
 def section(folder: Path) -> str:
