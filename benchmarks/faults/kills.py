@@ -45,9 +45,11 @@ class Runner:
     def finish(self, results: Path) -> dict[str, Any]:
         """Run without a disturbance; returns the content of the end and the names of the points."""
         (self.work / "end.json").unlink(missing_ok=True)
-        if status := warm.wait(self.start(results), LONGEST):
+        status = warm.wait(self.start(results), LONGEST)
+        if status != 0:
             tail = (results / "output.txt").read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"{self.subject.name} ended with {status}: {tail}")
+            ended = f"did not end in {LONGEST:.0f} seconds" if status is None else f"ended with {status}"
+            raise RuntimeError(f"{self.subject.name} {ended}: {tail}")
         return read_json(self.work / "end.json")
 
     def kill(self, results: Path, kill_at: int | None, delay: float) -> bool:
