@@ -36,6 +36,7 @@ CALLS = {
         "nnunet_invariance/demo/run.py",  # modules of the demos
         "nnunet_invariance/doctor.py",  # torchvision, by its literal name
         "nnunet_invariance/common/tensorboard.py",  # tensorboard, by its literal name
+        "nnunet_invariance/cli/completion.py",  # shtab, by its literal name
         "nnunet_invariance/registration/convex_adam.py",  # convexAdam, by its literal name
     },
     "torch.load": {"nnunet_invariance/weights/foreign.py"},  # weights only
