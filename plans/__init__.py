@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "options": (
-            "AliceTrainerOptions",
             "AnatomixTrainerOptions",
             "AuxiliaryLossOptions",
             "BaselineOptions",

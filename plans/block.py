@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.plans.options import (
     BLOCK,
-    AliceTrainerOptions,
     AnatomixTrainerOptions,
     AuxiliaryLossOptions,
     BaselineOptions,
@@ -30,7 +29,6 @@ OPTIONS: tuple[type[BaselineOptions], ...] = (
     EncoderDecoderOptions,
     AuxiliaryLossOptions,
     DenseContrastOptions,
-    AliceTrainerOptions,
     AnatomixTrainerOptions,
     StyleOptions,
     ICMSegTrainerOptions,

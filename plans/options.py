@@ -143,7 +143,7 @@ class PretrainedOptions(BaselineOptions):
         "stock",
         "summed",
         doc="Segmentation head: nnU-Net's own, or one that also reads the maps of all other stages; auto: summed in "
-        "AliceTrainer, AnatomixTrainer, DenseTrainer and MAETrainer if the planned network allows it, else stock.",
+        "DenseTrainer and MAETrainer if the planned network allows it, else stock.",
     )
     head_start: Literal["probe", "zero"] = choice(
         "probe",
@@ -223,24 +223,6 @@ class DenseContrastOptions(AuxiliaryLossOptions):
     temperature: float = number(0.2, 0.0, 10.0, low_excluded=True, doc="Temperature of InfoNCE.")
     num_positions: int = count(
         256, 2, doc="Positions per sample and encoder stage at which InfoNCE compares the views; 2 give one negative."
-    )
-
-
-@dataclass(frozen=True)
-class AliceTrainerOptions(DenseContrastOptions):
-    """Options of AliceTrainer.
-
-    Raises:
-        OptionError: a value has the wrong type or is out of range.
-
-    >>> AliceTrainerOptions().transfer
-    'encoder+decoder'
-    """
-
-    transfer: Literal["encoder+decoder", "encoder"] = choice(
-        "encoder+decoder",
-        "encoder",
-        doc="Which part of the network is loaded; the masked reconstruction trains the decoder as well.",
     )
 
 

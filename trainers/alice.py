@@ -1,6 +1,5 @@
 """Fine-tuning of a network that was pre-trained with Alice (arXiv 2302.05615)."""
 
-from nnunet_invariance.plans.options import AliceTrainerOptions
 from nnunet_invariance.trainers.dense_contrast import DenseContrastTrainer
 
 
@@ -11,6 +10,4 @@ class AliceTrainer(DenseContrastTrainer):
     ('alice', 0.2)
     """
 
-    options_class = AliceTrainerOptions
-    options: AliceTrainerOptions
     method = "alice"

@@ -14,3 +14,4 @@ class DenseTrainer(PretrainedTrainer):
     options_class = EncoderDecoderOptions
     options: EncoderDecoderOptions
     method = "dense"
+    automatic_head = "summed"

@@ -14,3 +14,4 @@ class MAETrainer(PretrainedTrainer):
     options_class = EncoderDecoderOptions
     options: EncoderDecoderOptions
     method = "mae"
+    automatic_head = "summed"

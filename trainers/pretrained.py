@@ -47,7 +47,7 @@ class PretrainedTrainer(BaselineTrainer):
     method: ClassVar[str]
     dimensions: ClassVar[tuple[int, ...]] = (3,)
     #: Segmentation head that the option ``"head": "auto"`` stands for.
-    automatic_head: ClassVar[Literal["stock", "summed"]] = "summed"
+    automatic_head: ClassVar[Literal["stock", "summed"]] = "stock"
     #: Set by names such as ``AliceTrainer_scratch``: random encoder, full learning rate, nothing frozen.
     scratch: ClassVar[bool] = False
 

@@ -54,7 +54,6 @@ class PUIRTrainer(AuxiliaryLossTrainer):
     options_class = PUIRTrainerOptions
     options: PUIRTrainerOptions
     method = "puir"
-    automatic_head = "stock"
     least_channels = 2
     accepts_missing_channels = True
     memory_remedy = '"checkpointing": "on" or "weight_decomposition": 0 in the plans block "nnunet_invariance"'

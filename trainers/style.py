@@ -36,7 +36,6 @@ class StyleTrainer(DenseContrastTrainer):
     options_class: ClassVar[type[StyleOptions]] = StyleOptions
     options: StyleOptions
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    automatic_head = "stock"
 
     def set_up(self) -> None:
         """As the base; creates the weight that follows the gradients."""

@@ -18,4 +18,3 @@ class TransferTrainer(PretrainedTrainer):
     options: TransferOptions
     method = ANY_METHOD
     dimensions = (2, 3)
-    automatic_head = "stock"  # the summed head was not measured with files of other tools
