@@ -93,12 +93,26 @@ def save_checkpoint(
 def load_checkpoint(path: str | os.PathLike, sections: Iterable[str] | None = None) -> Checkpoint:
     """Load a checkpoint, or some sections of it; verifies the checksums of the metadata and of all tensors.
 
+    A file that a running process replaces in the meantime is read again, because safetensors opens the header and the
+    tensors of a file one after the other.
+
     Raises:
         WeightsNotFoundError: there is no such file.
         CheckpointCorruptError: the file is truncated, of another format, or does not match a checksum.
     """
-    path = _existing(path)
     wanted = None if sections is None else tuple(f"{section}." for section in sections)
+    while True:
+        path = _existing(path)
+        version = _version(path)
+        try:
+            return _load(path, wanted)
+        except CheckpointCorruptError:
+            if _version(path) == version:
+                raise
+
+
+def _load(path: Path, wanted: tuple[str, ...] | None) -> Checkpoint:
+    """Load the tensors whose names start with one of ``wanted``; None: all."""
     tensors, digest = {}, hashlib.sha256()
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -190,6 +204,12 @@ def _existing(path: str | os.PathLike) -> Path:
     if not os.path.isfile(path):
         raise WeightsNotFoundError(f"There is no checkpoint {path}. Check the spelling of the path.")
     return path
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """Differs between two files that were at a path one after the other."""
+    found = os.stat(path)
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _metadata(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:

@@ -9,11 +9,14 @@ import stat
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nnunet_invariance.common.atomic import atomic_write
@@ -282,6 +285,37 @@ def test_the_temporary_file_of_a_killed_process_is_overwritten(tmp_path: Path) -
     atomic_write(tmp_path / "a.json", lambda f: f.write(b"new"))
     assert (tmp_path / "a.json").read_text() == "new"
     assert names_in(tmp_path) == ["a.json"]
+
+
+class OpenedBeforeAndAfter:
+    """An open safetensors file with the header of one version and the tensors of the version that replaced it."""
+
+    def __init__(self, before: safe_open, after: safe_open) -> None:
+        self.metadata, self.keys = before.metadata, before.keys
+        self.get_slice, self.get_tensor = after.get_slice, after.get_tensor
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "c.safetensors", step=0)
+    opened: list[int] = []
+
+    @contextmanager
+    def replaced_once(path: Path, framework: str, device: str) -> Iterator[safe_open | OpenedBeforeAndAfter]:
+        with safe_open(path, framework, device) as before:
+            opened.append(len(opened))
+            if len(opened) > 1:
+                yield before
+                return
+            moved = {name: tensor + 1 for name, tensor in tensors(architecture()).items()}
+            save_checkpoint(path, moved, metadata(architecture(), step=1))
+            with safe_open(path, framework, device) as after:
+                yield OpenedBeforeAndAfter(before, after)
+
+    monkeypatch.setattr("nnunet_invariance.weights.checkpoint.safe_open", replaced_once)
+    assert load_checkpoint(path).metadata["step"] == 1
+    assert opened == [0, 1]
 
 
 KILLED = """
