@@ -171,7 +171,9 @@ def _write_planned(folder: Path) -> Path:
 
 
 def warm_up(folder: Path) -> None:
-    """Read one sound file of each kind, so that all modules are imported before memory is measured."""
+    """Read one sound file of each kind, so that all modules are imported before the readers are watched."""
+    import urllib3  # noqa: F401  # a library imports it late, and it binds a port of this host to look for IPv6
+
     folder.mkdir(parents=True, exist_ok=True)
     for number, make in enumerate(foreign_contents().values()):
         path = folder / f"{number}.pth"

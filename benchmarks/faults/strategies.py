@@ -111,6 +111,8 @@ def changed_archives(draw: st.DrawFn) -> tuple[str, bytes]:
     """A sound archive with changed fields of its records, changed names, entries of its own, or moved pieces."""
     content = hostile.entries(hostile.tensor(4, b"K\x04\x85"))
     for name in draw(st.lists(st.text(min_size=1, max_size=12), max_size=2)):
+        if name.startswith("\0"):  # zipfile cuts a name there, and writes none that is empty
+            continue
         content[name] = draw(st.binary(max_size=20))
     compression = draw(st.sampled_from([zipfile.ZIP_STORED] * 3 + [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
     data = bytearray(hostile.archive(content, compression))

@@ -48,6 +48,7 @@ def prepared(dataset: str, arm: str, seed: int, arguments: argparse.Namespace) -
     block = {
         "augmentation": arm,
         "seed": seed,
+        "precision": arguments.precision,
         "iterations_per_epoch": arguments.iterations // epochs,
         "val_iterations_per_epoch": 1,
     }
@@ -92,6 +93,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="the iterations are divided among them")
+    parser.add_argument("--precision", default="auto", help="option of both arms")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -110,7 +112,10 @@ def main() -> int:
             command = ["nnUNetv2_train", training.dataset, arguments.configuration, "0"]
             command += ["-tr", f"BaselineTrainer_{arguments.epochs}epochs", "-p", training.plans]
             steps.run(training.name, [*command, "-device", arguments.device, "--c"])
-            inputs = {name: getattr(arguments, name) for name in ("plans", "configuration", "iterations", "epochs")}
+            inputs = {
+                name: getattr(arguments, name)
+                for name in ("plans", "configuration", "iterations", "epochs", "precision")
+            }
             publish("device_augmentation", described, {"input": inputs, **table(trainings, arguments)}, arguments.out)
     except InvarianceError as error:
         print(error, file=sys.stderr)

@@ -50,8 +50,8 @@ def check_image(path: Path, dimensions: int | None = None) -> None:
         dimensions: expected number of spatial axes; default: any number.
 
     Raises:
-        VolumeError: the file is missing, unreadable or truncated, has another number of axes, contains NaN or
-            infinite voxels, or its spacing is not positive.
+        VolumeError: the file is missing, unreadable or truncated, has another number of axes, colours or complex
+            numbers as voxels, NaN or infinite voxels, or a spacing that is not positive.
     """
     if not path.is_file():
         raise VolumeError(f"There is no image {path}. Check the spelling of the path.")
@@ -66,6 +66,9 @@ def check_image(path: Path, dimensions: int | None = None) -> None:
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         found = " x ".join(f"{s:g}" for s in spacing)
         raise VolumeError(f"{path} has the spacing {found} mm, expected numbers above 0. Correct the header.")
+    if voxels.dtype.kind not in "biuf":
+        kind = " ".join(voxels.dtype.names or [str(voxels.dtype)])
+        raise VolumeError(f"{path} has voxels of the type {kind!r}, expected one real number each. {_REMEDY}")
     if bad := int(voxels.size - np.isfinite(voxels).sum()):
         msg = f"{path} contains {bad} voxels that are NaN or infinite, expected finite intensities. Replace them first."
         raise VolumeError(msg)

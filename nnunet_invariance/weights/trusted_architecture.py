@@ -59,7 +59,7 @@ LAYERS = {
 LAYER_NAMES = {
     path for name, module in LAYERS.items() for path in (f"torch.nn.{name}", f"torch.nn.modules.{module}.{name}")
 }
-MOST_STAGES, LARGEST = 12, 4096
+MOST_STAGES, MOST_BLOCKS, LARGEST = 12, 64, 4096
 MOST_VALUES, DEEPEST = 100_000, 40
 #: Bytes of a network for each byte of the file that describes it, and beside that: a file may hold the encoder only.
 FACTOR, REST = 16, 64 * 2**20
@@ -147,6 +147,11 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
     keys = ("strides",) if name in OURS else ("strides", "kernel_sizes")
     if not all(stride >= 1 for key in keys for stride in _numbers(arguments.get(key, [0]))):
         raise malformed(path, "its strides or kernels are not lists of whole numbers", "at least 1 on each axis")
+    blocks = max(
+        _numbers([value for key, value in arguments.items() if key.startswith(("n_conv_", "n_blocks_"))]), default=0
+    )
+    if not blocks <= MOST_BLOCKS:  # a convolution takes memory even on the meta device
+        raise malformed(path, f"a stage of its network has {blocks} convolutions or blocks", f"at most {MOST_BLOCKS}")
     largest = max(_numbers([arguments, channels, classes]))
     if not largest <= LARGEST:
         raise malformed(path, f"its network has an argument of {largest}", f"at most {LARGEST}")

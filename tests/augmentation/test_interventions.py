@@ -229,6 +229,7 @@ def test_mixed_chooses_by_the_shares():
 # ---- published distributions -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_gin_has_the_published_distribution():
     """Agreement with the image, mean, skewness and roughness, over many applications to one image."""
     size, count = 12, 600
@@ -256,6 +257,7 @@ def blends(count, size=32):
     return blend_field(params.points, torch.zeros(shape))
 
 
+@pytest.mark.integration
 def test_the_blend_of_ipa_has_the_published_distribution():
     """A blend that is near 0 almost everywhere would make one GIN style out of two."""
     ours = blends(64)
@@ -274,6 +276,7 @@ def test_control_points_of_ipa_have_unit_norm():
     assert torch.allclose(params.points.flatten(1).norm(dim=1), torch.ones(3))
 
 
+@pytest.mark.integration
 def test_slaug_has_the_published_distribution():
     """The shift of the foreground's mean and its new range, over many applications to one image with a small organ."""
     size, count = 20, 400

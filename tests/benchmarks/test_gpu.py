@@ -25,6 +25,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     return Context(torch.device("cpu"), TINY, tmp_path_factory.mktemp("gpu"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_phase_runs_on_a_cpu_and_gives_the_numbers_of_its_goals(name, context, monkeypatch):
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA", "nnUNet_compile"):

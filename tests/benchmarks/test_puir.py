@@ -61,6 +61,7 @@ def data(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("layout", "patients"), [(lay_out_pgbm, PATIENTS), (lay_out_brats, SCANS)])
 def test_training_and_test_patients_differ(data, tmp_path, layout, patients):
     for draw in (0, 1, 0):

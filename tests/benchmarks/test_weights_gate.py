@@ -76,6 +76,7 @@ def test_a_gain_on_two_sets_is_needed(lows, expected):
     assert gate.table({"probe": {}, "few-shot": few_shot}).count("not run") == 8 + 2 * (4 - len(lows))
 
 
+@pytest.mark.integration
 def test_differences_are_those_of_the_scores():
     random = np.random.default_rng(0)
     means = {gate.PRETRAINED: 0.8, gate.TWIN: 0.7, gate.PLAIN: 0.75}

@@ -139,6 +139,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.main(["doctor"])
 
 
+@pytest.mark.integration
 def test_a_user_error_from_a_shell_has_no_traceback(tmp_path):
     words = ["pretrain", "alice", "Dataset999_Nowhere", "3d_fullres", "-device", "cpu"]
     folders = {f"nnUNet_{name}": str(tmp_path) for name in ("raw", "preprocessed", "results")}

@@ -22,6 +22,7 @@ TRAINING = {"EPOCHS": 1, "ITERATIONS": 2}
 TRANSLATION = {"TRANSLATION_EPOCHS": 1, "TRANSLATION_ITERATIONS": 2}
 
 
+@pytest.mark.integration
 def test_cases_are_the_same_for_a_seed_and_hold_both_classes():
     for seed in range(20):
         image, labels = make_case(np.random.default_rng(seed))
@@ -44,6 +45,7 @@ def test_the_core_lies_in_the_organ():
         assert neighbours[labels == 2].mean() > 0.97
 
 
+@pytest.mark.integration
 def test_contrast_comes_in_any_order_and_is_above_the_noise():
     """The core is darker in some cases and brighter in others, and mostly by more than three sd of the noise (6)."""
     orders, gaps = set(), []
@@ -74,6 +76,7 @@ def test_interventions_are_drawn_on_the_slice_and_repeat():
     assert first.startswith(b"\x89PNG")
 
 
+@pytest.mark.integration
 def test_the_data_set_is_in_the_layout_of_nnunet(tmp_path):
     write_dataset(tmp_path / "raw", 3, 2, unlabelled=(tmp_path / "unlabelled", 1))
     dataset = json.loads((tmp_path / "raw" / "dataset.json").read_text())
@@ -89,6 +92,7 @@ def test_the_data_set_is_in_the_layout_of_nnunet(tmp_path):
     assert [p.name for p in (tmp_path / "unlabelled").iterdir()] == ["case_005_0000.nii.gz"]
 
 
+@pytest.mark.integration
 def test_modalities_follow_from_the_same_tissues_and_some_are_missing(tmp_path):
     images, labels = make_modalities(np.random.default_rng(0))
     for image, table in zip(images, MODALITIES.values(), strict=True):

@@ -89,6 +89,7 @@ def test_an_incomplete_base_model_names_the_file(model, tmp_path, lost):
         open_base(folder)
 
 
+@pytest.mark.integration
 def test_base_models_that_are_unsafe_broken_or_of_another_kind(model, tmp_path):
     folder = shutil.copytree(model, tmp_path / "sd")
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
@@ -123,6 +124,7 @@ def test_sizes_that_diffusers_would_round_are_refused(base):
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_activations_are_counted_as_in_a_real_pass(base):
     inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 4]), torch.randn(2, 77, 16)
     total = 0
@@ -169,6 +171,7 @@ def pipeline(kind, base, control, scheduler):
     return made
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("channels", [3, 5])
 @pytest.mark.parametrize(
     ("name", "scheduler", "guidance"),
@@ -188,6 +191,7 @@ def test_sampling_equals_diffusers_pipeline(base, channels, name, scheduler, gui
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "scheduler"), [("ddim", DDIMScheduler), ("unipc", UniPCMultistepScheduler)])
 def test_image_to_image_equals_diffusers_pipeline(base, name, scheduler):
     control = perturbed(new_controlnet(base.unet, base, 3))
@@ -206,6 +210,7 @@ def test_image_to_image_equals_diffusers_pipeline(base, name, scheduler):
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.integration
 def test_what_a_controlnet_does_to_the_output(base):
     states, noise = base.embed(["a", ""]), torch.randn(1, 4, 8, 8, generator=named_generator(0))
     condition = torch.rand(1, 3, 64, 64, generator=named_generator(1))

@@ -192,6 +192,7 @@ def test_projections_are_those_of_a_slow_loop(axis):
         assert project_labels(labels, axis, 4)[index] == (1 + int(np.argmax(counts)) if max(counts) else 0)
 
 
+@pytest.mark.integration
 def test_projections_are_a_data_set_and_are_sliced(raw, tmp_path, capsys):
     command = ["style", "slices", NAME, str(tmp_path / "style"), "--size", "32", "--project", "attenuation"]
     assert main(command) == 2

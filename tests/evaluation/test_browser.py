@@ -46,6 +46,7 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
         yield opened
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["report", "demo"])
 def test_a_page_fits_every_width_and_reports_no_error(name, pages, browser, tmp_path):
     for width in WIDTHS:

@@ -353,6 +353,7 @@ def test_a_command_runs_in_its_folder_with_its_environment(tmp_path):
     assert 0 < seconds < 60
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_caller_leaves_neither_command_nor_worker(tmp_path, number):
     # what a shell starts in the background ignores SIGINT

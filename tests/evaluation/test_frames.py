@@ -24,6 +24,7 @@ def frame(**changes) -> pd.DataFrame:
     return data.assign(dice=0.5 + gain + rng.normal(0, 0.02, len(data)), **changes)
 
 
+@pytest.mark.integration
 def test_a_frame_gives_the_statistics_of_its_matrices():
     data = frame()
     table = compare(data, baseline="b")

@@ -50,6 +50,7 @@ def page(demo) -> Reader:
     return Reader(path.read_text())
 
 
+@pytest.mark.integration
 def test_nothing_is_fetched_from_anywhere(page):
     for tag, attributes in page.tags:
         assert tag not in {"script", "link", "iframe", "object"}

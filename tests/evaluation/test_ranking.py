@@ -64,6 +64,7 @@ def test_rank_one_of_two_arms_agrees_with_the_interval_of_their_difference():
     assert 5 < sum(decided) < 35
 
 
+@pytest.mark.integration
 def test_rank_one_of_many_cases_is_that_of_the_normal_distribution():
     rng = np.random.default_rng(2)
     noise = rng.normal(0, 1, (1, 400))

@@ -38,6 +38,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.integration
 def test_nothing_is_fetched_and_every_picture_decodes(text):
     assert not re.search(r"<(script|link|iframe|object)|(src|href)=\"(?!data:)", text)
     pictures = re.findall(r'<img alt="([^"]+)"[^>]* src="data:image/png;base64,([^"]+)"', text)
@@ -46,6 +47,7 @@ def test_nothing_is_fetched_and_every_picture_decodes(text):
         assert min(matplotlib.image.imread(io.BytesIO(base64.b64decode(data)), format="png").shape[:2]) > 50
 
 
+@pytest.mark.integration
 def test_how_it_was_made_is_said(tmp_path, monkeypatch):
     out = write_comparison(tmp_path / "made")
     plans = out / "nnUNet_preprocessed" / DATASET / "P.json"
@@ -99,6 +101,7 @@ def test_few_cases_are_ranked(number, ranks):
     assert cases._ranked(list(range(number))) == ranks
 
 
+@pytest.mark.integration
 def test_the_worst_median_and_best_case_stand_side_by_side_with_their_dice(out, monkeypatch):
     drawn = []
     monkeypatch.setattr(cases, "draw_cases", lambda shown, colours: drawn.append((shown, colours)) or b"")
@@ -146,6 +149,7 @@ def test_test_sets_are_conditions(tmp_path):
     assert (out / "report.html").read_text().count("<img ") == 3 + 2  # the heat map is for several test sets
 
 
+@pytest.mark.integration
 def test_seen_test_images_are_said(tmp_path):
     out = write_comparison(tmp_path)
     record = json.loads((out / "comparison.json").read_text())
@@ -154,6 +158,7 @@ def test_seen_test_images_are_said(tmp_path):
     assert "has seen 1 test image (transductive)" in write_report(out).read_text()
 
 
+@pytest.mark.integration
 def test_warnings_of_a_pretraining_are_shown_in_red(tmp_path):
     out = write_comparison(tmp_path)
     record = json.loads((out / "comparison.json").read_text())
@@ -163,6 +168,7 @@ def test_warnings_of_a_pretraining_are_shown_in_red(tmp_path):
     assert f'<p class="notice">{said}</p>' in write_report(out).read_text()
 
 
+@pytest.mark.integration
 def test_names_with_signs_of_mathematics_are_drawn_as_they_are(tmp_path, monkeypatch):
     """Matplotlib reads text between two dollar signs as mathematics, and refuses "c$^$0"."""
     name = "c$^$0"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from nnunet_invariance.common.json_files import write_json
+from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import ComparisonError, DamagedFileError, MissingPackageError
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.report.page import write_report
@@ -17,10 +17,10 @@ from nnunet_invariance.evaluation.runner import running, stock_commands
 from nnunet_invariance.evaluation.runner.record import add_command, open_record
 from nnunet_invariance.evaluation.runner.running import run_jobs, submit_slurm
 from nnunet_invariance.evaluation.runner.stock_commands import run_command
-from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
+from nnunet_invariance.evaluation.runner.stored import RECORD, state, stored_jobs
 from nnunet_invariance.evaluation.runner.tree import require_same_folds
 from tests.helpers import stored_comparison
-from tests.helpers.stored_comparison import write_scores_of
+from tests.helpers.stored_comparison import write_comparison, write_scores_of
 
 
 def test_a_comparison_grows_and_does_not_change(tmp_path):
@@ -49,6 +49,14 @@ def jobs(tmp_path):
     out = stored_comparison.write_comparison(tmp_path / "c")
     shutil.rmtree(out / "arms")
     return stored_jobs(out)
+
+
+def test_a_record_without_a_tolerance_has_no_surface_scores(tmp_path):
+    out = write_comparison(tmp_path / "comparison")
+    record = read_json(out / RECORD)
+    del record["comparison"]["tolerance"]
+    write_json(out / RECORD, record)
+    assert {job.setting.tolerance for job in stored_jobs(out)} == {None}
 
 
 def test_jobs_run_in_parallel_each_on_its_device_and_a_failure_stops_no_other(jobs, monkeypatch):
@@ -139,6 +147,7 @@ def test_slurm_gets_one_array(jobs, monkeypatch, tmp_path):
     assert submit_slurm(jobs, tmp_path / "slurm", 3, {}) == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("content", ["", "condition,draw\n", "cut", "line", "garbage"])
 def test_a_damaged_scores_file_is_not_a_finished_job(tmp_path, content):
     out = stored_comparison.write_comparison(tmp_path / "c")
@@ -172,6 +181,7 @@ def test_a_damaged_record_of_a_comparison_is_named_with_the_remedy(tmp_path, con
         write_report(out)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("content", ["", '{"train": {"commands"', "[]", '{"train": 1}', '{"train": {}}'])
 def test_a_damaged_record_of_a_cell_costs_its_times_only(tmp_path, content, caplog):
     out = stored_comparison.write_comparison(tmp_path / "c")
@@ -186,6 +196,7 @@ def test_a_damaged_record_of_a_cell_costs_its_times_only(tmp_path, content, capl
     assert "commands" in json.loads(other.record.read_text())["train"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("content", ["", '{"coverage": 1.0, "matched"', '{"coverage": 1.0}', "[]"])
 def test_a_damaged_transfer_report_does_not_stop_the_page(tmp_path, content):
     out = stored_comparison.write_comparison(tmp_path / "c")

@@ -34,6 +34,7 @@ def test_intervals_hold_the_truth_in_95_percent_of_1000_experiments(mixture, ske
     assert 0.93 <= coverage(experiments, resamples=500) <= 0.97
 
 
+@pytest.mark.integration
 def test_few_draws_cover_less_than_promised_but_far_more_than_plain_percentiles():
     low, high = simulated_coverage(3, 30)
     assert 0.90 < low < high < 0.98
@@ -71,6 +72,7 @@ def test_variance_of_the_mean_by_loops():
     assert variance_of_mean(d) == pytest.approx((total / R / C, max(freedom, min(R, C) - 1)))
 
 
+@pytest.mark.integration
 def test_a_single_draw_is_a_t_interval_over_the_cases():
     d = RNG.normal(0.3, 1, (1, 2000))
     t = stats.ttest_1samp(d[0], 0).confidence_interval(0.95)

@@ -37,6 +37,7 @@ def empty_folder(tmp_path, monkeypatch):
     matplotlib.pyplot.close("all")
 
 
+@pytest.mark.integration
 def test_the_notebook_about_losses_lowers_its_loss(empty_folder):
     assert execute(NOTEBOOKS / "losses_and_synthesis.ipynb")["history"][-1] < 5
 

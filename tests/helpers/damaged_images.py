@@ -37,6 +37,11 @@ def damaged_images(path: Path, shape: tuple[int, int, int] = (20, 21, 22), seed:
     for spacing in (0.0, np.nan, -1.0):
         path.write_bytes(gzip.compress(_with_spacing(content, spacing)))
         yield f"spacing {spacing}", f"has the spacing 1 x 1 x {spacing:g} mm, expected numbers above 0"
+    colours = np.zeros(shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), path)
+    yield "colours", "has voxels of the type 'R G B', expected one real number each"
+    nibabel.save(nibabel.Nifti1Image(voxels.astype(np.complex64), np.eye(4)), path)
+    yield "complex numbers", "has voxels of the type 'complex64', expected one real number each"
     nibabel.save(nibabel.Nifti1Image(voxels[..., 0], np.eye(4)), path)
     yield "two axes", r"has 2 axes \(20, 21\), expected 3"
     nibabel.save(nibabel.Nifti1Image(np.stack([voxels] * 2, -1), np.eye(4)), path)

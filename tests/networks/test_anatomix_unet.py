@@ -60,6 +60,7 @@ def test_numbers_of_parameters_are_those_published():
     assert sizes == [5_899_344, 94_369_568]
 
 
+@pytest.mark.integration
 @torch.no_grad()
 @pytest.mark.parametrize("training", [False, True])
 def test_every_activation_equals_that_of_the_layer_list(unet, training):
@@ -75,6 +76,7 @@ def test_every_activation_equals_that_of_the_layer_list(unet, training):
     assert torch.equal(filled().train(training).features(x), outputs[65])
 
 
+@pytest.mark.integration
 @torch.no_grad()
 def test_skips_heads_and_deep_supervision(unet):
     outputs = ReleasedUNet().eval()
@@ -108,6 +110,7 @@ def narrow(design) -> AnatomixUNet:
         return AnatomixUNet(1, 2, variant="narrow", deep_supervision=True).apply(AnatomixUNet.initialize)
 
 
+@pytest.mark.integration
 @torch.no_grad()
 def test_the_dev_variant_uses_average_pooling_and_interpolation():
     network = narrow(DESIGNS["anatomix-dev"])
@@ -122,6 +125,7 @@ def test_the_dev_variant_uses_average_pooling_and_interpolation():
     assert len(network.decoder.seg_layers) == 5
 
 
+@pytest.mark.integration
 @torch.no_grad()
 def test_separate_channels_share_the_network(unet):
     two = AnatomixUNet(2, 2, channels="separate").eval()

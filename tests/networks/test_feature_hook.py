@@ -52,6 +52,7 @@ def image(dimensions=3):
     return torch.randn((2, 1) + (16,) * dimensions, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -77,6 +78,7 @@ def test_popped_maps_equal_a_direct_call_and_have_its_gradients(backend, residua
             assert torch.allclose(a.grad, b.grad, atol=1e-6)
 
 
+@pytest.mark.integration
 def test_both_losses_reach_the_encoder_in_one_compiled_backward():
     reference, hooked = network(), network()
     hook = EncoderFeatureHook(hooked.encoder)
@@ -89,6 +91,7 @@ def test_both_losses_reach_the_encoder_in_one_compiled_backward():
         assert torch.allclose(a.grad, b.grad, atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("backend", [None, "eager"])
 def test_the_hook_is_inactive_in_evaluation_mode(backend):
     hooked = network()

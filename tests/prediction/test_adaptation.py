@@ -53,6 +53,7 @@ def test_only_the_norms_change_and_by_the_gradient_of_the_disagreement():
         assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.integration
 def test_the_disagreement_falls():
     network, patch = small_network(), torch.randn(1, 16, 16)
     losses = adapt_norms(network, [patch] * 150, ConsistencyLoss(), AdaptationOptions(lr=0.05))

@@ -58,6 +58,7 @@ def test_distances_equal_the_equation_computed_entry_by_entry():
     assert threshold(training) == pytest.approx(max(others))
 
 
+@pytest.mark.integration
 def test_one_case_in_n_plus_one_of_the_same_distribution_is_far():
     """The largest of n exchangeable distances is exceeded with probability of about 1 / (n + 1)."""
     far = [(distances(cases(10, 100 + s), t) > threshold(t)).mean() for s in range(20) for t in [cases(9, s)]]

@@ -53,6 +53,7 @@ def test_the_example_pre_trains_and_its_trainer_is_found(consistency, tiny, tmp_
         assert find_trainer(name).method == "consistency"
 
 
+@pytest.mark.integration
 def test_the_example_learns(consistency):
     torch.manual_seed(0)
     method = consistency.build().train()

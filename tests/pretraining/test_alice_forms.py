@@ -273,6 +273,7 @@ class SwinUNet(nn.Module):
         return self.decoder(self.encoder(x))
 
 
+@pytest.mark.integration
 def test_an_encoder_of_monai_is_pretrained_on_three_channels():
     pytest.importorskip("monai")
     torch.manual_seed(0)

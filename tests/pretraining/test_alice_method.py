@@ -316,6 +316,7 @@ def short_run(seed, steps, lr=1e-4, **form):
     return torch.tensor(errors), torch.tensor(entropies)
 
 
+@pytest.mark.integration
 def test_the_masked_error_falls():
     errors, _ = short_run(0, 20, lr=3e-3)
     assert errors[-5:].mean() < 0.7 * errors[:5].mean()

@@ -75,6 +75,7 @@ def test_the_network_of_the_paper_has_its_maps_and_heads():
 # ---- pairs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_pairs_are_a_function_of_seed_and_number():
     method = make(batch_size=2)
     once, again = views(method), views(make(batch_size=2))
@@ -96,6 +97,7 @@ def test_no_number_is_used_twice_and_none_is_held_out():
     assert max(numbers) < FIRST_HELD_OUT_NUMBER
 
 
+@pytest.mark.integration
 def test_positions_are_different_and_have_the_label_of_the_cell_centre():
     method = make()
     parameters = method.pair_generator.sample(0, FIRST_HELD_OUT_NUMBER, augment=False)
@@ -121,6 +123,7 @@ def test_images_have_the_range_of_the_normalization(unit_range):
         assert torch.allclose(image.std((1, 2, 3, 4)), torch.ones(2), atol=1e-5)
 
 
+@pytest.mark.integration
 def test_a_small_patch_is_cropped_from_the_same_position_of_both_views():
     method = make(patch=(12, 40, 36), volume=48)
     assert views(method)["image"].shape == (2, 1, 12, 40, 36)
@@ -142,6 +145,7 @@ def test_the_patches_of_a_volume_are_different_and_the_first_ones_do_not_depend_
     assert len({cut.position_seed for cut in many.cuts}) == 6
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("pretext", ["labels", "denoising"])
 def test_a_step_has_the_same_patches_wherever_the_run_started(pretext, monkeypatch):
     def small():
@@ -221,6 +225,7 @@ def test_the_loss_equals_the_equation(pretext):
         assert losses[level.name].item() == pytest.approx(total.item() / 32, rel=1e-4)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("pretext", ["labels", "positions", "denoising"])
 @pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
 def test_gradients_reach_encoder_and_decoder_and_every_trained_parameter(network, pretext):
@@ -280,6 +285,7 @@ def test_features_that_have_learned_nothing_give_a_warning():
     assert make().problems({"held_out_learned": 0.2}) == []
 
 
+@pytest.mark.integration
 def test_the_held_out_loss_falls():
     method = make(unit_range=False)
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 3e-3)
@@ -340,6 +346,7 @@ def gradients_of_a_step(folder, *batches):
     return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}, loop.sums["loss"]
 
 
+@pytest.mark.integration
 def test_accumulated_pairs_have_the_gradients_of_the_larger_batch(tmp_path):
     (one, loss), (two, accumulated) = (gradients_of_a_step(tmp_path, *batches) for batches in (([0, 1],), ([0], [1])))
     assert accumulated == pytest.approx(loss, rel=1e-5)
@@ -350,6 +357,7 @@ def test_accumulated_pairs_have_the_gradients_of_the_larger_batch(tmp_path):
         assert torch.allclose(two[name], gradient, rtol=1e-3, atol=1e-5), name
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("pretext", ["labels", "denoising"])
 def test_half_precision_has_nearly_the_same_losses_and_finite_gradients(pretext):
     method = make(pretext=pretext)

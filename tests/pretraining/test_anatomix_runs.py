@@ -100,6 +100,7 @@ def test_the_form_without_a_dataset(tmp_path, monkeypatch, capsys):
     assert (out / "manifest.json").is_file()
 
 
+@pytest.mark.integration
 def test_plain_presets_are_the_stock_networks():
     for name, megabytes in (("plain4", 11), ("plain6", 62)):
         network = Architecture.from_plans(NETWORK_PRESETS[name].architecture, 1, 1).build()

@@ -329,6 +329,7 @@ class Troubled(Numbers):
         return super().__getitem__(index)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("trouble", "error", "message"),
     [
@@ -372,12 +373,10 @@ def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
     holder = os.fork()
     if not holder:
         with hold_folder(tmp_path):
-            worker = os.fork()
-            if not worker:
-                time.sleep(60)
-                os._exit(0)
-            atomic_write(tmp_path / "worker", lambda file: file.write(str(worker).encode()))
+            if not os.fork():  # the worker
+                atomic_write(tmp_path / "worker", lambda file: file.write(str(os.getpid()).encode()))
             time.sleep(60)
+            os._exit(0)
     while not (tmp_path / "worker").exists():
         time.sleep(0.01)
     os.kill(holder, signal.SIGKILL)
@@ -419,6 +418,7 @@ class Collapsed(Line):
         return ["collapse: all targets are equal; lower the rate"] if len(self.updates) > 2 else []
 
 
+@pytest.mark.integration
 def test_a_problem_is_an_error_in_the_log_and_the_run_goes_on(tmp_path, caplog):
     loop = make_loop(Collapsed(), tmp_path, epochs=3, iterations=2)
     loop.run()
@@ -470,6 +470,7 @@ class Thermometer:
         return {"warmth": float(self.calls)}
 
 
+@pytest.mark.integration
 def test_a_monitor_measures_the_start_every_second_epoch_and_the_end(tmp_path):
     loop = make_loop(Line(), tmp_path, epochs=5, iterations=1)
     loop.monitor = Thermometer()

@@ -216,6 +216,7 @@ class Stub:
         return make_embedding(fine, coarse, (2, 2, 2), (4, 4, 4), (24, 8, 8), self.spacing)
 
 
+@pytest.mark.integration
 def test_the_table_contains_every_match_and_both_limits(monkeypatch):
     """Against matching pair by pair: 8 partners, similarity above 0.7, cycle error of at most 4 fine cells."""
     cases = [Case(str(i), "", (24, 8, 8), ((0, 24), (0, 8), (0, 8))) for i in range(10)]
@@ -244,6 +245,7 @@ def test_the_table_contains_every_match_and_both_limits(monkeypatch):
     assert len(seen) == 4
 
 
+@pytest.mark.integration
 def test_descriptors_are_kept_on_the_cpu(tmp_path, monkeypatch):
     """Mining holds one embedding at a time on the device, not the descriptors of all pairs."""
     moved = []
@@ -266,6 +268,7 @@ def test_the_other_alignments():
     assert (score == 1).all()
 
 
+@pytest.mark.integration
 def test_mining_finds_the_points_of_a_copy_of_the_volume(tmp_path):
     """Volumes with the same image match at the same point, with similarity 1 and a cycle error below one cell."""
     cases, _ = write_volumes(tmp_path / "a", 1)

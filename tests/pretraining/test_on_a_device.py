@@ -29,6 +29,7 @@ ADDITIONAL = {"anatomix": 3}
 MOST_WAITS_OF_A_PAIR = 2
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", sorted(entry.name for entry in registry.METHODS))
 def test_a_step_waits_once(name, tmp_path, monkeypatch):
     """The second step: the first one also moves templates. An epoch ends with an evaluation under autocast."""
@@ -49,6 +50,7 @@ def test_a_step_waits_once(name, tmp_path, monkeypatch):
     assert waits[0] == 1 + ADDITIONAL.get(name, 0), waits[1]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quirks", [False, True])
 def test_the_synthesis_of_a_batch_of_pairs_hardly_waits(quirks):
     """The number of waits does not depend on the number of pairs, nor on what is sampled."""
@@ -85,6 +87,7 @@ def test_a_patch_of_the_synthetic_volume_is_chosen_without_a_wait():
     assert emulator.total == 0, emulator.waits
 
 
+@pytest.mark.integration
 def test_a_later_patch_of_a_volume_waits_for_its_number_only(tmp_path):
     method = tiny_anatomix.make(patch=(16, 16, 16), volume=32, cuts=2)
     items = [method.dataset(8, 0, 0)[step] for step in (0, VOLUMES_IN_TURN)]

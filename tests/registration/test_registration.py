@@ -279,6 +279,7 @@ def files(tmp_path_factory):
     return folder, u
 
 
+@pytest.mark.integration
 def test_register_finds_a_known_way_between_two_contrasts(files, tmp_path, capsys):
     folder, u = files
     out = tmp_path / "out"
@@ -308,6 +309,7 @@ def test_register_finds_a_known_way_between_two_contrasts(files, tmp_path, capsy
     assert "folded: 0.000%" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_register_with_a_network_and_masks(files, tmp_path):
     folder, _ = files
     weights = small_checkpoints.write(tmp_path / "w.safetensors")
@@ -321,6 +323,7 @@ def test_register_with_a_network_and_masks(files, tmp_path):
     assert np.shape(record["affine"]) == (4, 4)
 
 
+@pytest.mark.integration
 def test_register_with_stock_weights_in_the_form_they_ship_in(files, tmp_path):
     preset = NETWORK_PRESETS["plain4"]
     planned = Architecture.from_plans(preset.architecture, 1, 1)
@@ -381,6 +384,7 @@ def test_checkerboard_takes_each_image_in_turn():
     np.testing.assert_array_equal(board[:2, :6], [[0, 0, 1, 1, 0, 0]] * 2)
 
 
+@pytest.mark.integration
 def test_one_simulated_pair_is_recovered_better_than_by_the_affine_map():
     simulated = simulate(48, seed=0)
     start = simulated.start()

@@ -135,6 +135,7 @@ def test_masks_depend_on_the_seed_and_a_core_lies_inside_of_its_shell():
             assert not (shell & core).any()
 
 
+@pytest.mark.integration
 def test_engines_use_the_shapes_that_are_named(tmp_path):
     options = {kind: SynthesisOptions(size=(32, 32, 32), shapes=kind) for kind in ("procedural", "formula", "mixed")}
     banks = {kind: made_templates(one, seed=0) for kind, one in options.items()}

@@ -55,6 +55,7 @@ def test_shapes_types_and_ranges(engine):
     assert not torch.allclose(*made.views, atol=0.1)
 
 
+@pytest.mark.integration
 def test_an_element_is_the_same_in_every_batch_and_every_engine(engine):
     together = engine.batch([7, 3, 11])
     for row, index in enumerate([7, 3, 11]):

@@ -75,6 +75,7 @@ def test_files_that_are_no_templates_are_named(tmp_path):
     assert "d.nii.gz could not be read as a label map" in refused("broken")
 
 
+@pytest.mark.integration
 def test_procedural_shapes_are_all_there_and_repeat():
     bank, again, other = (made_templates(SynthesisOptions(size=(64, 64, 64)), seed) for seed in (0, 0, 1))
     assert len(bank) > 60
@@ -166,6 +167,7 @@ def test_noise_gamma_and_repeatability(engine):
 # --- files --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_pairs_are_written_continued_and_pictured(tmp_path, capsys):
     out = tmp_path / "out"
     words = ["synthesize", str(out), "--size", "32", "-n"]
@@ -192,6 +194,7 @@ def test_pairs_are_written_continued_and_pictured(tmp_path, capsys):
     assert "these elements were made with other settings (seed was" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_a_data_set_as_nnunet_expects_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     assert main(["synthesize", "Shapes", "--size", "32", "-n", "2", "--as-dataset", "950"]) == 0

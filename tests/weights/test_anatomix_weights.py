@@ -48,6 +48,7 @@ def test_each_variant_is_recognised_and_read_to_its_last_key(tmp_path, variant):
     assert network.architecture.arch_kwargs["variant"] == variant
 
 
+@pytest.mark.integration
 def test_imported_network_computes_the_same_as_the_release(tmp_path):
     state = write_released(tmp_path / "anatomix.pth", prefix="_orig_mod.")
     checkpoint = load_checkpoint(import_foreign(tmp_path / "anatomix.pth"))

@@ -53,6 +53,7 @@ def test_the_encoder_has_the_tensors_of_the_release_and_one_position_table():
     assert trained == pytest.approx(7.65e6, abs=5e3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [(64, 64, 64), (64, 80, 128), (96, 96, 96)])
 def test_maps_have_the_planned_strides_whatever_the_patch(size):
     with torch.device("meta"):
@@ -120,6 +121,7 @@ def test_shifted_windows_are_direct_attention_among_the_places_of_a_window(size,
         assert torch.allclose(found[0][place], block.attn.proj(torch.cat(parts)), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.integration
 def test_axes_are_turned_before_the_encoder_and_back_after_it():
     torch.manual_seed(0)
     turned, straight = NNFormerEncoder(1, 8, (2, 1, 0)).eval(), NNFormerEncoder(1, 8, (0, 1, 2)).eval()
@@ -225,6 +227,7 @@ def write_teacher(path, state):
     return path
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("write", [write_student, write_teacher])
 def test_both_layouts_of_the_release_are_imported_with_their_own_index(tmp_path, write, capsys):
     state = released_state()
@@ -280,6 +283,7 @@ def training_checkpoint(state):
     return {"student": student, "teacher": teacher, **rest}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("side", "factor"), [("teacher", 2), ("student", 1)])
 def test_a_training_checkpoint_gives_its_teacher_or_else_its_student(tmp_path, side, factor):
     state, file = released_state(), tmp_path / "checkpoint.pth"
@@ -294,6 +298,7 @@ def test_a_training_checkpoint_gives_its_teacher_or_else_its_student(tmp_path, s
     assert torch.equal(checkpoint.section("network")[f"encoder.{name}"], factor * state[f"model_down.{name}"])
 
 
+@pytest.mark.integration
 def test_a_training_checkpoint_of_another_method_or_with_a_gap_is_refused(tmp_path):
     file = tmp_path / "checkpoint.pth"
     torch.save({"student": {"module.backbone.x": torch.ones(1)}, "teacher": {"backbone.x": torch.ones(1)}}, file)

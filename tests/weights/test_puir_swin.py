@@ -125,6 +125,13 @@ def test_another_layout_is_refused_key_by_key(tmp_path, change):
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.parametrize("width", [0, 13])
+def test_a_width_that_no_network_has_is_refused(tmp_path, width):
+    state = released_puir() | {STEM[0]: torch.zeros(width, 4, 2, 2, 2)}
+    with pytest.raises(WeightsIncompatibleError, match=rf"has {width} filters, expected a multiple of 12"):
+        import_foreign(save(state, tmp_path / "a.pt"))
+
+
 @pytest.mark.slow
 def test_the_network_for_one_channel_gives_the_output_of_that_for_four(imported):
     one, four = (PUIRSwinUNETR(channels, 4, **arch_kwargs(WIDTH, 1)).eval() for channels in (1, 4))

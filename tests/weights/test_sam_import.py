@@ -22,6 +22,7 @@ def released():
     return released_state()
 
 
+@pytest.mark.integration
 def test_a_released_file_becomes_a_checkpoint(released, tmp_path):
     path = tmp_path / "SAM.pth"
     torch.save({"state_dict": {**released, "semantic_head.weight": torch.ones(2)}, "meta": {"iter": 20000}}, path)
@@ -42,6 +43,7 @@ def test_a_released_file_becomes_a_checkpoint(released, tmp_path):
     assert torch.equal(embed.encoder.conv1.bn.running_var, released["backbone.conv1.bn.running_var"])
 
 
+@pytest.mark.integration
 def test_it_is_a_start_for_a_run_of_the_same_backbone_and_features(released, tmp_path):
     path = tmp_path / "SAM.pth"
     torch.save({"state_dict": released}, path)

@@ -42,6 +42,7 @@ def decoder_step(decoder: nn.Module, level: int, coarse: Tensor, skip: Tensor) -
     return decoder.stages[number](torch.cat((decoder.transpconvs[number](coarse), skip), 1))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("network_class", NETWORKS)
 def test_four_stages_fill_the_finest_of_six_and_compute_the_same(path: Path, image: Tensor, network_class: str) -> None:
     source = build(planned(FOUR, network_class), seed=2).eval()  # the teacher of the file

@@ -41,6 +41,7 @@ def maps_of(network: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [m.permute(0, 1, 4, 3, 2) for m in network.swinViT(x.permute(0, 1, 4, 3, 2), True)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("version", [1, 2])
 def test_it_computes_monais_function_in_the_axis_order_of_its_pretraining(version):
     ours = SwinUNETR(1, 3, **arch_kwargs(WIDTH, version)).eval()
@@ -58,6 +59,7 @@ def test_it_computes_monais_function_in_the_axis_order_of_its_pretraining(versio
     assert [tuple(o.shape[2:]) for o in outputs] == [(64 // s, 32 // s, 32 // s) for s in (1, 2, 4, 8, 16)]
 
 
+@pytest.mark.integration
 def test_the_contract_of_encoders_and_every_parameter_gets_a_gradient():
     network = SwinUNETR(2, 3, **arch_kwargs(WIDTH, 1), deep_supervision=True)
     x = image(2)
@@ -93,6 +95,12 @@ def test_other_networks_are_refused(change):
         SwinUNETR(1, 1, **{**arch_kwargs(WIDTH, 1), **change})
 
 
+def test_the_meta_device_gets_the_whole_network():
+    with torch.device("meta"):
+        network = SwinUNETR(1, 2, **arch_kwargs(240, 2))
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
+
+
 def test_a_missing_monai_is_named(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "monai" else real(name))
@@ -103,6 +111,7 @@ def test_a_missing_monai_is_named(monkeypatch):
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("source", "name", "content", "version"), FILES, ids=[f"{f[0]}-{f[1]}" for f in FILES])
 def test_every_spelling_is_imported_and_computes_the_same(tmp_path, source, name, content, version):
     content = content()
@@ -135,6 +144,7 @@ def test_import_and_export_are_bit_equal(tmp_path):
         names_of(trusted_architecture(load_checkpoint(out)))
 
 
+@pytest.mark.integration
 def test_equal_channels_give_the_output_of_one(tmp_path):
     checkpoint = load_checkpoint(import_foreign(save(MONAI["swin_vit"](), tmp_path / "a.pt")))
     network = SwinUNETR(3, 2, **arch_kwargs(WIDTH, 1)).eval()

@@ -103,6 +103,8 @@ def test_a_sam_checkpoint_runs_no_code_that_its_header_names(embedding, tmp_path
         {"nonlin": "torch.nn.modules.module.os.system"},
         {"nonlin": ["torch.nn.ReLU"]},
         {"n_stages": 10**6},
+        {"n_conv_per_stage": 4096},
+        {"n_conv_per_stage": [2, 2, 65]},
         {"features_per_stage": [10**9] * 3},
         {"input_channels": 10**9},
         {"input_channels": "1"},

@@ -107,7 +107,7 @@ def _facts(record: Mapping[str, Any], out: Path) -> list[str]:
         f"{iterations} iterations per epoch",
         f"mirroring at prediction: {'yes' if described['mirroring'] else 'no'}",
     ]
-    facts += [f"tolerance of NSD: {described['tolerance']} mm"] if described["tolerance"] is not None else []
+    facts += [f"tolerance of NSD: {described['tolerance']} mm"] if described.get("tolerance") is not None else []
     several = _distinct(record, "versions")
     for package in dict.fromkeys(package for versions in several for package in versions):
         found = dict.fromkeys(versions[package] for versions in several if versions.get(package))

@@ -39,7 +39,7 @@ def stored_jobs(out: Path) -> list[Job]:
         "",
         described["mirroring"],
         stored_tests(out.resolve(), described, dataset["file_ending"]),
-        described["tolerance"],
+        described.get("tolerance"),
     )
     arms = [Arm(name, arm["trainer"], plans=arm.get("plans")) for name, arm in described["arms"].items()]
     subsets = stored_subsets(described)

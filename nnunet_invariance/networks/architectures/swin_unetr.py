@@ -1,11 +1,12 @@
 """MONAI's SwinUNETR (arXiv 2201.01266) as a network that plans can name."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import MissingPackageError, UnsupportedConfigurationError
@@ -46,8 +47,19 @@ def arch_kwargs(width: int, version: Literal[1, 2], axes: Sequence[int] = AXES) 
     return {**sizes, "axes": list(axes), "version": version}
 
 
+class _NumbersOnCPU(TorchFunctionMode):
+    """Sends ``torch.linspace`` to the CPU: MONAI reads its numbers, which the meta device does not have."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.linspace:
+            kwargs = {**(kwargs or {}), "device": "cpu"}
+        return func(*args, **(kwargs or {}))
+
+
 def monai_network(input_channels: int, num_classes: int, width: int, version: int) -> Any:
-    """MONAI's own network, on the CPU.
+    """MONAI's own network, on the default device.
 
     Raises:
         MissingPackageError: MONAI is not installed.
@@ -57,8 +69,7 @@ def monai_network(input_channels: int, num_classes: int, width: int, version: in
         raise MissingPackageError(f"{msg}Install it: {install_command('swin')}")
     from monai.networks.nets import SwinUNETR as Theirs  # the import takes seconds
 
-    # MONAI reads numbers out of a tensor, which a device without memory does not have.
-    with torch.device("cpu"):
+    with _NumbersOnCPU():
         return Theirs(input_channels, num_classes, feature_size=width, use_v2=version == 2)
 
 
@@ -178,7 +189,7 @@ class SwinUNETR(nn.Module):
         width = features_per_stage[0]
         found = (n_stages, list(features_per_stage), [list(stride) for stride in strides], sorted(axes))
         wanted = (len(STRIDES), features(width), STRIDES, [0, 1, 2])
-        if found != wanted or width % WIDTH_UNIT or version not in (1, 2):
+        if found != wanted or width < 1 or width % WIDTH_UNIT or version not in (1, 2):
             raise UnsupportedConfigurationError(
                 f"SwinUNETR was given stages, widths, strides and axes {found} and version {version!r}; expected "
                 f"{wanted} with a width that is a multiple of {WIDTH_UNIT}, and version 1 or 2. Take the plans that "

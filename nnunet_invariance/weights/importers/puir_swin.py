@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.architectures.puir_swin import PATCH, SIDE, PUIRSwinUNETR
-from nnunet_invariance.networks.architectures.swin_unetr import arch_kwargs, features
+from nnunet_invariance.networks.architectures.swin_unetr import WIDTH_UNIT, arch_kwargs, features
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.weights.importers.monai_swin import own_name, swin_network
 from nnunet_invariance.weights.importers.network import ForeignNetwork, without_wrappers
@@ -84,6 +84,9 @@ def _beside(width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _check(path: Path, state: Mapping[str, Tensor], width: int) -> None:
+    if width < 1 or width % WIDTH_UNIT:
+        msg = f"{path} is not {DESCRIPTION}: {STEM[0]} has {width} filters, expected a multiple of {WIDTH_UNIT}. "
+        raise WeightsIncompatibleError(msg + "Use the file as it was released.")
     wanted = layout(width)
     lines = [f"  {key}: not in the file" for key in wanted if key not in state]
     lines += [f"  {key}: not in the release" for key in state if key not in wanted]

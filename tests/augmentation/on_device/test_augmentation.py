@@ -130,6 +130,7 @@ def test_each_intensity_transform_has_the_distribution_of_nnunets(index, device)
     assert_same_distribution(*ours_and_theirs(pipeline, "3d", 150, device))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_the_geometry_has_the_distribution_of_nnunets(case, device):
     pipeline = stock(**CASES[case])
@@ -137,6 +138,7 @@ def test_the_geometry_has_the_distribution_of_nnunets(case, device):
     assert_same_distribution(*ours_and_theirs(pipeline, case, 120, device))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_the_whole_has_the_distribution_of_nnunets(case, device):
     assert_same_distribution(*ours_and_theirs(stock(**CASES[case], certain=False), case, 200, device))
