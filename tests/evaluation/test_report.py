@@ -15,9 +15,13 @@ from nnunet_invariance.cli.main import main
 from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.evaluation.report import cases
 from nnunet_invariance.evaluation.report.page import write_report
-from nnunet_invariance.evaluation.report.results import natural
+from nnunet_invariance.evaluation.report.pictures import draw_means
+from nnunet_invariance.evaluation.report.results import compute_results, natural
+from nnunet_invariance.evaluation.report.tables import headline
 from nnunet_invariance.evaluation.runner.record import add_command
 from nnunet_invariance.evaluation.runner.stored import state, stored_jobs
+from nnunet_invariance.evaluation.scoring.scores import Score
+from nnunet_invariance.evaluation.statistics.effects import Contrast
 from tests.helpers.stored_comparison import DATASET, UNFINISHED, write_comparison
 
 
@@ -94,6 +98,36 @@ def test_the_verdict_comes_first_in_one_sentence(text):
     assert "largest decided difference is +0.1" in words
     assert "MAE against Alice_scratch, 3 shots." in words
     assert text.index('class="verdict"') < text.index("<img ") < text.index("<table>")
+
+
+def scored(values: dict[str, float]) -> list[Score]:
+    """One class of six cases in three draws, with the same Dice in every case of an arm."""
+    draws = [(draw, case) for draw in range(3) for case in range(6)]
+    return [
+        Score("5 shots", draw, arm, f"case_{case}", "organ", dice, dice, 1.0, 9, 9)
+        for arm, dice in values.items()
+        for draw, case in draws
+    ]
+
+
+def test_two_arms_that_are_each_others_reference_count_once_in_the_verdict():
+    contrasts = [Contrast("A", "B", "B"), Contrast("B", "A", "A"), Contrast("A", "B", "own twin")]
+    effects = compute_results(scored({"A": 0.8, "B": 0.7}), contrasts, seed=0).main_effects
+    assert len(effects) == 3
+    assert headline(effects, {}).startswith("A is better than B: +0.100 Dice")
+    third = compute_results(scored({"A": 0.8, "B": 0.7, "C": 0.4}), [*contrasts, Contrast("C", "A", "A")], seed=0)
+    assert headline(third.main_effects, {}).startswith("2 comparisons: 1 better, 1 worse; the largest")
+
+
+def test_the_legend_of_long_names_fits_into_the_figure(monkeypatch):
+    figures = []
+    monkeypatch.setattr("nnunet_invariance.evaluation.report.pictures.png", figures.append)
+    for names in (["short", "names"], [f"AliceTrainer_{i}_with-a-long-name" for i in range(4)]):
+        means = compute_results(scored(dict.fromkeys(names, 0.5)), [], seed=0).main_means
+        draw_means(means, ["5 shots"], "Dice")
+        figure = figures.pop()
+        figure.draw_without_rendering()
+        assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(("number", "ranks"), [(0, {}), (1, {"worst": 0}), (2, {"worst": 0, "best": 1})])

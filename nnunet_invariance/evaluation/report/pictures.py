@@ -16,6 +16,8 @@ from nnunet_invariance.evaluation.statistics.effects import ArmMean, Effect
 
 #: Number of conditions, and of characters of their names, that fit side by side.
 SIDE_BY_SIDE, CHARACTERS = 4, 40
+#: Characters on a line of the legend, with 7 for every symbol.
+LEGEND_CHARACTERS = 75
 VERDICT_COLOURS = {"better": "#1b7837", "worse": "#b00020", "not decided": "#555555"}
 
 
@@ -54,7 +56,8 @@ def draw_means(
     _label_conditions(axis, conditions)
     axis.set_ylabel(title)
     axis.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside lower left", ncols=3, fontsize=9)
+    longest = max(len(names.get(arm, arm)) for arm in arms)
+    figure.legend(loc="outside lower left", ncols=max(1, min(3, LEGEND_CHARACTERS // (longest + 7))), fontsize=9)
     return png(figure)
 
 

@@ -29,9 +29,10 @@ NSD 0 and, as HD95, the diagonal of the image. docs/evaluation.md has the equati
 
 
 def headline(effects: Sequence[Effect], names: Mapping[str, str]) -> str:
-    """The verdict of all contrasts in one sentence."""
+    """The verdict of all contrasts in one sentence; two arms that are each other's reference count once."""
     if not effects:
         return "No two arms can be compared yet."
+    effects = _different_pairs(effects)
     if len(effects) == 1:
         (e,) = effects
         numbers = f"{e.mean:+.3f} Dice (95 % interval {e.low:+.3f} to {e.high:+.3f}, {counted(e.cases, 'test case')})"
@@ -45,6 +46,14 @@ def headline(effects: Sequence[Effect], names: Mapping[str, str]) -> str:
         return f"{text}."
     e = max(decided, key=lambda e: abs(e.mean))
     return f"{text}; the largest decided difference is {e.mean:+.3f} Dice: {_comparison(e, names)}, {e.condition}."
+
+
+def _different_pairs(effects: Iterable[Effect]) -> list[Effect]:
+    """The first effect of every pair of arms under every condition, whichever arm is the reference."""
+    first: dict[tuple[frozenset[str], str], Effect] = {}
+    for e in effects:
+        first.setdefault((frozenset((e.arm, e.reference)), e.condition), e)
+    return list(first.values())
 
 
 def arm_legend(arms: Iterable[str], starts: Mapping[str, str], names: Mapping[str, str]) -> str:
