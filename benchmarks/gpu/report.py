@@ -61,7 +61,7 @@ def page(content: Mapping[str, Any]) -> str:
         found = phases.get(name)
         status = NOT_RUN if found is None else f"{found['status']}, {found['seconds']} s"
         rows.append([f"`{name}`", phase.shows, f"{phase.seconds} s", status])
-    parts = [INTRODUCTION, "## Goals\n", markdown(["number", "goal", "measured", ""], goals)]
+    parts = [INTRODUCTION, "## Goals\n", markdown(["number", "goal", "measured", "outcome"], goals)]
     parts += ["\n## Phases\n", markdown(["phase", "what it shows", "limit", "last run"], rows)]
     parts += ["\n## Machine\n", _machines(phases)]
     return "\n".join(parts) + "\n"

@@ -19,6 +19,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 PICTURES = {".png", ".svg", ".jpg"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
+#: A name that needs less than half of a line on a phone.
+SHORT_CODE = re.compile(r"<code>([^<]{1,22})</code>")
 #: Packages whose public names are in the reference of the Python API.
 PACKAGES = (
     "losses",
@@ -65,6 +67,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
         return text
 
     return LINK.sub(rewrite, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep a short name, for example ``--c``, on one line."""
+    return SHORT_CODE.sub(r'<code class="short">\1</code>', html)
 
 
 def outside(path: Path, config: MkDocsConfig) -> bool:

@@ -1,4 +1,4 @@
-"""Every command of this package that README.md and docs/ show exists, with its sub-command and its flags."""
+"""The pages: every command that README.md and docs/ show exists, links lead somewhere, and lists stay whole."""
 
 import argparse
 import importlib
@@ -55,3 +55,9 @@ def test_the_readme_shows_commands():
 def test_links_between_the_pages_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?://|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_continues_a_list_item_after_an_empty_line_is_indented_by_four_spaces(page):
+    """With fewer, the site ends the list there."""
+    assert re.findall(r"^\n {1,3}\S.*", page.read_text(encoding="utf-8"), re.M) == []
