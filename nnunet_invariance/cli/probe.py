@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     )
     result, folder = run_probe(*_where(args), args.weights, args.methods, args.branch, options, args.device, args.out)
     print(to_text(result))
-    return finish(f"{folder / 'probe.png'}, probe.json, scores.csv", _next(args))
+    return finish(f"{folder / 'probe.html'}, probe.json, scores.csv", _next(args))
 
 
 def _next(args: argparse.Namespace) -> str:

@@ -124,9 +124,8 @@ def verdict(demo: Demo) -> str:
     names = short_names(list(dict.fromkeys(s.arm for s in results.scores)), PLANS)
     picture = draw_effects(results.main_effects, "difference in Dice, with 95 % interval", names)
     alternative = "Difference in Dice to the trainer without the method, with 95 % interval"
-    return (
-        f'<p class="verdict">{html.escape(headline(results.main_effects, names))}</p>\n{inline(picture, alternative)}'
-    )
+    figure = inline(picture, alternative, narrow=True)
+    return f'<p class="verdict">{html.escape(headline(results.main_effects, names))}</p>\n{figure}'
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:

@@ -1,10 +1,10 @@
-"""The results of a probe as text, CSV, JSON and one picture."""
+"""The results of a probe as text, CSV, JSON, a picture and a page."""
 
 import csv
 import io
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_invariance.common.atomic import atomic_write
+from nnunet_invariance.common.pictures import STYLE, png
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.evaluation.statistics.intervals import crossed_interval
+from nnunet_invariance.probing.page import make_page
 from nnunet_invariance.probing.protocol import ALL_MAPS, ProbeResult, ProbeScores
-
-RANDOM = "random"
-STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.frameon": False}
+from nnunet_invariance.probing.verdict import RANDOM, sentences
 
 
 def mean_and_interval(dice: np.ndarray) -> tuple[float, float, float]:
@@ -68,29 +69,12 @@ def summary(result: ProbeResult) -> dict[str, Any]:
     }
 
 
-def verdict(result: ProbeResult) -> str:
-    """One sentence per checkpoint: whether its features beat the best random network."""
-    together = [s for s in result.scores if s.random]
-    sentences = []
-    for scores in result.scores:
-        if scores.random:
-            continue
-        parts = []
-        for shots in result.options.shots:
-            own, best = scores.mean(shots), max((r.mean(shots) for r in together), default=float("nan"))
-            parts.append(f"{own:.3f} with {shots} labelled case{'' if shots == 1 else 's'} (best random {best:.3f})")
-        better = all(scores.mean(k) > max((r.mean(k) for r in together), default=np.inf) for k in result.options.shots)
-        word = "beats every random network" if better else "does not beat the best random network everywhere"
-        sentences.append(f"{scores.name} {word}: Dice {', '.join(parts)}.")
-    return "\n".join(sentences)
-
-
 def to_text(result: ProbeResult) -> str:
     """Text for the console: Dice of the whole hypercolumn by class, voxel retrieval, and Dice of each map alone."""
     data = summary(result)
-    lines = [verdict(result), ""]
+    lines = ["\n".join(sentences(data)), ""]
     for shots in result.options.shots:
-        lines.append(f"Dice of the linear probe, {shots} labelled case{'' if shots == 1 else 's'}:")
+        lines.append(f"Dice of the linear probe, {counted(shots, 'labelled case')}:")
         for name, entry in data["networks"].items():
             row = entry[f"{shots} shots"]
             by_class = "  ".join(f"{label} {v['mean']:.3f}" for label, v in row["classes"].items())
@@ -98,14 +82,14 @@ def to_text(result: ProbeResult) -> str:
     lines += ["", f"Voxel retrieval across cases (chance {data['retrieval_chance']:.3f}):"]
     lines += [f"  {name:<24} {entry['retrieval']:.3f}" for name, entry in data["networks"].items()]
     shots = result.options.shots[-1]
-    lines += ["", f"Dice of each map by itself, {shots} labelled case{'' if shots == 1 else 's'}:"]
+    lines += ["", f"Dice of each stage alone, {counted(shots, 'labelled case')}:"]
     names = list(data["networks"])
     lines.append("  " + " " * 12 + "  ".join(f"{name[:14]:>14}" for name in names))
     for feature_map in result.maps:
         cells = (data["networks"][name][f"{shots} shots"]["maps"][feature_map] for name in names)
         lines.append(f"  {feature_map:<12}" + "  ".join(f"{cell:>14.3f}" for cell in cells))
     if result.incomplete:
-        lines.append(f"The patch does not show all labelled voxels of {len(result.incomplete)} case(s).")
+        lines.append(f"The patch does not show all labelled voxels of {counted(len(result.incomplete), 'case')}.")
     return "\n".join(lines)
 
 
@@ -137,35 +121,42 @@ def draw(result: ProbeResult) -> Figure:
             maps = [values[-1]["maps"][m] for m in result.maps]
             right.plot(range(len(maps)), maps, "o-", color=colour, label=name)
         left.set_xticks(range(len(shots)), [str(k) for k in shots])
-        left.set(xlabel="labelled cases", ylabel="Dice of the linear probe", ylim=(0, 1), title="Whole hypercolumn")
-        left.legend()
+        left.set(xlabel="labelled cases", ylabel="Dice of the linear probe", ylim=(0, 1), title="All stages together")
+        left.set_xlim(-0.3, len(shots) - 0.3)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=4)
         right.set_xticks(range(len(result.maps)), [m.replace("_", "\n") for m in result.maps])
-        right.set(ylabel="Dice", ylim=(0, 1), title=f"Each stage by itself, {shots[-1]} labelled cases (0: finest)")
+        right.set(
+            ylabel="Dice", ylim=(0, 1), title=f"Each stage alone, {counted(shots[-1], 'labelled case')} (0: finest)"
+        )
     return figure
 
 
-def write_report(result: ProbeResult, folder: Path, features: bytes) -> None:
-    """Write ``probe.json``, ``scores.csv``, ``probe.png`` and ``features.png``, whose content is ``features``.
+def write_report(result: ProbeResult, folder: Path, title: str, features: bytes, warnings: Sequence[str] = ()) -> Path:
+    """Write ``probe.html``, ``probe.json``, ``scores.csv``, ``probe.png`` and ``features.png``; returns the page.
+
+    Args:
+        features: content of ``features.png``.
+        warnings: what a reader of the page has to know before the numbers.
 
     Raises:
         OutputError: the folder is not writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
-    fields = ["network", "shots", "map", "draw", "case", "class", "dice"]
-    writer = csv.DictWriter(text, fields)
+    writer = csv.DictWriter(text, ["network", "shots", "map", "draw", "case", "class", "dice"])
     writer.writeheader()
     writer.writerows(rows(result))
-    picture = io.BytesIO()
-    draw(result).savefig(picture, format="png", dpi=110)
+    data, curves = summary(result), png(draw(result))
     contents = {
         "scores.csv": text.getvalue().encode(),
-        "probe.png": picture.getvalue(),
+        "probe.png": curves,
         "features.png": features,
-        "probe.json": json.dumps(summary(result), indent=1).encode(),
+        "probe.json": json.dumps(data, indent=1).encode(),
+        "probe.html": make_page(title, data, curves, features, warnings).encode(),
     }
     for name, content in contents.items():
         _write(folder / name, content)
+    return folder / "probe.html"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -64,9 +64,11 @@ def run_probe(
         for label, chosen in _branches(name, path, branch):
             networks[label] = load_probed_network(planned, path, chosen)
     labelled = labelled_cases(planned)
-    result = _probe_unseen(planned, networks, labelled, options, device, list(files.values()))
+    seen, warnings = _seen_cases(list(files.values()), labelled)
+    result = probe(planned, networks, labelled, options, device, seen)
     folder = out or results_folder() / planned.name / "probing" / f"{plans}__{configuration}"
-    write_report(result, folder, _features(planned, networks, result.test[0], device))
+    title = f"Linear probe: {planned.name}, {configuration}, {plans}"
+    write_report(result, folder, title, _features(planned, networks, result.test[0], device), warnings)
     return result, folder
 
 
@@ -93,24 +95,14 @@ def labelled_cases(planned: PlannedDataset) -> list[str]:
     return labelled
 
 
-def _probe_unseen(
-    planned: PlannedDataset,
-    networks: dict[str, nn.Module],
-    labelled: Sequence[str],
-    options: ProbeOptions | None,
-    device: str,
-    files: Sequence[Path],
-) -> ProbeResult:
-    """Choose test cases that no pre-training has seen, if there are at least two such labelled cases.
-
-    Otherwise a pre-training may have seen the images (not the labels) of the test cases, and the log warns of it.
-    """
+def _seen_cases(files: Sequence[Path], labelled: Sequence[str]) -> tuple[set[str], list[str]]:
+    """The cases that a pre-training has seen, which are no test cases; without two others, none and a warning."""
     seen = seen_cases([path for path in files if (path.parent / "manifest.json").is_file()])
-    free = set(labelled) - seen
-    if len(free) < 2:
-        logger.warning("the pre-trainings have seen the images (not the labels) of the test cases")
-        seen = set()
-    return probe(planned, networks, labelled, options, device, seen)
+    if len(set(labelled) - seen) >= 2:
+        return seen, []
+    warning = "The pre-trainings have seen the images (not the labels) of the test cases."
+    logger.warning(warning)
+    return set(), [warning]
 
 
 def _branches(name: str, path: Path, branch: str) -> list[tuple[str, Branch | None]]:

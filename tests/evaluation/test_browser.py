@@ -18,6 +18,7 @@ from nnunet_invariance.evaluation.report.page import write_report
 from tests.helpers.browser import Browser, find_browser, open_browser
 from tests.helpers.stored_comparison import write_comparison
 from tests.helpers.stored_demo import write_demo
+from tests.helpers.stored_probe import probe_result, write_probe
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="neither Chromium nor Chrome is installed")
 AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
@@ -30,13 +31,14 @@ SERIOUS = """axe.run().then(found => found.violations.filter(v => ["serious", "c
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
-    """The report of a small comparison, and the page of a demo."""
+    """The report of a small comparison, the page of a demo, and the page of a probe."""
     folder = tmp_path_factory.mktemp("pages")
     demo = write_demo(folder / "demo")
     steps = [Step("planning", ["nnUNetv2_plan_and_preprocess -d 990 " + "x" * 200], 12.3)]
     return {
         "report": write_report(write_comparison(folder / "comparison", ("all channels", "without T1"))),
         "demo": write_page(demo, draw(Demo(demo, 1)), steps, ["nnUNetv2_train <own>"]),
+        "probe": write_probe(folder / "probe", probe_result({"mae": (0.6, 0.8), "random 0": (0.2, 0.3)}), ("Seen.",)),
     }
 
 
@@ -47,7 +49,7 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["report", "demo"])
+@pytest.mark.parametrize("name", ["report", "demo", "probe"])
 def test_a_page_fits_every_width_and_reports_no_error(name, pages, browser, tmp_path):
     for width in WIDTHS:
         for dark in (False, True) if width == WIDTHS[0] else (False,):
@@ -71,7 +73,7 @@ def serious_findings(browser: Browser, page: Path, dark: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "demo"])
+@pytest.mark.parametrize("name", ["report", "demo", "probe"])
 def test_axe_finds_nothing_serious(name, dark, pages, browser):
     assert serious_findings(browser, pages[name], dark) == []
 

@@ -138,7 +138,10 @@ def test_the_command_writes_a_table_a_picture_and_scores(tiny, results, tmp_path
     where = [tiny.name, "3d_fullres", "-device", "cpu"]
     few = ["--shots", "1", "--draws", "1", "--test-cases", "2", "--random", "1", "--out", str(tmp_path / "probe")]
     assert main(["probe", *where, *few]) == 0
-    assert "Dice of the linear probe, 1 labelled case" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Dice of the linear probe, 1 labelled case" in printed
+    assert f"finished: {tmp_path / 'probe' / 'probe.html'}" in printed
+    assert "No checkpoint was probed; 1 random network can be compared." in (tmp_path / "probe/probe.html").read_text()
     data = json.loads((tmp_path / "probe/probe.json").read_text())
     assert set(data["networks"]) == {"random"}
     with open(tmp_path / "probe/scores.csv", newline="") as file:
