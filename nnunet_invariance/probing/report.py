@@ -122,7 +122,7 @@ def draw(result: ProbeResult) -> Figure:
             right.plot(range(len(maps)), maps, "o-", color=colour, label=name)
         left.set_xticks(range(len(shots)), [str(k) for k in shots])
         left.set(xlabel="labelled cases", ylabel="Dice of the linear probe", ylim=(0, 1), title="All stages together")
-        left.set_xlim(-0.3, len(shots) - 0.3)
+        left.set_xlim(-0.3, len(shots) - 0.7)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=4)
         right.set_xticks(range(len(result.maps)), [m.replace("_", "\n") for m in result.maps])
         right.set(
