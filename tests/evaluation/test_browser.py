@@ -72,6 +72,7 @@ def serious_findings(browser: Browser, page: Path, dark: bool) -> list[str]:
     return browser.run(SERIOUS)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["report", "demo", "probe"])
 def test_axe_finds_nothing_serious(name, dark, pages, browser):

@@ -406,6 +406,7 @@ def test_organs_of_two_maps_are_scored_by_their_numbers():
     assert organs.judge(shifted)["organ"] == pytest.approx(expected)
 
 
+@pytest.mark.integration
 def test_a_run_goes_on_after_the_pairs_that_are_written(tmp_path, monkeypatch):
     out, begun, made = tmp_path / "r.json", [], simulate(32, 0)
 

@@ -26,6 +26,7 @@ def test_a_call_makes_pairs_that_can_be_unpacked(device):
     assert labels.device.type == first.device.type == device.type
 
 
+@pytest.mark.integration
 def test_size_and_seed_of_a_call(engine):
     assert engine(n=1, size=48).first.shape == (1, 1, 48, 48, 48)
     assert engine(n=1, size=(32, 48, 32)).labels.shape == (1, 1, 32, 48, 32)

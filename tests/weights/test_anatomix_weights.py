@@ -133,6 +133,7 @@ def test_the_command_line_imports_and_inspects(tmp_path, capsys):
     assert "AnatomixUNet" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_export_works_for_nnunet_and_is_refused_with_a_reason_for_nnssl(tmp_path):
     checkpoint = import_foreign(_file(tmp_path, "anatomix"))
     export_nnunet(checkpoint, tmp_path / "stock.pth", branch="student")

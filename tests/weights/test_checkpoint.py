@@ -149,6 +149,7 @@ def whole_metadata() -> dict:
     return {**metadata(architecture()), "format": 2, "created": "now", "sha256": "0" * 64}
 
 
+@pytest.mark.integration
 def test_every_flipped_bit_of_the_header_is_found(tmp_path: Path) -> None:
     """The metadata have a checksum of their own; names, dtypes and shapes are part of the tensors' checksum."""
     path = write(tmp_path / "c.safetensors", options={"betas": [0.9, 0.999]})

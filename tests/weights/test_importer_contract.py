@@ -93,6 +93,7 @@ def without_one_of_the_encoder(content: dict, first: dict) -> None:
     raise AssertionError("no tensor of the encoder stands in the file as it is")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("source", "network"), PARAMETERS)
 def test_files_are_imported_bit_by_bit_and_refused_with_a_gap(tmp_path, source, network):
     file = tmp_path / "a.pth"

@@ -20,6 +20,7 @@ pytest.importorskip("monai")
 OWN_STEM = ("encoder.swin.patch_embed.proj.weight", *(f"decoder.{name}" for name in STEM[1:]))
 
 
+@pytest.mark.integration
 def test_the_layout_is_that_of_the_release():
     """Numbers of entries and parameters, and shapes, as our notes on the release have them."""
     shapes = layout(48)
@@ -75,6 +76,7 @@ def imported(tmp_path_factory):
     return load_checkpoint(import_foreign(file))
 
 
+@pytest.mark.integration
 def test_a_released_file_is_imported_completely(imported):
     metadata = imported.metadata
     assert metadata["architecture"]["network_class_name"] == NETWORK

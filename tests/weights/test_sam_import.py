@@ -70,6 +70,7 @@ def test_it_is_a_start_for_a_run_of_the_same_backbone_and_features(released, tmp
             method(**options).prepare(*nothing, resume=False)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("key", "error"),
     [("backbone.layer2.1.conv2.conv.weight", "encoder.layer2.1.conv2.conv.weight"),

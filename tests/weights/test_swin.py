@@ -134,6 +134,7 @@ def test_every_spelling_is_imported_and_computes_the_same(tmp_path, source, name
             assert torch.allclose(mine, their, atol=1e-6)
 
 
+@pytest.mark.integration
 def test_import_and_export_are_bit_equal(tmp_path):
     out = import_foreign(save(MONAI["whole"](), tmp_path / "a.pt"))
     export_nnunet(out, tmp_path / "back.pth", branch="student")

@@ -189,6 +189,7 @@ def calls() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.integration
 def test_only_listed_files_import_or_build_by_name():
     for file, called in calls():
         for name, allowed in CALLS.items():
@@ -203,5 +204,6 @@ def test_no_file_imports_pydoc_or_another_pickle():
         assert not re.search(r"^\s*(from|import) (pydoc|dill|joblib|marshal)\b", file.read_text(), re.M), file
 
 
+@pytest.mark.integration
 def test_the_walk_sees_calls():
     assert ("nnunet_invariance/networks/planned.py", "get_network_from_plans") in calls()
