@@ -49,10 +49,12 @@ def prepared(dataset: str, arm: str, seed: int, arguments: argparse.Namespace) -
         "augmentation": arm,
         "seed": seed,
         "precision": arguments.precision,
+        "mirroring": arguments.mirroring,
         "iterations_per_epoch": arguments.iterations // epochs,
         "val_iterations_per_epoch": 1,
     }
-    name = f"{arguments.plans}_{arguments.iterations}it_{arm}_seed{seed}"
+    mirrored = "" if arguments.mirroring == "all" else f"_mirroring_{arguments.mirroring}"
+    name = f"{arguments.plans}_{arguments.iterations}it{mirrored}_{arm}_seed{seed}"
     write_plans_copy(dataset, arguments.plans, name, arguments.configuration, block)
     return Training(dataset, arm, seed, name)
 
@@ -94,6 +96,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="the iterations are divided among them")
     parser.add_argument("--precision", default="auto", help="option of both arms")
+    parser.add_argument("--mirroring", choices=("all", "auto"), default="all", help="option of both arms")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -114,7 +117,7 @@ def main() -> int:
             steps.run(training.name, [*command, "-device", arguments.device, "--c"])
             inputs = {
                 name: getattr(arguments, name)
-                for name in ("plans", "configuration", "iterations", "epochs", "precision")
+                for name in ("plans", "configuration", "iterations", "epochs", "precision", "mirroring")
             }
             publish("device_augmentation", described, {"input": inputs, **table(trainings, arguments)}, arguments.out)
     except InvarianceError as error:
