@@ -25,7 +25,16 @@ __all__ = ["check_image", "read_image", "write_image", "write_like"]
 _NIFTI = (".nii", ".nii.gz")
 _SMALLEST_VOLUME = 1e-12  # voxel volume in mm^3
 _REMEDY = "Replace the file or leave it out."
-_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+)
 
 
 def read_image(path: Path) -> sitk.Image:

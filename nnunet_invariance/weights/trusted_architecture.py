@@ -133,14 +133,20 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
     if name not in CLASSES:
         msg = f"{path} contains a {name}, which our trainers cannot use: they use {', '.join(CLASSES)}. "
         raise WeightsIncompatibleError(msg + "Use it with the tool that wrote it.")
-    arguments, required = plain(path, entry["arch_kwargs"]), tuple(plain(path, entry["_kw_requires_import"]))
-    if not all(isinstance(key, str) for key in required):
+    arguments, required = plain(path, entry["arch_kwargs"]), plain(path, entry["_kw_requires_import"])
+    if not (isinstance(required, list) and all(isinstance(key, str) for key in required)):
         raise malformed(path, f"the names of its classes are {required!r}", "a list of arguments")
     for key in required:
         value = arguments.get(key)
         if value is not None and not (isinstance(value, str) and value in LAYER_NAMES):
             expected = f"a layer of torch.nn: one of {', '.join(LAYERS)}"
             raise malformed(path, f"argument {key!r} of its network is {value!r}", expected)
+    _check_sizes(path, name, arguments)
+    return Architecture(CLASSES[name], arguments, tuple(required), channels, classes)
+
+
+def _check_sizes(path: Path, name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers that plans never have, before a network is built from them."""
     stages = arguments.get("n_stages")
     if not isinstance(stages, int) or not 2 <= stages <= MOST_STAGES:
         raise malformed(path, f"its network has {stages!r} stages", f"2 to {MOST_STAGES}")
@@ -152,10 +158,9 @@ def architecture_of(path: Path, entry: Mapping[str, Any], channels: int, classes
     )
     if not blocks <= MOST_BLOCKS:  # a convolution takes memory even on the meta device
         raise malformed(path, f"a stage of its network has {blocks} convolutions or blocks", f"at most {MOST_BLOCKS}")
-    largest = max(_numbers([arguments, channels, classes]))
+    largest = max(_numbers(arguments))
     if not largest <= LARGEST:
         raise malformed(path, f"its network has an argument of {largest}", f"at most {LARGEST}")
-    return Architecture(CLASSES[name], arguments, required, channels, classes)
 
 
 def _anatomix_arguments(path: Path, given: Any) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+#: Bytes of two float32 in a NIfTI-1 header: pixdim[3] and vox_offset.
+LAST_SPACING, VOXEL_OFFSET = 88, 108
+
 
 def damaged_images(path: Path, shape: tuple[int, int, int] = (20, 21, 22), seed: int = 0) -> Iterator[tuple[str, str]]:
     """Write damaged NIfTI files, one after the other, to ``path`` (.nii.gz); yields the damage and its message."""
@@ -35,8 +38,11 @@ def damaged_images(path: Path, shape: tuple[int, int, int] = (20, 21, 22), seed:
     nibabel.save(nibabel.Nifti1Image(broken, np.eye(4)), path)
     yield "half of the voxels are NaN", "voxels that are NaN or infinite"
     for spacing in (0.0, np.nan, -1.0):
-        path.write_bytes(gzip.compress(_with_spacing(content, spacing)))
+        path.write_bytes(gzip.compress(_with_number(content, LAST_SPACING, spacing)))
         yield f"spacing {spacing}", f"has the spacing 1 x 1 x {spacing:g} mm, expected numbers above 0"
+    for offset in (np.inf, 1e30):
+        path.write_bytes(gzip.compress(_with_number(content, VOXEL_OFFSET, offset)))
+        yield f"voxels at byte {offset:g}", "cannot be read as an image"
     colours = np.zeros(shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), path)
     yield "colours", "has voxels of the type 'R G B', expected one real number each"
@@ -48,7 +54,7 @@ def damaged_images(path: Path, shape: tuple[int, int, int] = (20, 21, 22), seed:
     yield "four axes", r"has 4 axes \(20, 21, 22, 2\), expected 3"
 
 
-def _with_spacing(content: bytes, spacing: float) -> bytes:
+def _with_number(content: bytes, place: int, number: float) -> bytes:
     header = bytearray(content)
-    header[88:92] = np.float32(spacing).tobytes()  # pixdim[3]
+    header[place : place + 4] = np.float32(number).tobytes()
     return bytes(header)
