@@ -6,10 +6,12 @@ here imports torch at its top level, so that ``--help`` answers at once.
 
 import argparse
 import importlib
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from nnunet_invariance import __version__
 from nnunet_invariance.common.console import log_to_console
@@ -35,6 +37,16 @@ COMMANDS = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, like those of its commands, whose error suggests the nearest name of a command or method."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with status 2."""
+        if found := re.match(r"argument [^-].*invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
+            message += "." + did_you_mean(found[1], re.findall(r"[^', ]+", found[2]))
+        super().error(message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
@@ -44,9 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     modules = load_commands()
     parser = make_parser(modules)
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-") and words[0] not in modules:
-        hint = did_you_mean(words[0], modules)
-        parser.error(f"there is no command {words[0]!r}; expected one of {', '.join(modules)}.{hint}")
     args = parser.parse_args(words)
     args.command_line = shlex.join(["nnunet-invariance", *words])
     if args.command is None:
@@ -73,7 +82,7 @@ def load_commands() -> dict[str, ModuleType]:
 
 def make_parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     """The parser of the whole command line, from the modules of the commands by name."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nnunet-invariance",
         description="Pre-training for nnU-Net v2, and tools around it. Train and predict with nnU-Net's own commands, "
         "for example: nnUNetv2_train DATASET 3d_fullres 0 -tr AliceTrainer",

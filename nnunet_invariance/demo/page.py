@@ -77,10 +77,13 @@ def data_section(text: str, raws: Sequence[Path]) -> Section:
 
 
 def pretraining_section(heading: str, folder: Path) -> Section:
-    """Show the curves of a pre-training, and the warnings of its log in red."""
+    """Show the curves of a pre-training and what the network sees, and the warnings of its log in red."""
     picture = (folder / "progress.png").read_bytes()
     curves = inline(picture, "Losses and diagnostics of the pre-training, epoch by epoch")
-    return Section(heading, "\n".join([*map(notice, warnings_of(folder)), curves]))
+    parts = [*map(notice, warnings_of(folder)), curves]
+    if (samples := folder / "samples.png").is_file():
+        parts.append(inline(samples.read_bytes(), "What the network sees in the first batch, at the end"))
+    return Section(heading, "\n".join(parts))
 
 
 def transfer_section(demo: Demo) -> Section:

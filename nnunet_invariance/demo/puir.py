@@ -1,10 +1,11 @@
 """Demo of PUIR: pre-training on several modalities, modality translation, segmentation with missing modalities."""
 
+import html
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_invariance.common.html import inline, table
+from nnunet_invariance.common.html import details, inline, table
 from nnunet_invariance.common.pictures import panels, png
 from nnunet_invariance.demo.data import ENDING, MODALITIES, write_modalities
 from nnunet_invariance.demo.next_steps import next_steps
@@ -26,7 +27,7 @@ from nnunet_invariance.evaluation.report.names import short_names
 from nnunet_invariance.evaluation.report.pictures import draw_heat_map
 from nnunet_invariance.evaluation.scoring.scores import read_scores
 from nnunet_invariance.evaluation.statistics.effects import arm_means
-from nnunet_invariance.modality_translation.evaluate import CONVENTIONS, EXAMPLES, HEAD, read_pairs, summarise
+from nnunet_invariance.modality_translation.evaluate import CONVENTIONS, EXAMPLES, HEAD, headline, read_pairs, summarise
 
 STEPS = 5
 N_TRAIN, N_TEST = 9, 3
@@ -105,7 +106,9 @@ def _translation_section(demo: Demo) -> Section:
     """Show scores and pictures of the translation from each modality to every other."""
     folder = _translation(demo)
     picture = inline((folder / EXAMPLES).read_bytes(), "Real images, and the images predicted from each modality")
-    return Section("Modality translation", CONVENTIONS + table(HEAD, summarise(read_pairs(folder)), 7) + picture)
+    rows = read_pairs(folder)
+    scores = table(HEAD, summarise(rows), 7) + details("What do the columns mean?", CONVENTIONS)
+    return Section("Modality translation", f"<p>{html.escape(headline(rows))}</p>\n{picture}{scores}")
 
 
 def _subset_section(demo: Demo) -> Section:

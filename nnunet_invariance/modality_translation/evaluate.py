@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.csv_files import read_csv, write_csv
-from nnunet_invariance.common.html import inline, page, table
+from nnunet_invariance.common.html import details, inline, notice, page, table
 from nnunet_invariance.common.json_files import read_json, write_text
 from nnunet_invariance.common.pictures import panels, png
 from nnunet_invariance.common.progress import Progress
@@ -146,16 +146,27 @@ def summarise(rows: Sequence[PairScore]) -> list[tuple[str, ...]]:
     return lines
 
 
+def headline(rows: Sequence[PairScore]) -> str:
+    """The pairs of modalities with the smallest and the largest error, in one sentence."""
+    means = {
+        pair: float(np.mean([row.nmse for row in rows if (row.source, row.target) == pair]))
+        for pair in dict.fromkeys((row.source, row.target) for row in rows)
+    }
+    (source, target), (other, last) = min(means, key=lambda pair: means[pair]), max(means, key=lambda pair: means[pair])
+    text = f"{source} to {target} has the smallest error: NMSE {means[source, target]:.3f}, where 0 is perfect and a "
+    text += "blank image has 1"
+    return f"{text}; {other} to {last} has the largest: {means[other, last]:.3f}." if len(means) > 1 else f"{text}."
+
+
 def _page(dataset: str, rows: Sequence[PairScore], picture: bytes, seen: Sequence[str]) -> str:
     title = f"modality translation: {dataset}"
-    parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="verdict">{html.escape(headline(rows))}</p>']
     if seen:
-        what = f"The translator was trained on {len(seen)} of these cases: {', '.join(seen)}."
-        parts.append(f'<p class="notice">{html.escape(what)}</p>')
-    parts += ["<h2>From each source to each other modality</h2>", CONVENTIONS]
-    parts.append(table(HEAD, summarise(rows), 7))
+        parts.append(notice(f"The translator was trained on {len(seen)} of these cases: {', '.join(seen)}."))
     alternative = "Real images in the first row, then the images predicted from each source"
     parts += [f"<h2>{html.escape(rows[0].case)}</h2><p>{alternative}.</p>", inline(picture, alternative)]
+    parts += ["<h2>From each source to each other modality</h2>", table(HEAD, summarise(rows), 7)]
+    parts.append(details("What do the columns mean?", CONVENTIONS))
     return page(title, "\n".join(parts), width=72)
 
 

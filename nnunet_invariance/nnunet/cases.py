@@ -314,8 +314,8 @@ def make_manifest(
     if len(cases) < minimum:
         reasons = "; ".join(f"{s.name} {s.reason}" for s in skipped[:5]) or "none was skipped"
         msg = (
-            f"{len(cases)} usable volume(s) in {', '.join(f.name for f in folders)}, expected at least {minimum} "
-            f"({reasons}). Preprocess more cases, or add unlabelled scans with --images DIR."
+            f"{counted(len(cases), 'usable volume')} in {', '.join(f.name for f in folders)}, expected at least "
+            f"{minimum} ({reasons}). Preprocess more cases, or add unlabelled scans with --images DIR."
         )
         raise TooFewVolumesError(msg)
     return Manifest(tuple(cases), tuple(skipped))

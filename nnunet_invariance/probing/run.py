@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ComparisonError, WeightsNotFoundError
 from nnunet_invariance.evaluation.protocols.cases import preprocessed_cases, seen_cases
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
@@ -89,7 +90,8 @@ def labelled_cases(planned: PlannedDataset) -> list[str]:
     ending = planned.dataset_json["file_ending"]
     labelled = sorted(preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending))
     if len(labelled) < 4:
-        msg = f"{planned.folder} contains {len(labelled)} preprocessed case(s) with labels; a probe needs at least 4. "
+        found = counted(len(labelled), "preprocessed case")
+        msg = f"{planned.folder} contains {found} with labels; a probe needs at least 4. "
         command = f"nnUNetv2_plan_and_preprocess -d {planned.name} -c {planned.configuration_name}"
         raise ComparisonError(f"{msg}Run `{command}`.")
     return labelled

@@ -102,14 +102,28 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"nnunet-invariance {__version__}\n"
 
 
-def test_an_unknown_command_is_named_with_the_nearest_and_all_known_ones(capsys):
+@pytest.mark.parametrize(
+    ("words", "nearest", "another"),
+    [
+        (["pretrane"], "pretrain", "doctor"),
+        (["weights", "imprt", "nnunet", "FILE"], "import", "inspect"),
+        (["pretrain", "alcie", "1", "3d_fullres"], "alice", "mae"),
+    ],
+)
+def test_an_unknown_name_is_shown_with_the_nearest_and_all_known_ones(words, nearest, another, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["pretrane"])
+        cli.main(words)
     assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert "no command 'pretrane'" in error
-    assert "Did you mean 'pretrain'?" in error
-    assert "doctor" in error
+    error = capsys.readouterr().err.replace("\n", " ")
+    assert f"invalid choice: '{next(word for word in words if word not in cli.COMMANDS)}'" in error
+    assert f"Did you mean '{nearest}'?" in error
+    assert another in error
+
+
+def test_a_device_of_another_name_gets_no_suggestion(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["probe", "1", "3d_fullres", "-device", "gpu"])
+    assert "Did you mean" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -412,7 +412,7 @@ def compare(tiny, plans_name: str, out: Path, **changes) -> Path:
     [
         (
             {"test": ["case_000", "test_000", "nobody"]},
-            r"2 test case\(s\) have no image with a label: nobody, test_000",
+            r"2 test cases have no image with a label: nobody, test_000",
         ),
         ({"shots": [4]}, r"4 shots and 1 validation cases need 5 .*found 4"),
         ({"test": None, "n_test": 7}, r"7 test cases .* 6 of the 6 labelled"),

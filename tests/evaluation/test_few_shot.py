@@ -200,7 +200,7 @@ def test_what_cannot_be_made_is_said_before_any_pretraining(tiny, short, tmp_pat
 def test_a_test_case_that_a_pretraining_has_seen_is_refused(tiny, short, alice, tmp_path, capsys):
     assert main(few_shot_words(tiny, tmp_path / "out", "--test", "case_004")) == 2
     said = capsys.readouterr().err
-    assert "1 test case(s) are in the pre-training alice__ShortPlans__3d_fullres: case_004." in said
+    assert "1 test case is in the pre-training alice__ShortPlans__3d_fullres: case_004." in said
     assert "--transductive" in said
     assert not (tmp_path / "out").exists()
     path = alice[1] / "checkpoint_final.safetensors"
@@ -371,7 +371,7 @@ def test_a_folder_of_test_cases(tiny, stock, tmp_path):
     with pytest.raises(ComparisonError, match=r"new_case_001\.nii\.gz contains the label\(s\) 5, 6, 7, but dataset"):
         _test_cases(stock, folder, 0, 0, [])
     label.unlink()
-    with pytest.raises(ComparisonError, match=r"1 test case\(s\) have no image with a label: new_case_001"):
+    with pytest.raises(ComparisonError, match=r"1 test case has no image with a label: new_case_001"):
         _test_cases(stock, folder, 0, 0, [])
 
 

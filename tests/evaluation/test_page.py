@@ -61,7 +61,8 @@ def test_nothing_is_fetched_from_anywhere(page):
 
 def test_every_picture_decodes_and_says_what_it_shows(page):
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 5
+    assert len(pictures) == 6
+    assert "What the network sees" in pictures[3]["alt"]
     for attributes in pictures:
         assert attributes["alt"]
         kind, data = attributes["src"].split(",", 1)

@@ -90,7 +90,7 @@ def test_a_comparison_refuses_test_cases_and_links_the_others(tiny, arm, tmp_pat
     plan = Plan("few-shot", [SUBSET], lambda: labelled(tiny, "case_005"), ["case_005"])
     monkeypatch.setattr(runner, "SUMMARY", "comparison.json")
     if not transductive:
-        with pytest.raises(ComparisonError, match=r"1 test case\(s\) are in the unlabelled scans of .*: case_005"):
+        with pytest.raises(ComparisonError, match=r"1 test case is in the unlabelled scans of .*: case_005"):
             run_protocol(planned, Selection((named,)), options, plan)
         assert not run
         return

@@ -75,5 +75,6 @@ def write_demo(out: Path) -> Path:
     pretraining.mkdir(parents=True)
     curves = [{"epoch": epoch, "loss": 1 / epoch, "lr": 0.1, "skipped": 0} for epoch in range(1, 6)]
     draw_history(curves, ["collapse: <uniform>; lower it"]).savefig(pretraining / "progress.png", dpi=100)
+    shutil.copy(pretraining / "progress.png", pretraining / "samples.png")
     (pretraining / "log.txt").write_text("2026-01-01 10:00:00,000 ERROR epoch 5: collapse: <uniform>; lower it\n")
     return out

@@ -25,7 +25,7 @@ from nnunet_invariance.errors import (
     WeightsNotFoundError,
 )
 from nnunet_invariance.modality_translation.checkerboard import nyquist_peak
-from nnunet_invariance.modality_translation.evaluate import PairScore, summarise
+from nnunet_invariance.modality_translation.evaluate import PairScore, headline, summarise
 from nnunet_invariance.modality_translation.intensities import Intensities, affine_of, read_intensities
 from nnunet_invariance.modality_translation.metrics import plain_scores, release_scores
 from nnunet_invariance.modality_translation.predict import translate_folder
@@ -159,6 +159,15 @@ def test_pairs_are_summarised_one_by_one():
     rows = [PairScore("A", t, c, *[v] * 7) for t in "BC" for c, v in (("x", 1.0), ("y", 3.0))]
     each = ["2.0 (1.0)", *["2.000 (1.000)"] * 2]
     assert summarise(rows) == [("A", t, "2", *each, *each, "2.000 (1.000)") for t in "BC"]
+
+
+def test_the_verdict_names_the_pairs_with_the_smallest_and_the_largest_error():
+    errors = {"B": (0.2, 0.4), "C": (0.6, 0.8), "D": (0.1, 0.2)}
+    rows = [PairScore("A", t, c, 9.0, e, *[0.5] * 5) for t, es in errors.items() for c, e in zip("xy", es, strict=True)]
+    said = headline(rows)
+    assert said.startswith("A to D has the smallest error: NMSE 0.150")
+    assert said.endswith("A to C has the largest: 0.700.")
+    assert headline(rows[:2]).endswith("a blank image has 1.")
 
 
 def test_the_peak_at_the_nyquist_frequency_is_that_of_the_fourier_transform():

@@ -425,7 +425,7 @@ def test_a_problem_is_an_error_in_the_log_and_the_run_goes_on(tmp_path, caplog):
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     text = "collapse: all targets are equal; lower the rate"
     assert errors[:2] == [f"epoch {epoch}: {text}" for epoch in (2, 3)]
-    assert "the run ended with 1 problem(s)" in errors[2]
+    assert "the run ended with 1 problem" in errors[2]
     assert load_checkpoint(tmp_path / FINAL).metadata["finished"]
 
 

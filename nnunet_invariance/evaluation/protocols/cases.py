@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
 from nnunet_invariance.nnunet.cases import MANIFEST_FORM
 from nnunet_invariance.weights.checkpoint import read_metadata
@@ -99,8 +100,9 @@ def require_labelled(wanted: Iterable[str], cases: Mapping[str, LabelledCase]) -
     """
     if missing := sorted(set(wanted) - {name for name, case in cases.items() if case.label.is_file()}):
         msg = (
-            f"{len(missing)} test case(s) have no image with a label: {', '.join(missing[:5])}. "
-            "A test case needs its file in labelsTr or labelsTs; correct the ids or add the labels."
+            f"{counted(len(missing), 'test case has', 'test cases have')} no image with a label: "
+            f"{', '.join(missing[:5])}. A test case needs its file in labelsTr or labelsTs; correct the ids or add "
+            "the labels."
         )
         raise ComparisonError(msg)
 

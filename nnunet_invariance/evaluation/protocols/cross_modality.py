@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ComparisonError, DatasetNotFoundError
 from nnunet_invariance.evaluation.protocols.arms import Selection, open_comparison
 from nnunet_invariance.evaluation.protocols.cases import labelled_cases, preprocessed_cases
@@ -177,9 +178,9 @@ def _warn_of_shared_names(pool: set[str], tests: Sequence[CaseSet]) -> None:
     for test in tests:
         if shared := pool & {case.name for case in test.cases}:
             logger.warning(
-                "%d case(s) have the same name in the source and in %s (%s). If they are the same patients, networks "
+                "%s the same name in the source and in %s (%s). If they are the same patients, networks "
                 "are tested on patients they were trained on: give --parts for a cross-validation over patients.",
-                len(shared),
+                counted(len(shared), "case has", "cases have"),
                 test.name,
                 ", ".join(sorted(shared)[:3]),
             )

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import LabelledCase
 
@@ -140,6 +141,6 @@ def require_disjoint(test: Collection[str], subsets: Sequence[Subset]) -> None:
 def shared_cases(shared: Sequence[str], use: str) -> str:
     """Error message about test cases that are used for something else as well."""
     return (
-        f"{len(shared)} test case(s) are in the {use}: {', '.join(shared[:5])}. "
+        f"{counted(len(shared), 'test case is', 'test cases are')} in the {use}: {', '.join(shared[:5])}. "
         "Choose other test cases, or leave these out of it."
     )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import OptionError, TooFewVolumesError
 from nnunet_invariance.nnunet.cases import Case
 
@@ -45,5 +46,6 @@ def require_two_patients(patients: Sequence[str]) -> None:
         TooFewVolumesError: all volumes are of the same patient.
     """
     if len(set(patients)) < 2:
-        msg = f"{len(patients)} volume(s) of {len(set(patients))} patient(s): pairs need at least two patients. "
-        raise TooFewVolumesError(msg + "Add volumes, or correct the pattern of --patients.")
+        found = f"{counted(len(patients), 'volume')} of {counted(len(set(patients)), 'patient')}"
+        msg = f"{found}: pairs need at least two patients. Add volumes, or correct the pattern of --patients."
+        raise TooFewVolumesError(msg)

@@ -219,7 +219,7 @@ class Loop:
             for old in self.folder.glob("checkpoint_latest*.safetensors"):
                 old.unlink()
             if self.problems:
-                logger.error("the run ended with %d problem(s), see above and %s", len(self.problems), PICTURE)
+                logger.error("the run ended with %s, see above and %s", counted(len(self.problems), "problem"), PICTURE)
         self.ranks.barrier()
 
     def _run_epochs(self, batches: Iterator[Any], bar: Progress) -> None:
