@@ -119,6 +119,13 @@ def test_two_arms_that_are_each_others_reference_count_once_in_the_verdict():
     assert headline(third.main_effects, {}).startswith("2 comparisons: 1 better, 1 worse; the largest")
 
 
+def test_the_largest_difference_is_named_also_if_nothing_is_decided():
+    scores = [score for score in scored({"A": 0.8, "B": 0.7, "C": 0.4}) if score.draw == 0]
+    contrasts = [Contrast("A", "B", "B"), Contrast("C", "B", "B")]
+    said = headline(compute_results(scores, contrasts, seed=0).main_effects, {})
+    assert said == "2 comparisons: 2 not decided; the largest difference is -0.300 Dice: C against B, 5 shots."
+
+
 def test_the_legend_of_long_names_fits_into_the_figure(monkeypatch):
     figures = []
     monkeypatch.setattr("nnunet_invariance.evaluation.report.pictures.png", figures.append)

@@ -42,10 +42,9 @@ def headline(effects: Sequence[Effect], names: Mapping[str, str]) -> str:
     number = Counter(e.verdict for e in effects)
     text = f"{len(effects)} comparisons: " + ", ".join(f"{n} {verdict}" for verdict, n in number.most_common())
     decided = [e for e in effects if not e.undecided_because]
-    if not decided:
-        return f"{text}."
-    e = max(decided, key=lambda e: abs(e.mean))
-    return f"{text}; the largest decided difference is {e.mean:+.3f} Dice: {_comparison(e, names)}, {e.condition}."
+    e = max(decided or effects, key=lambda e: abs(e.mean))
+    largest = "largest decided difference" if decided else "largest difference"
+    return f"{text}; the {largest} is {e.mean:+.3f} Dice: {_comparison(e, names)}, {e.condition}."
 
 
 def _different_pairs(effects: Iterable[Effect]) -> list[Effect]:
