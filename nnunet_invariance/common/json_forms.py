@@ -1,14 +1,14 @@
 """Checks that JSON content has the expected form; the first difference is described with its place.
 
 A form is a type (``int`` and ``float`` exclude booleans, ``float`` includes ``int``), a tuple of types, a list with the
-form of all entries, a dictionary with the form of every required key, or one of the two classes below.
+form of all entries, a dictionary with the form of every required key, or one of the three classes below.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Maybe", "Objects", "difference"]
+__all__ = ["AtLeast", "Maybe", "Objects", "difference"]
 
 _NAMES = {
     str: "a text",
@@ -42,6 +42,17 @@ class Objects:
     form: Any
 
 
+@dataclass(frozen=True)
+class AtLeast:
+    """A whole number of at least ``least``.
+
+    >>> difference({"seed": -1}, {"seed": AtLeast(0)})
+    'seed is -1, expected a whole number of at least 0'
+    """
+
+    least: int
+
+
 def difference(value: Any, form: Any, place: str = "") -> str | None:
     """The first place where a value differs from a form, in words; None if there is none.
 
@@ -50,6 +61,9 @@ def difference(value: Any, form: Any, place: str = "") -> str | None:
     """
     if isinstance(form, Maybe):
         return None if value is None else difference(value, form.form, place)
+    if isinstance(form, AtLeast):
+        fits = _is_a(value, int) and value >= form.least
+        return None if fits else f"{place or 'it'} is {_short(value)}, expected a whole number of at least {form.least}"
     if isinstance(form, Objects):
         return _first(value, dict, place, lambda: ((key, item, form.form) for key, item in value.items()))
     if isinstance(form, Mapping):

@@ -181,6 +181,23 @@ def test_a_damaged_record_of_a_comparison_is_named_with_the_remedy(tmp_path, con
         write_report(out)
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"seed": -1}, r"comparison\.seed is -1, expected a whole number of at least 0"),
+        ({"pretrainings": {"a": {"seconds": 1}}}, r"comparison\.pretrainings\.a\.sha256 is missing, expected a text"),
+        ({"unlabelled": {"a": {}}}, r"comparison\.unlabelled\.a\.cases is missing, expected a list"),
+    ],
+)
+def test_an_entry_of_a_record_that_no_comparison_writes_is_named(tmp_path, changes, found):
+    out = stored_comparison.write_comparison(tmp_path / "c")
+    record = read_json(out / RECORD)
+    record["comparison"] |= changes
+    write_json(out / RECORD, record)
+    with pytest.raises(DamagedFileError, match=found):
+        write_report(out)
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("content", ["", '{"train": {"commands"', "[]", '{"train": 1}', '{"train": {}}'])
 def test_a_damaged_record_of_a_cell_costs_its_times_only(tmp_path, content, caplog):

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.json_files import read_json, write_json
-from nnunet_invariance.common.json_forms import Maybe, Objects
+from nnunet_invariance.common.json_forms import AtLeast, Maybe, Objects
 from nnunet_invariance.errors import ComparisonError, DamagedFileError
 
 logger = logging.getLogger(__name__)
 
 #: Form of the record of a cell.
-COMMANDS = Objects({"commands": [str], "seconds": float, "places": Maybe([{"machine": dict, "versions": dict}])})
+COMMANDS = Objects(
+    {"commands": [str], "seconds": float, "places": Maybe([{"machine": dict, "versions": Objects(Maybe(str))}])}
+)
 _SUBSET = {
     "name": str,
     "shots": (int, str),
-    "draw": int,
+    "draw": AtLeast(0),
     "train": [str],
     "val": [str],
     "part": Maybe(int),
@@ -36,19 +38,20 @@ RECORD_FORM = {
         "dataset": str,
         "plans": str,
         "configuration": str,
-        "seed": int,
+        "seed": AtLeast(0),
         "mirroring": bool,
         "tolerance": Maybe(float),
         "arms": Objects({"trainer": str, "environment": [str], "plans": Maybe(str)}),
-        "pretrainings": Objects({"seconds": Maybe(float), "warnings": Maybe([str])}),
+        "pretrainings": Objects({"sha256": str, "seconds": Maybe(float), "warnings": Maybe([str])}),
         "starts_from": Objects(str),
         "contrasts": [{"name": str, "arm": str, "reference": str, "family": str}],
         "left_out": Objects(str),
         "transductive": dict,
+        "unlabelled": Maybe(Objects({"cases": [str], "rest": bool, "scans": [str]})),
         "subsets": [_SUBSET],
         "tests": [{"name": str, "cases": [str], "classes": Maybe([str]), "values": Maybe(dict)}],
     },
-    "versions": dict,
+    "versions": Objects(Maybe(str)),
     "machine": dict,
     "jobs": Objects(COMMANDS),
 }
