@@ -17,10 +17,12 @@ from nnunet_invariance.weights.foreign import open_foreign
 
 
 def draw_cases(raw: Path) -> bytes:
-    """Draw up to six training cases with the outlines of their labels, as PNG."""
+    """Draw up to six training cases with the outlines of their labels, three in a row, as PNG."""
     labels = sorted((raw / "labelsTr").glob(f"*{ENDING}"))[:6]
-    figure, axes = panels(1, len(labels))
-    for axis, path in zip(axes[0], labels, strict=True):
+    figure, axes = panels(-(-len(labels) // 3), min(len(labels), 3))
+    for axis in axes.flat[len(labels) :]:
+        axis.set_axis_off()
+    for axis, path in zip(axes.flat, labels, strict=False):
         name = path.name[: -len(ENDING)]
         segmentation = read(path)
         index = best_slice(segmentation)

@@ -450,6 +450,12 @@ def test_the_picture_leaves_out_what_does_not_matter_and_says_what_is_good():
     assert titles()[-1] == "steps that changed nothing (0 is best)"
 
 
+def test_rounding_of_a_constant_is_drawn_as_a_line():
+    history = [{"epoch": float(e), "loss": 1 + e * 1e-8, "warmth": 1 + e / 10} for e in range(3)]
+    ranges = [high - low for low, high in (axis.get_ylim() for axis in draw_history(history).axes)]
+    assert ranges == pytest.approx([1e-3, 0.22], rel=0.01)
+
+
 def test_a_method_without_a_picture_draws_none(tmp_path):
     make_loop(Line(), tmp_path, epochs=1, iterations=1).run()
     assert (tmp_path / "progress.png").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -101,8 +102,17 @@ def draw_history(
                 linewidth=1.4,
                 marker="." if len(measured) < 20 else "",
             )
+            _show_rounding_as_a_line(axis)
             axis.set_title(titles.get(name, name.replace("_", " ")), loc="left", fontsize=10)
             axis.set_xlabel("epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.25)
     return figure
+
+
+def _show_rounding_as_a_line(axis: Axes) -> None:
+    """Give a curve that changes by less than a thousandth of its values a range of that size."""
+    low, high = axis.get_ylim()
+    least = 1e-3 * max(abs(low), abs(high))
+    if high - low < least:
+        axis.set_ylim((low + high - least) / 2, (low + high + least) / 2)
