@@ -48,13 +48,12 @@ RECIPES = {
     "mae-unlabelled": Recipe("MAETrainer", {**SUMMED, **TEACHER}, "mae"),
     "dense-unlabelled": Recipe("DenseTrainer", {**SUMMED, **TEACHER}, "dense"),
 }
-COMMON = ("workers=0", "precision=bf16")
 #: Options of `pretrain METHOD --set`; the steps take about equally long for all methods.
 PRETRAINING: dict[str, Sequence[str]] = {
-    "mae": ("epochs=24", "iterations=50", "lr=1e-3", *COMMON),
-    "dense": ("epochs=12", "iterations=50", *COMMON),
-    "alice": ("epochs=12", "iterations=50", *COMMON),
-    "anatomix": ("epochs=12", "iterations=50", *COMMON),
+    "mae": ("epochs=24", "iterations=50", "lr=1e-3"),
+    "dense": ("epochs=12", "iterations=50"),
+    "alice": ("epochs=12", "iterations=50"),
+    "anatomix": ("epochs=12", "iterations=50"),
 }
 
 
@@ -87,7 +86,10 @@ def pretrain(task: Task, work: Path, steps: Steps, method: str, seed: int) -> No
         command += ["--images", str(unlabelled_folder(task, work))]
     if any(pretraining_folder(task, work, method, seed).glob("checkpoint_*.safetensors")):
         command += ["--c"]
-    steps.run(f"pretrain {method} {seed}", [*command, "--set", *PRETRAINING[method]])
+    steps.run(
+        f"pretrain {method} {seed}",
+        [*command, "--set", *PRETRAINING[method], "workers=0", f"precision={task.precision}"],
+    )
 
 
 def _seed_plans(seed: int) -> str:
