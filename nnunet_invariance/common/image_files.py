@@ -6,6 +6,7 @@ content of the file itself.
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
         two = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # NIfTI-2: the header size is 540 bytes
         kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
         image = kind.from_bytes(content)
-        voxels = _stored(image)
+        voxels = _stored(image, len(content))
         header = kind.header_class(content[: image.header.sizeof_hdr], check=False)  # nibabel corrects image.header
     except _READ_ERRORS as error:
         raise VolumeError(f"{path} cannot be read as an image ({_last_line(error)}). {_REMEDY}") from error
@@ -103,10 +104,15 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
     return np.asarray(header["pixdim"][1 : 1 + len(shape)], float), shape, voxels
 
 
-def _stored(image: nibabel.Nifti1Image) -> np.ndarray:
-    """Voxels as stored, without slope and intercept."""
+def _stored(image: nibabel.Nifti1Image, size: int) -> np.ndarray:
+    """Voxels as stored, without slope and intercept, of a file of ``size`` bytes."""
     proxy = image.dataobj
-    return np.asanyarray(proxy.get_unscaled() if isinstance(proxy, ArrayProxy) else proxy)
+    if not isinstance(proxy, ArrayProxy):
+        return np.asanyarray(proxy)
+    needed = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
+    if needed > size:  # nibabel would allocate the array before it reads the file
+        raise ValueError(f"its header describes {needed:,} bytes, it has {size:,}")
+    return np.asanyarray(proxy.get_unscaled())
 
 
 def write_image(path: Path, image: sitk.Image) -> None:

@@ -16,7 +16,7 @@ def test_every_damage_is_named(tmp_path):
         with pytest.raises(VolumeError, match=rf"scan\.nii\.gz .*{message}"):
             check_image(tmp_path / "scan.nii.gz", dimensions=3)
         found.append(damage)
-    assert len(found) == 17
+    assert len(found) == 18
     with pytest.raises(VolumeError, match="There is no image"):
         check_image(tmp_path / "none.nii.gz")
 

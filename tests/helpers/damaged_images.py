@@ -40,6 +40,10 @@ def damaged_images(path: Path, shape: tuple[int, int, int] = (20, 21, 22), seed:
     for spacing in (0.0, np.nan, -1.0):
         path.write_bytes(gzip.compress(_with_number(content, LAST_SPACING, spacing)))
         yield f"spacing {spacing}", f"has the spacing 1 x 1 x {spacing:g} mm, expected numbers above 0"
+    large = bytearray(content)
+    large[42:48] = np.int16([30000, 30000, 30000]).tobytes()  # dim[1:4]
+    path.write_bytes(gzip.compress(large))
+    yield "a size far beyond the file", "its header describes 108,000,000,000,352 bytes, it has"
     for offset in (np.inf, 1e30):
         path.write_bytes(gzip.compress(_with_number(content, VOXEL_OFFSET, offset)))
         yield f"voxels at byte {offset:g}", "cannot be read as an image"
