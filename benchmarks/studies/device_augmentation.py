@@ -25,7 +25,7 @@ from nnunet_invariance.plans.copies import write_plans_copy
 ARMS = ("nnunet", "device")
 EPOCHS, ITERATIONS = 20, 1000
 TOLERANCE = 0.01  # of the mean Dice
-RESULT = Path(__file__).parents[1] / "results" / "device-augmentation.json"
+RESULT = Path(__file__).parents[1] / "results" / "device-augmentation" / "trainings.json"
 
 
 class Training(NamedTuple):
