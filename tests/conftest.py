@@ -36,6 +36,10 @@ nnunet_utilities.Pool = ThreadPool  # nnU-Net forks twelve processes whenever it
 #: Functions that start processes which import torch.
 STARTERS = frozenset({"torchrun", "on_two_ranks", "run_python"})
 TREES = ("raw", "preprocessed", "results")  # nnU-Net's three folders
+#: Fixtures of the preprocessed data sets.
+DATA_SETS = frozenset({"tiny", "modalities"})
+#: Keyword, for ``-k``, of the tests that the device of ``--device`` runs without a data set.
+USES_DEVICE = "uses_device"
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need a preprocessed data set or new processes; ``make test-fast`` leaves them out.
 
-    Files that run the stock commands come first, so that no long file is left when the other worker has finished.
+    Tests that use the fixture `device` and no data set get the keyword :data:`USES_DEVICE`, for a machine with a GPU
+    and without the packages that write images. Files that run the stock commands come first, so that no long file is
+    left when the other worker has finished.
     """
     for item in items:
         code = getattr(getattr(item, "function", None), "__code__", None)
         starts_processes = code is not None and not STARTERS.isdisjoint(code.co_names)
-        if starts_processes or {"tiny", "modalities"} & {*getattr(item, "fixturenames", ())}:
+        fixtures = {*getattr(item, "fixturenames", ())}
+        if starts_processes or DATA_SETS & fixtures:
             item.add_marker("integration")
+        if "device" in fixtures and not DATA_SETS & fixtures:
+            item.extra_keyword_matches.add(USES_DEVICE)
     with_commands = {item.path for item in items if item.get_closest_marker("commands")}
     items.sort(key=lambda item: item.path not in with_commands)
 

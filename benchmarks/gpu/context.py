@@ -35,9 +35,13 @@ class Size:
     trainers: tuple[str, ...] = ()
 
 
-CONTRACTS = ("tests/losses", "tests/augmentation", "tests/pretraining/test_method_contract.py")
-FULL = Size(128, 64, 280, (32, 64, 128, 256, 320, 320), 128, 20, 60, 12, (*CONTRACTS, "-k", "not rank"))
-SHORT = ("tests/augmentation/on_device/test_transforms.py", "-k", "brightness")
+#: Tests that run on the device and need no data set, whose images a machine without SimpleITK could not write.
+CONTRACTS = (
+    "tests/losses", "tests/augmentation", "tests/synthesis", "tests/pretraining/test_method_contract.py",
+    "-k", "uses_device",
+)  # fmt: skip
+FULL = Size(128, 64, 280, (32, 64, 128, 256, 320, 320), 128, 20, 60, 12, CONTRACTS)
+SHORT = ("tests/augmentation/on_device/test_transforms.py", "-k", "brightness and uses_device")
 TINY = Size(16, 16, 24, (4, 8, 8), 32, 1, 4, 0, SHORT, ("ICMSegTrainer", "PUIRTrainer"))
 SIZES = {"full": FULL, "tiny": TINY}
 

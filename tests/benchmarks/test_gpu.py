@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.gpu import acceptance, report
-from benchmarks.gpu.context import TINY, Context
+from benchmarks.gpu.context import FULL, TINY, Context
 from benchmarks.gpu.goals import GOALS
 from benchmarks.gpu.phases import PHASES
 from nnunet_invariance.common.json_files import read_json
@@ -40,6 +41,32 @@ def test_a_phase_runs_on_a_cpu_and_gives_the_numbers_of_its_goals(name, context,
 def test_every_goal_belongs_to_a_phase_and_the_limits_fit_into_eight_minutes():
     assert {goal.phase for goal in GOALS} == set(PHASES) - {"data"}
     assert sum(phase.seconds for phase in PHASES.values()) < 11 * 60  # limits, not durations; the run has a deadline
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("12 passed, 3 deselected in 1.0s", {"passed": 12, "failed": 0, "failures": []}),
+        (
+            "FAILED tests/a.py::test_b[1] - assert\nERROR tests/c.py::test_d - x\n1 failed, 2 passed, 1 error in 3s",
+            {"passed": 2, "failed": 2, "failures": ["tests/a.py::test_b[1]", "tests/c.py::test_d"]},
+        ),
+    ],
+)
+def test_the_contract_tests_are_counted(output, expected, context, monkeypatch):
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, output, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    full = Context(context.device, FULL, context.work)
+    assert PHASES["contracts"].run(full) == expected
+    assert commands[0][-2:] == ["-k", "uses_device"]  # the tests that need no data set, see tests/conftest.py
+    output = "no tests ran"
+    with pytest.raises(RuntimeError, match="no test"):
+        PHASES["contracts"].run(full)
 
 
 # ---- the runner ------------------------------------------------------------------------------------------------------

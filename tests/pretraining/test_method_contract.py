@@ -120,8 +120,7 @@ def test_attributes_of_the_class(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_meets_the_contract(name, request):
-    device = request.config.getoption("--device", "cpu")
+def test_a_step_meets_the_contract(name, device):
     method = small(name).build().train().to(device)
     check_method(method)
     batch = {key: value.to(device) for key, value in small(name).batch(0).items()}
