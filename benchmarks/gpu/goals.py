@@ -45,6 +45,8 @@ class Goal:
         return ("yes" if value else "no") if self.limit is True else f"{value:.3g}"
 
 
+#: Phases whose goals are about speed: a miss does not mean that something is wrong.
+SPEED = frozenset({"training_step", "compiled_step", "pretraining_step", "synthesis", "augmentation", "loading"})
 GOALS = (
     Goal("trainers", ("all_finite",), True, "every trainer has finite losses"),
     Goal("training_step", ("ratio", "without auxiliary losses"), 1.03, "step without auxiliary losses / nnUNetTrainer"),

@@ -7,12 +7,12 @@ Only phases that ran on CUDA at full size count; everything else is "not run yet
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.acceptance import RESULT, ROOT
-from benchmarks.gpu.goals import GOALS
+from benchmarks.gpu.goals import GOALS, SPEED
 from benchmarks.gpu.phases import PHASES
 from benchmarks.tables import markdown
 from nnunet_invariance.common.atomic import atomic_write
@@ -80,19 +80,25 @@ def with_entries(readme: str, content: Mapping[str, Any]) -> str:
     phases = measured(content)
 
     def entry(match: re.Match[str]) -> str:
-        text = _state([phases.get(name) for name in ENTRIES[match[1]]])
+        text = _state({name: phases.get(name) for name in ENTRIES[match[1]]})
         return f"<!-- gpu {match[1]} -->{text}<!-- /gpu -->"
 
     return ENTRY.sub(entry, readme)
 
 
-def _state(phases: Sequence[dict[str, Any] | None]) -> str:
-    ran = [phase for phase in phases if phase is not None]
+def _state(phases: Mapping[str, dict[str, Any] | None]) -> str:
+    ran = {name: phase for name, phase in phases.items() if phase is not None}
     if not ran or len(ran) < len(phases):
         return NOT_RUN
-    if any(phase["status"] != "passed" for phase in ran):
+    if any(phase["status"] != "passed" or _is_wrong(name, phase["result"]) for name, phase in ran.items()):
         return "fails"
-    return f"tested on {ran[0]['environment']['device']}"
+    return "tested on " + ", ".join(sorted({phase["environment"]["device"] for phase in ran.values()}))
+
+
+def _is_wrong(name: str, result: Mapping[str, Any]) -> bool:
+    """Whether a phase misses a goal that is not about speed."""
+    goals = [goal for goal in GOALS if goal.phase == name and name not in SPEED]
+    return any(not goal.is_met(value) for goal in goals if (value := goal.value(result)) is not None)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu import acceptance, report
 from benchmarks.gpu.context import FULL, TINY, Context
-from benchmarks.gpu.goals import GOALS
+from benchmarks.gpu.goals import GOALS, SPEED
 from benchmarks.gpu.phases import PHASES
 from nnunet_invariance.common.json_files import read_json
 
@@ -165,11 +165,33 @@ def test_numbers_are_compared_with_their_goals():
     assert "- NVIDIA Test, 16 cores, PyTorch 2.0" in page
 
 
-def test_the_table_of_devices_needs_every_phase_of_an_entry():
-    line = "a <!-- gpu trainers -->not run yet<!-- /gpu --> b"
-    names = report.ENTRIES["trainers"]
-    phases = {name: phase() for name in names}
-    assert report.with_entries(line, {"phases": phases}) == line.replace("not run yet", "tested on NVIDIA Test")
-    broken = {**phases, names[0]: phase(status="failed")}
-    assert report.with_entries(line, {"phases": broken}) == line.replace("not run yet", "fails")
-    assert report.with_entries(line, {"phases": dict(list(phases.items())[1:])}) == line
+@pytest.mark.parametrize("name", report.ENTRIES)
+def test_the_table_of_devices_needs_every_phase_of_an_entry(name):
+    line = f"a <!-- gpu {name} -->not run yet<!-- /gpu --> b"
+    slow_but_right: dict[str, dict] = {}
+    for goal in GOALS:
+        result = slow_but_right.setdefault(goal.phase, {})
+        for key in goal.path[:-1]:
+            result = result.setdefault(key, {})
+        result[goal.path[-1]] = float(goal.limit) if goal.phase not in SPEED else 1e9 if goal.at_most else 0.0
+    names = report.ENTRIES[name]
+    phases = {phase_name: phase(slow_but_right[phase_name]) for phase_name in names}
+
+    def text() -> str:
+        return report.with_entries(line, {"phases": phases})
+
+    assert text() == line.replace("not run yet", "tested on NVIDIA Test")
+    for goal in GOALS:
+        if goal.phase in {*names} - SPEED:
+            wrong = json.loads(json.dumps(phases[goal.phase]))
+            result = wrong["result"]
+            for key in goal.path[:-1]:
+                result = result[key]
+            result[goal.path[-1]] = 0.0 if goal.limit is True else 1e9
+            phases, right = {**phases, goal.phase: wrong}, phases
+            assert text() == line.replace("not run yet", "fails"), goal.text
+            phases = right
+    whole, phases = phases, {**phases, names[0]: phase(status="failed")}
+    assert text() == line.replace("not run yet", "fails")
+    phases = dict(list(whole.items())[1:])
+    assert text() == line
