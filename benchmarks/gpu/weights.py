@@ -30,7 +30,7 @@ def main() -> int:
         return 0
     command = [sys.executable, "-m", "nnunet_invariance", "pretrain", "anatomix", "--network", arguments.network]
     command += ["--out", str(arguments.out), "-device", arguments.device]
-    command += [word for setting in arguments.settings for word in ("--set", setting)]
+    command += ["--set", *arguments.settings] if arguments.settings else []
     command += ["--c"] if (arguments.out / LATEST).is_file() else []
     process = subprocess.Popen(command)
     try:

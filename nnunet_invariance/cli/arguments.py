@@ -55,7 +55,15 @@ def add_loop_arguments(parser: argparse.ArgumentParser, epochs: int, seeded: str
     add("--seed", type=int, help=f"seed of {seeded} (default: {defaults.seed})")
     add("--tensorboard", action="store_true", default=None, help="also write the curves for TensorBoard")
     add("--c", action="store_true", help="continue the last run with its own settings; no flag needs to be repeated")
-    add("--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE", help=f"options, listed {listed}")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help=f"options, listed {listed}",
+    )
 
 
 def given_loop(args: argparse.Namespace) -> dict[str, Any]:

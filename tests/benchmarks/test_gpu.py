@@ -2,17 +2,23 @@
 
 import argparse
 import json
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import acceptance, report
+from benchmarks.gpu import acceptance, report, weights
 from benchmarks.gpu.context import FULL, TINY, Context
 from benchmarks.gpu.goals import GOALS, SPEED
 from benchmarks.gpu.phases import PHASES
+from nnunet_invariance.cli.main import main as cli
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.pretraining.engine.loop import Loop
+from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
+from nnunet_invariance.weights.locate import FINAL, LATEST
 
 #: Phases whose goals a CPU meets at any size.
 CERTAIN = {"trainers", "resume", "evaluation", "prediction", "recovery", "contracts"}
@@ -118,6 +124,72 @@ def test_results_are_added_and_the_deadline_is_kept(arguments, monkeypatch, caps
     assert phases["synthesis"]["environment"]["torch"] == torch.__version__
     assert phases["synthesis"]["device_type"] == "cpu"
     assert "synthesis: passed" in capsys.readouterr().out
+
+
+# ---- the weights -----------------------------------------------------------------------------------------------------
+
+
+class PretrainingHere:
+    """A process that pre-trains in this one; its time is over when ``stop_after`` steps are done."""
+
+    stop_after: int | None = None
+
+    def __init__(self, command: list[str]) -> None:
+        assert command[:3] == [sys.executable, "-m", "nnunet_invariance"]
+        self.words, self.signals = command[3:], []
+
+    def wait(self, seconds: float | None = None) -> int:
+        if seconds is None:
+            assert self.signals == [signal.SIGTERM]
+            return self.status
+        self.status = cli(self.words)
+        if self.stop_after is not None:
+            raise subprocess.TimeoutExpired(self.words, seconds)
+        return self.status
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+def weights_on_a_cpu(monkeypatch: pytest.MonkeyPatch, out: Path, stop_after: int | None) -> int:
+    """One call of `make gpu-weights` at tiny size; its time ends after a step."""
+    train_step = Loop._train_step
+
+    def step(loop: Loop, *arguments: object) -> None:
+        train_step(loop, *arguments)
+        loop.stop_requested = loop.stop_requested or loop.step == stop_after
+
+    tiny = ["epochs=2", "iterations=1", "workers=0", "patch=16", "volume=32", "held_out=0", "num_positions=8"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_train_step", step)
+        patch.setattr(PretrainingHere, "stop_after", stop_after)
+        patch.setattr(subprocess, "Popen", PretrainingHere)
+        words = ["weights", "--out", str(out), "--network", "plain4", "-device", "cpu", "--set", *tiny]
+        patch.setattr(sys, "argv", words)
+        return weights.main()
+
+
+@pytest.mark.integration
+def test_the_weights_are_trained_on_at_the_next_call(tmp_path, monkeypatch, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert weights_on_a_cpu(monkeypatch, whole, None) == 0
+    assert weights_on_a_cpu(monkeypatch, parts, 1) == 0
+    assert read_metadata(parts / LATEST)["step"] == 1
+    assert weights_on_a_cpu(monkeypatch, parts, None) == 0
+    first, second = (load_checkpoint(folder / FINAL) for folder in (whole, parts))
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    assert second.metadata["options"]["patch"] == 16  # every setting is passed on
+    assert second.metadata["options"]["num_positions"] == 8
+    monkeypatch.setattr(sys, "argv", ["weights", "--out", str(parts)])
+    assert weights.main() == 0
+    assert "holds the finished weights" in capsys.readouterr().out
+
+
+def test_a_pretraining_of_the_weights_that_fails_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["weights", "--out", str(tmp_path), "-device", "cpu", "--set", "patch=x"])
+    monkeypatch.setattr(subprocess, "Popen", PretrainingHere)
+    assert weights.main() == 2
 
 
 # ---- the pages -------------------------------------------------------------------------------------------------------
