@@ -21,6 +21,8 @@ from nnunet_invariance.common.environment import check_numbers
 from nnunet_invariance.common.extras import PACKAGE, extras, install_command
 from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import EnvironmentNotSetError, InvarianceError
+from nnunet_invariance.registry import ANY_METHOD, MethodEntry, TrainerEntry, methods
+from nnunet_invariance.registry import trainers as known_trainers
 
 if TYPE_CHECKING:
     from nnunet_invariance.networks.planned import PlannedModule
@@ -64,7 +66,7 @@ def diagnose(plan: PlanNames | None = None) -> list[Finding]:
         plan: plans that are checked too.
     """
     findings = [*installed(), *optional(), *devices(), *discovery(), *folders(), *traps()]
-    return [*findings, *planned(plan)] if plan else findings
+    return [*findings, *(planned(plan) if plan else trainers())]
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def planned(names: PlanNames) -> Iterator[Finding]:
         yield Finding(section, "options and network", *_sentences(error))
         return
     yield from _memory(section, names, dataset, network)
+    yield from _trainers_on(dataset, network)
 
 
 def _memory(section: str, names: PlanNames, dataset: PlannedDataset, network: PlannedModule) -> Iterator[Finding]:
@@ -114,6 +117,56 @@ def _memory(section: str, names: PlanNames, dataset: PlannedDataset, network: Pl
         return
     found = f"about {needed / GB:.1f} GB, {names.device} has {free / GB:.1f} GB free"
     yield Finding(section, "memory", found, MEMORY_REMEDY if needed > free else None)
+
+
+def trainers() -> Iterator[Finding]:
+    """List what each trainer needs of the plans, and where its weights come from."""
+    for name, entry in known_trainers().items():
+        try:
+            kind = entry.load()
+        except (ImportError, OSError, RuntimeError) as error:
+            yield Finding("Trainers", name, f"import fails: {error}", _reinstall_command())
+            continue
+        dimensions = ", ".join(f"{number}-D" for number in getattr(kind, "dimensions", ()) or (2, 3))
+        least = getattr(kind, "least_channels", 1)
+        channels = f", at least {counted(least, 'channel')}" if least > 1 else ""
+        yield Finding(
+            "Trainers", name, f"{dimensions}{channels}; {_weights_of(entry, methods().get(entry.method or ''))}"
+        )
+
+
+def _weights_of(trainer: TrainerEntry, method: MethodEntry | None) -> str:
+    if trainer.method == ANY_METHOD:
+        return "needs a checkpoint: nnunet-invariance weights plan DATASET FILE"
+    if method is None:
+        return "needs no pre-training"
+    shipped = "has shipped weights for some plans; for others" if method.has_shipped_weights else "needs"
+    return f"{shipped} nnunet-invariance pretrain {method.name} DATASET CONFIGURATION"
+
+
+def _trainers_on(dataset: PlannedDataset, network: PlannedModule) -> Iterator[Finding]:
+    """Say for each trainer whether it can start on these plans now, and what is left to do."""
+    from nnunet_invariance.evaluation.protocols.arms import why_not
+    from nnunet_invariance.plans.options import BLOCK
+    from nnunet_invariance.weights.checkpoint import load_checkpoint
+    from nnunet_invariance.weights.locate import find_weights
+    from nnunet_invariance.weights.transfer import can_load
+
+    def fits(path: Path) -> bool:
+        return can_load(network, load_checkpoint(path), allow_deeper_network=True)
+
+    names = (dataset.name, dataset.plans.plans_name, dataset.configuration_name)
+    checkpoint = dataset.configuration.configuration.get(BLOCK, {}).get("checkpoint")
+    for name, entry in known_trainers().items():
+        reason = why_not(name, dataset)
+        if reason or entry.method is None:
+            yield Finding("Trainers", name, f"not for these plans: it {reason}" if reason else "ready")
+            continue
+        try:
+            found = find_weights(entry.method, *names, checkpoint, fits)
+            yield Finding("Trainers", name, f"ready, with {found.path} ({found.location})")
+        except InvarianceError as error:  # no problem of the installation
+            yield Finding("Trainers", name, f"has no weights. {_sentences(error)[1]}")
 
 
 def _sentences(error: Exception) -> tuple[str, str]:
@@ -169,11 +222,12 @@ def devices() -> Iterator[Finding]:
         yield Finding(section, "torch", f"import fails: {error}", "pip install --force-reinstall torch torchvision")
         return
     yield Finding(section, "cpu", counted(_cores(), "core"))
-    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    found = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    cuda = [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in found]
     yield Finding(
         section,
         "cuda",
-        ", ".join(cuda) if cuda else "none: add -device cpu to every command; a stock-sized network needs a GPU",
+        "; ".join(cuda) if cuda else "none: add -device cpu to every command; a stock-sized network needs a GPU",
     )
     yield Finding(section, "mps", "yes" if torch.backends.mps.is_available() else "none")
 
@@ -198,9 +252,9 @@ def discovery() -> Iterator[Finding]:
             if not _discovery.is_hooked()
             else f"reinstall the package: {_reinstall_command()}"
         )
-        yield Finding(section, "AliceTrainer", f"not found by nnU-Net: {error}", remedy)
+        yield Finding(section, "trainers", f"not found by nnU-Net: {error}", remedy)
     else:
-        yield Finding(section, "AliceTrainer", "found by nnU-Net")
+        yield Finding(section, "trainers", "found by nnU-Net")
 
 
 def folders() -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from typing import Any, Literal
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.networks.planned import Architecture, cumulative_strides
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
@@ -159,7 +160,7 @@ def _write(
     network = Architecture.from_plans(planned, len(dataset.channel_names), 1).build()
     report = load_pretrained(network, checkpoint, branch=branch, min_coverage=min_coverage)
     rules = Counter(entry.rule for entry in report.adapted)
-    decisions = decisions + [f"adapted: {rule} ({number} tensors)" for rule, number in rules.items()]
+    decisions = decisions + [f"adapted: {rule} ({counted(number, 'tensor')})" for rule, number in rules.items()]
     decisions.append(f"encoder: {report.coverage:.2%} from the file")
 
     block: dict[str, Any] = {"checkpoint": str(checkpoint.path.absolute()), "branch": branch}

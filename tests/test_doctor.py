@@ -18,6 +18,7 @@ from nnunet_invariance.cli import main as cli
 from nnunet_invariance.common.extras import install_command
 from nnunet_invariance.errors import EnvironmentNotSetError
 from nnunet_invariance.nnunet.planned_dataset import require_environment
+from nnunet_invariance.registry import trainers as known_trainers
 from tests.helpers.tiny_dataset import cut_down
 
 
@@ -30,14 +31,14 @@ def test_a_correct_setup_has_no_problem(tiny, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     monkeypatch.setattr(doctor, "LEAST_FREE_GB", 0)
     findings = by_name(doctor.diagnose())
-    assert findings["AliceTrainer"].value == "found by nnU-Net"
+    assert findings["trainers"].value == "found by nnU-Net"
     assert findings["hook"].value == "on"
     assert findings["torch"].value == metadata.version("torch")
     assert findings["nnUNet_raw"].value.startswith(str(tiny.raw))
     assert {name: finding.remedy for name, finding in findings.items() if finding.remedy} == {}
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert printed.endswith("No problem found.\n")
+    assert "\nNo problem found.\nnext: nnunet-invariance demo; " in printed
     assert _discovery.ext_trainer_folder() in printed
 
 
@@ -135,10 +136,10 @@ def test_without_the_hook_the_remedy_is_the_shim_folder(monkeypatch):
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     findings = by_name(doctor.discovery())
     assert findings["hook"].value == "off"
-    assert findings["AliceTrainer"].value.startswith("not found by nnU-Net")
-    assert findings["AliceTrainer"].remedy.endswith(f"export nnUNet_extTrainer={_discovery.ext_trainer_folder()}")
+    assert findings["trainers"].value.startswith("not found by nnU-Net")
+    assert findings["trainers"].remedy.endswith(f"export nnUNet_extTrainer={_discovery.ext_trainer_folder()}")
     monkeypatch.setenv("nnUNet_extTrainer", _discovery.ext_trainer_folder())
-    assert by_name(doctor.discovery())["AliceTrainer"].value == "found by nnU-Net"
+    assert by_name(doctor.discovery())["trainers"].value == "found by nnU-Net"
 
 
 def test_torch_that_does_not_import_is_reported(monkeypatch):
@@ -203,6 +204,35 @@ def test_a_wrong_option_in_the_plans_is_reported(tiny):
         file.unlink()
     assert finding.value == "Unknown option 'aux_wieght' in the plans block 'nnunet_invariance'."
     assert finding.remedy == "Did you mean 'aux_weight'?"
+
+
+def test_the_needs_of_every_trainer_are_listed():
+    listed = by_name(doctor.trainers())
+    assert set(listed) == set(known_trainers())
+    assert listed["PUIRTrainer"].value == (
+        "3-D, at least 2 channels; needs nnunet-invariance pretrain puir DATASET CONFIGURATION"
+    )
+    assert listed["BaselineTrainer"].value == "2-D, 3-D; needs no pre-training"
+    assert {finding.remedy for finding in listed.values()} == {None}
+
+
+def test_plans_show_which_trainers_can_start(tiny, monkeypatch, tmp_path):
+    names = doctor.PlanNames(tiny.name, device="cpu")
+    listed = by_name(doctor.planned(names))
+    assert set(known_trainers()) <= set(listed)
+    assert listed["BaselineTrainer"].value == "ready"
+    assert listed["PUIRTrainer"].value.startswith("not for these plans: it needs at least 2 channels")
+    assert f"nnunet-invariance pretrain mae {tiny.name} 3d_fullres" in listed["MAETrainer"].value
+    monkeypatch.setenv("NNUNET_INVARIANCE_CHECKPOINT", str(tmp_path / "named"))
+    (tmp_path / "named").touch()
+    assert by_name(doctor.planned(names))["MAETrainer"].value.startswith(f"ready, with {tmp_path / 'named'}")
+
+
+def test_gpus_are_listed_with_their_memory(monkeypatch):
+    gpu = namedtuple("Properties", "name total_memory")("A100", 42_500_000_000)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: gpu)
+    assert by_name(doctor.devices())["cuda"].value == "A100, 42 GB; A100, 42 GB"
 
 
 def test_one_core_is_not_plural(monkeypatch):

@@ -116,3 +116,14 @@ def test_every_package_says_what_is_public():
     packages = [file for file in CODE if file.name == "__init__.py"]
     missing = [name(file) for file in packages if "__all__" not in file.read_text(encoding="utf-8")]
     assert missing == []
+
+
+def test_messages_count_in_the_singular_and_the_plural():
+    """``counted`` of common/wording.py writes "1 case" and "2 cases"; no text says "case(s)"."""
+    found = [
+        f"{name(file)}:{node.lineno} {node.value}"
+        for file in CODE
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"[a-z]\(e?s\)", node.value)
+    ]
+    assert found == []

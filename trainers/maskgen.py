@@ -7,6 +7,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import UnsupportedConfigurationError, WeightsIncompatibleError, WeightsNotFoundError
 from nnunet_invariance.networks.architectures.anatomix_unet import DESIGNS, NETWORK, check_patch
 from nnunet_invariance.networks.frozen_features import (
@@ -93,10 +94,8 @@ class MaskGenTrainer(StyleTrainer):
         options = dataclasses.replace(self.options, transfer="encoder+decoder", min_coverage=1.0)
         report = load_checkpoint_into(network, found, options, self.print_to_log_file, FEATURES_OF)
         if missing := [tensor for tensor in report["missing"] if ".seg_layers." not in f".{tensor}"]:
-            raise WeightsIncompatibleError(
-                f"{report['checkpoint']} lacks {len(missing)} tensors of the network {name!r}, whose features would be "
-                "random. Use a checkpoint with encoder and decoder."
-            )
+            msg = f"{report['checkpoint']} lacks {counted(len(missing), 'tensor')} of the network {name!r}, whose "
+            raise WeightsIncompatibleError(f"{msg}features would be random. Use one with encoder and decoder.")
         return report
 
 

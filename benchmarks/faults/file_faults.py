@@ -208,9 +208,7 @@ def _pairs(folder: Path) -> str:
     return ""
 
 
-@fault(
-    "file", "the images of --images have too many channels", "scan 'a' has 2 channel file(s)", "move the other scans"
-)
+@fault("file", "the images of --images have too many channels", "scan 'a' has 2 channel files", "move the other scans")
 def _channels(folder: Path) -> str:
     for name in ("a_0000.nii.gz", "a_0001.nii.gz"):
         (folder / name).touch()

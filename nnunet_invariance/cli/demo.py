@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_invariance.cli.closing import finish
 from nnunet_invariance.demo.run import DEMOS, run_demo
 
 
@@ -28,5 +29,5 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     print("loading nnU-Net ...", flush=True)
-    run_demo(args.method, args.out)
-    return 0
+    page = run_demo(args.method, args.out)
+    return finish(page, f"open {page} in a browser; it ends with the commands for your data, as above")

@@ -29,4 +29,15 @@ def run(args: argparse.Namespace) -> int:
     plan = PlanNames(args.dataset, args.configuration, args.plans, args.device) if args.dataset else None
     findings = diagnose(plan)
     print(render(findings))
-    return int(any(finding.remedy for finding in findings))
+    if any(finding.remedy for finding in findings):
+        return 1
+    print(f"next: {_next(args)}")
+    return 0
+
+
+def _next(args: argparse.Namespace) -> str:
+    if args.dataset:
+        return f"nnunet-invariance pretrain METHOD {args.dataset} {args.configuration} -p {args.plans}"
+    return (
+        "nnunet-invariance demo; with your data: nnUNetv2_plan_and_preprocess -d ID, nnunet-invariance doctor DATASET"
+    )

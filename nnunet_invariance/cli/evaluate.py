@@ -185,6 +185,7 @@ def _options(args: argparse.Namespace) -> "ProtocolOptions":
         parallel=args.jobs,
         devices=args.devices,
         slurm=_parameters(args.slurm) if args.submit else None,
+        command=args.command_line,
     )
 
 

@@ -87,12 +87,13 @@ def _list(args: argparse.Namespace) -> int:
         print(f"{item.dataset}  {item.run}  {item.state}\n  {item.file}")
         if item.card:
             print(f"  {item.card}")
+    then = "weights inspect FILE, or weights plan DATASET FILE"
     if not results_are_set():
         print("nnUNet_results is not set, therefore no pre-training is listed.")
     elif all(item.dataset == "shipped" for item in listed):
-        print(
-            "No pre-training below nnUNet_results. Start one: nnunet-invariance pretrain METHOD DATASET CONFIGURATION"
-        )
+        print("No pre-training below nnUNet_results.")
+        then = "pretrain METHOD DATASET CONFIGURATION"
+    print(f"next: nnunet-invariance {then}")
     return 0
 
 
@@ -100,7 +101,10 @@ def _inspect(args: argparse.Namespace) -> int:
     from nnunet_invariance.weights.hub import local_file
     from nnunet_invariance.weights.inspection import inspect
 
-    print(inspect(local_file(args.file)).to_text())
+    found = inspect(local_file(args.file))
+    print(found.to_text())
+    if found.method:  # a file of another tool: the text ends with the command that imports it
+        print(f"next: nnunet-invariance weights plan DATASET {args.file}")
     return 0
 
 

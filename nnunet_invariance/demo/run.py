@@ -33,6 +33,6 @@ def run_demo(method: str, out: Path) -> Path:
         with demo.step("drawing the page"):
             page = write_page(out, module.draw(demo), demo.steps, module.NEXT_STEPS)
     minutes, seconds = divmod(round(sum(step.seconds for step in demo.steps)), 60)
-    logger.info("done in %d min %d s: %s", minutes, seconds, page)
+    logger.info("done in %d min %d s", minutes, seconds)
     logger.info("\nThe same with your data, in nnUNet_raw/%s:\n  %s", OWN_DATASET, "\n  ".join(module.NEXT_STEPS))
     return page

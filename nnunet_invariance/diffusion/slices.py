@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.json_files import claim_folder, read_json, write_json
 from nnunet_invariance.common.progress import Progress
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.diffusion.geometry import Geometry
 from nnunet_invariance.diffusion.volumes import (
     RawDataset,
@@ -98,7 +99,7 @@ def open_slices(root: Path) -> SliceFolder:
         if not (root / FOLDER / part.format(name)).is_file()
     ]
     if missing:
-        msg = f"{root / FOLDER} lacks {len(missing)} files: {', '.join(missing[:4])}. "
+        msg = f"{root / FOLDER} lacks {counted(len(missing), 'file')}: {', '.join(missing[:4])}. "
         raise StyleFolderError(f"{msg}Run again: nnunet-invariance style slices {content['dataset']} {root}")
     return SliceFolder(root, content["dataset"], content["size"], content["classes"], tuple(content["cases"]))
 

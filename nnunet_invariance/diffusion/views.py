@@ -10,6 +10,7 @@ from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from torch import Tensor
 
 from nnunet_invariance.common.json_files import read_json
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.diffusion.slices import SlicedCase
 from nnunet_invariance.errors import OptionError
 
@@ -67,8 +68,11 @@ def count_slices(root: Path, view: str, names: Sequence[str]) -> dict[str, int]:
         "left_out": sum(not count["written"] for count in counts),
     }
     logger.info(
-        "%s: %d of %d slices rejected, %d volumes, %d left out",
+        "%s: %d of %d slices rejected, %s, %d left out",
         view,
-        *(total[key] for key in ("rejected", "slices", "volumes", "left_out")),
+        total["rejected"],
+        total["slices"],
+        counted(total["volumes"], "volume"),
+        total["left_out"],
     )
     return total

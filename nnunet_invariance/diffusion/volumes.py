@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import DatasetNotFoundError, EnvironmentNotSetError, StyleFolderError
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of, dataset_name_of, read_dataset_json
 
@@ -79,7 +80,8 @@ def read_volume(path: Path) -> sitk.Image:
     except RuntimeError as error:
         raise StyleFolderError(f"{path} cannot be read: {error}. Expected a format of SimpleITK, as NIfTI.") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        msg = f"{path} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} components; "
+        msg = f"{path} has {image.GetDimension()} dimensions and "
+        msg += f"{counted(image.GetNumberOfComponentsPerPixel(), 'component')}; "
         raise StyleFolderError(f"{msg}expected a volume of one. Save flat images as volumes of one slice.")
     return image
 

@@ -154,7 +154,7 @@ def _inspect(
         return SkippedCase(name, f"cannot be read ({type(error).__name__}: {error})")
     shape = image.shape[1:]
     if image.shape[0] != channels:
-        return SkippedCase(name, f"has {image.shape[0]} channels, expected {channels}")
+        return SkippedCase(name, f"has {counted(image.shape[0], 'channel')}, expected {channels}")
     if not np.isfinite(image).all():
         return SkippedCase(name, "contains NaN or infinite voxels")
     images = [channel for channel in image if np.ptp(channel) > 0]

@@ -11,6 +11,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.common.json_forms import Objects, difference
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import (
     DamagedFileError,
     DatasetNotFoundError,
@@ -242,8 +243,8 @@ def require_supported(
     if len(found) < channels:
         others = [name for name, entry in pretrain_methods().items() if entry.least_channels <= len(found)]
         msg = (
-            f"{where} has {len(found)} channel(s), {', '.join(found)}; {method} compares the modalities of one "
-            f"individual and needs at least {channels}. Use a dataset with more channels; these methods accept "
+            f"{where} has {counted(len(found), 'channel')}, {', '.join(found)}; {method} compares the modalities of "
+            f"one individual and needs at least {channels}. Use a dataset with more channels; these methods accept "
             f"{len(found)}: {', '.join(others)}."
         )
         raise UnsupportedConfigurationError(msg)

@@ -53,7 +53,7 @@ def find_scans(folder: Path, dataset: PlannedDataset) -> dict[str, list[Path]]:
     if wrong:
         name, n = next(iter(wrong.items()))
         msg = (
-            f"Images folder {folder}: scan {name!r} has {n} channel file(s), but the dataset has {channels} "
+            f"Images folder {folder}: scan {name!r} has {counted(n, 'channel file')}, but the dataset has {channels} "
             f"({len(wrong)} of {len(counts)} scans differ). Name channels NAME_0000, NAME_0001, ... "
             "in the dataset's order, or move the other scans to another folder."
         )

@@ -1,5 +1,6 @@
 """The linear probe during a pre-training: its Dice every few epochs."""
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import UnsupportedConfigurationError
 from nnunet_invariance.networks.hypercolumns import require_stages
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
@@ -38,8 +39,8 @@ class ProbeCurve:
         require_stages(method.network)
         channels, expected = method.architecture.input_channels, len(planned.channel_names)
         if channels != expected:
-            msg = f"--probe: {method.name} trains a network of {channels} channel(s), {planned.name} has {expected}; "
-            raise UnsupportedConfigurationError(msg + "expected the same number. Omit --probe.")
+            msg = f"--probe: {method.name} trains a network of {counted(channels, 'channel')}, {planned.name} has "
+            raise UnsupportedConfigurationError(f"{msg}{expected}; expected the same number. Omit --probe.")
         self._run = prepare_probe(planned, labelled_cases(planned), self.options, device, each_map=False)
 
     def measure(self, method: Method) -> dict[str, float]:

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import TemplateError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -104,11 +105,9 @@ def _read(path: Path) -> sitk.Image:
         msg = f"{path} could not be read as a label map. Check the file or remove it from the templates."
         raise TemplateError(msg) from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        msg = (
-            f"{path}: found {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} value(s) per "
-            "voxel; expected 3 and 1. Store one label map per file."
-        )
-        raise TemplateError(msg)
+        values = counted(image.GetNumberOfComponentsPerPixel(), "value")
+        msg = f"{path}: found {image.GetDimension()} dimensions and {values} per voxel; expected 3 and 1. "
+        raise TemplateError(f"{msg}Store one label map per file.")
     array = sitk.GetArrayViewFromImage(image)
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
         msg = f"{path}: found values that are not integers; expected a label map, not an intensity image."

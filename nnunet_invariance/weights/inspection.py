@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import CheckpointCorruptError, printable
 from nnunet_invariance.weights import locate
 from nnunet_invariance.weights.checkpoint import SECTIONS, SUFFIX, holds_metadata, load_checkpoint, read_metadata
@@ -126,7 +127,7 @@ def _inspect_foreign(path: Path) -> CheckpointInfo:
     return CheckpointInfo(
         file=str(path),
         format=description,
-        progress=None if network.epochs is None else f"{network.epochs} epochs",
+        progress=None if network.epochs is None else counted(network.epochs, "epoch"),
         **_network_fields(network.architecture.to_dict(), network.facts),
         pretrained=pretrained,
         values={"network": sum(tensor.numel() for tensor in tensors.values())},

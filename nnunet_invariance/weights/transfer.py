@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import CheckpointCorruptError, WeightsIncompatibleError
 from nnunet_invariance.networks.planned import unique_tensors
 from nnunet_invariance.registry import ANY_METHOD, trainer_for_weights
@@ -158,7 +159,7 @@ def _checked(
         raise _too_little(report, min_coverage)
     shared = shared_prefixes(network)
     if lacking := [str(entry) for entry in report.missing if entry.name.startswith(shared)]:
-        msg = f"{report.checkpoint} does not fill {len(lacking)} tensors: {', '.join(shortened(lacking))}. "
+        msg = f"{report.checkpoint} does not fill {counted(len(lacking), 'tensor')}: {', '.join(shortened(lacking))}. "
         raise WeightsIncompatibleError(msg + "Set the options of the method in the plans block as in pre-training.")
     return comparison, report
 
@@ -172,7 +173,8 @@ def _section(checkpoint: Checkpoint, branch: Branch) -> dict[str, Tensor]:
     bad = [name for name, tensor in section.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         names = ", ".join(shortened(bad))
-        msg = f"{checkpoint.path} has NaN or infinite values in {len(bad)} tensors of its {branch}: {names}. "
+        where = f"{counted(len(bad), 'tensor')} of its {branch}: {names}"
+        msg = f"{checkpoint.path} has NaN or infinite values in {where}. "
         raise CheckpointCorruptError(msg + "Use an earlier checkpoint or pre-train again.")
     # Files use half precision to save space; sums over channels and taps need more.
     return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in section.items()}

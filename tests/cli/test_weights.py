@@ -162,7 +162,7 @@ def test_one_number_for_all_stages_is_the_same_as_a_list(planned: Path, tmp_path
 
 def test_list_shows_state_and_damage(planned: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["weights", "list"]) == 0
-    assert "nnunet-invariance pretrain" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("\nnext: nnunet-invariance pretrain METHOD DATASET CONFIGURATION\n")
 
     write(pretraining_folder("alice", NAME, BASE, CONFIGURATION) / "checkpoint_final.safetensors")
     write(
@@ -177,12 +177,15 @@ def test_list_shows_state_and_damage(planned: Path, capsys: pytest.CaptureFixtur
     assert f"{NAME}  alice__nnUNetPlans__3d_lowres  not finished, step 4 of 10000" in out
     assert "Dataset779_Other  alice__nnUNetPlans__3d_fullres  damaged" in out
     assert str(damaged) in out
+    assert out.splitlines()[-1].startswith("next: nnunet-invariance weights inspect FILE")
 
 
 def test_inspect_says_what_the_file_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = write(tmp_path / "c.safetensors", spacing=[0.5, 1.0, 1.25])
     assert main(["weights", "inspect", str(path)]) == 0
-    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    *fields, last = capsys.readouterr().out.splitlines()
+    assert last == f"next: nnunet-invariance weights plan DATASET {path}"
+    lines = dict(line.split("  ", 1) for line in fields)
     lines = {key: value.strip() for key, value in lines.items()}
     assert lines["method"] == "alice"
     assert lines["architecture"] == "PlainConvUNet"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from nnunet_invariance.evaluation.protocols.checkpoints import (
 from nnunet_invariance.evaluation.protocols.few_shot import _test_cases
 from nnunet_invariance.evaluation.protocols.pretrainings import WeightRules, pretrain, provide_checkpoints
 from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
+from nnunet_invariance.evaluation.report.results import SUMMARY
 from nnunet_invariance.evaluation.runner.comparison import prepare
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.statistics.effects import Contrast
@@ -278,6 +280,8 @@ def test_another_comparison_is_refused_before_anything_is_pre_trained(tiny, shor
     assert "belongs to another comparison: seed" in capsys.readouterr().err
     assert main(words) == 0
     assert len(made) == 1
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert record["commands"] == [shlex.join(["nnunet-invariance", *words])] * 2  # the refused ones are not recorded
 
 
 def test_drawn_test_cases_that_a_pretraining_has_seen_are_kept_out_of_a_new_one(
@@ -368,7 +372,7 @@ def test_a_folder_of_test_cases(tiny, stock, tmp_path):
     described.write_text(json.dumps({"labels": stock.dataset_json["labels"]}))
     label = folder / "labelsTs" / "new_case_001.nii.gz"
     sitk.WriteImage(sitk.ReadImage(label) + 5, label)
-    with pytest.raises(ComparisonError, match=r"new_case_001\.nii\.gz contains the label\(s\) 5, 6, 7, but dataset"):
+    with pytest.raises(ComparisonError, match=r"new_case_001\.nii\.gz contains 3 unknown labels, 5, 6, 7; dataset"):
         _test_cases(stock, folder, 0, 0, [])
     label.unlink()
     with pytest.raises(ComparisonError, match=r"1 test case has no image with a label: new_case_001"):
@@ -412,9 +416,8 @@ def test_the_command_from_pretraining_to_page_then_grown(tiny, short, tmp_path, 
     first = call("--pretrain", "epochs=1", "iterations=1", "workers=0")
     assert first.returncode == 0, first.stderr
     out = tmp_path / "out"
-    page = (out / "report.html").read_text()
-    assert "1 shot: AliceTrainer_1epoch against AliceTrainer_scratch_1epoch" in page
-    assert "100% of the encoder" in page
+    assert "AliceTrainer_1epoch against AliceTrainer_scratch_1epoch, 1 shot" in (out / SUMMARY).read_text()
+    assert "100% of the encoder" in (out / "report.html").read_text()
     manifest = next((out / "pretraining").rglob("manifest.json")).read_text()
     assert {case["name"] for case in json.loads(manifest)["cases"]} == {f"case_{i:03d}" for i in (1, 2, 3, 5)}
     assert "case_000" not in manifest
@@ -425,7 +428,7 @@ def test_the_command_from_pretraining_to_page_then_grown(tiny, short, tmp_path, 
     record = json.loads((out / "comparison.json").read_text())
     assert list(record["comparison"]["arms"])[-1] == "BaselineTrainer_1epoch"
     assert {p: p.stat().st_mtime_ns for p in trained} == trained
-    assert "AliceTrainer_1epoch against BaselineTrainer_1epoch" in (out / "report.html").read_text()
+    assert "AliceTrainer_1epoch against BaselineTrainer_1epoch" in (out / SUMMARY).read_text()
 
 
 @pytest.mark.slow
@@ -453,7 +456,7 @@ def test_a_comparison_killed_while_pre_training_then_while_training_goes_on(tiny
     assert call(kill_at="arms/*/shots1_draw0/train.log")[0] == -signal.SIGKILL
     status, said = call()
     assert status == 0, said
-    assert "AliceTrainer_1epoch against AliceTrainer_scratch_1epoch" in (out / "report.html").read_text()
+    assert "AliceTrainer_1epoch against AliceTrainer_scratch_1epoch" in (out / SUMMARY).read_text()
     assert not list(out.rglob("*.partial"))
 
 

@@ -28,8 +28,9 @@ def test_a_comparison_grows_and_does_not_change(tmp_path):
     path = tmp_path / "comparison.json"
     more = {**first, "arms": {"NewTrainer": {"trainer": "NewTrainer", "environment": []}}}
     more["subsets"] = [{**first["subsets"][0], "name": "shots5_draw0"}, *first["subsets"][:1]]
-    open_record(path, first, "cpu")
-    merged = open_record(path, more, "cpu")
+    open_record(path, first, "cpu", "evaluate A")
+    merged = open_record(path, more, "cpu", "evaluate A B")
+    assert read_json(path)["commands"] == ["evaluate A", "evaluate A B"]
     assert list(merged["arms"]) == [*first["arms"], "NewTrainer"]
     names = [s["name"] for s in merged["subsets"]]
     assert names == [*(s["name"] for s in first["subsets"]), "shots5_draw0"]  # folds keep their numbers

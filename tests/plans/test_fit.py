@@ -56,7 +56,7 @@ def test_a_shallower_file_needs_min_coverage(planned, tmp_path):
 def test_adapted_kernels_are_reported(tmp_path, monkeypatch):
     write_planned(tmp_path, monkeypatch, with_kernels(architecture(), [FLAT, FULL, FULL]))
     fitted = fit_plans_to_checkpoint(NAME, write(tmp_path / "c.safetensors"))
-    assert "adapted: kernel axis 0: 3 -> 1, sum over the taps (1 tensors)" in fitted.decisions
+    assert "adapted: kernel axis 0: 3 -> 1, sum over the taps (1 tensor)" in fitted.decisions
 
 
 def test_stages_of_another_width_are_refused_unless_min_coverage_allows_them(planned, tmp_path):

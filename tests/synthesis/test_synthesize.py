@@ -69,7 +69,7 @@ def test_files_that_are_no_templates_are_named(tmp_path):
     write_map(tmp_path / "image" / "b.nii.gz", np.random.default_rng(0).random((8, 8, 8)))
     assert "b.nii.gz: found values that are not integers" in refused("image")
     write_map(tmp_path / "flat" / "c.mha", np.ones((8, 8), np.uint8)[None][0])
-    assert "c.mha: found 2 dimensions and 1 value(s) per voxel; expected 3 and 1" in refused("flat")
+    assert "c.mha: found 2 dimensions and 1 value per voxel; expected 3 and 1" in refused("flat")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "d.nii.gz").write_bytes(b"not an image")
     assert "d.nii.gz could not be read as a label map" in refused("broken")

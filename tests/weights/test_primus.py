@@ -179,7 +179,7 @@ def test_plans_keep_the_file_or_adapt_it_to_another_patch(tmp_path, monkeypatch,
     out = import_foreign(file)
     assert main(["weights", "plan", NAME, str(out), "--keep", "checkpoint", "--name", "Theirs"]) == 0
     printed = capsys.readouterr().out
-    assert "adapted: positions [2, 3, 4] -> [4, 4, 4] (1 tensors)" in printed
+    assert "adapted: positions [2, 3, 4] -> [4, 4, 4] (1 tensor)" in printed
     assert "encoder: 100.00% from the file" in printed
     plans = json.loads((folder / "Theirs.json").read_text())
     entry = plans["configurations"][CONFIGURATION]
@@ -189,4 +189,4 @@ def test_plans_keep_the_file_or_adapt_it_to_another_patch(tmp_path, monkeypatch,
     assert main(["weights", "plan", NAME, str(out), "-p", "Small", "--name", "Both"]) == 0
     printed = capsys.readouterr().out
     assert "architecture: Primus, the same in file and plans" in printed
-    assert "adapted: positions [2, 3, 4] -> [2, 4, 4] (1 tensors)" in printed
+    assert "adapted: positions [2, 3, 4] -> [2, 4, 4] (1 tensor)" in printed

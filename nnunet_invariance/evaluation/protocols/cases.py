@@ -88,7 +88,7 @@ def _require_channels(cases: Mapping[str, LabelledCase], dataset_json: dict[str,
     for name, case in cases.items():
         if (found := len(case.images)) != channels:
             where = case.images[0].parent
-            msg = f"Case {name} in {where} has {found} image file(s), expected {channels}, one per channel"
+            msg = f"Case {name} in {where} has {counted(found, 'image file')}, expected {channels}, one per channel"
             raise ComparisonError(f"{msg}. Add the missing files or leave the case out.")
 
 

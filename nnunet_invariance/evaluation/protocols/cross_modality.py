@@ -143,7 +143,7 @@ def _target_set(planned: PlannedDataset, target: str, names: Mapping[str, Named]
     described = read_dataset_json(raw / "dataset.json")
     channels = [channel_names_of(dataset) for dataset in (planned.dataset_json, described)]
     if len(channels[0]) != len(channels[1]):
-        msg = f"{target} has {len(channels[1])} channel(s) ({', '.join(channels[1])}), {planned.name} has "
+        msg = f"{target} has {counted(len(channels[1]), 'channel')} ({', '.join(channels[1])}), {planned.name} has "
         msg += f"{len(channels[0])} ({', '.join(channels[0])}). "
         raise ComparisonError(f"{msg}Create a target with as many channels, one for each input of the network.")
     endings = [dataset["file_ending"] for dataset in (planned.dataset_json, described)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_invariance.common.lock import lock_folder
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.cases import PREPROCESSED_ENDINGS, seen_cases
 from nnunet_invariance.evaluation.protocols.checkpoints import (
@@ -200,7 +201,8 @@ def pretrain(
     command += ["--c"] if begun else []
     command += ["--set", *settings] if settings else []
     environment = {f"nnUNet_{name}": str(tree / f"nnUNet_{name}") for name in ("preprocessed", "results")}
-    logger.info("pre-training %s on %d images, no test case among them", method, len(names - set(test)))
+    images = counted(len(names - set(test)), "image")
+    logger.info("pre-training %s on %s, no test case among them", method, images)
     log = tree / f"{method}.log"
     with recorded(tree / f"{method}.json", "pretrain", command, device):
         run_command(f"pretrain {method}", command, log, out, environment, keep_open=keep_open)

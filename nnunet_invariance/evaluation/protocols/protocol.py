@@ -76,6 +76,8 @@ class ProtocolOptions(Options):
     transductive: bool = flag(False, doc="Allow test cases that a pre-training or learning without labels has seen.")
     #: Folder of the comparison; None: a folder below nnUNet_results of the data set.
     out: Path | None = None
+    #: The command line, for the record of the comparison; empty if it is run from Python.
+    command: str = ""
     parallel: int = count(1, 1, doc="Number of trainings at a time.")
     devices: Sequence[str] = option((), "a list of GPU ids", _is_list, doc="GPUs that the trainings are assigned to.")
     slurm: Mapping[str, str | int] | None = option(
@@ -170,6 +172,7 @@ def run_protocol(planned: PlannedDataset, selection: Selection, options: Protoco
         contrasts=selection.contrasts,
         left_out=selection.left_out,
         unlabelled=unlabelled_of(selection.arms, planned, plan.names),
+        command=options.command,
     )
     if (out / RECORD).is_file() or comparison.unlabelled:
         comparison = replace(comparison, tests=plan.tests())

@@ -111,7 +111,8 @@ def draw_parts(pool: Collection[str], parts: int, draws: int, n_val: int, seed: 
     names = sorted(set(pool))
     left = len(names) - -(-len(names) // parts) - n_val if parts > 0 else 0
     if not 2 <= parts <= len(names) or min(n_val, draws, left) < 1:
-        msg = f"{parts} parts, {draws} draws and {n_val} validation cases of {len(names)} cases: expected at least "
+        msg = f"{counted(parts, 'part')}, {counted(draws, 'draw')} and {counted(n_val, 'validation case')} of "
+        msg += f"{counted(len(names), 'case')}: expected at least "
         raise ComparisonError(
             f"{msg}2 parts and 1 of each other, no more parts than cases, and a case left to train on."
         )

@@ -11,6 +11,7 @@ import numpy as np
 from nnunet_invariance.common.html import TRANSFER_FORM, bullets, folded, notice, table, transfer_table
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.common.json_forms import Maybe, Objects
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import DamagedFileError
 from nnunet_invariance.evaluation.protocols.arms import STOCK_ITERATIONS
 from nnunet_invariance.evaluation.protocols.pretrainings import OWN
@@ -92,7 +93,8 @@ def making_section(record: Mapping[str, Any], out: Path) -> str:
     )
     tests = "\n".join(f"test {t['name']}: {' '.join(t['cases'])}" for t in described["tests"])
     jobs = [*map(read_commands, sorted((out / OWN).glob("*.json"))), *record["jobs"].values()]
-    commands = "\n".join(command for job in jobs for step in job.values() for command in step["commands"])
+    stock = (command for job in jobs for step in job.values() for command in step["commands"])
+    commands = "\n".join([*record.get("commands", ()), *stock])
     parts = [bullets(_facts(record, out)), folded("Cases", f"{subsets}\n{tests}"), folded("Commands", commands)]
     return "<h2>How it was made</h2>" + "\n".join(parts)
 
@@ -114,5 +116,6 @@ def _facts(record: Mapping[str, Any], out: Path) -> list[str]:
         facts += [f"{package} {' and '.join(found)}"] if found else []
     for arm, used in described.get("unlabelled", {}).items():
         rest = " outside of each training" if used["rest"] else ""
-        facts += [f"{arm} learns without labels from {len(used['cases'])} cases{rest} and {len(used['scans'])} scans"]
+        cases, scans = counted(len(used["cases"]), "case"), counted(len(used["scans"]), "scan")
+        facts += [f"{arm} learns without labels from {cases}{rest} and {scans}"]
     return facts + [f"{name}: sha256 {entry['sha256']}" for name, entry in described["pretrainings"].items()]

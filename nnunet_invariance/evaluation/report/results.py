@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.csv_files import write_csv
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.evaluation.runner.record import read_record
 from nnunet_invariance.evaluation.runner.stored import RECORD, stored_jobs, write_scores
 from nnunet_invariance.evaluation.scoring.metrics import METRICS
@@ -88,11 +89,9 @@ def summary(results: Results) -> str:
 
 def sentence(e: Effect) -> str:
     """An effect in one line, with the verdict first."""
-    draws = "1 draw" if e.draws == 1 else f"{e.draws} draws"
-    cases = "1 case" if e.cases == 1 else f"{e.cases} cases"
     text = (
         f"{e.verdict}: {e.arm} against {e.reference}, {e.condition}: {METRICS[e.metric].title} {e.mean:+.3f} "
-        f"[{e.low:+.3f}, {e.high:+.3f}] ({draws}, {cases})"
+        f"[{e.low:+.3f}, {e.high:+.3f}] ({counted(e.draws, 'draw')}, {counted(e.cases, 'case')})"
     )
     return f"{text}; {e.undecided_because}" if e.undecided_because else text
 

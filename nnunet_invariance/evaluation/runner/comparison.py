@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.common.lock import lock_folder
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.protocols.checkpoints import describe_checkpoint, title
 from nnunet_invariance.evaluation.protocols.splits import Subset
@@ -48,6 +49,7 @@ class Comparison:
         left_out: requested trainers that do not apply, with the reason.
         transductive: names of test cases that a pre-training, or learning without labels, has seen.
         unlabelled: what arms learn from without labels, by arm.
+        command: the command line that runs it, for the record; empty if it was started in Python.
 
     >>> arms = [Arm("A", "nnUNetTrainer")]
     >>> Comparison("few-shot", planned, arms, subsets, tests, {}, 0, "cuda", mirroring=True)  # doctest: +SKIP
@@ -67,6 +69,7 @@ class Comparison:
     left_out: Mapping[str, str] = field(default_factory=dict)
     transductive: Collection[str] = ()
     unlabelled: Mapping[str, Unlabelled] = field(default_factory=dict)
+    command: str = ""
 
     def describe(self) -> dict[str, Any]:
         """Everything that affects the result; a call that continues a comparison must not contradict it."""
@@ -128,7 +131,7 @@ def run_comparison(
         jobs = prepare(comparison, out)
         if slurm is not None:
             tasks = submit_slurm(jobs, out / "slurm", parallel, dict(slurm))
-            logger.info("submitted %d trainings to Slurm: %s", len(tasks), ", ".join(tasks))
+            logger.info("submitted %s to Slurm: %s", counted(len(tasks), "training"), ", ".join(tasks))
             return out
         try:
             run_jobs(jobs, [lock], parallel, devices)
@@ -144,7 +147,7 @@ def prepare(comparison: Comparison, out: Path) -> list[Job]:
     planned = comparison.planned
     if not (out / RECORD).is_file():
         require_same_folds(out, planned.name, comparison.subsets)
-    described = open_record(out / RECORD, comparison.describe(), comparison.device)
+    described = open_record(out / RECORD, comparison.describe(), comparison.device, comparison.command)
     subsets = stored_subsets(described)  # including those of earlier calls, in their order
     without_labels = {case for unlabelled in comparison.unlabelled.values() for case in unlabelled.cases}
     build_preprocessed(out, planned, subsets, [arm.plans for arm in comparison.arms if arm.plans], without_labels)

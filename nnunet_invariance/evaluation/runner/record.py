@@ -1,4 +1,4 @@
-"""The records of a comparison: cases, commands and times, versions and machine, without paths."""
+"""The records of a comparison: cases, commands and times, versions and machine; only ``commands`` can hold paths."""
 
 import functools
 import importlib.metadata
@@ -51,6 +51,7 @@ RECORD_FORM = {
         "subsets": [_SUBSET],
         "tests": [{"name": str, "cases": [str], "classes": Maybe([str]), "values": Maybe(dict)}],
     },
+    "commands": Maybe([str]),
     "versions": Objects(Maybe(str)),
     "machine": dict,
     "jobs": Objects(COMMANDS),
@@ -92,8 +93,11 @@ def read_commands(path: Path) -> dict[str, Any]:
         return {}
 
 
-def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str, Any]:
+def open_record(path: Path, described: dict[str, Any], device: str, command: str = "") -> dict[str, Any]:
     """Write the description of a comparison, or merge it into that of a comparison that continues; returns the result.
+
+    Args:
+        command: the command line that runs the comparison, which is added to those of earlier runs; empty in Python.
 
     Raises:
         ComparisonError: see ``merged``.
@@ -102,6 +106,7 @@ def open_record(path: Path, described: dict[str, Any], device: str) -> dict[str,
         content = {**read_record(path), "comparison": merged(path, described)}
     else:
         content = {"comparison": described, "versions": versions(), "machine": machine(device), "jobs": {}}
+    content["commands"] = [line for line in (*content.get("commands", ()), command) if line]
     write_json(path, content)
     return content["comparison"]
 
@@ -118,7 +123,8 @@ def merged(path: Path, described: dict[str, Any]) -> dict[str, Any]:
     before = read_record(path)["comparison"]
     both = {key: _merge(before.get(key), value) for key, value in described.items()}
     if differing := [key for key, value in both.items() if value is None and described[key] is not None]:
-        msg = f"{path} belongs to another comparison: {', '.join(differing)} differ(s). "
+        verb = "differs" if len(differing) == 1 else "differ"
+        msg = f"{path} belongs to another comparison: {', '.join(differing)} {verb}. "
         raise ComparisonError(f"{msg}Give the same arguments to continue it, or another folder with --out.")
     return both
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnunet_invariance.common.csv_files import read_csv
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import ComparisonError
 from nnunet_invariance.evaluation.scoring.surfaces import surface_scores
 
@@ -112,8 +113,8 @@ def require_known_labels(file: Path, array: np.ndarray, dataset_json: dict[str, 
     known = {v for value in dataset_json["labels"].values() for v in (value if isinstance(value, list) else [value])}
     if unknown := sorted(set(np.unique(array).tolist()) - known):
         msg = (
-            f"{file} contains the label(s) {', '.join(f'{v:g}' for v in unknown)}, but dataset.json has "
-            f"{', '.join(f'{v:g}' for v in sorted(known))}. Bring both to the same label set."
+            f"{file} contains {counted(len(unknown), 'unknown label')}, {', '.join(f'{v:g}' for v in unknown)}; "
+            f"dataset.json has {', '.join(f'{v:g}' for v in sorted(known))}. Bring both to the same label set."
         )
         raise ComparisonError(msg)
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.evaluation.scoring.metrics import Metric
 from nnunet_invariance.evaluation.scoring.scores import Score
 from nnunet_invariance.evaluation.statistics.coverage import simulated_coverage
@@ -106,7 +107,8 @@ class Effect:
         if self.draws < LEAST_DRAWS:
             return "one draw of training cases cannot show how much other draws differ: give --draws 3"
         if not self.coverage_low >= LEAST_COVERAGE:
-            return f"with {self.draws} draws and {self.cases} cases the interval is not reliable: add draws or cases"
+            sample = f"{counted(self.draws, 'draw')} and {counted(self.cases, 'case')}"
+            return f"with {sample} the interval is not reliable: add draws or cases"
         return "the interval contains 0"
 
 

@@ -18,6 +18,7 @@ import torch
 
 from nnunet_invariance.common.distributed import DistributedContext, distributed_context
 from nnunet_invariance.common.tensorboard import CurveWriter, require_tensorboard
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import OptionError, WeightsNotFoundError
 from nnunet_invariance.networks.planned import cumulative_strides, token_stage
 from nnunet_invariance.nnunet.cases import Manifest, make_manifest
@@ -254,7 +255,7 @@ def _make_method(run: Run, manifest: Manifest, group: DistributedContext) -> Met
         parameters = sum(p.numel() for p in method.network.parameters())
         name = method.setup.architecture.network_class_name.rsplit(".", 1)[-1]
         logger.info("network %s, %.2f M parameters", name, parameters / 1e6)
-        logger.info("%s, %d steps", method.describe(), run.loop.steps)
+        logger.info("%s, %s", method.describe(), counted(run.loop.steps, "step"))
     return method
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from nnunet_invariance.common.options import choice, count, number, text
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.losses.tiled_info_nce import CLASS_WEIGHTS
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
@@ -149,7 +150,8 @@ class Anatomix(Method):
     def describe(self) -> str:
         """See :class:`Method`."""
         maps = ", ".join(level.name for level in self.levels)
-        patches = f"{self.batch_size} pair(s) of {self.patch_size} voxels, {self.cuts} patch(es) of each volume"
+        patches = f"{counted(self.batch_size, 'pair')} of {self.patch_size} voxels, "
+        patches += f"{counted(self.cuts, 'patch', 'patches')} of each volume"
         return f"{self.options.pretext} on {maps}, {patches}"
 
     def dataset(self, steps: int, seed: int, rank: int) -> Dataset:

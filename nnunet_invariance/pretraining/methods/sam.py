@@ -22,6 +22,7 @@ from nnunet_invariance.augmentation.masking import valid_cells
 from nnunet_invariance.common.device_copies import copy_to
 from nnunet_invariance.common.distributed import DistributedContext
 from nnunet_invariance.common.options import choice, count, flag, number, text
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.losses.hard_negative_info_nce import HardNegativeInfoNCE
 from nnunet_invariance.networks.architectures.resnet3d import NETWORK as RESNET
@@ -239,7 +240,7 @@ def load_initial_weights(path: Path, method: SAM) -> None:
             differ = [n for n in (*own, *found) if own.get(n) != found.get(n)]
             raise WeightsIncompatibleError(
                 f"--set initial_weights={path}: the {checkpoint.metadata['method']!r} weights do not fit backbone="
-                f"{method.options.backbone} with {method.setup.architecture.input_channels} channel(s); first "
+                f"{method.options.backbone} with {counted(method.setup.architecture.input_channels, 'channel')}; first "
                 f"difference: {differ[0]}. Set backbone and features to those of the file."
             )
         restore_module(module, tensors)
