@@ -207,7 +207,7 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
         self.add_unlabelled_gradients()
         if self.is_ddp:
             average_gradients(self.aux)
-        clipped_step(self.optimizer, self.grad_scaler)
+        clipped_step(self.optimizer, self.grad_scaler, self.guard)
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu().numpy()
         return {name: np.asarray(value) for name, value in zip(losses, values, strict=True)}
 

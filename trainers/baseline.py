@@ -261,16 +261,13 @@ class BaselineTrainer(nnUNetTrainer):
         loss = self.loss(logits, target)
         self.add_gradients(loss)
         self.add_unlabelled_gradients()
-        clipped_step(self.optimizer, self.grad_scaler)
+        clipped_step(self.optimizer, self.grad_scaler, self.guard)
         return {"loss": loss.detach().cpu().numpy()}
 
     def add_gradients(self, loss: Tensor) -> None:
         """Run the backward pass of a loss, outside of autocast, with the loss scale if there is one."""
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(loss).backward()
-        else:
-            self.guard.report_loss(loss)
-            loss.backward()
+        self.guard.report_loss(loss)
+        (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
 
     def add_unlabelled_gradients(self) -> None:
         """Add the gradients of the loss on an unlabelled batch, if the training has one in this step."""

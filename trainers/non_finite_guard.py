@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_invariance.common.collectives import all_reduce_max
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.errors import NonFiniteLossError
 
@@ -27,7 +28,7 @@ class NonFiniteGuard:
     A skipped step changes neither the parameters, nor the optimiser's momentum, nor the buffers of the network.
 
     Attributes:
-        in_epoch: number of non-finite steps since :meth:`start_epoch`.
+        in_epoch: number of skipped steps since :meth:`start_epoch`.
 
     >>> layer = nn.Linear(1, 1)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
@@ -51,14 +52,14 @@ class NonFiniteGuard:
     def attach(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> None:
         """Watch the steps of an optimiser; a scaler skips non-finite gradients by itself."""
         self._scaler = scaler
-        if scaler is None:
-            optimizer.register_step_pre_hook(self._drop_non_finite_gradients)
+        optimizer.register_step_pre_hook(self._before_step)
 
-    def _drop_non_finite_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Remove all gradients if one is not finite: an optimiser changes no parameter that has no gradient."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        finite = [value.isfinite().all() for value in (*self._losses, *gradients)]
+        if self._scaler is not None:  # it calls the optimiser only if all gradients are finite
+            self.skipped = False
+            return
+        finite = [gradient.isfinite().all() for gradient in _gradients(optimizer)]
         if not finite or torch.stack(finite).all():  # one value for the host to wait for
             return
         self.skipped = True
@@ -67,19 +68,26 @@ class NonFiniteGuard:
     @contextmanager
     def protect(self, modules: Iterable[nn.Module]) -> Iterator[None]:
         """Enclose one training step; if it is skipped, the buffers of the modules get their values back."""
-        self.skipped, self._losses = False, []
+        self.skipped, self._losses = self._scaler is not None, []
         saved = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
-        scale = self._scaler.get_scale() if self._scaler else 0.0
         yield
-        if self._scaler and self._scaler.get_scale() < scale:
-            self.skipped = True
         if self.skipped:
             for buffer, value in saved:
                 buffer.copy_(value)
 
     def report_loss(self, total: Tensor) -> None:
-        """Note a loss of the current step; the step is skipped if one of its losses is not finite."""
+        """Note a loss of the current step; the step is skipped if one of its losses is not finite on a rank."""
         self._losses.append(total.detach())
+
+    def mark_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the step: a loss that is not finite on a rank makes a gradient NaN on all of them.
+
+        The gradient of such a loss can be finite, and all ranks must skip the same steps.
+        """
+        if not self._losses:
+            return
+        broken = torch.stack([~loss.isfinite() for loss in self._losses]).any().float()
+        next(_gradients(optimizer)).masked_fill_(all_reduce_max(broken) > 0, torch.nan)
 
     def start_epoch(self) -> None:
         """Reset :attr:`in_epoch`; the number of steps in a row is kept across epochs."""
@@ -92,13 +100,14 @@ class NonFiniteGuard:
             NonFiniteLossError: too many non-finite steps in a row; names the cases of all of them.
         """
         found = [name for name, value in losses.items() if not np.isfinite(value)]
-        # A scaler overflows on purpose to find its scale; below 1 the unscaled gradients themselves are not finite.
-        if not found and self.skipped and (self._scaler is None or self._scaler.get_scale() < 1):
-            found = ["gradients"]
-        if not found:
+        if not found and not self.skipped:
             self._cases.clear()
             return None
         self.in_epoch += 1
+        # A scaler overflows on purpose to find its scale; below 1 the unscaled gradients themselves are not finite.
+        if not found and self._scaler is not None and self._scaler.get_scale() >= 1:
+            return None
+        found = found or ["gradients"]
         self._cases.append([str(case) for case in cases])
         what = "gradients were" if found == ["gradients"] else f"loss ({', '.join(found)}) was"
         if len(self._cases) == MAX_NON_FINITE_STEPS:
@@ -111,6 +120,11 @@ class NonFiniteGuard:
             f"WARNING: the {what} not finite, and the step was skipped; cases {', '.join(self._cases[-1])}; "
             f"{len(self._cases)} in a row, {MAX_NON_FINITE_STEPS} stop the run."
         )
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return (parameter.grad for parameter in parameters if parameter.grad is not None)
 
 
 def require_finite(state: Mapping[str, Any], file: str) -> None:

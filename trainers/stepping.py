@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_invariance.augmentation.views import split_views
+from nnunet_invariance.trainers.non_finite_guard import NonFiniteGuard
 
 GRADIENT_NORM = 12  # as in nnU-Net
 
@@ -43,8 +44,9 @@ def average_gradients(module: nn.Module) -> None:
         parameter.grad /= dist.get_world_size()
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
-    """Clip the total gradient norm and step; with a scaler, steps with non-finite gradients are skipped."""
+def clipped_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, guard: NonFiniteGuard) -> None:
+    """Clip the total gradient norm and step; a step whose loss or gradients are not finite is skipped."""
+    guard.mark_gradients(optimizer)
     if scaler is not None:
         scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], GRADIENT_NORM)
