@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_invariance.losses.info_nce import SupervisedInfoNCE
 from nnunet_invariance.networks.feature_levels import feature_maps, levels_of
@@ -326,6 +327,15 @@ def test_label_retrieval_equals_a_slow_loop():
     assert label_retrieval(a, labels, a, labels).item() == 1
 
 
+def test_label_retrieval_is_computed_in_float32_under_autocast():
+    """Of neighbours on a circle, half precision takes many for equally near."""
+    angle = torch.linspace(0, 1, 60)
+    rows, labels = torch.stack((angle.cos(), angle.sin()), 1), torch.arange(60) // 2 % 5
+    expected = label_retrieval(rows, labels, rows, labels, same_position=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(label_retrieval(rows, labels, rows, labels, same_position=True), expected)
+
+
 # ---- the loop ------------------------------------------------------------------------------------------------------
 
 
@@ -383,3 +393,24 @@ def test_a_run_stops_early_after_the_patience():
     assert not should_stop_early([*history, {"held_out_loss": 2.9}], options)
     assert not should_stop_early([*history, *history], LoopOptions(epochs=30))
     assert not should_stop_early([{"loss": 1.0}] * 9, options)
+
+
+class Drawn(TorchDispatchMode):
+    """Counts the random numbers that the host draws."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += result.numel() if "generator" in (kwargs or {}) else 0
+        return result
+
+
+def test_the_host_draws_few_numbers_for_a_pair():
+    """A number per voxel, or a permutation of the voxels, would take longer than the GPU needs for the whole pair."""
+    pairs = SyntheticPairGenerator((64, 64, 64), 64)
+    assert len(pairs.engine.bank) > 0  # made once, before the first pair
+    for number in range(5):
+        with Drawn() as drawn:
+            pairs.sample(seed=0, number=number, augment=True)
+        assert 1000 < drawn.count < 0.1 * 64**3

@@ -50,6 +50,19 @@ def test_a_step_waits_once(name, tmp_path, monkeypatch):
     assert waits[0] == 1 + ADDITIONAL.get(name, 0), waits[1]
 
 
+def test_a_step_with_a_loss_scale_waits_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(precision.SUPPORTED, DEVICE.type, ("fp16",))
+    method, batch = small("mae").build(), small("mae").batch(0)
+    with Emulator() as emulator:
+        loop = Loop(method, LoopOptions(precision="fp16"), DistributedContext(0, 1, DEVICE), tmp_path, {})
+        assert loop.scaler is not None
+        loop.scaler = torch.amp.GradScaler(DEVICE.type, init_scale=64.0)  # small enough for the first step
+        emulator.waits.clear()
+        loop._train_step([{**batch, "keys": ["case"]}], Bar())
+    assert loop.skipped == 0
+    assert emulator.total == 1, emulator.waits
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("quirks", [False, True])
 def test_the_synthesis_of_a_batch_of_pairs_hardly_waits(quirks):

@@ -12,6 +12,7 @@ def label_retrieval(
     """Fraction of queries whose nearest key by cosine similarity has their label, averaged over the labels.
 
     Queries whose label no key has are left out. The result is a scalar in [0, 1], or NaN if no query is left.
+    Similarities are computed in float32, also under autocast.
 
     Args:
         queries: (N, C) features.
@@ -24,7 +25,8 @@ def label_retrieval(
     >>> label_retrieval(features, labels, features, labels)
     tensor(1.)
     """
-    similarity = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T
+    with torch.autocast(queries.device.type, enabled=False):
+        similarity = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T
     same = labels[:, None] == key_labels
     if same_position:
         similarity.fill_diagonal_(-torch.inf)
