@@ -4,11 +4,10 @@ A picture outside of docs/ becomes part of the site. A link to another file lead
 GITHUB_REPOSITORY names it (as in a workflow), and is plain text otherwise.
 """
 
-import contextlib
 import importlib
-import io
 import os
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,10 @@ PICTURES = {".png", ".svg", ".jpg"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 #: A name that needs less than half of a line on a phone.
 SHORT_CODE = re.compile(r"<code>([^<]{1,22})</code>")
+#: A block of code that is not highlighted: commands, and what they print.
+COMMANDS = re.compile(r"<pre><code>(.*?)</code></pre>", re.S)
+#: A flag within them.
+FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 #: Packages whose public names are in the reference of the Python API.
 PACKAGES = (
     "losses",
@@ -70,8 +73,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep a short name, for example ``--c``, on one line."""
-    return SHORT_CODE.sub(r'<code class="short">\1</code>', html)
+    """Keep a short name, for example ``--c``, on one line, and mark the lines of commands, which narrow pages wrap."""
+    return COMMANDS.sub(mark_lines, SHORT_CODE.sub(r'<code class="short">\1</code>', html))
+
+
+def mark_lines(match: re.Match[str]) -> str:
+    """Each line of a block as an element, so that what continues it can be indented; each flag, to keep it whole."""
+    text = FLAG.sub(r'<span class="flag">\g<0></span>', match[1].rstrip("\n"))
+    lines = "\n".join(f'<span class="line">{line}</span>' for line in text.split("\n"))
+    return f"<pre><code>{lines}</code></pre>"
 
 
 def outside(path: Path, config: MkDocsConfig) -> bool:
@@ -101,16 +111,43 @@ def api_page() -> str:
 
 
 def commands_page() -> str:
-    """The help of every command, as the command line prints it."""
+    """Usage, description and arguments of every command, from the parser of the command line."""
     from nnunet_invariance.cli.main import COMMANDS, make_parser
 
     parser = make_parser({name: importlib.import_module(f"nnunet_invariance.cli.{name}") for name in COMMANDS})
-    parts = ["# Commands", "", "What `nnunet-invariance COMMAND --help` prints."]
+    parts = [
+        "# Commands",
+        "",
+        "`nnunet-invariance COMMAND --help` prints the same; `pretrain METHOD --help` also lists",
+    ]
+    parts += ["the options of the method that `--set` takes."]
     for words, sub_parser in sub_parsers(parser):
-        with contextlib.redirect_stdout(io.StringIO()) as text:
-            sub_parser.print_help()
-        parts += ["", f"## {words}", "", "```text", text.getvalue().rstrip(), "```"]
+        usage = " ".join(sub_parser.format_usage().removeprefix("usage: ").split())
+        parts += ["", f"## {words}", "", f"    {usage}", "", cell(sub_parser.description or ""), ""]
+        if rows := arguments(sub_parser):
+            parts += ["| argument | meaning |", "|---|---|", *rows]
     return "\n".join(parts)
+
+
+def arguments(parser: Any) -> list[str]:
+    """A row for each argument of a parser, or for each of its sub-commands."""
+    formatter, rows = parser._get_formatter(), []
+    for action in parser._actions:
+        if type(action).__name__ == "_SubParsersAction":
+            rows += [f"| `{choice.dest}` | {cell(choice.help or '')} |" for choice in action._choices_actions]
+        elif "--help" not in action.option_strings:
+            text = formatter._expand_help(action)
+            name = formatter._format_action_invocation(action)
+            if action.choices:
+                name = ", ".join(action.option_strings) or action.dest
+                text = f"{', '.join(action.choices)}: {text}"
+            rows.append(f"| `{name}` | {cell(text)} |")
+    return rows
+
+
+def cell(text: str) -> str:
+    """Plain text as Markdown."""
+    return re.sub(r"([_*\[\]])", r"\\\1", escape(text, quote=False)).replace("|", "&#124;")
 
 
 def sub_parsers(parser: Any, words: str = "") -> list[tuple[str, Any]]:

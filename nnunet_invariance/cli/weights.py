@@ -35,7 +35,9 @@ def _add_export(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser("export", help="write a file or folder for other tools")
     parser.add_argument("file", **FILE)
     parser.add_argument("out", type=Path, metavar="OUT", help="for example alice.pth; a folder for --format card")
-    parser.add_argument("--format", choices=["nnunet", "nnssl", "card"], required=True)
+    parser.add_argument(
+        "--format", choices=["nnunet", "nnssl", "card"], required=True, help="for which tool; card: a folder to publish"
+    )
     parser.add_argument(
         "--branch", choices=["teacher", "student"], help="default: the teacher of a run of 5,000 steps or more"
     )
