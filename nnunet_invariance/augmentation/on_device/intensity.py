@@ -160,12 +160,14 @@ class Gamma(RowTransform):
     def apply(self, rows: Tensor, parameters: Tensor, noise: torch.Generator) -> Tensor:
         """Raise to the power."""
         flat = rows.neg_().flatten(1) if self.inverted else rows.flatten(1)
-        std, mean = flat.std(1, keepdim=True), flat.mean(1, keepdim=True)
+        mean, size = flat.mean(1, keepdim=True), flat.shape[1]
         low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
         span = high - low
+        spread = torch.linalg.vector_norm(flat - mean, dim=1, keepdim=True)  # a CPU needs much longer for std
         flat = flat.sub_(low).div_(span.clamp(min=SMALLEST)).pow_(parameters[:, None]).mul_(span).add_(low)
-        new_std, new_mean = flat.std(1, keepdim=True), flat.mean(1, keepdim=True)
-        flat = flat.sub_(new_mean).mul_(std / new_std.clamp(min=SMALLEST)).add_(mean)
+        flat = flat.sub_(flat.mean(1, keepdim=True))
+        new_spread = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        flat = flat.mul_(spread / new_spread.clamp(min=SMALLEST * size**0.5)).add_(mean)
         return (flat.neg_() if self.inverted else flat).view(rows.shape)
 
 

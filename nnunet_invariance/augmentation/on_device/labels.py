@@ -25,7 +25,7 @@ def warp_labels(labels: Tensor, grid: Tensor, values: Sequence[int]) -> Tensor:
         grid: as for ``torch.nn.functional.grid_sample`` with ``align_corners=False``.
         values: all values that ``labels`` may have; others are never chosen.
     """
-    nearest = F.grid_sample(labels.float() - OUTSIDE, grid, mode="nearest", align_corners=False) + OUTSIDE
+    nearest = F.grid_sample((labels - OUTSIDE).float(), grid, mode="nearest", align_corners=False).add_(OUTSIDE)
     known = sorted({*values} - {OUTSIDE})
     best, rest = torch.zeros_like(nearest), torch.full_like(nearest, SHARE)
     winner = torch.full_like(nearest, OUTSIDE)
