@@ -89,7 +89,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The device that ``--device`` names; a test that uses this fixture runs on it."""
+    """The device that ``--device`` names; a test that uses this fixture runs on it, in full float32 precision."""
+    torch.backends.cudnn.allow_tf32 = False  # a GPU would round to 11 bits; for matrix products it is off by default
     return torch.device(request.config.getoption("--device"))
 
 

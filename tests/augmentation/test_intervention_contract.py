@@ -41,10 +41,12 @@ class TestClustersOfTheImage(InterventionContract):
 
 class TestGMM(InterventionContract):
     intervention = GMM()
+    noise = True
 
 
 class TestGMMOfTheImage(InterventionContract):
     intervention = GMM(tissues="image")
+    noise = True
 
 
 class TestSLAug(InterventionContract):

@@ -17,9 +17,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 class InterventionContract:
-    """Subclass it with a name that starts with ``Test`` and set :attr:`intervention`."""
+    """Subclass it with a name that starts with ``Test`` and set :attr:`intervention`.
+
+    Attributes:
+        noise: whether the result has noise that each device makes for itself.
+    """
 
     intervention: ClassVar[Intervention[Any]]
+    noise: ClassVar[bool] = False
 
     @pytest.fixture(params=SHAPES, ids=str)
     def shape(self, request: pytest.FixtureRequest) -> tuple[int, ...]:
@@ -51,6 +56,16 @@ class InterventionContract:
         first = self.intervention.apply(image, labels, params)
         torch.manual_seed(1)
         assert torch.equal(first, self.intervention.apply(image, labels, params))
+
+    def test_a_device_gives_the_values_of_the_cpu(self, shape, device):
+        """But for a few voxels next to a threshold."""
+        if self.noise:
+            return
+        image, labels = self.scene(shape, torch.device("cpu"))
+        params = self.intervention.sample(Domain(shape, 3), generator())
+        expected = self.intervention.apply(image, labels, params)
+        styled = self.intervention.apply(image.to(device), labels.to(device), params).cpu()
+        assert torch.isclose(styled, expected, rtol=1e-4, atol=1e-4).float().mean() > 0.99
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
     def test_shape_dtype_and_device_are_kept(self, shape, dtype, device):

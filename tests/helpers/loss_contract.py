@@ -62,6 +62,16 @@ class LossContract:
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert all(gradient.any() for gradient in gradients)
 
+    def test_loss_and_gradient_are_those_of_float64_on_the_cpu(self, device):
+        found = []
+        for where, dtype in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
+            inputs = self.given(where, dtype)
+            rows = [inputs[name].requires_grad_() for name in self.differentiable]
+            loss = self.make(where, dtype)(**inputs)
+            found.append([value.detach().cpu().double() for value in (loss, *torch.autograd.grad(loss, rows))])
+        for value, expected in zip(*found, strict=True):
+            assert (value - expected).norm() <= 1e-4 * expected.norm()
+
     @pytest.mark.parametrize("dtype", HALF)
     def test_half_precision_is_computed_in_float32(self, device, dtype):
         inputs = self.given(device, dtype)

@@ -26,6 +26,12 @@ def test_a_call_makes_pairs_that_can_be_unpacked(device):
     assert labels.device.type == first.device.type == device.type
 
 
+def test_a_device_makes_the_labels_of_the_cpu(engine, device):
+    elsewhere = SynthesisEngine(engine.options, device=device)
+    found, expected = (one.batch([0, 1]).labels.cpu() for one in (elsewhere, engine))
+    assert (found == expected).float().mean() > 0.999
+
+
 @pytest.mark.integration
 def test_size_and_seed_of_a_call(engine):
     assert engine(n=1, size=48).first.shape == (1, 1, 48, 48, 48)
