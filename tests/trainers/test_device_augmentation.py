@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nnunet_invariance.errors import UnsupportedConfigurationError
+from tests.helpers.tiny_dataset import cut_down
 from tests.helpers.tiny_trainers import make_trainer, started, values
 
 pytestmark = pytest.mark.usefixtures("results")
@@ -37,6 +38,34 @@ def test_a_step_trains_on_a_patch_that_the_device_augments(tiny, name, options, 
     after = values(trainer.network)
     assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("conv.weight"))
     assert next(trainer.dataloader_val)["data"].shape == (2, 1, 32, 32, 32)
+
+
+OPTIONS = {"iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "seed": 1, **DEVICE}
+
+
+def test_2d_plans_train(tiny):
+    plans = cut_down(tiny.plans, "nnUNetPlans")
+    kwargs = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"])
+    flat = plans["configurations"]["2d"]
+    flat.update(patch_size=[32, 32], batch_size=2, data_identifier="nnUNetPlans_3d_fullres", nnunet_invariance=OPTIONS)
+    kwargs.update(conv_op="torch.nn.modules.conv.Conv2d", norm_op="torch.nn.modules.instancenorm.InstanceNorm2d")
+    kwargs.update({key: [part[1:] for part in kwargs[key]] for key in ("kernel_sizes", "strides")})
+    flat["architecture"]["arch_kwargs"] = kwargs
+    trainer, batch = started(tiny, "BaselineTrainer", plans, "2d")
+    augmented = trainer.augmented(batch)
+    assert batch["data"].shape[2:] > augmented["data"].shape[2:] == (32, 32)
+    assert [part.shape for part in augmented["target"]] == [(2, 1, 32, 32), (2, 1, 16, 16)]
+    assert math.isfinite(trainer.train_step(batch)["loss"])
+
+
+def test_slices_are_turned_in_plane_if_nnunet_does_so(tiny):
+    plans = cut_down(tiny.plans, "nnUNetPlans", **OPTIONS)
+    plans["configurations"]["3d_fullres"]["patch_size"] = [8, 32, 32]
+    trainer, batch = started(tiny, "BaselineTrainer", plans)
+    assert batch["data"].shape == (2, 1, 8, 37, 37)
+    assert trainer.device_augmentation.geometry.in_plane
+    assert trainer.augmented(batch)["data"].shape == (2, 1, 8, 32, 32)
+    assert math.isfinite(trainer.train_step(batch)["loss"])
 
 
 @pytest.mark.parametrize("name", ["ChannelDropoutTrainer", "PUIRTrainer_scratch"])

@@ -78,6 +78,23 @@ def test_activations_are_recomputed_if_the_estimate_exceeds_the_memory(modalitie
     assert trainer.network.checkpointing is recomputed  # no NumPy bool, which torch.compile would take for a tensor
 
 
+@pytest.mark.integration
+def test_a_compiled_step_has_no_graph_breaks(modalities, monkeypatch):
+    """nnU-Net compiles on CUDA; this test uses the same tracing without code generation."""
+    monkeypatch.setenv("nnUNet_compile", "f")
+    trainer, batch = started(modalities, TRAINER, prior=4, equivariance_probability=1.0)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    trainer.network = torch.compile(trainer.network, backend="eager")
+    try:
+        assert np.isfinite(trainer.train_step(batch)["total"])
+        assert dict(counters["graph_break"]) == {}
+        assert 0 < counters["stats"]["unique_graphs"] <= 2  # with the estimates for the losses, and without
+    finally:
+        torch._dynamo.reset()
+
+
 def short_of_memory(trainer) -> None:
     forward = trainer.network.forward
 
