@@ -61,4 +61,5 @@ def draw_formula(match: re.Match[str]) -> str:
     svg = file.getvalue().partition("<svg")[2].replace("#123456", "currentColor")
     svg = NOT_DRAWN.sub(" ", svg)
     label = html.escape(formula, quote=True)
-    return f'<div class="formula"><svg role="img" aria-label="{label}" {svg.strip()}</div>\n'
+    box = '<div class="scrolling formula" tabindex="0" role="group" aria-label="Formula">'
+    return f'{box}<svg role="img" aria-label="{label}" {svg.strip()}</div>\n'

@@ -20,6 +20,9 @@ PICTURES = {".png", ".svg", ".jpg"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 #: A name that needs less than half of a line on a phone.
 SHORT_CODE = re.compile(r"<code>([^<]{1,22})</code>")
+#: A table in a box that scrolls sideways by itself, also with the keyboard.
+SCROLLING = '<div class="scrolling" tabindex="0" role="group" aria-label="Table"><table>'
+SEARCH = 'data-md-component="search" role="dialog"'
 #: A block of code that is not highlighted: commands, and what they print.
 COMMANDS = re.compile(r"<pre><code>(.*?)</code></pre>", re.S)
 #: A flag within them.
@@ -73,8 +76,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep a short name, for example ``--c``, on one line, and mark the lines of commands, which narrow pages wrap."""
-    return COMMANDS.sub(mark_lines, SHORT_CODE.sub(r'<code class="short">\1</code>', html))
+    """Keep a short name, for example ``--c``, on one line, mark the lines of commands, and let tables scroll."""
+    html = COMMANDS.sub(mark_lines, SHORT_CODE.sub(r'<code class="short">\1</code>', html))
+    return html.replace("<table>", SCROLLING).replace("</table>", "</table></div>")
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the search for a screen reader, which the theme does not."""
+    return output.replace(SEARCH, f'{SEARCH} aria-label="Search"')
 
 
 def mark_lines(match: re.Match[str]) -> str:
