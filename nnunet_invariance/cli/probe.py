@@ -36,10 +36,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    from nnunet_invariance.plans.preflight import check_output
     from nnunet_invariance.probing.protocol import ProbeOptions
     from nnunet_invariance.probing.report import to_text
     from nnunet_invariance.probing.run import run_probe
 
+    if args.out is not None:
+        check_output(args.out)
     options = ProbeOptions(
         shots=tuple(args.shots),
         draws=args.draws,

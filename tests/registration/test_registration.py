@@ -368,6 +368,13 @@ def test_bad_volumes_are_refused_and_nothing_is_written(files, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", [["register", "A.nii.gz", "B.nii.gz"], ["probe", "4", "3d_fullres", "--out"]])
+def test_an_output_folder_that_cannot_be_made_is_named_before_the_input_is_read(tmp_path, capsys, command):
+    (tmp_path / "file").write_text("")
+    assert main([*command, str(tmp_path / "file" / "out")]) == 2
+    assert f"cannot be made: {tmp_path / 'file'} is a file" in capsys.readouterr().err
+
+
 def test_masks_without_a_voxel_are_refused(files, tmp_path):
     folder, _ = files
     fixed = read_volume(folder / "fixed.nii.gz")
