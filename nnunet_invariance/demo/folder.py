@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nnunet_invariance.errors import OutputError
+from nnunet_invariance.plans.preflight import check_output
 
 TREES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 OWN_FOLDERS = (*TREES, "unlabelled", "synthetic", "comparison", "logs")
@@ -16,8 +17,9 @@ def empty(out: Path) -> None:
     """Create the folder, or empty it if it contains nothing but an earlier demo.
 
     Raises:
-        OutputError: the folder contains files that do not come from a demo.
+        OutputError: the folder contains files that do not come from a demo, or cannot be made.
     """
+    check_output(out)
     found = {p.name for p in out.iterdir()} if out.is_dir() else set()
     if strangers := found - {*OWN_FOLDERS, "index.html"}:
         msg = f"{out} contains {', '.join(sorted(strangers)[:3])}, which no demo has made. Give another --out."

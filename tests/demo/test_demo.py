@@ -119,6 +119,8 @@ def test_an_earlier_demo_is_replaced_and_anything_else_is_left_alone(tmp_path):
     with pytest.raises(OutputError, match=r"contains thesis\.docx, which no demo has made.*--out"):
         empty(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nnUNet_raw", "thesis.docx"]
+    with pytest.raises(OutputError, match=r"thesis\.docx is a file"):
+        empty(tmp_path / "thesis.docx")
 
 
 def test_the_environment_comes_back(tmp_path, monkeypatch):
