@@ -30,6 +30,7 @@ from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.errors import ComparisonError, InvarianceError
 from nnunet_invariance.evaluation.runner.tree import copy_plans, link_preprocessed
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
+from nnunet_invariance.prediction import open_model
 
 
 def main() -> int:
@@ -70,7 +71,7 @@ def write_round(model: Path, fold: int, out: Path, test: Collection[str] = (), d
     link_preprocessed(base, planned, labelled)
     predictor = nnUNetPredictor(device=torch.device(device), perform_everything_on_device=device == "cuda")
     predictor.allow_tqdm = False
-    predictor.initialize_from_trained_model_folder(str(model), (fold,))
+    open_model(predictor, model, [str(fold)])
     manager = planned.plans.get_label_manager(dataset)
     for case in rest:
         label_case(predictor, manager, planned, case, base / planned.folder.name / case)

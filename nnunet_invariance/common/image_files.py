@@ -52,12 +52,13 @@ def read_image(path: Path) -> sitk.Image:
         raise VolumeError(f"{path} cannot be read as an image ({_last_line(error)}). {_REMEDY}") from error
 
 
-def check_image(path: Path, dimensions: int | None = None) -> None:
+def check_image(path: Path, dimensions: int | None = None, finite: bool = True) -> None:
     """Check an image file for damage, also for damage that SimpleITK does not report.
 
     Args:
         path: image file.
         dimensions: expected number of spatial axes; default: any number.
+        finite: whether NaN and infinite voxels count as damage; a reader that accepts them says False.
 
     Raises:
         VolumeError: the file is missing, unreadable or truncated, has another number of axes, colours or complex
@@ -79,7 +80,7 @@ def check_image(path: Path, dimensions: int | None = None) -> None:
     if voxels.dtype.kind not in "biuf":
         kind = " ".join(voxels.dtype.names or [str(voxels.dtype)])
         raise VolumeError(f"{path} has voxels of the type {kind!r}, expected one real number each. {_REMEDY}")
-    if bad := int(voxels.size - np.isfinite(voxels).sum()):
+    if finite and (bad := int(voxels.size - np.isfinite(voxels).sum())):
         msg = f"{path} contains {bad} voxels that are NaN or infinite, expected finite intensities. Replace them first."
         raise VolumeError(msg)
 

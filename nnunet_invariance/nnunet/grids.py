@@ -48,15 +48,19 @@ def check_same_grid(files: Sequence[Path]) -> None:
                 )
 
 
-def check_case(files: Sequence[Path]) -> None:
+def check_case(files: Sequence[Path], finite: bool = True) -> None:
     """Check that the images of a case are undamaged and share one grid.
+
+    Args:
+        files: the channels.
+        finite: whether NaN and infinite voxels count as damage.
 
     Raises:
         VolumeError: an image is damaged.
         ImagesFolderError: two images differ in size, spacing, origin or direction.
     """
     for file in files:
-        check_image(file)
+        check_image(file, finite=finite)
     check_same_grid(files)
 
 

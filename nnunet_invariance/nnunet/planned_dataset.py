@@ -146,10 +146,7 @@ def open_planned_dataset(dataset: str, configuration: str, plans_name: str = "nn
             f"Plans file {plans_file} does not exist; found there: {found or 'no plans'}. {remedy}"
         )
     plans = read_plans(plans_file)
-    if configuration not in plans.available_configurations:
-        known = ", ".join(plans.available_configurations)
-        raise UnknownConfigurationError(f"{plans_file} has no configuration {configuration!r}; it has: {known}.")
-    manager = _configuration(plans_file, plans, configuration)
+    manager = resolve_configuration(plans_file, plans, configuration)
     folder = base / manager.data_identifier
     return PlannedDataset(name, plans, configuration, manager, read_dataset_json(base / "dataset.json"), base, folder)
 
@@ -164,12 +161,16 @@ def read_plans(path: Path) -> PlansManager:
     return PlansManager(read_json(path, remedy=remedy, form=PLANS_FORM))
 
 
-def _configuration(path: Path, plans: PlansManager, name: str) -> ConfigurationManager:
+def resolve_configuration(path: Path, plans: PlansManager, name: str) -> ConfigurationManager:
     """Resolve a configuration, including the configurations that it inherits from.
 
     Raises:
+        UnknownConfigurationError: the plans have no such configuration.
         DamagedFileError: a parent or required key is missing, or patch size or spacing are not positive numbers.
     """
+    if name not in plans.available_configurations:
+        known = ", ".join(plans.available_configurations)
+        raise UnknownConfigurationError(f"{path} has no configuration {name!r}; it has: {known}.")
     where, remedy = f"Configuration {name!r} of {path}", "Plan again with nnUNetv2_plan_experiment."
     try:
         manager = plans.get_configuration(name)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from nnunet_invariance.prediction.adaptation import adapt_model as adapt_model
     from nnunet_invariance.prediction.intensity_shift import shift_warnings as shift_warnings
     from nnunet_invariance.prediction.intensity_shift import training_intensities as training_intensities
-    from nnunet_invariance.prediction.model import open_model as open_model
     from nnunet_invariance.prediction.model import predict_folder as predict_folder
+    from nnunet_invariance.prediction.opening import open_model as open_model
     from nnunet_invariance.prediction.styles import StylePredictor as StylePredictor
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -24,7 +24,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "adaptation": ("AdaptationOptions", "AdaptationReport", "adapt_model"),
         "intensity_shift": ("shift_warnings", "training_intensities"),
-        "model": ("open_model", "predict_folder"),
+        "model": ("predict_folder",),
+        "opening": ("open_model",),
         "styles": ("StylePredictor",),
     },
 )

@@ -19,7 +19,8 @@ from nnunet_invariance.common.options import Options, count, number
 from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.errors import OutputError, UnsupportedConfigurationError
 from nnunet_invariance.losses.consistency import ConsistencyLoss
-from nnunet_invariance.prediction.model import CHECKPOINT, checked_cases, checkpoint_files, open_model
+from nnunet_invariance.prediction.model import checked_cases
+from nnunet_invariance.prediction.opening import CHECKPOINT, checkpoint_files, open_model
 from nnunet_invariance.prediction.styles import random_style
 from nnunet_invariance.weights.foreign import open_foreign
 
@@ -83,8 +84,8 @@ def adapt_model(
         folds, checkpoint: as in :func:`.open_model`.
 
     Raises:
-        WeightsNotFoundError: the folder is not that of a trained model, or a fold has no such checkpoint.
-        ImagesFolderError: the folder is missing or contains no image, or a case lacks a channel.
+        WeightsNotFoundError, UnsafeCheckpointError, CheckpointCorruptError, DamagedFileError: see :func:`.open_model`.
+        ImagesFolderError, VolumeError: see :func:`.predict_folder`.
         OutputError: ``out`` is not empty or cannot be written.
         UnsupportedConfigurationError: a cascade, or a network without norms that can be adapted.
     """

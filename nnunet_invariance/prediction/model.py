@@ -1,70 +1,22 @@
-"""Open the folder of a trained model and predict a folder of images with nnU-Net's own predictor."""
+"""Predict a folder of images with nnU-Net's own predictor."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
 from nnunet_invariance._discovery import find_trainer
 from nnunet_invariance.common.progress import Progress
-from nnunet_invariance.errors import ImagesFolderError, OutputError, WeightsNotFoundError
-from nnunet_invariance.nnunet.grids import READ_BY_SIMPLEITK, check_same_grid
+from nnunet_invariance.errors import ImagesFolderError, OutputError
+from nnunet_invariance.nnunet.grids import READ_BY_SIMPLEITK, check_case
 from nnunet_invariance.nnunet.missing_channels import find_cases
 from nnunet_invariance.nnunet.missing_files import accept_missing_channels
 from nnunet_invariance.nnunet.planned_dataset import channel_names_of
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint_final.pth"
-
-PredictorType = TypeVar("PredictorType", bound=nnUNetPredictor)
-
-
-def open_model(
-    predictor: PredictorType, folder: Path, folds: Sequence[str] = (), checkpoint: str = CHECKPOINT
-) -> PredictorType:
-    """Load the folds of a trained model into a predictor that accepts missing files, and return the predictor.
-
-    Args:
-        predictor: nnU-Net's predictor, or one that is derived from it.
-        folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
-        folds: numbers of the folds, or "all"; default: every fold that has the checkpoint.
-        checkpoint: name of the file in the folder of a fold.
-
-    Raises:
-        WeightsNotFoundError: the folder is not that of a trained model, or a fold has no such checkpoint.
-    """
-    for name in ("plans.json", "dataset.json"):
-        if not (folder / name).is_file():
-            raise WeightsNotFoundError(
-                f"{folder} has no {name}; expected the folder of a trained model, which is "
-                "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION. Check the spelling of the path."
-            )
-    files = checkpoint_files(folder, folds, checkpoint)
-    predictor.initialize_from_trained_model_folder(str(folder), [*files], checkpoint)
-    accept_missing_channels(predictor.configuration_manager.configuration)
-    return predictor
-
-
-def checkpoint_files(folder: Path, folds: Sequence[str] = (), checkpoint: str = CHECKPOINT) -> dict[str, Path]:
-    """Files of the checkpoint by fold: of the given folds, or of every fold that has it.
-
-    Raises:
-        WeightsNotFoundError: a fold, or every fold, has no such checkpoint.
-    """
-    present = {p.parent.name.removeprefix("fold_"): p for p in sorted(folder.glob(f"fold_*/{checkpoint}"))}
-    missing = [fold for fold in folds if str(fold) not in present]
-    if missing or not present:
-        what = f"the folds {', '.join(map(str, missing))} of {folder}" if missing else str(folder)
-        raise WeightsNotFoundError(
-            f"There is no {checkpoint} in {what}; folds with this file: {', '.join(present) or 'none'}. Train the "
-            "fold to the end, or name another checkpoint."
-        )
-    return {str(fold): present[str(fold)] for fold in folds or present}
 
 
 def predict_folder(
@@ -75,7 +27,7 @@ def predict_folder(
     Files may be missing. The result is that of images of zeros in their place, and in that of constant images.
 
     Args:
-        predictor: a predictor with a model, see :func:`open_model`.
+        predictor: a predictor with a model, see :func:`.open_model`.
         images: files ``CASE_0000`` and so on.
         out: output folder.
         save_probabilities: also write the probabilities of every voxel.
@@ -84,6 +36,7 @@ def predict_folder(
     Raises:
         ImagesFolderError: the folder is missing or contains no image, the channels of a case have different grids, or a
             case lacks a channel and the plans have a preprocessor of their own.
+        VolumeError: an image is damaged.
         OutputError: ``out`` cannot be made.
     """
     cases = checked_cases(predictor, images)
@@ -129,7 +82,7 @@ def checked_cases(predictor: nnUNetPredictor, images: Path) -> dict[str, list[Pa
     """Files of the channels that are present, by case, of a folder with ``CASE_0000`` and so on.
 
     Raises:
-        ImagesFolderError: as :func:`predict_folder`.
+        ImagesFolderError, VolumeError: as :func:`predict_folder`.
     """
     names = channel_names_of(predictor.dataset_json)
     cases = find_cases(images, predictor.dataset_json["file_ending"], names)
@@ -140,16 +93,17 @@ def checked_cases(predictor: nnUNetPredictor, images: Path) -> dict[str, list[Pa
 def _check_cases(
     predictor: nnUNetPredictor, images: Path, cases: Mapping[str, Mapping[int, Path]], names: Sequence[str]
 ) -> None:
-    """Check the grids, and what is known about missing channels; warn if the network was not trained for them."""
+    """Check the files, and what is known about missing channels; warn if the network was not trained for them."""
+    accepts = accept_missing_channels(predictor.configuration_manager.configuration)
     if predictor.plans_manager.image_reader_writer_class.__name__ in READ_BY_SIMPLEITK:
-        for files in cases.values():
-            check_same_grid(list(files.values()))
+        for files in Progress(cases.values(), desc="checking", unit="case"):
+            check_case(list(files.values()), finite=not accepts)
     lacking = {case: [n for i, n in enumerate(names) if i not in files] for case, files in cases.items()}
     lacking = {case: missing for case, missing in lacking.items() if missing}
     if not lacking:
         return
     case, missing = next(iter(lacking.items()))
-    if not accept_missing_channels(predictor.configuration_manager.configuration):
+    if not accepts:
         raise ImagesFolderError(
             f"The case {case} in {images} has no image of {', '.join(missing)}, and the preprocessor "
             f"{predictor.configuration_manager.preprocessor_name} of the plans needs all. Add the file, or fill it "
