@@ -2,10 +2,13 @@
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+#: A flag of a command within a sentence.
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 FRAME = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -25,6 +28,7 @@ h1 {{ font-size: 1.6rem; margin-bottom: 0.3rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.15rem; margin-top: 2.2rem; overflow-wrap: anywhere; }}
 h3 {{ overflow-wrap: anywhere; }}
 p, li, summary {{ overflow-wrap: anywhere; }}
+.flag {{ white-space: nowrap; }}
 a {{ color: var(--link); }}
 .verdict {{ font-size: 1.2rem; font-weight: 600; margin: 0.8rem 0; }}
 .notice {{ border-left: 4px solid var(--alarm); background: var(--bad); padding: 0.6rem 1rem; }}
@@ -87,13 +91,27 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int, kind
     return _scrolling(content, f"Table: {', '.join(head)}")
 
 
+def prose(text: str) -> str:
+    """Escaped text in which no flag of a command is broken at its dashes.
+
+    >>> prose("a < b: give --draws")
+    'a &lt; b: give <span class="flag">--draws</span>'
+    """
+    return FLAG.sub(r'<span class="flag">\g<0></span>', html.escape(text))
+
+
+def lead(text: str) -> str:
+    """The sentence that a page begins with."""
+    return f'<p class="verdict">{prose(text)}</p>'
+
+
 def bullets(lines: Iterable[str]) -> str:
     """Bullet list of escaped text.
 
     >>> bullets(["a < b"])
     '<ul><li>a &lt; b</li></ul>'
     """
-    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+    return "<ul>" + "".join(f"<li>{prose(line)}</li>" for line in lines) + "</ul>"
 
 
 def folded(summary: str, text: str) -> str:
@@ -108,7 +126,7 @@ def details(summary: str, body: str) -> str:
 
 def notice(text: str) -> str:
     """Escaped text in a red box."""
-    return f'<p class="notice">{html.escape(text)}</p>'
+    return f'<p class="notice">{prose(text)}</p>'
 
 
 #: Form of ``transfer_report.json``, as far as :func:`transfer_table` reads it.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.html import TRANSFER_FORM, details, inline, notice, page, table, transfer_table
+from nnunet_invariance.common.html import TRANSFER_FORM, details, inline, lead, notice, page, table, transfer_table
 from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.demo.next_steps import OWN_DATASET
 from nnunet_invariance.demo.pictures import draw_cases, draw_predictions, draw_training
@@ -128,7 +128,7 @@ def verdict(demo: Demo) -> str:
     picture = draw_effects(results.main_effects, "difference in Dice, with 95 % interval", names)
     alternative = "Difference in Dice to the trainer without the method, with 95 % interval"
     figure = inline(picture, alternative, narrow=True)
-    return f'<p class="verdict">{html.escape(headline(results.main_effects, names))}</p>\n{figure}'
+    return f"{lead(headline(results.main_effects, names))}\n{figure}"
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.common.csv_files import read_csv, write_csv
-from nnunet_invariance.common.html import details, inline, notice, page, table
+from nnunet_invariance.common.html import details, inline, lead, notice, page, table
 from nnunet_invariance.common.json_files import read_json, write_text
 from nnunet_invariance.common.pictures import panels, png
 from nnunet_invariance.common.progress import Progress
@@ -160,7 +160,7 @@ def headline(rows: Sequence[PairScore]) -> str:
 
 def _page(dataset: str, rows: Sequence[PairScore], picture: bytes, seen: Sequence[str]) -> str:
     title = f"modality translation: {dataset}"
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="verdict">{html.escape(headline(rows))}</p>']
+    parts = [f"<h1>{html.escape(title)}</h1>", lead(headline(rows))]
     if seen:
         parts.append(notice(f"The translator was trained on {len(seen)} of these cases: {', '.join(seen)}."))
     alternative = "Real images in the first row, then the images predicted from each source"

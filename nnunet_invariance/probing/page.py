@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nnunet_invariance.common.html import bullets, details, folded, inline, notice, page, table
+from nnunet_invariance.common.html import bullets, details, folded, inline, lead, notice, page, table
 from nnunet_invariance.common.wording import counted
 from nnunet_invariance.probing.verdict import RANDOM, headline, sentences, won
 
@@ -32,7 +32,7 @@ def make_page(title: str, data: Mapping[str, Any], curves: bytes, features: byte
     test = data["test_cases"]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="verdict">{html.escape(headline(data))}</p>',
+        lead(headline(data)),
         *map(notice, warnings),
         inline(curves, "Dice of the linear probe by number of labelled cases, and of each stage alone"),
         MEANING,

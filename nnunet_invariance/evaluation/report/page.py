@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.html import bullets, details, inline, notice, page, table
+from nnunet_invariance.common.html import bullets, details, inline, lead, notice, page, table
 from nnunet_invariance.evaluation.report.cases import case_section
 from nnunet_invariance.evaluation.report.names import short_names
 from nnunet_invariance.evaluation.report.pictures import draw_effects, draw_heat_map, draw_means
@@ -71,7 +71,7 @@ def _head(described: Mapping[str, Any], results: Results, names: Mapping[str, st
     """Title, the verdict in one sentence, the differences as a figure, and what the short names mean."""
     title = f"{described['protocol']}: {described['dataset']}, {described['configuration']}, {described['plans']}"
     parts = [f"<h1>{html.escape(title)}</h1>"]
-    parts.append(f'<p class="verdict">{html.escape(headline(results.main_effects, names))}</p>')
+    parts.append(lead(headline(results.main_effects, names)))
     if results.main_effects:
         picture = draw_effects(results.main_effects, "difference in Dice, with 95 % interval", names)
         parts.append(inline(picture, "Paired differences in Dice with 95 % intervals and verdicts", narrow=True))

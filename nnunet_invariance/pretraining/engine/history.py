@@ -106,6 +106,7 @@ def draw_history(
             axis.set_title(titles.get(name, name.replace("_", " ")), loc="left", fontsize=10)
             axis.set_xlabel("epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.ticklabel_format(axis="y", useOffset=False)
             axis.grid(alpha=0.25)
     return figure
 
