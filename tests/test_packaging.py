@@ -1,6 +1,7 @@
 """The contents of the wheel; a checkout that is not installed and the installed wheel import the same."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -32,7 +33,8 @@ def wheel(tmp_path_factory) -> Path:
     tracked = ["setup.py", "pyproject.toml", "README.md", "LICENSE", *FOLDERS]
     subprocess.run(["cp", "-r", *(ROOT / name for name in tracked), copy], check=True)
     command = [sys.executable, "-c", code, str(out), str(out / "build")]
-    built = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "GITHUB_REPOSITORY": "owner/name"}
+    built = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return next(out.glob("*.whl"))
 
@@ -49,6 +51,7 @@ def test_the_wheel_contains_every_module_and_no_other_code(wheel):
     assert "nnunet_invariance/_ext_trainers/nnunet_invariance_trainers.py" in names
     assert "nnunet_invariance/py.typed" in names
     assert any(name.endswith(".safetensors") for name in names)
+    assert wheel.stat().st_size < 15_000_000
 
 
 @pytest.mark.integration
@@ -61,6 +64,10 @@ def test_the_wheel_has_the_licence_entry_points_and_version(wheel):
     text = archive.read(f"{info}/METADATA").decode()
     assert "Requires-Python: >=3.10\n" in text
     assert 'Requires-Dist: setuptools; python_version >= "3.12"' in text
+    assert "Project-URL: Source, https://github.com/owner/name\n" in text
+    assert "Project-URL: Documentation, https://owner.github.io/name/\n" in text
+    assert "](https://raw.githubusercontent.com/owner/name/main/docs/pictures/before_after.png)" in text
+    assert re.findall(r"\]\((?!https?:|#)[^)]*\)", text) == []  # the index has no other file of the repository
     licence = next(name for name in archive.namelist() if name.startswith(info) and name.endswith("LICENSE"))
     assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
 
