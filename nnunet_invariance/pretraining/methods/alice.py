@@ -383,7 +383,7 @@ class Alice(Method):
         if diagnostics["target_entropy"] > 0.99:
             found.append(
                 f"collapse: targets are nearly uniform (target entropy {diagnostics['target_entropy']:.3f} of log K); "
-                "lower teacher_temperature"
+                "lower the teacher's temperature (--set teacher_temperature=0.04)"
             )
         if diagnostics.get("class_target_entropy", 0.0) > 0.95:
             share = diagnostics["class_target_entropy"]

@@ -70,15 +70,19 @@ def collapse_warnings(means: Mapping[str, float]) -> list[str]:
     found = []
     if means["amplitude"] < LEAST_AMPLITUDE:
         found.append(
-            f"collapse: X_h has shrunk to an amplitude of {means['amplitude']:.3f}; raise weight_decomposition"
+            f"collapse: X_h has shrunk to an amplitude of {means['amplitude']:.3f}; raise the weight of the "
+            "reconstruction (--set weight_decomposition=2)"
         )
     if means["variation"] < LEAST_VARIATION:
         share = means["variation"]
-        found.append(f"collapse: X_h is nearly the same everywhere and for every subject (variation {share:.3f})")
+        found.append(
+            f"collapse: X_h is nearly the same everywhere and for every subject (variation {share:.3f}); raise the "
+            "weight of the reconstruction (--set weight_decomposition=2)"
+        )
     if means.get("individual_share", 1.0) < LEAST_INDIVIDUAL:
         share = means["individual_share"]
         found.append(
             f"collapse: X_h is nearly the same for every subject (individual share {share:.3f}); "
-            "lower weight_invariance"
+            "lower the weight of the invariance (--set weight_invariance=0.5)"
         )
     return found
