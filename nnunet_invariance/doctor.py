@@ -20,7 +20,7 @@ from nnunet_invariance import _discovery
 from nnunet_invariance.common.environment import check_numbers
 from nnunet_invariance.common.extras import PACKAGE, extras, install_command
 from nnunet_invariance.common.wording import counted
-from nnunet_invariance.errors import EnvironmentNotSetError, InvarianceError
+from nnunet_invariance.errors import EnvironmentNotSetError, InvarianceError, WeightsNotFoundError
 from nnunet_invariance.registry import ANY_METHOD, MethodEntry, TrainerEntry, methods
 from nnunet_invariance.registry import trainers as known_trainers
 
@@ -135,13 +135,19 @@ def trainers() -> Iterator[Finding]:
         )
 
 
-def _weights_of(trainer: TrainerEntry, method: MethodEntry | None) -> str:
+def _weights_of(trainer: TrainerEntry, method: MethodEntry | None, where: str = "") -> str:
+    """Where the weights of a trainer come from.
+
+    Args:
+        where: data set, configuration and plans as on the command line; "": any.
+    """
     if trainer.method == ANY_METHOD:
-        return "needs a checkpoint: nnunet-invariance weights plan DATASET FILE"
+        return f"needs a checkpoint: nnunet-invariance weights plan {where.partition(' ')[0] or 'DATASET'} FILE"
     if method is None:
         return "needs no pre-training"
-    shipped = "has shipped weights for some plans; for others" if method.has_shipped_weights else "needs"
-    return f"{shipped} nnunet-invariance pretrain {method.name} DATASET CONFIGURATION"
+    shipped = method.has_shipped_weights and not where
+    needs = "has shipped weights for some plans; for others" if shipped else "needs"
+    return f"{needs} nnunet-invariance pretrain {method.name} {where or 'DATASET CONFIGURATION'}"
 
 
 def _trainers_on(dataset: PlannedDataset, network: PlannedModule) -> Iterator[Finding]:
@@ -166,7 +172,10 @@ def _trainers_on(dataset: PlannedDataset, network: PlannedModule) -> Iterator[Fi
             found = find_weights(entry.method, *names, checkpoint, fits)
             yield Finding("Trainers", name, f"ready, with {found.path} ({found.location})")
         except InvarianceError as error:  # no problem of the installation
-            yield Finding("Trainers", name, f"has no weights. {_sentences(error)[1]}")
+            nothing = isinstance(error, WeightsNotFoundError) and "\n" in str(error)  # a list of the searched places
+            where = f"{dataset.name} {dataset.configuration_name} -p {dataset.plans.plans_name}"
+            needs = _weights_of(entry, methods().get(entry.method), where)
+            yield Finding("Trainers", name, needs if nothing else str(error))
 
 
 def _sentences(error: Exception) -> tuple[str, str]:

@@ -222,7 +222,10 @@ def test_plans_show_which_trainers_can_start(tiny, monkeypatch, tmp_path):
     assert set(known_trainers()) <= set(listed)
     assert listed["BaselineTrainer"].value == "ready"
     assert listed["PUIRTrainer"].value.startswith("not for these plans: it needs at least 2 channels")
-    assert f"nnunet-invariance pretrain mae {tiny.name} 3d_fullres" in listed["MAETrainer"].value
+    assert listed["MAETrainer"].value == f"needs nnunet-invariance pretrain mae {tiny.name} 3d_fullres -p nnUNetPlans"
+    assert listed["AnatomixTrainer"].value.startswith(
+        "needs nnunet-invariance pretrain anatomix"
+    )  # no shipped file fits
     monkeypatch.setenv("NNUNET_INVARIANCE_CHECKPOINT", str(tmp_path / "named"))
     (tmp_path / "named").touch()
     assert by_name(doctor.planned(names))["MAETrainer"].value.startswith(f"ready, with {tmp_path / 'named'}")

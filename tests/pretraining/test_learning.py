@@ -114,7 +114,8 @@ def test_a_collapse_gives_warnings(tiny):
     assert "the same prototype" in alice.problems({**good, "mean_target_entropy": 0.0})[0]
     assert "uniform" in alice.problems({**good, "target_entropy": 0.995})[0]
     assert "has no effect" in alice.problems({**good, "class_target_entropy": 0.99})[0]
-    assert "directions" in alice.problems({**good, "effective_rank": 1.2})[0]
+    few = {**good, "effective_rank": 1.2}
+    assert alice.problems(few)[0].endswith("directions; try --set collapse_guard=sinkhorn")
     one_prototype = torch.zeros(1, 50, 64)
     one_prototype[..., 3] = 10.0
     valid = torch.ones(1, 64, dtype=torch.bool)
@@ -124,6 +125,7 @@ def test_a_collapse_gives_warnings(tiny):
     balanced = make_alice(tiny)  # Sinkhorn spreads equal tokens over all prototypes
     measured = {k: v.item() for k, v in balanced._diagnostics(noisy, valid[:, :50], 0.07).items()}
     assert "uniform" in balanced.problems(measured)[0]
+    assert "sinkhorn" not in balanced.problems(few)[0]  # which is in use
     spread = {k: v.item() for k, v in alice._diagnostics(torch.eye(64)[None], valid, 0.01).items()}
     assert spread["mean_target_entropy"] == pytest.approx(1, abs=1e-3)
     assert spread["effective_rank"] == pytest.approx(63, rel=1e-3)  # subtracting the mean removes one direction

@@ -36,6 +36,7 @@ from nnunet_invariance.pretraining.engine.method import (
 )
 from nnunet_invariance.pretraining.engine.options import MethodOptions
 from nnunet_invariance.pretraining.engine.panels import Panel, restoration
+from nnunet_invariance.pretraining.methods.alice_collapse import collapse_warnings
 from nnunet_invariance.pretraining.methods.alice_options import TITLES, AliceOptions
 from nnunet_invariance.weights.locate import FINAL
 
@@ -374,24 +375,4 @@ class Alice(Method):
 
     def problems(self, diagnostics: Mapping[str, float]) -> list[str]:
         """Signs of collapse in the means of an epoch."""
-        found = []
-        if diagnostics["mean_target_entropy"] < 0.05:
-            found.append(
-                f"collapse: nearly all targets are the same prototype (entropy of the mean target "
-                f"{diagnostics['mean_target_entropy']:.3f} of log K); try --set collapse_guard=sinkhorn"
-            )
-        if diagnostics["target_entropy"] > 0.99:
-            found.append(
-                f"collapse: targets are nearly uniform (target entropy {diagnostics['target_entropy']:.3f} of log K); "
-                "lower the teacher's temperature (--set teacher_temperature=0.04)"
-            )
-        if diagnostics.get("class_target_entropy", 0.0) > 0.95:
-            share = diagnostics["class_target_entropy"]
-            found.append(
-                f"class targets are nearly uniform ({share:.3f} of log K): the inter-volume loss has no effect; use "
-                "images that differ more (--images), or disable it (--set weight_inter=0)"
-            )
-        if diagnostics["effective_rank"] < 2:
-            rank = diagnostics["effective_rank"]
-            found.append(f"collapse: target tokens span {rank:.1f} directions; try --set collapse_guard=sinkhorn")
-        return found
+        return collapse_warnings(diagnostics, self.options.collapse_guard)
