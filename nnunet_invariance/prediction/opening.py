@@ -106,7 +106,6 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 def _trainer(file: Path, name: str) -> type[nnUNetTrainer]:
     """The trainer's class, which knows how to build the network."""
-    found: Any
     try:
         found = recursive_find_trainer_class_by_name(name)
     except (RuntimeError, TypeError, AssertionError):  # nothing of this name, or something else than a trainer
@@ -116,12 +115,13 @@ def _trainer(file: Path, name: str) -> type[nnUNetTrainer]:
             f"{file} was written by the trainer {name!r}, which is not installed. Install the package that has it, or "
             "set nnUNet_extTrainer to its folder."
         )
-    if "plans_manager" not in inspect.signature(found.build_network_architecture).parameters:
+    trainer: Any = found
+    if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
         raise UnsupportedConfigurationError(
             f"The trainer {name} builds its network as nnU-Net before 2.8 did. Predict with "
             "nnUNetv2_predict_from_modelfolder, which still accepts it."
         )
-    return found
+    return trainer
 
 
 def _network(
