@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--shots", type=int, default=1, help="number of labelled cases")
     parser.add_argument("--draws", type=int, default=1, help="draws of the labelled cases")
     parser.add_argument("--pretraining-seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--training-seeds", nargs="+", type=int, default=[0], help="0: that of --seed")
     parser.add_argument("--iterations", type=int, default=500, help="training iterations")
     parser.add_argument("--seed", type=int, default=0, help="of test cases, draws, networks and augmentation")
     args = parser.parse_args()
@@ -60,7 +61,7 @@ def run(task: Task, args: argparse.Namespace) -> None:
         for seed in args.pretraining_seeds if method else [0]:
             if method:
                 pretrain(task, args.work, steps, method, seed)
-            arms.append(write_arm(task, args.work, name, seed))
+            arms += [write_arm(task, args.work, name, seed, training) for training in args.training_seeds]
     options = ProtocolOptions(
         shots=[args.shots],
         draws=args.draws,

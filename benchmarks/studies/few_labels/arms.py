@@ -15,7 +15,8 @@ AUTO = {"mirroring": "auto"}
 SUMMED = {**AUTO, "head": "summed", "transfer": "encoder+decoder", "aux": False}
 STOCK_HEAD = {**AUTO, "head": "stock", "transfer": "encoder+decoder", "aux": False}
 ENCODER = {**AUTO, "head": "summed", "transfer": "encoder", "aux": False}
-TEACHER = {"unlabelled": True}
+TEACHER = {"unlabelled": {"mix": False}}
+MIXED = {"unlabelled": {"mix": True}}
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Recipe:
 
     Attributes:
         method: the pre-training whose checkpoint it loads; None: random weights.
-        options: options of the plans block. ``unlabelled: True`` stands for the task's folder of unlabelled images.
+        options: options of the plans block; ``unlabelled`` without the task's folder of unlabelled images.
     """
 
     trainer: str
@@ -42,10 +43,16 @@ RECIPES = {
     "dense-summed": Recipe("DenseTrainer", SUMMED, "dense"),
     "dense-stock": Recipe("DenseTrainer", STOCK_HEAD, "dense"),
     "dense-encoder": Recipe("DenseTrainer", ENCODER, "dense"),
+    "mae-encoder": Recipe("MAETrainer", ENCODER, "mae"),
+    "mae-warm": Recipe("MAETrainer", {**SUMMED, "warmup": 0.2}, "mae"),
+    "mae-frozen": Recipe("MAETrainer", {**SUMMED, "frozen_epochs": 2}, "mae"),
+    "mae-slow": Recipe("MAETrainer", {**SUMMED, "encoder_lr_factor": 0.3}, "mae"),
     "mae-stock": Recipe("MAETrainer", STOCK_HEAD, "mae"),
     "alice-summed": Recipe("AliceTrainer", {**SUMMED, "branch": "student"}, "alice"),
     "anatomix-summed": Recipe("AnatomixTrainer", SUMMED, "anatomix"),
     "mae-unlabelled": Recipe("MAETrainer", {**SUMMED, **TEACHER}, "mae"),
+    "mae-mixed": Recipe("MAETrainer", {**SUMMED, **MIXED}, "mae"),
+    "random-mixed": Recipe("DenseTrainer_scratch", {**SUMMED, **MIXED}),
     "dense-unlabelled": Recipe("DenseTrainer", {**SUMMED, **TEACHER}, "dense"),
 }
 #: Options of `pretrain METHOD --set`; the steps take about equally long for all methods.
@@ -57,15 +64,21 @@ PRETRAINING: dict[str, Sequence[str]] = {
 }
 
 
-def write_arm(task: Task, work: Path, name: str, pretraining_seed: int) -> Arm:
-    """Write the plans copy of an arm; one with pre-trained weights has the seed of the pre-training in its name."""
+def write_arm(task: Task, work: Path, name: str, pretraining_seed: int, training_seed: int = 0) -> Arm:
+    """Write the plans copy of an arm.
+
+    One with pre-trained weights has the seed of the pre-training in its name; one with another seed of the training
+    than the plans has that seed in its name, and shows the noise beside the arm without it.
+    """
     recipe = RECIPES[name]
     options = dict(recipe.options)
-    if options.pop("unlabelled", False):
-        options["unlabelled"] = {"images": [str(unlabelled_folder(task, work))]}
+    if "unlabelled" in options:
+        options["unlabelled"] = {"images": [str(unlabelled_folder(task, work))], **options["unlabelled"]}
     if recipe.method:
         name = f"{name}-s{pretraining_seed}"
         options["checkpoint"] = str(pretraining_folder(task, work, recipe.method, pretraining_seed) / FINAL)
+    if training_seed:
+        name, options["seed"] = f"{name}-t{training_seed}", training_seed
     plans = f"{PLANS}_{name}"
     write_plans_copy(task.dataset, PLANS, plans, CONFIGURATION, options)
     return Arm(name, f"{recipe.trainer}_{EPOCHS}epochs", plans=plans)
