@@ -203,17 +203,18 @@ class AuxiliaryLossTrainer(PretrainedTrainer):
         return losses
 
     def _update_on_views(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        losses = self._backward_in_memory(views_on_device(batch, self.num_input_channels, self.device))
-        self.add_unlabelled_gradients()
+        batch = views_on_device(batch, self.num_input_channels, self.device)
+        losses = self._backward_in_memory(batch)
+        self.add_unlabelled_gradients(batch["views"].first, batch["target"])
         if self.is_ddp:
             average_gradients(self.aux)
         clipped_step(self.optimizer, self.grad_scaler, self.guard)
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu().numpy()
         return {name: np.asarray(value) for name, value in zip(losses, values, strict=True)}
 
-    def add_unlabelled_gradients(self) -> None:
+    def add_unlabelled_gradients(self, data: Tensor, target: Tensor | list[Tensor]) -> None:
         """As the base; the feature hook does not keep the maps of the unlabelled batch."""
-        super().add_unlabelled_gradients()
+        super().add_unlabelled_gradients(data, target)
         if self.feature_hook:
             self.feature_hook.clear()
 

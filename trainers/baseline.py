@@ -260,7 +260,7 @@ class BaselineTrainer(nnUNetTrainer):
             logits = self.network(data)
         loss = self.loss(logits, target)
         self.add_gradients(loss)
-        self.add_unlabelled_gradients()
+        self.add_unlabelled_gradients(data, target)
         clipped_step(self.optimizer, self.grad_scaler, self.guard)
         return {"loss": loss.detach().cpu().numpy()}
 
@@ -269,9 +269,9 @@ class BaselineTrainer(nnUNetTrainer):
         self.guard.report_loss(loss)
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
 
-    def add_unlabelled_gradients(self) -> None:
+    def add_unlabelled_gradients(self, data: Tensor, target: Tensor | list[Tensor]) -> None:
         """Add the gradients of the loss on an unlabelled batch, if the training has one in this step."""
-        if self.unlabelled is not None and (loss := self.unlabelled.loss_of_step()) is not None:
+        if self.unlabelled is not None and (loss := self.unlabelled.loss_of_step(data, target)) is not None:
             self.add_gradients(loss)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:

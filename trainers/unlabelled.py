@@ -16,6 +16,7 @@ from nnunet_invariance.common.json_files import write_json
 from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.plans.unlabelled import UnlabelledOptions
+from nnunet_invariance.trainers.box_mixing import box_mask, labels_of_target
 from nnunet_invariance.trainers.curves import draw_curves, log_curves
 from nnunet_invariance.trainers.mean_teacher import MeanTeacher, Trust, keeps_teacher, pseudo_dice, scheduled_weight
 from nnunet_invariance.trainers.pseudo_labels import PseudoLabelLoss, counted_voxels, foreground_voxels, pseudo_labels
@@ -119,8 +120,12 @@ class UnlabelledLearning:
         progress = self.steps / (trainer.num_epochs * trainer.num_iterations_per_epoch)
         return scheduled_weight(progress, options.weight, options.ramp, options.last_phase)
 
-    def loss_of_step(self) -> Tensor | None:
-        """The weighted loss of the student on an unlabelled batch; None in a step on the labels alone."""
+    def loss_of_step(self, labelled: Tensor, target: Tensor | list[Tensor]) -> Tensor | None:
+        """The weighted loss of the student on an unlabelled batch; None in a step on the labels alone.
+
+        Args:
+            labelled, target: image and target of the labelled batch, for the option ``mix``.
+        """
         weight = self.weight
         last = self.step_in_epoch >= self.trainer.num_iterations_per_epoch - LOOKS
         if weight == 0 or not (self.trust.given or last):
@@ -129,6 +134,8 @@ class UnlabelledLearning:
         if not self.trust.given:
             return None
         image, labels = self._view(image, labels)
+        if self.options.mix:
+            image, labels = self._mixed(image, labels, labelled, finest(target))
         with self.trainer.precision.autocast():
             logits = self.trainer.network(image)
         loss = self.loss([logits] if isinstance(logits, Tensor) else logits, labels)
@@ -166,6 +173,12 @@ class UnlabelledLearning:
             flips = choose_flips(self.trainer.inference_allowed_mirroring_axes or (), self.generator)
             image, labels = image.flip(flips), labels.flip(flips)
         return image, labels
+
+    def _mixed(self, image: Tensor, labels: Tensor, labelled: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixtures of the student's view and the labelled batch, and their labels."""
+        mask = box_mask(image.shape, self.generator, image.device)
+        known = labels_of_target(target, self.classes, self.regions)
+        return torch.where(mask, image, labelled), torch.where(mask, labels, known)
 
     # ---- validation --------------------------------------------------------------------------------------------------
 

@@ -49,14 +49,12 @@ class Goal:
 SPEED = frozenset({"training_step", "compiled_step", "pretraining_step", "synthesis", "augmentation", "loading"})
 GOALS = (
     Goal("trainers", ("all_finite",), True, "every trainer has finite losses"),
-    Goal("methods", ("all_finite",), True, "every pre-training method has finite losses"),
     Goal("training_step", ("ratio", "without auxiliary losses"), 1.03, "step without auxiliary losses / nnUNetTrainer"),
     Goal("training_step", ("ratio", "two views"), 1.5, "step with two views / nnUNetTrainer"),
     Goal("compiled_step", ("ratio", "without auxiliary losses"), 1.03, "the same without auxiliary losses, compiled"),
     Goal("compiled_step", ("ratio", "two views"), 1.5, "the same with two views, compiled"),
     Goal("compiled_step", ("puir", "breaks"), 0, "breaks of the compiled graph of PUIRTrainer"),
     Goal("pretraining_step", ("largest_ratio",), 1.15, "pre-training step / its forward and backward pass"),
-    Goal("pretraining_step", ("most_host_waits",), 1, "waits of the host in a pre-training step on images"),
     Goal("synthesis", ("best",), 100, "synthetic pairs of 128^3 voxels per second", at_most=False),
     Goal("augmentation", ("one_view", "milliseconds"), 15, "device augmentation of 2 x 128^3 voxels, ms"),
     Goal("augmentation", ("two_views", "host_waits"), 0, "waits of the host in the device augmentation"),

@@ -22,7 +22,7 @@ PAGE, README = ROOT / "docs" / "results" / "gpu.md", ROOT / "README.md"
 NOT_RUN = "not run yet"
 #: Phases that show that an entry of the README's table works on CUDA.
 ENTRIES = {
-    "pretraining": ("methods", "pretraining_step", "precision", "resume", "evaluation"),
+    "pretraining": ("pretraining_step", "precision", "evaluation"),
     "trainers": ("trainers", "training_step", "compiled_step", "resume"),
 }
 ENTRY = re.compile(r"<!-- gpu (\S+) -->.*?<!-- /gpu -->")

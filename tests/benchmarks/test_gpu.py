@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,20 +19,11 @@ from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.pretraining.engine.loop import Loop
 from nnunet_invariance.weights.checkpoint import load_checkpoint, read_metadata
 from nnunet_invariance.weights.locate import FINAL, LATEST
-from tests.helpers.pictures import draw_no_curves
 
 #: Phases whose goals a CPU meets at any size.
-CERTAIN = {"trainers", "methods", "resume", "evaluation", "prediction", "recovery", "contracts"}
+CERTAIN = {"trainers", "resume", "evaluation", "prediction", "recovery", "contracts"}
 #: The phase that starts pytest takes a process of its own.
 PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] if name == "contracts" else []) for name in PHASES]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves() -> Iterator[None]:
-    """Draw no curves, which takes longer than the phases."""
-    with pytest.MonkeyPatch.context() as patch:
-        draw_no_curves(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def train_with_unlabelled_cases(rank: int, tiny) -> dict[str, Any]:
     def get_dataloaders():
         loaders = start()
         following = learning.loader.data_loader
-        learning.loader = (batches.append(batch["data"]) or batch for batch in following)
+        learning.loader.data_loader = (batches.append(batch["data"]) or batch for batch in following)
         return loaders
 
     trainer.get_dataloaders = get_dataloaders

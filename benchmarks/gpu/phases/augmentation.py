@@ -1,18 +1,16 @@
-"""nnU-Net's augmentation and the style interventions on the device."""
+"""nnU-Net's augmentation on the device."""
 
-from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.context import Context
 from benchmarks.micro.augmentation import LABELS, patches, pipeline_of
-from nnunet_invariance.augmentation.interventions import INTERVENTIONS, Domain
 from nnunet_invariance.augmentation.on_device import device_form
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Milliseconds per batch of two patches and waits of the host: one view, two views, and each intervention."""
+    """Milliseconds per batch of two patches, with one view and with two, and waits of the host."""
     result: dict[str, Any] = {}
     for views, name in ((1, "one_view"), (2, "two_views")):
         transforms, enlarged = pipeline_of("3d", (context.size.patch,) * 3, views)
@@ -27,14 +25,4 @@ def run(context: Context) -> dict[str, Any]:
         # A batch's time depends on which transforms happen, so many batches are averaged.
         seconds = context.seconds(augment, context.size.steps * (5 if context.on_gpu else 1))
         result[name] = {"milliseconds": seconds * 1000, "host_waits": context.host_waits(augment)}
-    return {**result, "interventions": {name: _style(name, context) for name in INTERVENTIONS}}
-
-
-def _style(name: str, context: Context) -> dict[str, Any]:
-    image, labels = (part.to(context.device) for part in patches(2, [context.size.patch] * 3))
-    intervention = INTERVENTIONS[name]()
-    parameters = intervention.sample(Domain(tuple(image.shape), len(LABELS)), torch.Generator().manual_seed(0))
-    call = partial(intervention.apply, image, labels, parameters)
-    call()
-    seconds = context.seconds(call, max(1, context.size.steps // 4))
-    return {"milliseconds": seconds * 1000, "host_waits": context.host_waits(call)}
+    return result

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.pretraining import make_method
+from benchmarks.gpu.phases.pretraining_step import make_method
 from nnunet_invariance.common.precision import SUPPORTED, Precision
 
 

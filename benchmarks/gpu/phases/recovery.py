@@ -7,11 +7,10 @@ import torch
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.data import make_trainer, one_batch, started, use_folders
-from nnunet_invariance.augmentation.interventions.slaug import saliency_fusion
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Whether broken values change nothing, the next step trains, and short memory halves the second view."""
+    """Whether a broken step changes nothing, the next one trains, and short memory halves the second view."""
     use_folders(context)
     os.environ["nnUNet_compile"] = "f"
     options = {"seed": 0, "aux_ramp": 0.0, "num_positions": 8}
@@ -32,14 +31,10 @@ def run(context: Context) -> dict[str, Any]:
     trainer.second_pass = short_of_memory
     losses = trainer.train_step(batch)
     trained = not all(map(torch.equal, weights, trainer.plain_network.parameters()))
-    images = torch.rand(2, 2, 1, 8, 8, 8, device=context.device)
-    fused = saliency_fusion(*images, torch.full_like(images[0], torch.inf))
-    without_saliency = torch.equal(fused, images[1])
     return {
         "broken_step_changes_nothing": kept,
         "next_step_trains": trained,
         "samples_of_second_view": trainer.second_samples,
         "losses": {name: float(loss) for name, loss in losses.items()},
-        "overflow_of_the_saliency_is_survived": without_saliency,
-        "all_passed": kept and trained and trainer.second_samples == 1 and without_saliency,
+        "all_passed": kept and trained and trainer.second_samples == 1,
     }

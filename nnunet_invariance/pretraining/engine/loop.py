@@ -38,7 +38,6 @@ from nnunet_invariance.pretraining.engine.rank_monitor import RankMonitor
 from nnunet_invariance.pretraining.engine.samples import draws_in, write_samples
 from nnunet_invariance.pretraining.engine.schedule import learning_rate, should_stop_early
 from nnunet_invariance.pretraining.engine.state import (
-    SavedBuffers,
     module_tensors,
     non_finite_tensors,
     optimizer_state,
@@ -247,7 +246,6 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         batches, names = zip(*(split_batch(self.method, item) for item in items), strict=True)
         keys = [key for part in names for key in part]
-        buffers = SavedBuffers(self.method)  # batch norm changes its statistics in the forward pass
         outputs, total = self._accumulate(batches, progress)
         self.step += 1
         bar.update()
@@ -258,7 +256,6 @@ class Loop:
         output = average(outputs)
         numbers, broken = self._read(total, norm, output)
         if broken:
-            buffers.restore()
             self._skip(keys, broken, overflow=self._lower_scale() and broken == "gradient")
             return
         self.optimizer.step()

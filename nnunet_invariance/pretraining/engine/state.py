@@ -33,27 +33,6 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         tensor.copy_(tensors[name])
 
 
-class SavedBuffers:
-    """The buffers of a module before a step, for a step that turns out to be skipped after its forward pass.
-
-    >>> norm = nn.BatchNorm1d(2)
-    >>> saved = SavedBuffers(norm)
-    >>> _ = norm(torch.rand(4, 2))
-    >>> saved.restore()
-    >>> norm.running_mean
-    tensor([0., 0.])
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Give the buffers their values back."""
-        for buffer, value in self._saved:
-            buffer.copy_(value)
-
-
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors ``optimizer.<parameter>.<name>`` and the rest as JSON (floats survive JSON exactly)."""
     state = optimizer.state_dict()
