@@ -56,9 +56,13 @@ class DenseInfoNCE(Loss):
 
     @torch.no_grad()
     def accuracy(self, first: Tensor, second: Tensor, positions: Tensor, valid_mask: Tensor | None = None) -> Tensor:
-        """Fraction of valid rows whose most similar row in the denominator is their positive; a scalar in [0, 1]."""
+        """Fraction of valid rows that are more similar to their positive than to any negative; a scalar in [0, 1].
+
+        Rows that are all equal match nothing.
+        """
         logits, positive, anchors = self._logits(first, second, positions, valid_mask)
-        hits = torch.where(anchors, positive >= logits.amax(2), False)
+        twin = torch.eye(first.shape[1], dtype=torch.bool, device=first.device).repeat(2, 2)
+        hits = anchors & (positive > logits.masked_fill(twin, -torch.inf).amax(2))
         return hits.sum() / anchors.sum().clamp(min=1)
 
     def _logits(

@@ -55,3 +55,4 @@ def test_accuracy_counts_rows_that_find_their_twin():
     swapped = rows[:, [1, 0, 2, 3]]
     assert loss.accuracy(rows, swapped, positions) == 0.5
     assert loss.accuracy(rows, swapped, positions, torch.tensor([[True, True, False, False]])) == 0
+    assert loss.accuracy(torch.ones_like(rows), torch.ones_like(rows), positions) == 0

@@ -64,6 +64,20 @@ def test_every_trained_parameter_receives_a_gradient(tiny, weight):
     assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_equal_features_are_reported_as_a_collapse_with_a_remedy(tiny, monkeypatch):
+    method = make(tiny)
+    batch = {k: v for k, v in method.dataset(10, 0, 0)[0].items() if k != "keys"}
+    views = method.make_views(batch, torch.Generator().manual_seed(0))
+    matched = {"matched": float(method(views, 0.0).diagnostics["matched"])}
+    assert method.problems(matched) == []
+    noise = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(method, "_rows", lambda *_: 1 + 1e-4 * torch.randn(2, 64, 8, generator=noise))
+    found = [float(method(views, 0.0).diagnostics["matched"]) for _ in range(20)]
+    matched = {"matched": sum(found) / len(found)}
+    assert "collapse" in method.problems(matched)[0]
+    assert "--set lr" in method.problems(matched)[0]
+
+
 def test_positions_find_themselves_after_a_short_training_and_the_trainer_loads_the_weights(tiny, results):
     settings = ["epochs=2", "iterations=12", "workers=0", "num_positions=64", "features=16"]
     path = run_pretraining("dense", tiny.name, "3d_fullres", device="cpu", settings=settings)

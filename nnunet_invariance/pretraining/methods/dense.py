@@ -138,6 +138,16 @@ class Dense(Method):
         matched = self.contrast.accuracy(first.detach(), second.detach(), position, valid_mask)
         return StepOutput(losses, {"matched": matched})
 
+    def problems(self, diagnostics: Mapping[str, float]) -> list[str]:
+        """A collapse if voxels match themselves about as rarely as with features that are all equal."""
+        matched = diagnostics.get("matched", 1.0)
+        if matched > 4 / self.options.num_positions:  # neighbours are no negatives, so chance is above 1 / positions
+            return []
+        return [
+            f"collapse: only {matched:.2%} of the voxels match themselves, as many as with equal features; use a lower "
+            "learning rate (--set lr=...) or a higher temperature (--set temperature=...)"
+        ]
+
     def picture(self, views: Views) -> list[Panel]:
         """See :class:`Method`: both views with a pair of matched voxels, and reconstructions if they are learnt."""
         distance = views["position"].norm(dim=2).masked_fill(~views["valid_mask"], torch.inf)
