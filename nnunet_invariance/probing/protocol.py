@@ -85,7 +85,7 @@ class ProbeScores:
 
     def mean(self, shots: int, maps: str = ALL_MAPS) -> float:
         """Mean Dice over draws, cases and foreground classes."""
-        return float(np.nanmean(self.dice[shots, maps]))
+        return float(np.nanmean(np.nanmean(self.dice[shots, maps], axis=2)))
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,10 @@ def run_probe(
         InvarianceError: another subclass, if the data set or a checkpoint cannot be used.
     """
     planned = open_planned_dataset(dataset, configuration, plans)
-    files = {path.stem if path.stem != "checkpoint_final" else path.parent.name: path for path in weights}
-    files |= {method: _finished(planned, method, plans) for method in methods}
+    files = name_files(weights)
+    for method in methods:
+        path = _finished(planned, method, plans)
+        files[path.parent.name if method in files else method] = path
     networks = {}
     for name, path in files.items():
         for label, chosen in _branches(name, path, branch):
@@ -71,6 +73,21 @@ def run_probe(
     title = f"Linear probe: {planned.name}, {configuration}, {plans}"
     write_report(result, folder, title, _features(planned, networks, result.test[0], device), warnings)
     return result, folder
+
+
+def name_files(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by the shortest end of their paths that differs between them, without suffix and ``checkpoint_final``.
+
+    >>> name_files([Path("a/mae/checkpoint_final.safetensors"), Path("b/mae/checkpoint_final.safetensors")])
+    {'a/mae': PosixPath('a/mae/checkpoint_final.safetensors'), 'b/mae': PosixPath('b/mae/checkpoint_final.safetensors')}
+    """
+    paths = list(dict.fromkeys(paths))
+    parts = [(path.parent if path.stem == Path(FINAL).stem else path.with_suffix("")).parts for path in paths]
+    for length in range(1, 1 + max(map(len, parts), default=0)):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(names, paths, strict=True))
+    return {str(path): path for path in paths}
 
 
 def _features(planned: PlannedDataset, networks: dict[str, nn.Module], case: str, device: str) -> bytes:

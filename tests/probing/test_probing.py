@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.probing import ProbeOptions, fit_linear_probe, probe
 from nnunet_invariance.probing.protocol import ProbeResult, ProbeScores, random_network
 from nnunet_invariance.probing.report import summary, to_text
+from nnunet_invariance.probing.run import name_files
 from nnunet_invariance.probing.samples import load_patch, sample_voxels
 
 
@@ -164,3 +166,16 @@ def test_a_class_that_no_test_case_shows_is_left_out_of_the_report():
     result = ProbeResult((scores,), ("seen", "unseen"), ("encoder_0",), ("c1", "c2"), ("c3",), (), options)
     assert list(summary(result)["networks"]["a"]["1 shots"]["classes"]) == ["seen"]
     assert "unseen" not in to_text(result)
+
+
+def test_checkpoints_of_one_name_are_told_apart():
+    paths = [Path(f"{run}/mae/checkpoint_final.safetensors") for run in ("a", "b")]
+    assert list(name_files([*paths, paths[0]])) == ["a/mae", "b/mae"]
+    assert list(name_files([Path("x/one.safetensors"), Path("x/two.pth")])) == ["one", "two"]
+    assert list(name_files([Path("x/one.safetensors"), Path("x/one.pth")])) == ["x/one.safetensors", "x/one.pth"]
+    assert name_files([]) == {}
+
+
+def test_the_mean_of_a_network_is_the_mean_over_cases_of_the_classes_that_a_case_has():
+    dice = np.array([[[0.2, 0.4], [0.9, np.nan]]])
+    assert ProbeScores("a", False, {(1, "all"): dice}).mean(1) == pytest.approx((0.3 + 0.9) / 2)
