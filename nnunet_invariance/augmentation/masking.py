@@ -47,3 +47,26 @@ def upsample_cells(cells: Tensor, cell: Sequence[int]) -> Tensor:
     for axis, size in enumerate(cell, start=2):
         cells = cells.repeat_interleave(int(size), dim=axis)
     return cells
+
+
+def cell_statistics(image: Tensor, cell: Sequence[int], floor: float = 0.1) -> tuple[Tensor, Tensor]:
+    r"""Mean and standard deviation of every cell, at each of its voxels (arXiv 2111.06377, normalised targets).
+
+    .. math:: s_c = \sqrt{\mathrm{var}_c + (\mathrm{floor} \cdot s)^2}
+
+    s is the standard deviation of the channel. The floor keeps the noise of flat cells, such as air, small.
+
+    Shape: image (B, C, *spatial), a multiple of ``cell`` (voxels per axis); returns two tensors of that shape, float32.
+
+    >>> mean, deviation = cell_statistics(torch.tensor([[[[1.0, 3.0], [1.0, 3.0]]]]), (2, 2), floor=0.0)
+    >>> mean[0, 0, 0, 0].item(), deviation[0, 0, 0, 0].item()
+    (2.0, 1.0)
+    """
+    pool, cell = {2: F.avg_pool2d, 3: F.avg_pool3d}[image.ndim - 2], tuple(cell)
+    image = image.float()
+    mean = pool(image, cell, cell)
+    # of differences, because the difference of two squares is inexact if the mean is large
+    variance = pool((image - upsample_cells(mean, cell)).square(), cell, cell)
+    whole = image.flatten(2).var(2, correction=0).view(*image.shape[:2], *[1] * (image.ndim - 2))
+    deviation = (variance + floor**2 * whole).clamp(min=1e-12).sqrt()
+    return upsample_cells(mean, cell), upsample_cells(deviation, cell)

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from nnunet_invariance.augmentation.device_views import apply_intensity, augment_affine, sample_intensity
-from nnunet_invariance.augmentation.masking import sample_block_mask, upsample_cells, valid_cells
-from nnunet_invariance.common.options import count, number
+from nnunet_invariance.augmentation.masking import cell_statistics, sample_block_mask, upsample_cells, valid_cells
+from nnunet_invariance.common.options import choice, count, number
 from nnunet_invariance.losses.masked_reconstruction import MaskedReconstructionLoss
 from nnunet_invariance.pretraining.data.crops import RandomCrops
 from nnunet_invariance.pretraining.engine.method import Method, Setup, StepOutput, Views
@@ -31,6 +32,12 @@ class MAEOptions(MethodOptions):
     batch_size: int = count(0, 0, doc="Crops per step and rank; 0: the planned batch size.")
     mask_ratio: float = number(
         0.75, 0, 1, low_excluded=True, high_excluded=True, doc="Fraction of the cells that are hidden."
+    )
+    target: Literal["intensity", "cell"] = choice(
+        "intensity",
+        "cell",
+        doc="What is restored: intensities, or intensities that are normalised within each cell, so that cells of low "
+        "contrast count as much as those with air or bone.",
     )
 
 
@@ -73,9 +80,16 @@ class MAE(Method):
 
     def forward(self, views: Views, progress: float) -> StepOutput:
         """See :class:`Method`."""
-        reconstruction = self.network(views["student"])
-        return StepOutput({"mim": self.reconstruction_loss(reconstruction, views["image"], views["hidden"])})
+        target = views["image"]
+        if self.options.target == "cell":
+            mean, deviation = cell_statistics(target, self.cell)
+            target = (target - mean) / deviation
+        return StepOutput({"mim": self.reconstruction_loss(self.network(views["student"]), target, views["hidden"])})
 
     def picture(self, views: Views) -> list[Panel]:
-        """See :class:`Method`: reconstructions."""
-        return restoration(views["student"], self.network(views["student"]), views["image"], views["hidden"])
+        """See :class:`Method`: reconstructions, with the true mean and deviation of a cell if it was normalised."""
+        restored = self.network(views["student"])
+        if self.options.target == "cell":
+            mean, deviation = cell_statistics(views["image"], self.cell)
+            restored = restored * deviation + mean
+        return restoration(views["student"], restored, views["image"], views["hidden"])
