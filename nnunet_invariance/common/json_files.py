@@ -1,6 +1,7 @@
 """Text and JSON files: atomic writing, and reading with errors that name the damaged line."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def read_json(path: Path, default: Any = _REQUIRED, remedy: str = _REMEDY, form:
         DamagedFileError: the file is missing, unreadable, truncated, not JSON or of another form; the message has line
             and column, or the key.
     """
-    if default is not _REQUIRED and not path.exists():
+    if default is not _REQUIRED and not os.path.exists(path):  # Path.exists raises if the name is too long
         return default
     try:
         text = path.read_text(encoding="utf-8")

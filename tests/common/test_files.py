@@ -141,3 +141,9 @@ def test_a_folder_is_claimed_for_one_set_of_settings(tmp_path):
     path.write_text("{")
     with pytest.raises(DamagedFileError, match=r"record\.json"):
         claim_folder(path, {"seed": 1}, "these pairs")
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path):
+    assert read_json(tmp_path / f"{'a' * 300}.json", default={}) == {}
+    with pytest.raises(DamagedFileError, match="cannot be read"):
+        read_json(tmp_path / f"{'a' * 300}.json")
