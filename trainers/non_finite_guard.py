@@ -86,8 +86,10 @@ class NonFiniteGuard:
         """
         if not self._losses:
             return
-        broken = torch.stack([~loss.isfinite() for loss in self._losses]).any().float()
-        next(_gradients(optimizer)).masked_fill_(all_reduce_max(broken) > 0, torch.nan)
+        broken = all_reduce_max(torch.stack([~loss.isfinite() for loss in self._losses]).any().float())
+        first = next(_gradients(optimizer), None)
+        if first is not None:  # without a gradient there is no step
+            first.masked_fill_(broken > 0, torch.nan)
 
     def start_epoch(self) -> None:
         """Reset :attr:`in_epoch`; the number of steps in a row is kept across epochs."""

@@ -215,7 +215,7 @@ def test_labelled_cases_are_those_with_a_label_file(tiny, tmp_path):
         (raw / f"imagesTs/t1_{channel:04d}.nii.gz").touch()
     assert list(labelled_cases(raw, two)) == ["t1"]  # t2 lacks a channel, and has no label
     (raw / "imagesTs/t1_0001.nii.gz").unlink()
-    with pytest.raises(ComparisonError, match=r"Case t1 .* has 1 image file\(s\), expected 2"):
+    with pytest.raises(ComparisonError, match=r"Case t1 .* has 1 image file, expected 2"):
         labelled_cases(raw, two)
     for file in (raw / "imagesTs").iterdir():
         file.unlink()

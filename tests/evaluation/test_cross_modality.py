@@ -255,7 +255,7 @@ def test_a_continued_comparison_keeps_its_targets_and_names(planned, target, pre
         ({"names": {"Dataset700_X": {}}}, r"has entries for Dataset700_X, the targets are Dataset778_Inverted"),
         ({"names": {TARGET: {"core": 3, "body": 3}}}, rf"{TARGET}: Value 3"),
         ({"names": {TARGET: {"body": 1}}, "labels": {"background": 0, "vessel": 9}}, "contains 1 unknown label, 4; "),
-        ({"channels": ("T1", "T2")}, rf"{TARGET} has 2 channel\(s\) \(T1, T2\), Dataset777_Tiny has 1 \(MRI\)"),
+        ({"channels": ("T1", "T2")}, rf"{TARGET} has 2 channels \(T1, T2\), Dataset777_Tiny has 1 \(MRI\)"),
         ({"ending": ".mha"}, r"end with \.mha, those of Dataset777_Tiny with \.nii\.gz.*convert"),
         ({"shots": [6]}, r"6 shots and 1 validation cases need 7"),
         ({"n_source": 9}, r"9 test cases were asked for"),
