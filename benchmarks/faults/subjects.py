@@ -18,6 +18,7 @@ from nnunet_invariance.common.atomic import atomic_write
 from nnunet_invariance.evaluation import ProtocolOptions, few_shot
 from nnunet_invariance.evaluation.runner import jobs
 from nnunet_invariance.weights.checkpoint import load_checkpoint, tensors_sha256
+from nnunet_invariance.weights.foreign import open_foreign
 from nnunet_invariance.weights.locate import FINAL, LATEST, pretraining_folder
 from tests.helpers import tiny_dataset, tiny_modalities
 from tests.helpers.methods import alice, anatomix, mae, puir, sam
@@ -124,7 +125,7 @@ def _train() -> None:
 
 def _trained() -> str:
     file = next(Path(os.environ["nnUNet_results"]).rglob("checkpoint_final.pth"))
-    content = torch.load(file, weights_only=True)
+    content = open_foreign(file)
     momentum = {
         f"{number}.{name}": tensor
         for number, entry in content["optimizer_state"]["state"].items()

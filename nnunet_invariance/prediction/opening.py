@@ -63,9 +63,8 @@ def open_model(
     trainer = _trainer(file, first["trainer_name"])
     network = _network(folder, trainer, plans, configuration, dataset_json)
     weights = [content["network_weights"] for content in opened]
-    for path, values in zip(files.values(), weights, strict=True):
+    for path, values in reversed(list(zip(files.values(), weights, strict=True))):  # the network keeps the first fold
         _fill(path, network, values)
-    _fill(file, network, weights[0])
     axes = first.get("inference_allowed_mirroring_axes")
     predictor.manual_initialization(network, plans, configuration, weights, dataset_json, first["trainer_name"], axes)
     accept_missing_channels(configuration.configuration)

@@ -72,6 +72,18 @@ def cut_down(plans: dict, name: str, **options: object) -> dict:
     return plans
 
 
+def cut_down_2d(plans: dict, name: str, **options: object) -> dict:
+    """As :func:`cut_down`; the 2d configuration has the same network in 2-D, for slices of the cases of 3d_fullres."""
+    plans = cut_down(plans, name)
+    flat = plans["configurations"]["2d"]
+    kwargs = deepcopy(plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"])
+    kwargs.update(conv_op="torch.nn.modules.conv.Conv2d", norm_op="torch.nn.modules.instancenorm.InstanceNorm2d")
+    kwargs.update({key: [part[1:] for part in kwargs[key]] for key in ("kernel_sizes", "strides")})
+    flat.update(patch_size=[32, 32], batch_size=2, data_identifier="nnUNetPlans_3d_fullres", nnunet_invariance=options)
+    flat["architecture"]["arch_kwargs"] = kwargs
+    return plans
+
+
 def main() -> None:
     """Run one of the two commands above."""
     verb, path, *name = sys.argv[1:]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnunet_invariance.errors import UnsupportedConfigurationError
-from tests.helpers.tiny_dataset import cut_down
+from tests.helpers.tiny_dataset import cut_down, cut_down_2d
 from tests.helpers.tiny_trainers import make_trainer, started, values
 
 pytestmark = pytest.mark.usefixtures("results")
@@ -44,13 +44,7 @@ OPTIONS = {"iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "seed": 1, 
 
 
 def test_2d_plans_train(tiny):
-    plans = cut_down(tiny.plans, "nnUNetPlans")
-    kwargs = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"])
-    flat = plans["configurations"]["2d"]
-    flat.update(patch_size=[32, 32], batch_size=2, data_identifier="nnUNetPlans_3d_fullres", nnunet_invariance=OPTIONS)
-    kwargs.update(conv_op="torch.nn.modules.conv.Conv2d", norm_op="torch.nn.modules.instancenorm.InstanceNorm2d")
-    kwargs.update({key: [part[1:] for part in kwargs[key]] for key in ("kernel_sizes", "strides")})
-    flat["architecture"]["arch_kwargs"] = kwargs
+    plans = cut_down_2d(tiny.plans, "nnUNetPlans", **OPTIONS)
     trainer, batch = started(tiny, "BaselineTrainer", plans, "2d")
     augmented = trainer.augmented(batch)
     assert batch["data"].shape[2:] > augmented["data"].shape[2:] == (32, 32)

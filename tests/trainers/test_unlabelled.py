@@ -16,7 +16,7 @@ from nnunet_invariance.errors import OptionError, TooFewVolumesError, Unsupporte
 from nnunet_invariance.trainers.mean_teacher import MeanTeacher, Trust, pseudo_dice, scheduled_weight
 from nnunet_invariance.trainers.pseudo_labels import PseudoLabelLoss, pseudo_labels
 from tests.helpers.threads import preprocess_scans_in_threads
-from tests.helpers.tiny_dataset import cut_down
+from tests.helpers.tiny_dataset import cut_down, cut_down_2d
 from tests.helpers.tiny_trainers import assert_same, log_of, make_trainer, values
 
 TRAIN, VAL = ["case_000"], ["case_001"]
@@ -384,13 +384,7 @@ OPTIONS = {"seed": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, 
 
 
 def test_slices_are_learned_from(tiny, results):
-    plans = cut_down(tiny.plans, "nnUNetPlans")
-    kwargs = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"])
-    flat = plans["configurations"]["2d"]
-    flat.update(patch_size=[32, 32], batch_size=2, data_identifier="nnUNetPlans_3d_fullres", nnunet_invariance=OPTIONS)
-    kwargs.update(conv_op="torch.nn.modules.conv.Conv2d", norm_op="torch.nn.modules.instancenorm.InstanceNorm2d")
-    kwargs.update({key: [part[1:] for part in kwargs[key]] for key in ("kernel_sizes", "strides")})
-    flat["architecture"]["arch_kwargs"] = kwargs
+    plans = cut_down_2d(tiny.plans, "nnUNetPlans", **OPTIONS)
     curves = trains(make_trainer(tiny, "BaselineTrainer_1epoch", plans, "2d"))
     assert math.isfinite(curves["unlabelled_loss"][0])
 
@@ -400,7 +394,8 @@ def test_regions_and_an_ignore_label_are_supported(tiny, results, monkeypatch, i
     dataset = json.loads((tiny.preprocessed / tiny.name / "dataset.json").read_text())
     dataset["labels"] = {"background": 0, "body": [1, 2], "core": 2, **ignore}
     dataset["regions_class_order"] = [1, 2]
-    plans = cut_down(tiny.plans, "nnUNetPlans", **OPTIONS)
+    options = {**OPTIONS, "unlabelled": {**RAMPLESS, "mix": True}}
+    plans = cut_down(tiny.plans, "nnUNetPlans", **options)
     plans["configurations"]["3d_fullres"].update(patch_size=[16, 16, 16])
     trainer = find_trainer("BaselineTrainer_1epoch")
     loader = nnUNetDataLoader.get_bbox
