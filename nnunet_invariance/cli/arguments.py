@@ -54,7 +54,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser, epochs: int, seeded: str
     add("--iterations", type=int, help=f"{steps} (default: {defaults.iterations})")
     add("--seed", type=int, help=f"seed of {seeded} (default: {defaults.seed})")
     add("--tensorboard", action="store_true", default=None, help="also write the curves for TensorBoard")
-    add("--c", action="store_true", help="continue the last run with its own settings; no flag needs to be repeated")
+    add_continue(parser)
     add(
         "--set",
         nargs="+",
@@ -64,6 +64,12 @@ def add_loop_arguments(parser: argparse.ArgumentParser, epochs: int, seeded: str
         metavar="KEY=VALUE",
         help=f"options, listed {listed}",
     )
+
+
+def add_continue(parser: argparse.ArgumentParser) -> None:
+    """Add ``--c``."""
+    words = "continue the last run with its own settings; no flag needs to be repeated"
+    parser.add_argument("--c", action="store_true", help=words)
 
 
 def given_loop(args: argparse.Namespace) -> dict[str, Any]:

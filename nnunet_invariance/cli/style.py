@@ -1,14 +1,37 @@
 """``nnunet-invariance style``: preparation of the training for an unseen modality."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_invariance.cli.arguments import add_continue
 from nnunet_invariance.cli.closing import finish, train_command
 from nnunet_invariance.cli.help import ShowDefaults
 from nnunet_invariance.common.options import Options
 from nnunet_invariance.common.wording import counted
+
+#: Defaults of the two trainings.
+TRAININGS: Mapping[str, Mapping[str, Any]] = {
+    "dreambooth": {
+        "steps": 30_000,
+        "learning_rate": 2e-6,
+        "batch_size": 1,
+        "grad_accum_steps": 2,
+        "drop_prompt": 0.0,
+        "save_every": 500,
+        "seed": 0,
+    },
+    "controlnet": {
+        "steps": 20_000,
+        "learning_rate": 1e-5,
+        "batch_size": 1,
+        "grad_accum_steps": 8,
+        "drop_prompt": 0.1,
+        "save_every": 500,
+        "seed": 0,
+    },
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -20,10 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_plans(plan)
     plan.add_argument("--name", metavar="NEW", help="name of the plans copy; default: PLANS_zscore")
     _add_slices(actions)
-    _add_training(actions, "dreambooth", "train the U-Net on the slices", steps=30_000, rate=2e-6, grad_accum_steps=2)
-    _add_training(
-        actions, "controlnet", "train a ControlNet on the labels", steps=20_000, rate=1e-5, grad_accum_steps=8
-    )
+    _add_training(actions, "dreambooth", "train the U-Net on the slices")
+    _add_training(actions, "controlnet", "train a ControlNet on the labels")
     _add_generate(actions)
     preprocess = _folder_parser(
         actions, "preprocess", "preprocess the views and write them beside nnU-Net's preprocessed cases"
@@ -62,37 +83,30 @@ def _add_slices(actions: argparse._SubParsersAction) -> None:
     add("--as-dataset", type=int, metavar="ID", help="with --project: id of the data set of projections")
 
 
-def _add_training(
-    actions: argparse._SubParsersAction, name: str, words: str, steps: int, rate: float, grad_accum_steps: int
-) -> None:
-    parser = _folder_parser(actions, name, words)
-    add = parser.add_argument
-    add("--base", type=Path, required=True, metavar="MODEL", help="folder of a model such as Stable Diffusion")
+def _add_training(actions: argparse._SubParsersAction, name: str, words: str) -> None:
+    """Add a training, whose flags are None if they are not given, so that ``--c`` can tell."""
+    parser, defaults = _folder_parser(actions, name, words), TRAININGS[name]
+
+    def add(flag: str, kind: Callable[[str], object], words: str) -> None:
+        default = defaults[flag.removeprefix("--").replace("-", "_")]
+        parser.add_argument(flag, type=kind, help=f"{words} (default: {default})")
+
+    parser.add_argument("--base", type=Path, metavar="MODEL", help="folder of a model such as Stable Diffusion")
     if name == "dreambooth":
-        add("--prompt", required=True, help="plane and anatomy without the modality, for example 'axial abdomen'")
+        parser.add_argument("--prompt", help="plane and anatomy without the modality, for example 'axial abdomen'")
     else:
-        add(
-            "--conditions",
-            nargs="*",
-            default=[],
-            metavar="EXTRA",
-            help="conditions in addition to the labels: body clusters edges",
-        )
-    add("--steps", type=int, default=steps, help="steps of the optimiser")
-    add("--learning-rate", type=float, default=rate, help="learning rate of AdamW")
-    add("--batch-size", type=int, default=1, help="slices per pass")
-    add("--grad-accum-steps", type=int, default=grad_accum_steps, help="passes per step")
-    dropped = 0.0 if name == "dreambooth" else 0.1
-    add("--drop-prompt", type=float, default=dropped, help="fraction of slices with an empty prompt")
-    add("--save-every", type=int, default=500, help="steps between two saved states")
-    add("--c", dest="resume", action="store_true", help="resume from the last state")
-    _add_device(parser)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--amp", choices=["no", "fp16", "bf16"], default="no", help="mixed precision")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
-    parser.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="device")
+        extras = "conditions in addition to the labels: body clusters edges"
+        parser.add_argument("--conditions", nargs="*", metavar="EXTRA", help=extras)
+    add("--steps", int, "steps of the optimiser")
+    add("--learning-rate", float, "learning rate of AdamW")
+    add("--batch-size", int, "slices per pass")
+    add("--grad-accum-steps", int, "passes per step")
+    add("--drop-prompt", float, "fraction of slices with an empty prompt")
+    add("--save-every", int, "steps between two saved states")
+    add_continue(parser)
+    parser.add_argument("--amp", choices=["no", "fp16", "bf16"], help="mixed precision (default: no)")
+    add("--seed", int, "random seed")
+    parser.add_argument("-device", choices=["cuda", "cpu"], help="device (default: cuda)")
 
 
 def _add_generate(actions: argparse._SubParsersAction) -> None:
@@ -122,7 +136,9 @@ def _add_generate(actions: argparse._SubParsersAction) -> None:
     add("--control-scale", type=float, default=1.0, help="weight of the ControlNet")
     add("--match", action="store_true", help="smooth mean and s.d. along the slices")
     add("--batch-size", type=int, default=4, help="slices at once")
-    _add_device(parser)
+    add("--amp", choices=["no", "fp16", "bf16"], default="no", help="mixed precision")
+    add("--seed", type=int, default=0, help="random seed")
+    add("-device", choices=["cuda", "cpu"], default="cuda", help="device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -168,28 +184,43 @@ def _slices(args: argparse.Namespace) -> int:
     return finish(written, f"nnunet-invariance style dreambooth {args.folder} --base MODEL --prompt PROMPT")
 
 
-def _training_options(args: argparse.Namespace) -> Any:
-    from nnunet_invariance.diffusion.options import TrainingOptions
-
-    return TrainingOptions(**_options(TrainingOptions, args))
-
-
 def _options(kind: type[Options], args: argparse.Namespace) -> dict[str, Any]:
     return {option.name: getattr(args, option.name) for option in kind.describe()}
 
 
 def _dreambooth(args: argparse.Namespace) -> int:
-    from nnunet_invariance.diffusion.dreambooth import train_dreambooth
+    from nnunet_invariance.diffusion.dreambooth import FOLDER, train_dreambooth
 
-    path = train_dreambooth(args.folder, args.base, args.prompt, _training_options(args), args.device, args.resume)
-    return finish(path, f"nnunet-invariance style controlnet {args.folder} --base {args.base}")
+    chosen, options = _training(args, FOLDER, "base", "prompt")
+    where = (args.folder, chosen["base"], chosen["prompt"])
+    path = train_dreambooth(*where, options, chosen["device"], args.c, args.command_line)
+    return finish(path, f"nnunet-invariance style controlnet {args.folder} --base {chosen['base']}")
 
 
 def _controlnet(args: argparse.Namespace) -> int:
-    from nnunet_invariance.diffusion.controlnet import train_controlnet
+    from nnunet_invariance.diffusion.controlnet import FOLDER, train_controlnet
 
-    path = train_controlnet(args.folder, args.base, _training_options(args), args.conditions, args.device, args.resume)
-    return finish(path, f"nnunet-invariance style generate {args.folder} --base {args.base} --styles T1MRI T2MRI")
+    chosen, options = _training(args, FOLDER, "base")
+    where = (args.folder, chosen["base"], options, chosen["conditions"])
+    path = train_controlnet(*where, chosen["device"], args.c, args.command_line)
+    return finish(path, f"nnunet-invariance style generate {args.folder} --base {chosen['base']} --styles T1MRI T2MRI")
+
+
+def _training(args: argparse.Namespace, folder: str, *required: str) -> tuple[dict[str, Any], Any]:
+    """The settings of a training and its options: given, of the training that ``--c`` continues, or defaults."""
+    from nnunet_invariance.diffusion.options import TrainingOptions
+    from nnunet_invariance.diffusion.record import continued_settings
+    from nnunet_invariance.errors import OptionError
+
+    names = {"base", "prompt", "conditions", "device", *(option.name for option in TrainingOptions.describe())}
+    chosen = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    if args.c:
+        chosen = continued_settings(args.folder / folder, chosen)
+    if missing := [f"--{name}" for name in required if name not in chosen]:
+        raise OptionError(f"style {args.action} needs {' and '.join(missing)}. Only --c takes them from the last run.")
+    chosen = {"conditions": [], "device": "cuda", **TRAININGS[args.action], **chosen}
+    options = {option.name: chosen[option.name] for option in TrainingOptions.describe() if option.name in chosen}
+    return chosen, TrainingOptions(**options)
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -21,3 +21,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     near = get_close_matches(word, list(known), 1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def contradiction(folder: object, name: str, now: object, before: object) -> str:
+    """The message about a flag that contradicts the run in ``folder``, which ``--c`` continues.
+
+    >>> print(contradiction("unet", "--steps", 10, 20)[:60])
+    --c: --steps is 10, but the run in unet was started with 20.
+    """
+    msg = f"--c: {name} is {now}, but the run in {folder} was started with {before}. "
+    return f"{msg}Omit it to continue that run, or start anew without --c."

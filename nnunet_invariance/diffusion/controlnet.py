@@ -14,8 +14,9 @@ from nnunet_invariance.diffusion.memory import check_device
 from nnunet_invariance.diffusion.objective import Batch, PromptStates, SliceSampler, diffusion_loss, embed_prompt
 from nnunet_invariance.diffusion.options import TrainingOptions
 from nnunet_invariance.diffusion.packages import ControlNetModel, UNet2DConditionModel
+from nnunet_invariance.diffusion.record import new_record, read_record
 from nnunet_invariance.diffusion.slices import open_slices
-from nnunet_invariance.diffusion.training import fit, make_accelerator, read_record, to_device
+from nnunet_invariance.diffusion.training import fit, make_accelerator, to_device
 
 FOLDER = "controlnet"
 EMBEDDING = (16, 32, 96, 256)  # channels of the layers that reduce the condition to the size of the latents
@@ -41,12 +42,15 @@ def train_controlnet(
     extras: Sequence[str] = (),
     device: str = "cuda",
     resume: bool = False,
+    command: str = "",
 ) -> Path:
     """Train a ControlNet on the one-hot labels of all slices, with the tuned U-Net frozen (arXiv 2411.05223).
 
     Args:
         root: a folder in which ``style slices`` and ``style dreambooth`` ran; their prompt is used.
         extras: further conditions, of ``body``, ``clusters``, ``edges``; see :func:`make_condition`.
+        resume: continue the last training.
+        command: the command line, for the record of the training.
 
     Raises:
         OptionError, BaseModelError, StyleFolderError, DeviceMemoryError, OutputError, NonFiniteLossError
@@ -64,13 +68,8 @@ def train_controlnet(
     for frozen in (base.vae, tuned):
         to_device(frozen, accelerator.device, options.amp)
     loss_of = _loss(base, tuned, prompts, slices.classes, extras, accelerator.device)
-    record = {
-        "base": base_folder.name,
-        "prompt": prompt,
-        "size": slices.size,
-        "dataset": slices.dataset,
-        "conditions": list(extras),
-    }
+    record = new_record(base_folder, prompt, slices.size, slices.dataset, options, device, command)
+    record["conditions"] = list(extras)
     return fit(control, loss_of, SliceSampler(slices), options, accelerator, root / FOLDER, record, resume)
 
 

@@ -8,6 +8,7 @@ from nnunet_invariance.diffusion.base_model import open_base
 from nnunet_invariance.diffusion.memory import check_device
 from nnunet_invariance.diffusion.objective import Batch, SliceSampler, diffusion_loss, embed_prompt
 from nnunet_invariance.diffusion.options import TrainingOptions
+from nnunet_invariance.diffusion.record import new_record
 from nnunet_invariance.diffusion.slices import open_slices
 from nnunet_invariance.diffusion.training import fit, make_accelerator, to_device
 from nnunet_invariance.errors import OptionError
@@ -34,13 +35,21 @@ MODALITIES = {
 
 
 def train_dreambooth(
-    root: Path, base_folder: Path, prompt: str, options: TrainingOptions, device: str = "cuda", resume: bool = False
+    root: Path,
+    base_folder: Path,
+    prompt: str,
+    options: TrainingOptions,
+    device: str = "cuda",
+    resume: bool = False,
+    command: str = "",
 ) -> Path:
     """Train all weights of the U-Net, and nothing else, on all slices with one prompt (arXiv 2208.12242, 2411.05223).
 
     Args:
         root: a folder of slices; the U-Net is written to ``root/unet``, and the base model is not changed.
         prompt: plane and anatomy without the modality, for example "axial abdomen".
+        resume: continue the last training.
+        command: the command line, for the record of the training.
 
     Raises:
         OptionError: the prompt is empty or names a modality.
@@ -58,7 +67,7 @@ def train_dreambooth(
         states = prompts.sample(len(batch.images), batch.generator)
         return diffusion_loss(base, batch, lambda noisy, time: unet(noisy, time, states).sample)
 
-    record = {"base": base_folder.name, "prompt": prompt, "size": slices.size, "dataset": slices.dataset}
+    record = new_record(base_folder, prompt, slices.size, slices.dataset, options, device, command)
     return fit(base.unet, loss_of, SliceSampler(slices), options, accelerator, root / FOLDER, record, resume)
 
 

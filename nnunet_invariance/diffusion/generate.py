@@ -19,9 +19,10 @@ from nnunet_invariance.diffusion.noise import named_generator, noise_along
 from nnunet_invariance.diffusion.options import ViewOptions
 from nnunet_invariance.diffusion.packages import ControlNetModel, PartialState, UNet2DConditionModel, config_of
 from nnunet_invariance.diffusion.quality import match_slices, rejected_slices, replace_rejected
+from nnunet_invariance.diffusion.record import read_record
 from nnunet_invariance.diffusion.sampling import sample_slices
 from nnunet_invariance.diffusion.slices import SlicedCase, SliceFolder, batches, open_slices, unit_images
-from nnunet_invariance.diffusion.training import read_record, to_device
+from nnunet_invariance.diffusion.training import to_device
 from nnunet_invariance.diffusion.views import FOLDER, RECORD, count_file, count_slices, put_back, view_names
 from nnunet_invariance.diffusion.volumes import RawDataset, open_raw_dataset, read_case
 from nnunet_invariance.errors import DeviceMemoryError, OptionError

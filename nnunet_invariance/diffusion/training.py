@@ -1,6 +1,7 @@
 """The training loop of DreamBooth and ControlNet: devices and mixed precision by accelerate, and a state to resume."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -12,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_invariance.common.atomic import atomic_write
-from nnunet_invariance.common.json_files import read_json
 from nnunet_invariance.common.non_finite import MAX_NON_FINITE_STEPS
 from nnunet_invariance.common.progress import Progress
 from nnunet_invariance.diffusion.noise import named_generator
 from nnunet_invariance.diffusion.objective import Batch, SliceSampler
 from nnunet_invariance.diffusion.options import TrainingOptions
 from nnunet_invariance.diffusion.packages import Accelerator
+from nnunet_invariance.diffusion.record import RECORD, fixed, running_record, start_record
 from nnunet_invariance.errors import NonFiniteLossError, OptionError, OutputError, StyleFolderError
 from nnunet_invariance.weights.foreign import open_foreign
 
-#: File in the folder of a finished network: the settings of its training.
-RECORD = "training.json"
+logger = logging.getLogger(__name__)
+
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -63,7 +64,7 @@ def fit(
     bit by bit on the CPU.
 
     Args:
-        record: further settings that the network depends on; a state with another record is not resumed.
+        record: the settings of :func:`new_record`; a state with others that the network depends on is not resumed.
         resume: continue from the last state; a finished network is kept.
 
     Raises:
@@ -72,12 +73,13 @@ def fit(
         NonFiniteLossError: the loss was not finite in several consecutive steps.
     """
     state_file = target.with_name(f"{target.name}_training.pt")
-    record = {**record, "options": options.to_dict()}
     if _is_finished(target, state_file, resume):
         return target
     model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2)
-    first = _restore(state_file, model, optimizer, accelerator, record) if resume else 0
+    first = _restore(state_file, model, optimizer, accelerator, record) if resume and state_file.is_file() else 0
+    if accelerator.is_main_process:
+        record = start_record(target, record, resume)
     model, optimizer = accelerator.prepare(model, optimizer)
     show = Progress(
         range(first, options.steps), initial=first, total=options.steps, desc=target.name, unit="step",
@@ -92,7 +94,8 @@ def fit(
             _save(state_file, model, optimizer, accelerator, record, step + 1)
     if accelerator.is_main_process:
         write_network(accelerator.unwrap_model(model), target, record)
-        state_file.unlink(missing_ok=True)
+        for file in (state_file, running_record(target)):
+            file.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return target
 
@@ -107,7 +110,7 @@ class _FiniteCheck:
         self.bad = 0 if math.isfinite(loss) else self.bad + 1
         if self.bad == MAX_NON_FINITE_STEPS:
             msg = f"{self.name}: the loss was not finite in {self.bad} steps up to {step + 1}. "
-            raise NonFiniteLossError(f"{msg}Use a smaller --learning-rate or --amp bf16 and continue with --c.")
+            raise NonFiniteLossError(f"{msg}Start anew with a smaller --learning-rate or --amp bf16.")
 
 
 def _step(
@@ -140,7 +143,10 @@ def _is_finished(target: Path, state_file: Path, resume: bool) -> bool:
     if there and not resume:
         raise OutputError(f"{there[0]} exists. Continue with --c, or move {target} and {state_file} away.")
     if resume and not there:
-        raise StyleFolderError(f"--c: there is nothing to continue, {state_file} does not exist. Start without --c.")
+        if not running_record(target).is_file():
+            msg = f"--c: there is nothing to continue, {state_file} does not exist. Start without --c."
+            raise StyleFolderError(msg)
+        logger.warning("the training of %s ended before it saved a state; it starts from the beginning", target)
     return (target / "config.json").is_file()
 
 
@@ -167,7 +173,7 @@ def _restore(
 ) -> int:
     """Load model and optimiser from a state; returns its number of steps."""
     state = open_foreign(path)
-    before, now = json.loads(state["record"]), json.loads(json.dumps(record))
+    before, now = (fixed(settings) for settings in (json.loads(state["record"]), json.loads(json.dumps(record))))
     if before != now:
         changed = [key for key in now if before.get(key) != now[key]]
         words = ", ".join(f"{key}: was {before.get(key)}, is {now[key]}" for key in changed)
@@ -197,8 +203,3 @@ def write_network(network: Any, target: Path, record: dict[str, Any]) -> None:
             f"{target} could not be written: {error.strerror or error}. Check the space and permissions of its folder."
         )
         raise OutputError(msg) from error
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The settings with which a finished network was trained."""
-    return read_json(folder / RECORD, form=dict)

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_invariance.common.json_files import read_json, write_json
 from nnunet_invariance.common.json_forms import Maybe
+from nnunet_invariance.common.wording import contradiction
 from nnunet_invariance.errors import DamagedFileError, OptionError
 from nnunet_invariance.pretraining.engine.method import Method
 from nnunet_invariance.pretraining.engine.options import LoopOptions
@@ -150,5 +151,4 @@ def _compare(
 
 
 def _differs(folder: Path, name: str, now: Any, before: Any) -> OptionError:
-    msg = f"--c: {name} is {now}, but the run in {folder} was started with {before}. "
-    return OptionError(f"{msg}Omit it to continue that run, or start anew without --c.")
+    return OptionError(contradiction(folder, name, now, before))
