@@ -7,8 +7,9 @@ GITHUB_REPOSITORY names it (as in a workflow), and is plain text otherwise.
 import importlib
 import os
 import re
-from html import escape
+from html import escape, unescape
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -20,8 +21,16 @@ PICTURES = {".png", ".svg", ".jpg"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 #: A name that needs less than half of a line on a phone.
 SHORT_CODE = re.compile(r"<code>([^<]{1,22})</code>")
-#: A table in a box that scrolls sideways by itself, also with the keyboard.
-SCROLLING = '<div class="scrolling" tabindex="0" role="group" aria-label="Table"><table>'
+TABLE = re.compile(r"<table>(.*?)</table>", re.S)
+ROW = re.compile(r"<tr\b.*?</tr>", re.S)
+CELL = re.compile(r"<(t[hd])\b([^>]*)>(.*?)</\1>", re.S)
+#: A column of explanations: the least mean length of its texts, and the largest of other columns relative to it.
+PROSE, OTHERS = 30, 0.75
+#: Most of the short columns that fit beside each other on a phone.
+MOST_SHORT = 3
+#: A paragraph that is one picture, and the ending of the name of its form for a phone.
+PICTURE = re.compile(r'<p><img ([^>]*?)src="([^"]+)"([^>]*)></p>')
+NARROW = "_narrow.png"
 SEARCH = 'data-md-component="search" role="dialog"'
 #: A block of code that is not highlighted: commands, and what they print.
 COMMANDS = re.compile(r"<pre><code>(.*?)</code></pre>", re.S)
@@ -75,10 +84,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
     return LINK.sub(rewrite, markdown)
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Keep a short name, for example ``--c``, on one line, mark the lines of commands, and let tables scroll."""
+def on_page_content(html: str, config: MkDocsConfig, **_: Any) -> str:
+    """Keep a short name, for example ``--c``, on one line, mark the lines of commands, and fit tables and pictures."""
     html = COMMANDS.sub(mark_lines, SHORT_CODE.sub(r'<code class="short">\1</code>', html))
-    return html.replace("<table>", SCROLLING).replace("</table>", "</table></div>")
+    folder = Path(config.docs_dir, "pictures")
+    return PICTURE.sub(lambda match: fit_picture(match, folder), TABLE.sub(fit_table, html))
 
 
 def on_post_page(output: str, **_: Any) -> str:
@@ -91,6 +101,48 @@ def mark_lines(match: re.Match[str]) -> str:
     text = FLAG.sub(r'<span class="flag">\g<0></span>', match[1].rstrip("\n"))
     lines = "\n".join(f'<span class="line">{line}</span>' for line in text.split("\n"))
     return f"<pre><code>{lines}</code></pre>"
+
+
+def fit_table(match: re.Match[str]) -> str:
+    """A table in a box that scrolls sideways by itself, also with the keyboard.
+
+    If one column has explanations and the others shorter entries, the box is marked: on a phone, the explanation then
+    has a line of its own below the other entries of its row, or above them if it is the first.
+    """
+    rows = [CELL.findall(row) for row in ROW.findall(match[1])]
+    columns = list(zip(*rows, strict=True)) if len({len(row) for row in rows}) == 1 else []
+    lengths = [mean(len(plain(content)) for _, _, content in column[1:]) for column in columns if len(rows) > 1]
+    kind, style, table = "scrolling", "", match[1]
+    if 1 < len(lengths) <= MOST_SHORT + 1:
+        *others, longest = sorted(lengths)
+        if longest > PROSE and others[-1] < OTHERS * longest:
+            kind, style = "scrolling stacked", f' style="--short: {len(others)}"'
+            table = ROW.sub(lambda row: mark_cell(row[0], lengths.index(longest)), table)
+    box = f'<div class="{kind}"{style} tabindex="0" role="group" aria-label="Table">'
+    return f"{box}<table>{table}</table></div>"
+
+
+def plain(content: str) -> str:
+    """The text of HTML."""
+    return " ".join(unescape(re.sub("<[^>]*>", "", content)).split())
+
+
+def mark_cell(row: str, number: int) -> str:
+    """A row of a table whose cell of that number has the mark of an explanation."""
+    found = list(CELL.finditer(row))[number]
+    tag = f"<{found[1]} data-prose{found[2]}>"
+    return f"{row[: found.start()]}{tag}{found[3]}</{found[1]}>{row[found.end() :]}"
+
+
+def fit_picture(match: re.Match[str], folder: Path) -> str:
+    """A picture that opens in its own size, and on a phone its narrow form if there is one in the folder."""
+    before, source, after = match.groups()
+    image = f'<img {before}src="{source}"{after}>'
+    narrow = Path(source).name.removesuffix(".png") + NARROW
+    if (folder / narrow).is_file():
+        other = f"{source.rpartition('/')[0]}/{narrow}"
+        image = f'<picture><source media="(max-width: 44.9em)" srcset="{other}">{image}</picture>'
+    return f'<p><a class="picture" href="{source}">{image}</a></p>'
 
 
 def outside(path: Path, config: MkDocsConfig) -> bool:

@@ -24,9 +24,9 @@ FRAME = """<!DOCTYPE html>
 }}
 body {{ max-width: {width}rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif;
        color: var(--text); background: var(--page); }}
-h1 {{ font-size: 1.6rem; margin-bottom: 0.3rem; overflow-wrap: anywhere; }}
+h1 {{ font-size: clamp(1.3rem, 5vw, 1.6rem); margin-bottom: 0.3rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.15rem; margin-top: 2.2rem; overflow-wrap: anywhere; }}
-h3 {{ overflow-wrap: anywhere; }}
+h3 {{ font-size: 1rem; overflow-wrap: anywhere; }}
 p, li, summary {{ overflow-wrap: anywhere; }}
 .flag {{ white-space: nowrap; }}
 a {{ color: var(--link); }}
