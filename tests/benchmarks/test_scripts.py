@@ -1,8 +1,10 @@
 """Every benchmark starts, is listed in the README, and records the environment of its numbers."""
 
+import argparse
 import json
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -42,6 +44,37 @@ def test_documented_benchmark_commands_exist():
     named = {name for page in pages for name in re.findall(r"python -m (benchmarks\.[\w.]+)", page.read_text("utf-8"))}
     assert named
     assert named - {*SCRIPTS} == set()
+
+
+def commands_of_the_pages() -> list[list[str]]:
+    """The words of every benchmark command that a page shows with arguments, in a block or in the text."""
+    found = []
+    for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]):
+        text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+        blocks = re.findall(r"^(?:    |\t)+python -m (benchmarks\..*)$", text, re.M)
+        inline = [" ".join(words.split()) for words in re.findall(r"`python -m (benchmarks\.[^`]* [^`]*)`", text)]
+        shown = [words.replace("--phases NAME", "--phases synthesis") for words in (*blocks, *inline)]
+        found += [shlex.split(re.sub(r"\s{3,}.*|[\[\]]", "", words)) for words in shown]
+    return found
+
+
+def test_the_commands_of_the_pages_are_accepted(monkeypatch, capsys):
+    def parse(parser, arguments=None, namespace=None):
+        parse_args(parser, arguments, namespace)
+        raise SystemExit(0)  # before the benchmark runs
+
+    parse_args = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    refused = {}
+    commands = commands_of_the_pages()
+    for script, *arguments in commands:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(script, run_name="__main__")
+        if stop.value.code:
+            refused[" ".join([script, *arguments])] = capsys.readouterr().err
+    assert len(commands) > 20
+    assert refused == {}
 
 
 def test_a_result_holds_its_environment_and_time(tmp_path, capsys):
