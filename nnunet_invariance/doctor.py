@@ -233,11 +233,8 @@ def devices() -> Iterator[Finding]:
     yield Finding(section, "cpu", counted(_cores(), "core"))
     found = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
     cuda = [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in found]
-    yield Finding(
-        section,
-        "cuda",
-        "; ".join(cuda) if cuda else "none: add -device cpu to every command; a stock-sized network needs a GPU",
-    )
+    none = "none: add -device cpu to commands that train or predict; a stock-sized network needs a GPU"
+    yield Finding(section, "cuda", "; ".join(cuda) or none)
     yield Finding(section, "mps", "yes" if torch.backends.mps.is_available() else "none")
 
 

@@ -24,6 +24,7 @@ from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.nnunet.missing_files import accept_missing_channels
 from nnunet_invariance.plans.block import read_options
 from nnunet_invariance.plans.options import BaselineOptions
+from nnunet_invariance.plans.preflight import check_device
 from nnunet_invariance.plans.unlabelled import UnlabelledOptions
 from nnunet_invariance.trainers.configuration import check_channels, check_no_cascade, configuration_of
 from nnunet_invariance.trainers.error_display import show_message_only
@@ -130,7 +131,13 @@ class BaselineTrainer(nnUNetTrainer):
         return self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
 
     def initialize(self) -> None:
-        """Build network, optimiser and loss; seed their initial values if there is a seed."""
+        """Build network, optimiser and loss; seed their initial values if there is a seed.
+
+        Raises:
+            OptionError: this machine has no such device.
+        """
+        if self.device.type in ("cuda", "mps"):
+            check_device(self.device.type)
         if self.options.seed is not None:
             seed_everything(self.options.seed)
         super().initialize()

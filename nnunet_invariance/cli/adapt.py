@@ -28,8 +28,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    from nnunet_invariance.plans.preflight import check_device
     from nnunet_invariance.prediction import AdaptationOptions, adapt_model
 
+    check_device(args.device)
     options = AdaptationOptions(steps=args.steps, lr=args.lr, seed=args.seed)
     report = adapt_model(args.model, args.images, args.out, options, args.folds, args.checkpoint, args.device)
     written = (

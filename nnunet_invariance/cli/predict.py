@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     import torch
 
+    from nnunet_invariance.plans.preflight import check_device
     from nnunet_invariance.prediction import (
         StylePredictor,
         open_model,
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         training_intensities,
     )
 
+    check_device(args.device)
     start = time.monotonic()
     predictor = StylePredictor(
         styles=args.styles,

@@ -36,11 +36,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from nnunet_invariance.plans.preflight import check_output
+    from nnunet_invariance.plans.preflight import check_device, check_output
     from nnunet_invariance.probing.protocol import ProbeOptions
     from nnunet_invariance.probing.report import to_text
     from nnunet_invariance.probing.run import run_probe
 
+    check_device(args.device)
     if args.out is not None:
         check_output(args.out)
     options = ProbeOptions(

@@ -47,9 +47,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from nnunet_invariance.plans.preflight import check_output
+    from nnunet_invariance.plans.preflight import check_device, check_output
     from nnunet_invariance.registration import ConvexAdamOptions, RegistrationOptions, register
 
+    check_device(args.device)
     check_output(args.out)
     report = register(
         args.fixed,

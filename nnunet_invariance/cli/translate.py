@@ -72,7 +72,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status (143 after SIGTERM)."""
     from nnunet_invariance.modality_translation.translator import checkpoint_of, load_translator
     from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
+    from nnunet_invariance.plans.preflight import check_device
 
+    if args.step != "train":
+        check_device(args.device)
     planned = open_planned_dataset(args.dataset, args.configuration, args.plans)
     if args.step == "train":
         return _train(args, planned)

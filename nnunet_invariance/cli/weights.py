@@ -140,7 +140,7 @@ def _export(args: argparse.Namespace) -> int:
     file = local_file(args.file)
     if args.format == "card":
         card = export_card(file, args.out, args.branch)
-        return finish(card, f"read {card}, then: huggingface-cli upload OWNER/NAME {args.out}")
+        return finish(card, f"read {card}, then: hf upload OWNER/NAME {args.out}")
     if args.format == "nnssl":
         print(export_nnssl(file, args.out, args.branch).to_text())
         return finish(args.out, f"fine-tune from {args.out} with the commands of nnssl")

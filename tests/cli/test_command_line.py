@@ -31,6 +31,27 @@ def run_module(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict MODEL -i IN -o OUT",
+        "adapt MODEL -i IN -o OUT",
+        "probe 777 3d_fullres --methods mae",
+        "translate predict 777 3d_fullres -i IN -o OUT",
+        "translate evaluate 777 3d_fullres -i IN -o OUT",
+        "register FIXED MOVING OUT",
+    ],
+)
+def test_a_device_that_this_machine_lacks_is_named_with_the_remedy(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main([*words.split(), "-device", "cuda"]) == 2
+    error = capsys.readouterr().err
+    assert "-device cuda: not available on this machine" in error
+    assert error.endswith("Add -device cpu.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("words", [(), ("--help",), *((command, "--help") for command in cli.COMMANDS)])
 def test_help_answers_in_half_a_second(words):
     """Processor time, because wall time depends on the load of the machine."""

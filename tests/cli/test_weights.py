@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,14 @@ def test_list_shows_the_shipped_files_without_results(
     assert "shipped  anatomix_plain4  finished, step 450 of 2000" in out
     assert "anatomix_plain4.md\n" in out
     assert "nnUNet_results is not set" in out
+
+
+def test_the_command_that_uploads_a_card_exists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = write(tmp_path / "c.safetensors")
+    assert main(["weights", "export", str(path), str(tmp_path / "card"), "--format", "card"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].rpartition("then: ")[2]
+    assert command == f"hf upload OWNER/NAME {tmp_path / 'card'}"
+    assert entry_points(group="console_scripts", name="hf")  # of huggingface_hub; other names have gone
 
 
 HOSTILE = "\x1b[31mred\x07 <script>alert(1)</script> | [x](y)"

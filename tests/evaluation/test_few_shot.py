@@ -300,6 +300,22 @@ def test_drawn_test_cases_that_a_pretraining_has_seen_are_kept_out_of_a_new_one(
     assert not any(case in manifest for case in test["cases"])
 
 
+def test_a_pretraining_in_between_does_not_change_the_test_cases_of_a_comparison(
+    tiny, short, results, tmp_path, made, capsys
+):
+    words = few_shot_words(tiny, tmp_path / "out", "--n-test", "2", "--pretrain")
+    assert main(words) == 0
+    (test,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparison"]["tests"]
+    others = sorted({f"case_{i:03d}" for i in range(6)} - {*test["cases"]})
+    folder = results / "pretraining" / "alice__ShortPlans__3d_fullres"
+    write_weights(tiny, folder / "checkpoint_final.safetensors")
+    write_manifest(folder, *test["cases"], *others[:2])  # the last two cases are free
+    assert main(words) == 0, capsys.readouterr().err
+    assert len(made) == 1
+    assert main([*words, "--n-test", "1"]) == 2
+    assert "belongs to another comparison: subsets, tests differ" in capsys.readouterr().err
+
+
 def test_what_has_seen_a_test_case_is_refused_before_others_are_made(tiny, short, tmp_path, made):
     named = tmp_path / "named" / "weights.safetensors"
     write_weights(tiny, named)

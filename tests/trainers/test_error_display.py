@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.trainers.error_display import show_message_only
 from tests.helpers.commands import ROOT, command_line
+from tests.helpers.tiny_trainers import make_trainer
 
 
 def test_other_errors_keep_their_traceback(monkeypatch, capsys):
@@ -22,6 +24,13 @@ def test_other_errors_keep_their_traceback(monkeypatch, capsys):
     error = ValueError("other")
     sys.excepthook(ValueError, error, None)
     assert seen == [(ValueError, error, None)]
+
+
+def test_a_device_that_this_machine_lacks_is_named_with_the_remedy(tiny, results, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    trainer = make_trainer(tiny, "BaselineTrainer_1epoch", device="cuda")
+    with pytest.raises(OptionError, match=r"-device cuda: not available on this machine; .*Add -device cpu"):
+        trainer.initialize()
 
 
 @pytest.mark.commands

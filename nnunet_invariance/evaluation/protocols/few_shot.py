@@ -1,7 +1,7 @@
 """The few-shot protocol: train on k labelled cases, test on the same held-out cases."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from nnunet_invariance.evaluation.protocols.arms import Selection, open_comparison
@@ -17,6 +17,7 @@ from nnunet_invariance.evaluation.protocols.checkpoints import find_checkpoints
 from nnunet_invariance.evaluation.protocols.protocol import Plan, ProtocolOptions, check_before, run_protocol
 from nnunet_invariance.evaluation.protocols.splits import draw_subsets, draw_test_cases, require_disjoint
 from nnunet_invariance.evaluation.runner.jobs import Arm, CaseSet
+from nnunet_invariance.evaluation.runner.stored import recorded_test_cases
 from nnunet_invariance.evaluation.scoring.scores import require_known_labels
 from nnunet_invariance.nnunet.grids import check_same_grid
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
@@ -90,7 +91,8 @@ def run_few_shot(
     """
     check_before(planned, selection, options, protocol)
     out, seed = options.folder(protocol, planned), options.seed
-    cases = _test_cases(planned, test, n_test, seed, _seen(planned, selection.arms, options))
+    kept = recorded_test_cases(out)
+    cases = _test_cases(planned, test, n_test, seed, _seen(planned, selection.arms, options), kept)
     names = [case.name for case in cases]
     ending = planned.dataset_json["file_ending"]
     pool = preprocessed_cases(planned.folder, planned.base / "gt_segmentations", ending) - set(names)
@@ -110,14 +112,27 @@ def _seen(planned: PlannedDataset, arms: Sequence[Arm], options: ProtocolOptions
 
 
 def _test_cases(
-    planned: PlannedDataset, test: Sequence[str] | Path | None, n_test: int, seed: int, seen: Sequence[set[str]]
+    planned: PlannedDataset,
+    test: Sequence[str] | Path | None,
+    n_test: int,
+    seed: int,
+    seen: Sequence[set[str]],
+    kept: Collection[str] = (),
 ) -> list[LabelledCase]:
-    """The test cases, each with one grid and known label values only; ``seen`` is the result of :func:`_seen`."""
+    """The test cases, each with one grid and known label values only.
+
+    Args:
+        seen: the result of :func:`_seen`.
+        kept: test cases of a comparison that continues. They are not sampled again, because a pre-training may have
+            seen them since.
+    """
     if isinstance(test, Path):
         cases = test_folder_cases(test, planned.dataset_json)
         names: Sequence[str] = sorted(cases)
     else:
         cases = labelled_cases(Path(os.environ["nnUNet_raw"]) / planned.name, planned.dataset_json)
+        if test is None and len(kept) == n_test and cases.keys() >= set(kept):
+            test = sorted(kept)
         left_out = next((s for s in seen if len(cases.keys() - s) >= n_test), seen[-1])
         names = list(dict.fromkeys(test)) if test else draw_test_cases(cases, n_test, seed, left_out)
     require_labelled(names, cases)

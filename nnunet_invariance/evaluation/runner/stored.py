@@ -54,6 +54,13 @@ def stored_subsets(described: Mapping[str, Any]) -> list[Subset]:
     ]
 
 
+def recorded_test_cases(out: Path) -> set[str]:
+    """Names of all test cases of the comparison in a folder; empty if there is none."""
+    if not (out / RECORD).is_file():
+        return set()
+    return {case for test in read_record(out / RECORD)["comparison"]["tests"] for case in test["cases"]}
+
+
 def _names(stored: list[str] | None) -> tuple[str, ...] | None:
     return None if stored is None else tuple(stored)
 
