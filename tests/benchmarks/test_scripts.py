@@ -58,6 +58,7 @@ def commands_of_the_pages() -> list[list[str]]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_the_commands_of_the_pages_are_accepted(monkeypatch, capsys):
     def parse(parser, arguments=None, namespace=None):
         parse_args(parser, arguments, namespace)
