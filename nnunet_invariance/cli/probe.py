@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         random_networks=args.random,
         seed=args.seed,
     )
-    result, folder = run_probe(*_where(args), args.weights, args.methods, args.branch, options, args.device, args.out)
+    chosen = (args.weights, args.methods, args.branch, options, args.device, args.out)
+    result, folder = run_probe(*_where(args), *chosen, command=args.command_line)
     print(to_text(result))
     return finish(f"{folder / 'probe.html'}, probe.json, scores.csv", _next(args))
 

@@ -89,7 +89,8 @@ def _statistics(data: Mapping[str, Any]) -> Iterator[str]:
     yield details(f"Dice of each stage alone, {counted(last, 'labelled case')}", stages)
     rows = [(name, f"{entry['retrieval']:.3f}") for name, entry in networks.items()]
     yield details(f"Voxel retrieval (chance {data['retrieval_chance']:.3f})", table(("network", "retrieval"), rows, 1))
-    facts = {**data["options"], **data["environment"]}
+    command = {"command": data["command"]} if data["command"] else {}
+    facts = {**command, **data["options"], **data["environment"]}
     yield folded("Settings and versions", "\n".join(f"{name}: {value}" for name, value in facts.items()))
     cases = f"test cases: {', '.join(data['test_cases'])}\n\nlabelled cases: {', '.join(data['labelled_cases'])}"
     yield folded("Cases", cases)

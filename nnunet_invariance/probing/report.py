@@ -131,12 +131,15 @@ def draw(result: ProbeResult) -> Figure:
     return figure
 
 
-def write_report(result: ProbeResult, folder: Path, title: str, features: bytes, warnings: Sequence[str] = ()) -> Path:
+def write_report(
+    result: ProbeResult, folder: Path, title: str, features: bytes, warnings: Sequence[str] = (), command: str = ""
+) -> Path:
     """Write ``probe.html``, ``probe.json``, ``scores.csv``, ``probe.png`` and ``features.png``; returns the page.
 
     Args:
         features: content of ``features.png``.
         warnings: what a reader of the page has to know before the numbers.
+        command: the command line of the probe; "" if it was not started by one.
 
     Raises:
         OutputError: the folder is not writable.
@@ -146,7 +149,7 @@ def write_report(result: ProbeResult, folder: Path, title: str, features: bytes,
     writer = csv.DictWriter(text, ["network", "shots", "map", "draw", "case", "class", "dice"])
     writer.writeheader()
     writer.writerows(rows(result))
-    data, curves = summary(result), png(draw(result))
+    data, curves = {**summary(result), "command": command}, png(draw(result))
     contents = {
         "scores.csv": text.getvalue().encode(),
         "probe.png": curves,

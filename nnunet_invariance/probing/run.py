@@ -40,6 +40,7 @@ def run_probe(
     options: ProbeOptions | None = None,
     device: str = "cpu",
     out: Path | None = None,
+    command: str = "",
 ) -> tuple[ProbeResult, Path]:
     """Probe checkpoints on a preprocessed data set with labels, and write the report.
 
@@ -48,6 +49,7 @@ def run_probe(
         methods: pre-training methods; each names the finished pre-training of this data set, plans and configuration.
         branch: which network of a checkpoint with a teacher is probed.
         out: folder of the report. Default: ``nnUNet_results/DATASET/probing/PLANS__CONFIGURATION``.
+        command: the command line, for the report.
 
     Returns:
         The result and the folder of the report.
@@ -71,7 +73,7 @@ def run_probe(
     result = probe(planned, networks, labelled, options, device, seen)
     folder = out or results_folder() / planned.name / "probing" / f"{plans}__{configuration}"
     title = f"Linear probe: {planned.name}, {configuration}, {plans}"
-    write_report(result, folder, title, _features(planned, networks, result.test[0], device), warnings)
+    write_report(result, folder, title, _features(planned, networks, result.test[0], device), warnings, command)
     return result, folder
 
 

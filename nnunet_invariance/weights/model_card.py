@@ -4,7 +4,7 @@ import html
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,11 @@ from nnunet_invariance.weights.transfer import Branch, load_network
 
 MODEL, SUMS, PAGE = "model.safetensors", "SHA256SUMS", "README.md"
 CONFIG = ("method", "architecture", "channel_names", "pretrained", "options", "step", "total_steps", "finished")
+#: Pictures beside a checkpoint that a card shows, with what they show.
+PICTURES = {
+    "samples.png": "what the network saw and restored in the last epoch of its pre-training",
+    "progress.png": "curves of the pre-training",
+}
 PREPROCESSING = ("spacing", "patch_size", "normalization_schemes", "data_identifier", "configuration", "plans")
 
 
@@ -26,11 +31,13 @@ def export_card(
     folder: str | os.PathLike,
     branch: Branch | None = None,
 ) -> Path:
-    """Write a folder with the weights, JSON files about them, checksums and a README page.
+    """Write a folder with the weights, JSON files about them, pictures of the run, checksums and a README page.
 
-    The files are ``model.safetensors``, ``config.json``, ``preprocessing.json``, ``metrics.json``, ``SHA256SUMS`` and
-    ``README.md``. The model contains one network in our format, without heads, optimizer and random state. The metrics
-    are those of the last epoch in the ``metrics.csv`` beside the checkpoint; without this file they are empty.
+    The files are ``model.safetensors``, ``config.json``, ``preprocessing.json``, ``metrics.json``, ``SHA256SUMS``,
+    those of :data:`PICTURES` that lie beside the checkpoint, and ``README.md`` with the tags that the Hugging Face Hub
+    reads. The licence is left to the user, because it depends on the data. The model contains one network in our
+    format, without heads, optimizer and random state. The metrics are those of the last epoch in the ``metrics.csv``
+    beside the checkpoint; without this file they are empty.
 
     Args:
         branch: default: that of :func:`.default_branch`.
@@ -55,11 +62,14 @@ def export_card(
         "config.json": _json({key: metadata[key] for key in CONFIG} | {"branch": branch}),
         "preprocessing.json": _json({key: metadata[key] for key in PREPROCESSING}),
         "metrics.json": _json(_metrics(checkpoint.path.parent / "metrics.csv")),
-        PAGE: _page(metadata, branch),
     }
+    pictures = [name for name in PICTURES if (checkpoint.path.parent / name).is_file()]
+    for name in pictures:
+        shutil.copyfile(checkpoint.path.parent / name, making / name)
+    texts[PAGE] = _page(metadata, branch, pictures)
     for name, text in texts.items():
         write_text(making / name, text)
-    sums = "".join(f"{sha256_of_file(making / name)}  {name}\n" for name in sorted([MODEL, *texts]))
+    sums = "".join(f"{sha256_of_file(making / name)}  {name}\n" for name in sorted([MODEL, *texts, *pictures]))
     write_text(making / SUMS, sums)
     making.rename(folder)
     return folder
@@ -72,7 +82,7 @@ def _metrics(path: Path) -> dict[str, str]:
     return rows[-1] if rows else {}
 
 
-def _page(metadata: Mapping[str, Any], branch: str) -> str:
+def _page(metadata: Mapping[str, Any], branch: str, pictures: Sequence[str]) -> str:
     kind = metadata["architecture"]["network_class_name"].rsplit(".", 1)[-1]
     method = metadata["method"]
     rows = {
@@ -85,14 +95,22 @@ def _page(metadata: Mapping[str, Any], branch: str) -> str:
         "cite": metadata["citation"],
     }
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    return f"""# {_cell(method)}, {_cell(kind)}
+    shown = "\n".join(f"![{PICTURES[name].capitalize()}]({name})\n" for name in pictures)
+    tags = json.dumps(["nnU-Net", "3-D segmentation", "pre-training", printable(method)])
+    return f"""---
+library_name: nnunet-invariance
+tags: {tags}
+---
+# {_cell(method)}, {_cell(kind)}
 
 Pre-trained {_cell(" and ".join(metadata["pretrained"]))} ({branch}) for nnU-Net v2, a checkpoint of nnunet_invariance.
 
 | | |
 |---|---|
 {table}
+| licence | not stated; before you publish the folder, add `license: NAME` above, as the data allow |
 
+{shown}
     sha256sum -c {SUMS}
     nnunet-invariance weights plan DATASET {MODEL}
 

@@ -146,6 +146,7 @@ def test_the_command_writes_a_table_a_picture_and_scores(tiny, results, tmp_path
     assert "No checkpoint was probed; 1 random network can be compared." in (tmp_path / "probe/probe.html").read_text()
     data = json.loads((tmp_path / "probe/probe.json").read_text())
     assert set(data["networks"]) == {"random"}
+    assert data["command"].startswith(f"nnunet-invariance probe {tiny.name} 3d_fullres -device cpu --shots 1")
     with open(tmp_path / "probe/scores.csv", newline="") as file:
         assert {row["map"] for row in csv.DictReader(file)} > {"all", "encoder_0"}
     for picture in ("probe.png", "features.png"):

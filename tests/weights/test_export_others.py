@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_invariance.cli.main import main
@@ -177,8 +178,10 @@ def test_files_that_cannot_be_exported_are_refused(tmp_path):
 def test_the_model_card_is_complete_and_its_weights_load(tmp_path):
     file = write(tmp_path / "run" / "c.safetensors")
     (tmp_path / "run" / "metrics.csv").write_text("epoch,loss\n1,2.5\n2,1.5\n")
+    (tmp_path / "run" / "samples.png").write_bytes(b"picture")
     folder = export_card(file, tmp_path / "card")
     names = {"model.safetensors", "config.json", "preprocessing.json", "metrics.json", "SHA256SUMS", "README.md"}
+    names |= {"samples.png"}
     assert {path.name for path in folder.iterdir()} == names
     sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
     assert sums.keys() == names - {"SHA256SUMS"}
@@ -190,7 +193,12 @@ def test_the_model_card_is_complete_and_its_weights_load(tmp_path):
     assert json.loads((folder / "metrics.json").read_text()) == {"epoch": "2", "loss": "1.5"}
     assert json.loads((folder / "preprocessing.json").read_text())["patch_size"] == [32, 32, 32]
     assert json.loads((folder / "config.json").read_text())["branch"] == "teacher"
-    assert "nnunet-invariance weights plan DATASET model.safetensors" in (folder / "README.md").read_text()
+    page = (folder / "README.md").read_text()
+    assert "nnunet-invariance weights plan DATASET model.safetensors" in page
+    head = yaml.safe_load(page.split("---")[1])
+    assert head["tags"][-1] == json.loads((folder / "config.json").read_text())["method"]
+    assert "](samples.png)" in page
+    assert "| licence | not stated; before you publish" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card", "run"]
 
 
