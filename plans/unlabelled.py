@@ -64,7 +64,7 @@ class UnlabelledOptions(Options):
         False, doc="Whether the student's view is also flipped along a random choice of the mirrored axes."
     )
     mix: bool = flag(
-        False,
+        True,
         doc="Whether the student sees mixtures of the unlabelled and the labelled patch: a box of one in the other.",
     )
     keep: Literal["better", "teacher", "student"] = choice(

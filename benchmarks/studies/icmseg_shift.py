@@ -64,6 +64,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "image": (ICMSEG, {}),
     "labels": (ICMSEG, {"tissues": "labels"}),
     "nnUNet": ("BaselineTrainer", {}),
+    "clusters": (ICMSEG, {"style": "clusters"}),
     "single 0.5": (ICMSEG, {**SINGLE, "style_probability": 0.5}),
     "image without InfoNCE": (ICMSEG, {"aux_weight": 0.0}),
     "MaskGen": (MASKGEN, {}),

@@ -17,6 +17,7 @@ STOCK_HEAD = {**AUTO, "head": "stock", "transfer": "encoder+decoder", "aux": Fal
 ENCODER = {**AUTO, "head": "summed", "transfer": "encoder", "aux": False}
 TEACHER = {"unlabelled": {"mix": False}}
 MIXED = {"unlabelled": {"mix": True}}
+STYLED = {**SUMMED, "aux": True, "style_views": "single", "style_probability": 0.5}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ RECIPES = {
     "mae-unlabelled": Recipe("MAETrainer", {**SUMMED, **TEACHER}, "mae"),
     "mae-mixed": Recipe("MAETrainer", {**SUMMED, **MIXED}, "mae"),
     "random-mixed": Recipe("DenseTrainer_scratch", {**SUMMED, **MIXED}),
+    "random-styled": Recipe("ICMSegTrainer_scratch", STYLED),
+    "mae-styled": Recipe("ICMSegTrainer", STYLED, "mae"),
     "dense-unlabelled": Recipe("DenseTrainer", {**SUMMED, **TEACHER}, "dense"),
 }
 #: Options of `pretrain METHOD --set`; the steps take about equally long for all methods.
