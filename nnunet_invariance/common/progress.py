@@ -1,6 +1,9 @@
 """The progress of a long step: done, rate and time left, as a bar on a terminal and as lines elsewhere."""
 
 import sys
+import time
+import weakref
+from threading import Event, Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -26,6 +29,8 @@ class Lines:
 class Progress(tqdm):
     """tqdm's bar on standard error; without a terminal, a line every 30 seconds, and none for a shorter step.
 
+    The line is repeated while a single item takes longer, so that a log shows that the command still runs.
+
     >>> [2 * case for case in Progress([1, 2], desc="doubling", unit="case")]
     [2, 4]
 
@@ -42,6 +47,30 @@ class Progress(tqdm):
         self, items: Any = None, *, desc: str, unit: str, total: int | None = None, initial: int = 0, shown: bool = True
     ) -> None:
         given: dict[str, Any] = {"desc": desc, "unit": unit, "total": total, "initial": initial}
-        if not sys.stderr.isatty():
+        self.shown_at, self._closed, lines = time.monotonic(), Event(), not sys.stderr.isatty()
+        if lines:
             given |= {"file": Lines(), "mininterval": SECONDS, "miniters": 1, "delay": SECONDS, "bar_format": _LINE}
         super().__init__(items, disable=not shown, **given)
+        if lines and shown:
+            Thread(target=_repeat, args=(weakref.ref(self), self._closed), daemon=True).start()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """As tqdm; notes the time."""
+        self.shown_at = time.monotonic()
+        return super().display(msg, pos)
+
+    def close(self) -> None:
+        """As tqdm; no line follows."""
+        self._closed.set()
+        super().close()
+
+
+def _repeat(progress: "weakref.ref[Progress]", closed: Event) -> None:
+    """Write the line again whenever it is 30 seconds old, until the step is finished or nobody needs it."""
+    while not closed.wait(SECONDS):
+        bar = progress()
+        if bar is None:
+            return
+        if time.monotonic() - bar.shown_at >= SECONDS:
+            bar.refresh()
+        del bar  # while this thread waits, it does not keep the bar alive

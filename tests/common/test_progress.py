@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import time
 
 import pytest
 
@@ -41,6 +42,24 @@ def test_a_short_step_writes_nothing_and_a_hidden_one_neither(clock, monkeypatch
     assert list(Progress([1], desc="scanning", unit="case")) == [1]
     assert list(Progress(range(20), desc="scanning", unit="case", shown=False)) == list(range(20))
     assert written.getvalue() == ""
+
+
+def test_the_line_is_repeated_while_one_item_takes_long_and_no_longer(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", written)
+    monkeypatch.setattr(progress, "SECONDS", 0.02)
+    for name in ("closed", "forgotten"):
+        bar = Progress(total=2, desc=name, unit="case")
+        until = time.monotonic() + 5
+        while written.getvalue().count(name) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        if name == "closed":
+            bar.close()
+        del bar
+        before = written.getvalue()
+        time.sleep(0.1)
+        assert written.getvalue() == before
+        assert before.count(f"{name}: 0/2 cases (0 %)") >= 2
 
 
 def test_a_terminal_has_a_bar_that_is_redrawn(clock, monkeypatch):

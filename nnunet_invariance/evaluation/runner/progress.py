@@ -24,7 +24,6 @@ class JobProgress:
         self.bar = bar
         self.done = done
         self.interval = 1 if sys.stderr.isatty() else SECONDS
-        self.drawn = time.monotonic()
 
     def update(self, job: Job) -> None:
         """Read the progress of a job, and redraw the bar if it is time, also if nothing was finished since."""
@@ -32,8 +31,7 @@ class JobProgress:
         self.bar.n += now - self.done[job.name]
         self.done[job.name] = now
         self.bar.set_postfix_str(f"{job.name}: {phase}", refresh=False)
-        if time.monotonic() - self.drawn > self.interval:
-            self.drawn = time.monotonic()
+        if time.monotonic() - self.bar.shown_at > self.interval:
             self.bar.refresh()
 
 
