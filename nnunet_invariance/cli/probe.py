@@ -38,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from nnunet_invariance.plans.preflight import check_device, check_output
     from nnunet_invariance.probing.protocol import ProbeOptions
-    from nnunet_invariance.probing.report import to_text
+    from nnunet_invariance.probing.report import summary, to_text
     from nnunet_invariance.probing.run import run_probe
+    from nnunet_invariance.probing.verdict import best_method
 
     check_device(args.device)
     if args.out is not None:
@@ -54,13 +55,15 @@ def run(args: argparse.Namespace) -> int:
     chosen = (args.weights, args.methods, args.branch, options, args.device, args.out)
     result, folder = run_probe(*_where(args), *chosen, command=args.command_line)
     print(to_text(result))
-    return finish(f"{folder / 'probe.html'}, probe.json, scores.csv", _next(args))
+    return finish(f"{folder / 'probe.html'}, probe.json, scores.csv", next_command(args, best_method(summary(result))))
 
 
-def _next(args: argparse.Namespace) -> str:
-    """The training with the weights that were probed; without any, a pre-training."""
-    if args.methods:
-        return train_command(trainer_for_weights(args.methods[0]), *_where(args))
+def next_command(args: argparse.Namespace, best: str | None) -> str:
+    """The training with the best weights that were probed; a pre-training if no network beats the random ones."""
+    if best in args.methods:
+        return train_command(trainer_for_weights(best), *_where(args))
+    if best is None and (args.methods or args.weights):
+        return "pre-train longer or with more scans, because no probed network beats the random ones"
     if args.weights:
         return f"nnunet-invariance weights plan {args.dataset} {args.weights[0]} -p {args.plans}"
     return f"nnunet-invariance pretrain METHOD {args.dataset} {args.configuration} -p {args.plans}"

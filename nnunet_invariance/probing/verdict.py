@@ -37,6 +37,14 @@ def won(data: Mapping[str, Any], name: str) -> list[int]:
     return [k for k in shots if theirs and ours[f"{k} shots"]["best"] > theirs[f"{k} shots"]["best"]]
 
 
+def best_method(data: Mapping[str, Any]) -> str | None:
+    """The pre-training of the network with the best Dice; None if no network beats every random one."""
+    own = [name for name in data["networks"] if name != RANDOM and (RANDOM not in data["networks"] or won(data, name))]
+    last = data["options"]["shots"][-1]
+    best = max(own, key=lambda name: data["networks"][name][f"{last} shots"]["best"], default=None)
+    return best and best.partition(" (")[0]  # without the branch
+
+
 def _sentence(data: Mapping[str, Any], name: str) -> str:
     shots = data["options"]["shots"]
     numbers = ", ".join(_dice(data, name, k) for k in shots)
@@ -46,7 +54,8 @@ def _sentence(data: Mapping[str, Any], name: str) -> str:
     if found == list(shots):
         text = "beats every random network"
     elif found:
-        text = f"beats every random network with {' and '.join(map(str, found))} labelled cases only"
+        cases = "labelled case" if found == [1] else "labelled cases"
+        text = f"beats every random network with {' and '.join(map(str, found))} {cases} only"
     else:
         text = "does not beat the best random network"
     return f"{name} {text}: Dice {numbers}."

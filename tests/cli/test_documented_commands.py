@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from nnunet_invariance.cli.main import COMMANDS, make_parser
+from nnunet_invariance.pretraining.engine.method import load_method
+from nnunet_invariance.pretraining.engine.settings import make_method_options, parse_settings
+from nnunet_invariance.registry import get_method
 
 ROOT = Path(__file__).parents[2]
 #: Words that stand for a name, and the method that docs/add-a-method.md adds.
@@ -40,6 +43,18 @@ def test_commands_of_the_pages_are_accepted(page, capsys):
             if stop.code:  # not 0, as after --help
                 refused[command] = capsys.readouterr().err
     assert refused == {}
+
+
+def test_pretraining_accepts_the_options_that_the_pages_set():
+    parser = make_parser({name: importlib.import_module(f"nnunet_invariance.cli.{name}") for name in COMMANDS})
+    checked = 0
+    for command in (command for page in PAGES for command in shown(page) if command.startswith("pretrain ")):
+        args = parser.parse_args([word for word in example(command) if word != "--help"])
+        settings = [setting for setting in args.settings if setting != "key=value"]
+        kind = load_method(get_method(args.method))
+        make_method_options(kind, parse_settings(settings, kind.options_class).method)
+        checked += bool(settings)
+    assert checked > 1
 
 
 def test_the_readme_shows_commands():

@@ -1,12 +1,14 @@
 """The page of a probe: the verdict first, true numbers, and nothing that is fetched."""
 
+import argparse
 import json
 import re
 
 import pytest
 
+from nnunet_invariance.cli.probe import add_parser, next_command
 from nnunet_invariance.probing.report import summary
-from nnunet_invariance.probing.verdict import headline, sentences, won
+from nnunet_invariance.probing.verdict import best_method, headline, sentences, won
 from tests.helpers.stored_probe import probe_result, write_probe
 
 RANDOM = {"random 0": (0.2, 0.5), "random 1": (0.3, 0.4)}
@@ -26,7 +28,7 @@ def text(tmp_path_factory) -> str:
             {"a": (0.6, 0.8), **RANDOM},
             "a beats every random network: Dice 0.600 with 1 labelled case (best random 0.300), ",
         ),
-        ({"a": (0.4, 0.45), **RANDOM}, "a beats every random network with 1 labelled cases only: Dice 0.400"),
+        ({"a": (0.4, 0.45), **RANDOM}, "a beats every random network with 1 labelled case only: Dice 0.400"),
         ({"a": (0.1, 0.2), **RANDOM}, "a does not beat the best random network: Dice 0.100 with 1 labelled case (best"),
         (
             {"a": (0.6, 0.8), "b": (0.1, 0.9), **RANDOM},
@@ -45,6 +47,37 @@ def text(tmp_path_factory) -> str:
 )
 def test_the_verdict_is_one_sentence(dice, expected):
     assert headline(summary(probe_result(dice))).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("dice", "expected"),
+    [
+        ({"mae": (0.6, 0.8), "alice (student)": (0.6, 0.9), **RANDOM}, "alice"),
+        ({"mae": (0.6, 0.45), "dense": (0.1, 0.48), **RANDOM}, "mae"),  # dense beats no random network
+        ({"mae": (0.1, 0.2), **RANDOM}, None),
+        ({"mae": (0.1, 0.2)}, "mae"),
+        (RANDOM, None),
+    ],
+)
+def test_the_best_pretraining_is_named_if_it_beats_random_networks(dice, expected):
+    assert best_method(summary(probe_result(dice))) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "best", "expected"),
+    [
+        ("--methods mae alice", "alice", "nnUNetv2_train 4 3d_fullres 0 -tr AliceTrainer"),
+        ("--methods mae", None, "pre-train longer or with more scans"),
+        ("--weights FILE", None, "pre-train longer or with more scans"),
+        ("--weights FILE", "FILE", "nnunet-invariance weights plan 4 FILE"),
+        ("", None, "nnunet-invariance pretrain METHOD 4 3d_fullres"),
+    ],
+)
+def test_the_last_line_follows_from_the_verdict(words, best, expected):
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    args = parser.parse_args(["probe", "4", "3d_fullres", *words.split()])
+    assert next_command(args, best).startswith(expected)
 
 
 def test_a_network_is_compared_with_the_best_random_one_for_every_number_of_labelled_cases():
