@@ -109,6 +109,7 @@ class MethodEntry:
         network_presets: names of the networks that it pre-trains without a data set.
         has_shipped_weights: whether the package may contain weights of this method.
         command: the command that runs it; ``pretrain`` offers only its own methods.
+        next_command: the command that uses the weights if there is no trainer, with fields for its arguments.
     """
 
     name: str
@@ -125,6 +126,7 @@ class MethodEntry:
     network_presets: tuple[str, ...] = ()
     has_shipped_weights: bool = False
     command: str = "pretrain"
+    next_command: str = "weights plan {dataset} {file}"
 
     def load(self) -> type:
         """Import the class; see :func:`_import_class`."""
@@ -168,7 +170,10 @@ METHODS = (
         "puir", f"{_PACKAGE}.puir", "PUIR", "2411.06106", "PUIRTrainer", f"{_TRAINERS}.puir",
         networks=CONVOLUTIONAL, least_channels=2,
     ),
-    MethodEntry("sam", f"{_PACKAGE}.sam", "SAM", "2012.02383", flags=(_PREVIEW,)),
+    MethodEntry(
+        "sam", f"{_PACKAGE}.sam", "SAM", "2012.02383", flags=(_PREVIEW,),
+        next_command="pretrain alice {dataset} {configuration} -p {plans} --alignment sam",
+    ),
     MethodEntry(
         "puir_translation", f"{_PACKAGE}.puir_translation", "PUIRTranslation", "2411.06106",
         networks=CONVOLUTIONAL, least_channels=2, command="translate train",

@@ -7,6 +7,7 @@ from nnunet_invariance.errors import WeightsIncompatibleError
 from nnunet_invariance.networks.planned import cumulative_strides
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset
 from nnunet_invariance.weights.checkpoint import Checkpoint
+from nnunet_invariance.weights.trusted_architecture import trusted_architecture
 
 #: Arguments of nnU-Net's networks that decide the shapes of the encoder: with one value per stage, and with one value.
 PER_STAGE = ("features_per_stage", "n_conv_per_stage", "n_blocks_per_stage")
@@ -14,12 +15,12 @@ SINGLE = ("conv_op", "conv_bias", "norm_op", "norm_op_kwargs")
 
 
 def check_dimensions(checkpoint: Checkpoint, dataset: PlannedDataset) -> None:
-    """Refuse a file whose network has another number of spatial dimensions than the plans.
+    """Refuse a file whose network no trainer can use, or has another number of spatial dimensions than the plans.
 
     Raises:
         WeightsIncompatibleError
     """
-    found = len(cumulative_strides(checkpoint.metadata["architecture"]["arch_kwargs"]["strides"])[-1])
+    found = len(cumulative_strides(trusted_architecture(checkpoint).arch_kwargs["strides"])[-1])
     expected = len(dataset.patch_size)
     if found != expected:
         raise misfit(checkpoint, dataset, [f"dimensions: {found}-D in the file, {expected}-D in the plans"])

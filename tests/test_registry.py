@@ -13,6 +13,7 @@ import pytest
 
 from nnunet_invariance import registry
 from nnunet_invariance._discovery import find_trainer
+from nnunet_invariance.cli.main import load_commands, make_parser
 from nnunet_invariance.cli.pretrain import add_parser
 from nnunet_invariance.errors import OptionError
 from nnunet_invariance.registry import ANY_METHOD, MethodEntry, TrainerEntry
@@ -185,6 +186,13 @@ def test_the_table_of_trainers_agrees():
             entry = registry.get_method(trainer.method)
             assert f"arxiv.org/abs/{entry.arxiv}" in text, name
             assert ("two channels" in dimensions) == (entry.least_channels == 2)
+
+
+@pytest.mark.parametrize("entry", registry.METHODS, ids=lambda entry: entry.name)
+def test_the_command_that_uses_the_weights_is_accepted(entry):
+    parser = make_parser(load_commands())
+    names = {"dataset": "4", "configuration": "3d_fullres", "plans": "nnUNetPlans", "file": "FILE"}
+    parser.parse_args(entry.next_command.format(**names).split())
 
 
 def test_the_command_offers_the_methods_and_their_flags():

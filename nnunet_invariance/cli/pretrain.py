@@ -124,10 +124,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _next(args: argparse.Namespace, path: Path) -> str:
     """The training that reads the weights, or the command that prepares it."""
-    trainer = pretrain_methods()[args.method].trainer
-    if args.out or not trainer:
-        return f"nnunet-invariance weights plan {args.dataset or 'DATASET'} {path}"
-    return train_command(trainer, args.dataset, args.configuration, args.plans)
+    entry = pretrain_methods()[args.method]
+    if entry.trainer and not args.out:
+        return train_command(entry.trainer, args.dataset, args.configuration, args.plans)
+    names = {"dataset": args.dataset or "DATASET", "configuration": args.configuration, "plans": args.plans}
+    return f"nnunet-invariance {entry.next_command.format(file=path, **names)}"
 
 
 def _settings(args: argparse.Namespace) -> "RunSettings":

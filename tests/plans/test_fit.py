@@ -53,6 +53,13 @@ def test_a_shallower_file_needs_min_coverage(planned, tmp_path):
     assert configuration_of(fitted)["nnunet_invariance"]["min_coverage"] == 0.1
 
 
+def test_a_network_that_no_trainer_uses_is_refused(planned, tmp_path):
+    described = {"network_class_name": "resnet3d.ResNet3dNetwork", "arch_kwargs": {}, "_kw_requires_import": []}
+    file = write(tmp_path / "c.safetensors", architecture={**architecture().to_dict(), **described}, method="sam")
+    with pytest.raises(WeightsIncompatibleError, match="contains a ResNet3dNetwork, which our trainers cannot use"):
+        fit_plans_to_checkpoint(NAME, file)
+
+
 def test_adapted_kernels_are_reported(tmp_path, monkeypatch):
     write_planned(tmp_path, monkeypatch, with_kernels(architecture(), [FLAT, FULL, FULL]))
     fitted = fit_plans_to_checkpoint(NAME, write(tmp_path / "c.safetensors"))
