@@ -43,6 +43,7 @@ def test_surface_scores_are_those_of_a_loop(shape, spacing, tolerance):
     assert surface_scores(reference, reference, spacing, tolerance) == (1, 0)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_a_shift_is_the_distance_in_millimetres():
     mask = np.zeros((12, 12, 12), dtype=bool)
     mask[3:7, 3:7, 3:7] = True

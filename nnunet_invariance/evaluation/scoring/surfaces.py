@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,6 +51,8 @@ def surface_scores(
 
     p, r = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, reference))
     spacing = [float(s) for s in spacing]
-    nsd = compute_surface_dice(p, r, [tolerance], include_background=True, spacing=spacing)
-    hd95 = compute_hausdorff_distance(p, r, include_background=True, percentile=PERCENTILE, spacing=spacing)
+    with warnings.catch_warnings():  # MONAI 1.6 calls its own function with a deprecated argument
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+        nsd = compute_surface_dice(p, r, [tolerance], include_background=True, spacing=spacing)
+        hd95 = compute_hausdorff_distance(p, r, include_background=True, percentile=PERCENTILE, spacing=spacing)
     return float(nsd), float(hd95)
