@@ -28,8 +28,8 @@ CELL = re.compile(r"<(t[hd])\b([^>]*)>(.*?)</\1>", re.S)
 PROSE, OTHERS = 30, 0.75
 #: Most of the short columns that fit beside each other on a phone.
 MOST_SHORT = 3
-#: A paragraph that is one picture, and the ending of the name of its form for a phone.
-PICTURE = re.compile(r'<p><img ([^>]*?)src="([^"]+)"([^>]*)></p>')
+#: A picture, and the ending of the name of its form for a phone.
+PICTURE = re.compile(r'<img ([^>]*?)src="([^"]+)"([^>]*)>')
 NARROW = "_narrow.png"
 SEARCH = 'data-md-component="search" role="dialog"'
 #: A block of code that is not highlighted: commands, and what they print.
@@ -142,7 +142,7 @@ def fit_picture(match: re.Match[str], folder: Path) -> str:
     if (folder / narrow).is_file():
         other = f"{source.rpartition('/')[0]}/{narrow}"
         image = f'<picture><source media="(max-width: 44.9em)" srcset="{other}">{image}</picture>'
-    return f'<p><a class="picture" href="{source}">{image}</a></p>'
+    return f'<a href="{source}">{image}</a>'
 
 
 def outside(path: Path, config: MkDocsConfig) -> bool:

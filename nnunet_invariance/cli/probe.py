@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         random_networks=args.random,
         seed=args.seed,
     )
-    chosen = (args.weights, args.methods, args.branch, options, args.device, args.out)
-    result, folder = run_probe(*_where(args), *chosen, command=args.command_line)
+    files, where = (args.weights, args.methods, args.branch), (args.device, args.out)
+    result, folder = run_probe(*_where(args), *files, options, *where, args.command_line)
     print(to_text(result))
     return finish(f"{folder / 'probe.html'}, probe.json, scores.csv", next_command(args, best_method(summary(result))))
 
