@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def next_command(args: argparse.Namespace, best: str | None) -> str:
     """The training with the best weights that were probed; a pre-training if no network beats the random ones."""
-    if best in args.methods:
+    if best is not None and best in args.methods:
         return train_command(trainer_for_weights(best), *_where(args))
     if best is None and (args.methods or args.weights):
         return "pre-train longer or with more scans, because no probed network beats the random ones"
