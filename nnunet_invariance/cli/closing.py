@@ -1,19 +1,20 @@
 """The last lines of a command: what it wrote, and what to type next."""
 
 
-def finish(written: object, then: str) -> int:
+def finish(written: object, then: str, first: str | None = None) -> int:
     """Print both lines; returns the exit status of success.
 
     Args:
         written: a path, or a phrase with one.
         then: a command, or what to look at.
+        first: a command that must run before it, if there is one.
 
     >>> finish("OUT", "nnUNetv2_predict -i OUT ...")
     finished: OUT
     next: nnUNetv2_predict -i OUT ...
     0
     """
-    print(f"finished: {written}\nnext: {then}")
+    print(f"finished: {written}\nnext: {f'{first}, then ' if first else ''}{then}")
     return 0
 
 

@@ -161,9 +161,8 @@ def _plan(args: argparse.Namespace) -> int:
 
     path = write_zscore_plans(args.dataset, args.plans, args.configuration, args.name)
     print(REASON)
-    if command := preprocessing_command(args.dataset, path.stem, args.configuration):
-        print(f"preprocess first: {command}")
-    return finish(path, train_command("ICMSegTrainer", args.dataset, args.configuration, path.stem))
+    command = preprocessing_command(args.dataset, path.stem, args.configuration)
+    return finish(path, train_command("ICMSegTrainer", args.dataset, args.configuration, path.stem), command)
 
 
 def _slices(args: argparse.Namespace) -> int:

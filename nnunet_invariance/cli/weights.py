@@ -154,10 +154,8 @@ def _plan_preset(args: argparse.Namespace) -> int:
 
     path = write_nnformer_plans(args.dataset, args.plans, args.configuration, args.name)
     command = preprocessing_command(args.dataset, path.stem, args.configuration)
-    if command:
-        print(f"preprocess first: {command}")
     words = f"{args.dataset} {args.configuration} -p {path.stem}"
-    return finish(path, f"nnunet-invariance pretrain alice {words}")
+    return finish(path, f"nnunet-invariance pretrain alice {words}", command)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -181,7 +179,5 @@ def _plan(args: argparse.Namespace) -> int:
     )
     print("\n".join(fitted.decisions))
     command = preprocessing_command(args.dataset, fitted.path.stem, args.configuration)
-    if command:
-        print(f"preprocess first: {command}")
     where = (args.dataset, args.configuration, fitted.path.stem)
-    return finish(fitted.path, train_command(fitted.trainer, *where))
+    return finish(fitted.path, train_command(fitted.trainer, *where), command)

@@ -229,7 +229,10 @@ def test_plan_prints_decisions_and_the_training_command(
     assert "nnUNetv2_preprocess" not in out
     shutil.rmtree(planned / "nnUNetPlans_3d_fullres")
     assert main(["weights", "plan", "778", str(path), "--name", "fitted"]) == 0
-    assert "preprocess first: nnUNetv2_preprocess -d 778 -plans_name fitted -c 3d_fullres" in capsys.readouterr().out
+    assert (
+        "next: nnUNetv2_preprocess -d 778 -plans_name fitted -c 3d_fullres, then nnUNetv2_train "
+        in capsys.readouterr().out
+    )
 
 
 def test_plan_fits_what_nnunet_itself_planned(tiny, tmp_path: Path) -> None:

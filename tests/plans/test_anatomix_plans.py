@@ -63,7 +63,10 @@ def test_the_copy_has_network_patch_window_and_checkpoint(dataset, checkpoint):
 def test_the_command_prints_the_next_commands(dataset, checkpoint, capsys):
     assert main(["weights", "plan", "778", str(checkpoint)]) == 0
     printed = capsys.readouterr().out
-    assert "preprocess first: nnUNetv2_preprocess -d 778 -plans_name nnUNetPlans_anatomix -c 3d_fullres" in printed
+    assert (
+        "next: nnUNetv2_preprocess -d 778 -plans_name nnUNetPlans_anatomix -c 3d_fullres, then nnUNetv2_train "
+        in printed
+    )
     assert "-p nnUNetPlans_anatomix -tr AnatomixTrainer" in printed
 
 
