@@ -1,8 +1,10 @@
 """The last lines of a command: what it wrote, and what to type next."""
 
+import os
+
 
 def finish(written: object, then: str, first: str | None = None) -> int:
-    """Print both lines; returns the exit status of success.
+    """Print both lines in the first process of ``torchrun``, or the only one; returns the exit status of success.
 
     Args:
         written: a path, or a phrase with one.
@@ -14,7 +16,8 @@ def finish(written: object, then: str, first: str | None = None) -> int:
     next: nnUNetv2_predict -i OUT ...
     0
     """
-    print(f"finished: {written}\nnext: {f'{first}, then ' if first else ''}{then}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"finished: {written}\nnext: {f'{first}, then ' if first else ''}{then}")
     return 0
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from nnunet_invariance import __version__
 from nnunet_invariance.cli import main as cli
+from nnunet_invariance.cli.closing import finish
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.pretraining.engine.options import LoopOptions
 from nnunet_invariance.registry import get_method
@@ -29,6 +30,13 @@ def run_module(*words: str, **environment: str) -> subprocess.CompletedProcess:
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", "finished: OUT\nnext: COMMAND\n"), ("1", "")])
+def test_the_first_process_of_torchrun_prints_the_last_lines(rank, lines, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    assert finish("OUT", "COMMAND") == 0
+    assert capsys.readouterr().out == lines
 
 
 @pytest.mark.parametrize(
