@@ -20,7 +20,11 @@ def check_dimensions(checkpoint: Checkpoint, dataset: PlannedDataset) -> None:
     Raises:
         WeightsIncompatibleError
     """
-    found = len(cumulative_strides(trusted_architecture(checkpoint).arch_kwargs["strides"])[-1])
+    architecture = trusted_architecture(checkpoint)
+    if "strides" not in architecture.arch_kwargs:  # a network without a decoder
+        msg = f"{checkpoint.path} contains a {network_name(architecture.to_dict())}, which our trainers cannot use. "
+        raise WeightsIncompatibleError(msg + "Pre-train the planned network, or give a checkpoint of another network.")
+    found = len(cumulative_strides(architecture.arch_kwargs["strides"])[-1])
     expected = len(dataset.patch_size)
     if found != expected:
         raise misfit(checkpoint, dataset, [f"dimensions: {found}-D in the file, {expected}-D in the plans"])

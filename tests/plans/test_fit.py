@@ -9,6 +9,7 @@ import torch
 
 from nnunet_invariance.cli.main import main
 from nnunet_invariance.errors import WeightsIncompatibleError
+from nnunet_invariance.networks.architectures.resnet3d import ResNet3dNetwork
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.plans.fit import FittedPlans, fit_plans_to_checkpoint
 from nnunet_invariance.weights.checkpoint import load_checkpoint
@@ -54,7 +55,11 @@ def test_a_shallower_file_needs_min_coverage(planned, tmp_path):
 
 
 def test_a_network_that_no_trainer_uses_is_refused(planned, tmp_path):
-    described = {"network_class_name": "resnet3d.ResNet3dNetwork", "arch_kwargs": {}, "_kw_requires_import": []}
+    described = {
+        "network_class_name": f"{ResNet3dNetwork.__module__}.ResNet3dNetwork",
+        "arch_kwargs": {},
+        "_kw_requires_import": [],
+    }
     file = write(tmp_path / "c.safetensors", architecture={**architecture().to_dict(), **described}, method="sam")
     with pytest.raises(WeightsIncompatibleError, match="contains a ResNet3dNetwork, which our trainers cannot use"):
         fit_plans_to_checkpoint(NAME, file)
