@@ -368,7 +368,9 @@ def test_bad_volumes_are_refused_and_nothing_is_written(files, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", [["register", "A.nii.gz", "B.nii.gz"], ["probe", "4", "3d_fullres", "--out"]])
+@pytest.mark.parametrize(
+    "command", [["register", "A.nii.gz", "B.nii.gz"], ["probe", "4", "3d_fullres", "-device", "cpu", "--out"]]
+)
 def test_an_output_folder_that_cannot_be_made_is_named_before_the_input_is_read(tmp_path, capsys, command):
     (tmp_path / "file").write_text("")
     assert main([*command, str(tmp_path / "file" / "out")]) == 2
