@@ -96,6 +96,11 @@ def on_post_page(output: str, **_: Any) -> str:
     return output.replace(SEARCH, f'{SEARCH} aria-label="Search"')
 
 
+def on_post_template(output: str, **_: Any) -> str:
+    """As for the other pages, for the one that is shown if a page does not exist."""
+    return on_post_page(output)
+
+
 def mark_lines(match: re.Match[str]) -> str:
     """Each line of a block as an element, so that what continues it can be indented; each flag, to keep it whole."""
     text = FLAG.sub(r'<span class="flag">\g<0></span>', match[1].rstrip("\n"))
