@@ -181,13 +181,13 @@ def test_a_pretraining_shows_its_losses_and_its_warnings(tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("method", "short", "pictures"),
     [
-        ("alice", {**PRETRAINING, **TRAINING}, 4),
-        ("anatomix", {**PRETRAINING, **TRAINING}, 5),
-        ("icmseg", TRAINING, 8),
+        ("alice", {**PRETRAINING, **TRAINING}, 6),
+        ("anatomix", {**PRETRAINING, **TRAINING}, 7),
+        ("icmseg", TRAINING, 9),
         (
             "puir",
             {**PRETRAINING, **TRAINING, "TRANSLATION_EPOCHS": 1, "TRANSLATION_ITERATIONS": 2, "SUBSETS": ["T1"]},
-            5,
+            7,
         ),
     ],
 )

@@ -441,7 +441,7 @@ def test_two_trainers_end_to_end_then_resumed(tiny, plans_name, tmp_path, monkey
         (arm.name, case, label) for arm in ARMS for case in ("case_000", "case_004") for label in ("body", "core")
     }
     assert all(s.n_ref > 0 and 0 <= s.dice <= 1 for s in scores)
-    assert (out / "summary.txt").read_text().splitlines()[1:3] == ["", "Mean Dice, 1 shot:"]
+    assert (out / "summary.txt").read_text().splitlines()[1:3] == ["", "Mean Dice, 2 shots:"]
     record = json.loads((out / "comparison.json").read_text())
     assert record["comparison"]["subsets"][0]["train"]
     assert str(tmp_path) not in json.dumps(record)
