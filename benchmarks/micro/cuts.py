@@ -1,14 +1,16 @@
-"""Time of a step of ``pretrain anatomix`` by the number of patches that are cut from each synthetic volume.
+"""Time of a step of ``pretrain anatomix`` by precision and by the number of patches cut from each synthetic volume.
 
     python -m benchmarks.micro.cuts [-device cpu] [--features 8 16 32 64] [--patch 32] [--volume 96] \
-        --out benchmarks/results/cuts.json
+        [--precisions fp32 bf16] --out benchmarks/results/cuts.json
 
 A cycle of n cuts is n whole steps of the loop on the patches of one volume: one synthesis, n patches, n forward and
-backward passes and n updates. They take turns within one run; the ratio to one cut is computed per round.
+backward passes and n updates. All combinations take turns within one run; the ratio to the first one is computed per
+round.
 The clock is that of aux_cost.py: processor seconds, summed over the threads, on a CPU.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -31,7 +33,7 @@ from nnunet_invariance.pretraining.methods.anatomix import Anatomix, AnatomixPre
 
 
 class Cycle:
-    """The steps of one number of cuts."""
+    """The steps of one number of cuts in one precision."""
 
     def __init__(self, cuts: int, arguments: argparse.Namespace, loop: Loop, method: Anatomix) -> None:
         self.loop, self.cuts = loop, cuts
@@ -49,34 +51,34 @@ class Cycle:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Median seconds per step, and how many times the steps per second of one cut, for every number of cuts."""
+    """Median seconds per step, and how many times the steps per second of the first form, for every form."""
     planned = Architecture.from_plans(plain_conv_unet(arguments.features), 1, 1)
     setup = Setup(planned, (arguments.patch,) * 3, (1.0, 1.0, 1.0), 2, False, ())
     with distributed_context(arguments.device) as ranks:
-        cycles = []
-        for cuts in arguments.cuts:
+        cycles = {}
+        for precision, cuts in itertools.product(arguments.precisions, arguments.cuts):
             torch.manual_seed(0)
             method = Anatomix(setup, AnatomixPretrainingOptions(volume=arguments.volume, cuts=cuts, held_out=0))
-            cycles.append(
-                Cycle(cuts, arguments, Loop(method, LoopOptions(precision="fp32"), ranks, folder, {}), method)
-            )
-            cycles[-1].seconds_per_step()  # templates, caches
-        seconds: dict[int, list[float]] = {cycle.cuts: [] for cycle in cycles}
+            loop = Loop(method, LoopOptions(precision=precision), ranks, folder, {})
+            cycles[f"{cuts} cuts, {precision}"] = cycle = Cycle(cuts, arguments, loop, method)
+            cycle.seconds_per_step()  # templates, caches
+        seconds: dict[str, list[float]] = {form: [] for form in cycles}
+        order = list(cycles)
         for _ in trange(arguments.rounds, desc="rounds"):
-            cycles.append(cycles.pop(0))  # so that no number is always first
-            for cycle in cycles:
-                seconds[cycle.cuts].append(cycle.seconds_per_step())
-    one = seconds[arguments.cuts[0]]
-    ratios = {cuts: [a / b for a, b in zip(one, values, strict=True)] for cuts, values in seconds.items()}
+            order.append(order.pop(0))  # so that no form is always first
+            for form in order:
+                seconds[form].append(cycles[form].seconds_per_step())
+    first = next(iter(seconds.values()))
+    ratios = {form: [a / b for a, b in zip(first, values, strict=True)] for form, values in seconds.items()}
     return {
-        str(cuts): {
-            "seconds_per_step": statistics.median(seconds[cuts]),
+        form: {
+            "seconds_per_step": statistics.median(seconds[form]),
             "times_the_steps_per_second": {
-                "median": statistics.median(ratios[cuts]),
-                "range": [min(ratios[cuts]), max(ratios[cuts])],
+                "median": statistics.median(ratios[form]),
+                "range": [min(ratios[form]), max(ratios[form])],
             },
         }
-        for cuts in arguments.cuts
+        for form in cycles
     }
 
 
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=32)
     parser.add_argument("--volume", type=int, default=96)
     parser.add_argument("--cuts", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="the first one is the reference")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file; printed only by default")
@@ -97,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = measure(arguments, Path(folder))
     names = ("features", "patch", "volume", "rounds")
-    publish("cuts", described, {name: getattr(arguments, name) for name in names} | {"cuts": result}, arguments.out)
+    publish("cuts", described, {name: getattr(arguments, name) for name in names} | {"forms": result}, arguments.out)
 
 
 if __name__ == "__main__":

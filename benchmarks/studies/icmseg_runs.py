@@ -28,6 +28,7 @@ def parser(documentation: str, out: Path, sets: Iterable[str], epochs: int) -> a
     made.add_argument("--seed", type=int, default=0, help="of test cases, draws, networks and augmentation")
     made.add_argument("--epochs", type=int, default=epochs)
     made.add_argument("--iterations", type=int, default=25, help="steps an epoch")
+    made.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of every training")
     made.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to train")
     return made
 
@@ -36,7 +37,12 @@ def write_copies(
     task: Task, changes: dict[str, Any], copies: Mapping[str, Mapping[str, Any]], args: argparse.Namespace
 ) -> None:
     """Write copies of nnU-Net's plans with the changes and the length of the study, and with options of their own."""
-    block = {"iterations_per_epoch": args.iterations, "val_iterations_per_epoch": VAL_ITERATIONS, "seed": args.seed}
+    block = {
+        "iterations_per_epoch": args.iterations,
+        "val_iterations_per_epoch": VAL_ITERATIONS,
+        "seed": args.seed,
+        "precision": args.precision,
+    }
     for name, options in copies.items():
         write_plans_copy(task.source, STOCK_PLANS, name, CONFIGURATION, {**block, **options}, changes)
 

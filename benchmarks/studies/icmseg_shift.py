@@ -69,6 +69,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "image without InfoNCE": (ICMSEG, {"aux_weight": 0.0}),
     "MaskGen": (MASKGEN, {}),
     "MaskGen single 0.5": (MASKGEN, {**SINGLE, "style_probability": 0.5}),
+    "clusters without InfoNCE": (ICMSEG, {"style": "clusters", "aux_weight": 0.0}),
     "single 1": (ICMSEG, {**SINGLE, "style_probability": 1.0}),
     "pair 0.5": (ICMSEG, {"style_probability": 0.5}),
     "InfoNCE supcon share 0.1": (ICMSEG, {"label_mask": "supcon", "aux_gradient_share": 0.1}),
@@ -139,7 +140,8 @@ def publish(args: argparse.Namespace) -> None:
         parts += tables(name, args.work)
         rows = read_rows(means) if means.is_file() else []
         cells += [{"set": name, **row} for row in rows if row["metric"] == "dice" and row["label"] == OVERALL]
-    described = {"environment": args.environment, "epochs": args.epochs, "iterations": args.iterations, "cells": cells}
+    length = {name: getattr(args, name) for name in ("epochs", "iterations", "precision")}
+    described = {"environment": args.environment, **length, "cells": cells}
     write_file(args.out / "cells.json", f"{json.dumps(described, indent=1)}\n".encode())
     write_file(args.out / "tables.md", page(parts, missing))
 
