@@ -58,20 +58,21 @@ SETS = {
 }
 ICMSEG, MASKGEN = "ICMSegTrainer", "MaskGenTrainer"
 SINGLE = {"style_views": "single"}
+INFO_NCE = {"aux_weight": 0.1}
 #: Trainer and options of each arm, the most important first.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "DA5": ("BaselineTrainerDA5", {}),
-    "image": (ICMSEG, {}),
-    "labels": (ICMSEG, {"tissues": "labels"}),
+    "image": (ICMSEG, INFO_NCE),
+    "labels": (ICMSEG, {**INFO_NCE, "tissues": "labels"}),
     "nnUNet": ("BaselineTrainer", {}),
-    "clusters": (ICMSEG, {"style": "clusters"}),
+    "clusters": (ICMSEG, {**INFO_NCE, "style": "clusters"}),
     "single 0.5": (ICMSEG, {**SINGLE, "style_probability": 0.5}),
-    "image without InfoNCE": (ICMSEG, {"aux_weight": 0.0}),
+    "image without InfoNCE": (ICMSEG, {}),
     "MaskGen": (MASKGEN, {}),
     "MaskGen single 0.5": (MASKGEN, {**SINGLE, "style_probability": 0.5}),
-    "clusters without InfoNCE": (ICMSEG, {"style": "clusters", "aux_weight": 0.0}),
+    "clusters without InfoNCE": (ICMSEG, {"style": "clusters"}),
     "single 1": (ICMSEG, {**SINGLE, "style_probability": 1.0}),
-    "pair 0.5": (ICMSEG, {"style_probability": 0.5}),
+    "pair 0.5": (ICMSEG, {**INFO_NCE, "style_probability": 0.5}),
     "InfoNCE supcon share 0.1": (ICMSEG, {"label_mask": "supcon", "aux_gradient_share": 0.1}),
     "single 0.5 late": (ICMSEG, {**SINGLE, "style_probability": 0.5, "style_start": 0.25, "style_ramp": 0.25}),
 }

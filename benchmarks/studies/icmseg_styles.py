@@ -100,8 +100,8 @@ def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
     changes = cpu_sized(entry, [LARGEST_SIDE] * len(entry["patch_size"]), BASE_FEATURES, BATCH_SIZE)
     copies: dict[str, dict[str, Any]] = {PLANS: {}}
     for style in args.styles:
-        copies[plans_of(style, True)] = {"style": style}
-        copies[plans_of(style, False)] = {"style": style, "aux_weight": 0.0}
+        copies[plans_of(style, True)] = {"style": style, "aux_weight": 0.1}
+        copies[plans_of(style, False)] = {"style": style}
     write_copies(task, changes, copies, args)
 
 

@@ -237,9 +237,8 @@ def test_a_view_equal_to_its_source_becomes_what_nnunet_made_of_the_source(tiny,
 @pytest.mark.parametrize("contrast", ["all_positions", "within_image", "same_position"])
 @pytest.mark.parametrize("label_mask", ["none", "exclude_same_class", "supcon"])
 def test_forms_of_the_contrast_reach_the_loss(tiny, contrast, label_mask):
-    trainer, batch = started(
-        tiny, "ICMSegTrainer", contrast=contrast, label_mask=label_mask, num_positions=50, stages=[1]
-    )
+    options = {"aux_weight": 0.1, "contrast": contrast, "label_mask": label_mask, "num_positions": 50, "stages": [1]}
+    trainer, batch = started(tiny, "ICMSegTrainer", **options)
     moved = with_views(trainer, batch)
     generator = torch.Generator().manual_seed(0)
     maps = [[torch.randn(2, c, *[n] * 3, generator=generator) for c, n in ((8, 32), (16, 16))] for _ in range(2)]

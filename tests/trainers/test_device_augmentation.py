@@ -21,7 +21,7 @@ DEVICE = {"augmentation": "device"}
         ("AliceTrainer_scratch", {}, 4),
         ("AliceTrainer_scratch", {"aux": False}, 1),
         ("AnatomixTrainer_scratch", {"second_view": "synthetic"}, 4),
-        ("ICMSegTrainer_scratch", {"style": "gin", "contrast": "same_position"}, 4),
+        ("ICMSegTrainer_scratch", {"style": "gin", "aux_weight": 0.1, "contrast": "same_position"}, 4),
     ],
 )
 def test_a_step_trains_on_a_patch_that_the_device_augments(tiny, name, options, channels):

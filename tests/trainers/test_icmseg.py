@@ -68,7 +68,7 @@ def test_consistency_equals_the_divergence_computed_voxel_by_voxel():
 
 
 def test_an_epoch_without_a_checkpoint_starts_from_random_weights(tiny):
-    trainer = make_trainer(tiny, "ICMSegTrainer_1epoch", seed=1, consistency_weight=1.0)
+    trainer = make_trainer(tiny, "ICMSegTrainer_1epoch", seed=1, aux_weight=0.1, consistency_weight=1.0)
     trainer.run_training()
     assert "No checkpoint is named: random weights" in log_of(trainer)
     checkpoint = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=True)
@@ -83,7 +83,7 @@ def test_an_epoch_without_a_checkpoint_starts_from_random_weights(tiny):
 
 @pytest.mark.parametrize("style", INTERVENTIONS)
 def test_every_style_trains_a_step(tiny, style):
-    trainer, batch = started(tiny, "ICMSegTrainer", style=style)
+    trainer, batch = started(tiny, "ICMSegTrainer", style=style, aux_weight=0.1)
     before = values(trainer.network.encoder)
     losses = trainer.train_step(batch)
     assert all(np.isfinite(value) for value in losses.values())
@@ -248,6 +248,7 @@ def test_two_dimensional_plans_train(tiny):
         "seed": 1,
         "iterations_per_epoch": 2,
         "val_iterations_per_epoch": 1,
+        "aux_weight": 0.1,
         "num_positions": 64,
     }
     plans["configurations"]["2d"] = flat
@@ -319,7 +320,7 @@ def test_the_options_name_every_intervention():
 
 
 def test_a_missing_stage_is_refused(tiny):
-    trainer = make_trainer(tiny, "ICMSegTrainer", stages=[1, 3])
+    trainer = make_trainer(tiny, "ICMSegTrainer", aux_weight=0.1, stages=[1, 3])
     with pytest.raises(OptionError, match=r"'stages'.*\[1, 3\].*the stages 0 to 2"):
         trainer.initialize()
 

@@ -219,10 +219,17 @@ def test_losses_between_views_need_a_pair(field):
     ICMSegTrainerOptions(**{field: 0.5})
 
 
-def test_without_weight_info_nce_is_not_computed(tiny):
-    assert not StyleOptions(aux_weight=0.0).contrasts
-    assert not StyleOptions(style_views="single").contrasts
-    assert StyleOptions(aux_weight=0.0, aux_gradient_share=0.1).contrasts
-    trainer, batch = started(tiny, "ICMSegTrainer", aux_weight=0.0, style="gin")
+@pytest.mark.parametrize(("field", "value"), [("contrast", "within_image"), ("label_mask", "supcon"), ("stages", [1])])
+def test_a_form_of_info_nce_needs_info_nce(field, value):
+    with pytest.raises(OptionError, match=f"'{field}' .*; expected .*InfoNCE is off; aux_weight, for example 0.1"):
+        ICMSegTrainerOptions(**{field: value})
+    ICMSegTrainerOptions(**{field: value}, aux_gradient_share=0.1)
+
+
+def test_by_default_info_nce_is_not_computed(tiny):
+    assert not StyleOptions().contrasts
+    assert not StyleOptions(aux_weight=0.1, style_views="single").contrasts
+    assert StyleOptions(aux_gradient_share=0.1).contrasts
+    trainer, batch = started(tiny, "ICMSegTrainer", style="gin")
     assert set(trainer.train_step(batch)) == {"loss", "total"}
     assert not trainer.aux
