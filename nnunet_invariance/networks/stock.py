@@ -7,6 +7,8 @@ from typing import Any
 REQUIRES_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
 #: Channels of the four finest stages of every stock network, and those of the shipped weights ``anatomix_plain4``.
 PLAIN4 = (32, 64, 128, 256)
+#: Residual blocks of the three finest stages of every residual encoder preset of nnU-Net.
+RESENC3_BLOCKS = (1, 3, 4)
 
 
 def unet_arguments(features: Sequence[int], **blocks: Any) -> dict[str, Any]:
@@ -49,5 +51,21 @@ def plain_conv_unet(features: Sequence[int]) -> dict[str, Any]:
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": unet_arguments(features, **blocks),
+        "_kw_requires_import": list(REQUIRES_IMPORT),
+    }
+
+
+def residual_encoder_unet(features: Sequence[int], blocks: Sequence[int]) -> dict[str, Any]:
+    """A ResidualEncoderUNet with these numbers of residual blocks, and one convolution per stage of the decoder.
+
+    >>> from nnunet_invariance.networks.planned import Architecture
+    >>> architecture = Architecture.from_plans(residual_encoder_unet((4, 8), (1, 2)), input_channels=1, num_classes=2)
+    >>> [len(stage.blocks) for stage in architecture.build().encoder.stages]
+    [1, 2]
+    """
+    blocks_by_name = {"n_blocks_per_stage": list(blocks), "n_conv_per_stage_decoder": [1] * (len(features) - 1)}
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+        "arch_kwargs": unet_arguments(features, **blocks_by_name),
         "_kw_requires_import": list(REQUIRES_IMPORT),
     }

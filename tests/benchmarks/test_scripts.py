@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 #: Scripts by the name that `python -m` takes; a package has its command in ``__main__.py``.
 FILES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"): file
-    for file in (*ROOT.glob("benchmarks/*/*.py"), *ROOT.glob("benchmarks/studies/*/__main__.py"))
-    if "__main__" in file.read_text(encoding="utf-8")
+    for file in sorted(ROOT.glob("benchmarks/**/*.py"))
+    if "if __name__" in file.read_text(encoding="utf-8")
 }
 SCRIPTS = sorted(FILES)
 
@@ -35,7 +35,7 @@ def test_a_benchmark_starts_and_shows_its_arguments(script, monkeypatch, capsys)
 
 def test_the_readme_lists_every_benchmark_and_no_other():
     page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `((?:faults|gpu|micro|studies)\.\w+)` ", page, re.M)
+    listed = re.findall(r"^\| `((?:faults|gpu|micro|shipped_weights|studies)[\w.]*)` ", page, re.M)
     assert [f"benchmarks.{name}" for name in listed] == SCRIPTS
 
 

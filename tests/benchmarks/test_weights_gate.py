@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.studies import weights_gate as gate
+from benchmarks.shipped_weights import gate
 from benchmarks.studies.few_labels.tasks import Task
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset

@@ -1,6 +1,5 @@
 """Weights that ship with the package: half precision, which plans they fit, and the script that trains them."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from benchmarks.shipped_weights import __main__, retrieval
 from nnunet_invariance.common.hashing import sha256_of_file
 from nnunet_invariance.errors import WeightsNotFoundError
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
+from nnunet_invariance.networks.stock import plain_conv_unet
 from nnunet_invariance.plans.options import AnatomixTrainerOptions, PretrainedOptions
 from nnunet_invariance.pretraining.engine.target import preset_target
 from nnunet_invariance.pretraining.methods import anatomix_networks
@@ -109,13 +110,10 @@ def test_every_shipped_file_has_a_card_with_licence_tags_picture_data_and_probe(
 
 @pytest.fixture
 def script(monkeypatch):
-    """``benchmarks/anatomix_weights.py``, with a network small enough for a test under the stock one's name."""
-    path = Path(__file__).parents[2] / "benchmarks" / "studies" / "anatomix_weights.py"
-    spec = importlib.util.spec_from_file_location("anatomix_weights", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(anatomix_networks.NETWORK_PRESETS, "plain4", anatomix_networks.stock_preset((4, 8, 16), 32))
-    return module
+    """``benchmarks/shipped_weights``, with a network small enough for a test under the stock one's name."""
+    small = anatomix_networks.stock_preset(plain_conv_unet((4, 8, 16)), 32)
+    monkeypatch.setitem(anatomix_networks.NETWORK_PRESETS, "plain4", small)
+    return __main__
 
 
 def write_cases(root: Path, n: int) -> None:
@@ -172,7 +170,7 @@ def test_weights_that_beat_random_ones_ship_with_card_log_and_checksums(script, 
 
 @pytest.mark.slow
 def test_weights_that_do_not_beat_random_ones_do_not_ship(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "synthetic_retrieval", lambda *arguments: 0.5)
+    monkeypatch.setattr(retrieval, "synthetic_retrieval", lambda *arguments: 0.5)
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     assert script.main([*places, *SHORT]) == 1
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,6 @@
 """May a file of anatomix weights be shipped? The gate, and the table of the file's model card.
 
-    python -m benchmarks.studies.weights_gate FILE --data DIR --work DIR [--parts probe] [--sets hippocampus] [--card]
+    python -m benchmarks.shipped_weights.gate FILE --data DIR --work DIR [--parts probe] [--sets hippocampus] [--card]
 
 The networks have the width and depth of FILE, and nnU-Net's plan for the data set in everything else. The probe asks
 whether the Dice of a linear probe of frozen features, at 1 and 5 labelled cases, is above that of the best of five
@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import Steps, cpu_sized, environment, use_tree, write_file
-from benchmarks.studies.anatomix_weights import write_checksums
+from benchmarks.shipped_weights.card import write_checksums
 from benchmarks.studies.few_labels.tasks import CONFIGURATION, EPOCHS, STOCK_PLANS, TASKS, Task, lay_out
 from benchmarks.tables import markdown
 from nnunet_invariance.common.hashing import sha256_of_file
