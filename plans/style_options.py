@@ -47,7 +47,8 @@ class StyleOptions(DenseContrastOptions):
     consistency_weight: float = number(
         0.0, 0.0, 100.0, doc="Weight of the divergence between the segmentations of both views."
     )
-    # Without it, networks were better on the trained contrast and on all others (docs/results/icmseg-shift.md).
+    # Without it, networks were better on the trained contrast and on average no worse on others
+    # (docs/results/icmseg-shift.md).
     aux_weight: float = number(0.0, 0.0, 100.0, doc="Weight of InfoNCE relative to the segmentation loss.")
     aux_gradient_share: float | None = number(
         None,

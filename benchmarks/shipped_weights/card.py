@@ -50,14 +50,17 @@ def write_checksums(weights: Path) -> None:
     write_file(weights.with_suffix(".sha256"), sums.encode())
 
 
+def described(architecture: dict[str, Any]) -> str:
+    """A network of nnU-Net in words: its class, its features, and the blocks of its encoder."""
+    arguments, blocks = architecture["arch_kwargs"], architecture["arch_kwargs"].get("n_blocks_per_stage")
+    stages = f"{blocks} residual blocks" if blocks else f"{arguments['n_conv_per_stage']} convolutions"
+    name = architecture["network_class_name"].rpartition(".")[2]
+    return f"nnU-Net's 3-D {name} with {arguments['features_per_stage']} features and {stages}"
+
+
 def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str:
     """The model card; every number in it comes from the run."""
     loss, options = record["held_out_loss"], metadata["options"]
-    network = metadata["architecture"]["network_class_name"].rpartition(".")[2]
-    arguments = metadata["architecture"]["arch_kwargs"]
-    features = arguments["features_per_stage"]
-    blocks = arguments.get("n_blocks_per_stage")
-    stages = f"{blocks} residual blocks" if blocks else f"{arguments['n_conv_per_stage']} convolutions"
     ended = (
         "early stopping" if record["stopped_by_the_rule"] else "the largest number of epochs, while the loss still fell"
     )
@@ -70,8 +73,8 @@ def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str
 
 ![Synthetic pairs, and the features of both appearances]({weights.stem}.png)
 
-Encoder and decoder of nnU-Net's 3-D {network} with {features} features and
-{stages} per stage and one input channel (other numbers of channels are adapted), pre-trained with
+Encoder and decoder of {described(metadata["architecture"])}
+per stage and one input channel (other numbers of channels are adapted), pre-trained with
 `pretrain anatomix` (a re-implementation of arXiv 2411.02372). Half precision, {weights.stat().st_size / 1e6:.1f} MB.
 The training used synthetic images only. In the picture, the three colours are the first principal components of
 the finest features of both appearances.
