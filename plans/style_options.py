@@ -49,7 +49,9 @@ class StyleOptions(DenseContrastOptions):
     )
     # Without it, networks were better on the trained contrast and on average no worse on others
     # (docs/results/icmseg-shift.md).
-    aux_weight: float = number(0.0, 0.0, 100.0, doc="Weight of InfoNCE relative to the segmentation loss.")
+    aux_weight: float = number(
+        0.0, 0.0, 100.0, doc="Weight of InfoNCE relative to the segmentation loss; it needs a pair."
+    )
     aux_gradient_share: float | None = number(
         None,
         0.0,
@@ -62,14 +64,14 @@ class StyleOptions(DenseContrastOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("consistency_weight", "aux_gradient_share"):
+        for name in ("aux_weight", "consistency_weight", "aux_gradient_share"):
             if self.style_views == "single" and getattr(self, name):
                 raise self.error(name, "0 or null, because style_views is 'single' and the loss compares two views")
 
     @property
     def contrasts(self) -> bool:
         """Whether InfoNCE is trained."""
-        return self.style_views == "pair" and (self.aux_weight > 0 or self.aux_gradient_share is not None)
+        return self.aux_weight > 0 or self.aux_gradient_share is not None
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class ICMSegTrainerOptions(StyleOptions):
             )
         for name, default in (("contrast", "all_positions"), ("label_mask", "none"), ("stages", None)):
             if not self.contrasts and getattr(self, name) != default:
-                expected = f"{json.dumps(default)}, because InfoNCE is off; aux_weight, for example 0.1, turns it on"
-                raise self.error(name, expected)
+                remedy = "a pair of views with aux_weight, for example 0.1, turns it on"
+                raise self.error(name, f"{json.dumps(default)}, because InfoNCE is off; {remedy}")
 
 
 @dataclass(frozen=True)

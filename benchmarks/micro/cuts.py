@@ -23,6 +23,7 @@ from tqdm import tqdm, trange
 from benchmarks.common import environment, publish
 from benchmarks.micro.aux_cost import clock
 from nnunet_invariance.common.distributed import distributed_context
+from nnunet_invariance.common.wording import counted
 from nnunet_invariance.networks.planned import Architecture
 from nnunet_invariance.networks.stock import plain_conv_unet
 from nnunet_invariance.pretraining.data.synthetic_pairs import VOLUMES_IN_TURN
@@ -60,7 +61,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             torch.manual_seed(0)
             method = Anatomix(setup, AnatomixPretrainingOptions(volume=arguments.volume, cuts=cuts, held_out=0))
             loop = Loop(method, LoopOptions(precision=precision), ranks, folder, {})
-            cycles[f"{cuts} cuts, {precision}"] = cycle = Cycle(cuts, arguments, loop, method)
+            cycles[f"{counted(cuts, 'cut')}, {precision}"] = cycle = Cycle(cuts, arguments, loop, method)
             cycle.seconds_per_step()  # templates, caches
         seconds: dict[str, list[float]] = {form: [] for form in cycles}
         order = list(cycles)

@@ -24,7 +24,7 @@ from benchmarks.shipped_weights.retrieval import measure
 from nnunet_invariance.errors import InvarianceError
 from nnunet_invariance.pretraining.engine.run import pretrain_without_dataset
 from nnunet_invariance.weights.checkpoint import load_checkpoint
-from nnunet_invariance.weights.locate import LATEST, SHIPPED
+from nnunet_invariance.weights.locate import FINAL, LATEST, SHIPPED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = arguments.work / "run"
     options, loop = options_of(arguments)
     try:
-        resume = (run / LATEST).is_file() or (run / "checkpoint_final.safetensors").is_file()
+        resume = (run / LATEST).is_file() or (run / FINAL).is_file()
         path = pretrain_without_dataset(
             "anatomix", arguments.network, run, device=arguments.device, options=options, loop=loop, resume=resume
         )

@@ -18,6 +18,7 @@ from nnunet_invariance.plans.copies import write_plans_copy
 
 CONFIGURATION = "3d_fullres"
 BATCH_SIZE, VAL_ITERATIONS = 2, 2
+INFO_NCE = {"aux_weight": 0.1}  # options that turn InfoNCE on
 
 
 def parser(documentation: str, out: Path, sets: Iterable[str], epochs: int) -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from benchmarks.studies.icmseg_data import Task, lay_out_hippocampus, lay_out_my
 from benchmarks.studies.icmseg_runs import (
     BATCH_SIZE,
     CONFIGURATION,
+    INFO_NCE,
     page,
     parser,
     run_draws,
@@ -57,8 +58,8 @@ SETS = {
     "hippocampus": Set(lay_out_hippocampus, (32, 32, 32)),
 }
 ICMSEG, MASKGEN = "ICMSegTrainer", "MaskGenTrainer"
+DEFAULTS = "image without InfoNCE"  # the arm with the defaults of ICMSegTrainer
 SINGLE = {"style_views": "single"}
-INFO_NCE = {"aux_weight": 0.1}
 #: Trainer and options of each arm, the most important first.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "DA5": ("BaselineTrainerDA5", {}),
@@ -67,7 +68,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "nnUNet": ("BaselineTrainer", {}),
     "clusters": (ICMSEG, {**INFO_NCE, "style": "clusters"}),
     "single 0.5": (ICMSEG, {**SINGLE, "style_probability": 0.5}),
-    "image without InfoNCE": (ICMSEG, {}),
+    DEFAULTS: (ICMSEG, {}),
     "MaskGen": (MASKGEN, {}),
     "MaskGen single 0.5": (MASKGEN, {**SINGLE, "style_probability": 0.5}),
     "clusters without InfoNCE": (ICMSEG, {"style": "clusters"}),
@@ -126,7 +127,7 @@ def plans_of(arm: str) -> str:
 def selection(names: list[str], epochs: int) -> Selection:
     """The arms, each compared with plain nnU-Net with stronger augmentation, and with ICMSegTrainer's defaults."""
     arms = tuple(Arm(name, f"{ARMS[name][0]}_{epochs}epochs", plans=plans_of(name)) for name in names)
-    references = [name for name in ("DA5", "image") if name in names]
+    references = [name for name in ("DA5", DEFAULTS) if name in names]
     pairs = [(name, reference) for name in names for reference in references if name != reference]
     return Selection(arms, tuple(Contrast(name, reference, reference) for name, reference in pairs))
 

@@ -22,6 +22,7 @@ from benchmarks.studies.icmseg_data import CONTRASTS, SETS, Task
 from benchmarks.studies.icmseg_runs import (
     BATCH_SIZE,
     CONFIGURATION,
+    INFO_NCE,
     page,
     parser,
     run_draws,
@@ -42,7 +43,7 @@ from nnunet_invariance.evaluation.statistics.effects import Contrast
 
 PLANS = "nnUNetPlans_cpu"
 BASELINE, AUGMENTED = "BaselineTrainer", "BaselineTrainerDA5"
-INFO_NCE = " + InfoNCE"  # in the name of an arm
+WITH_INFO_NCE = " + InfoNCE"  # in the name of an arm
 LARGEST_SIDE, BASE_FEATURES = 32, 8
 RESULTS = Path(__file__).parents[1] / "results" / "icmseg-styles"
 
@@ -86,7 +87,7 @@ def selection(args: argparse.Namespace) -> Selection:
     baselines = [f"{name}_{args.epochs}epochs" for name in (BASELINE, AUGMENTED)]
     arms, contrasts = [Arm(name, name) for name in baselines], [Contrast(baselines[1], baselines[0], baselines[0])]
     for style in args.styles:
-        with_contrast = f"{style}{INFO_NCE}"
+        with_contrast = f"{style}{WITH_INFO_NCE}"
         for name, contrast in ((style, False), (with_contrast, True)):
             arms.append(Arm(name, f"ICMSegTrainer_{args.epochs}epochs", plans=plans_of(style, contrast)))
             contrasts += [Contrast(name, baseline, baseline) for baseline in baselines]
@@ -100,7 +101,7 @@ def write_plans(task: Task, steps: Steps, args: argparse.Namespace) -> None:
     changes = cpu_sized(entry, [LARGEST_SIDE] * len(entry["patch_size"]), BASE_FEATURES, BATCH_SIZE)
     copies: dict[str, dict[str, Any]] = {PLANS: {}}
     for style in args.styles:
-        copies[plans_of(style, True)] = {"style": style, "aux_weight": 0.1}
+        copies[plans_of(style, True)] = {"style": style, **INFO_NCE}
         copies[plans_of(style, False)] = {"style": style}
     write_copies(task, changes, copies, args)
 
@@ -132,7 +133,9 @@ def publish(args: argparse.Namespace) -> None:
             if (args.work / name / file).is_file():
                 write_file(args.out / f"{name}_{file}", (args.work / name / file).read_bytes())
         missing += unfinished(name, jobs)
-        arms = {f"{style}{more}" for style in INTERVENTIONS for more in ("", INFO_NCE)} - {job.arm.name for job in jobs}
+        arms = {f"{style}{more}" for style in INTERVENTIONS for more in ("", WITH_INFO_NCE)} - {
+            job.arm.name for job in jobs
+        }
         missing += [f"- {name}: {arm}: nothing" for arm in sorted(arms)]
         begun = {job.subset.draw for job in jobs}
         missing += [f"- {name}: seed {draw}: nothing" for draw in range(args.seeds) if draw not in begun]

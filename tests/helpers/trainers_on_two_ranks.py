@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 #: A small step in which every auxiliary loss has its full weight.
 OPTIONS = {
     "precision": "fp32", "seed": 1, "aux_ramp": 0.0, "warmup": 0.0, "num_positions": 32, "prior": 4,
-    "equivariance_probability": 1.0, "aux_weight": 0.5, "feature_dropout": 0.0,
+    "equivariance_probability": 1.0, "aux_weight": 0.5, "style_views": "pair", "feature_dropout": 0.0,
 }  # fmt: skip
 #: Whatever chooses at random in a step: methods of the trainer, and functions of two modules.
 METHODS = ("sample_positions", "style_view")

@@ -212,7 +212,7 @@ def test_the_trainer_follows_the_gradients_at_the_encoder_and_saves_the_weight(t
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", ["consistency_weight", "aux_gradient_share", "views_probability"])
+@pytest.mark.parametrize("field", ["aux_weight", "consistency_weight", "aux_gradient_share", "views_probability"])
 def test_losses_between_views_need_a_pair(field):
     with pytest.raises(OptionError, match=f"'{field}' .* is 0.5; expected 0.*style_views is 'single'"):
         ICMSegTrainerOptions(style_views="single", **{field: 0.5})
@@ -221,14 +221,14 @@ def test_losses_between_views_need_a_pair(field):
 
 @pytest.mark.parametrize(("field", "value"), [("contrast", "within_image"), ("label_mask", "supcon"), ("stages", [1])])
 def test_a_form_of_info_nce_needs_info_nce(field, value):
-    with pytest.raises(OptionError, match=f"'{field}' .*; expected .*InfoNCE is off; aux_weight, for example 0.1"):
+    with pytest.raises(OptionError, match=f"'{field}' .*; expected .*InfoNCE is off; a pair of views with aux_weight"):
         ICMSegTrainerOptions(**{field: value})
     ICMSegTrainerOptions(**{field: value}, aux_gradient_share=0.1)
 
 
 def test_by_default_info_nce_is_not_computed(tiny):
     assert not StyleOptions().contrasts
-    assert not StyleOptions(aux_weight=0.1, style_views="single").contrasts
+    assert StyleOptions(aux_weight=0.1).contrasts
     assert StyleOptions(aux_gradient_share=0.1).contrasts
     trainer, batch = started(tiny, "ICMSegTrainer", style="gin")
     assert set(trainer.train_step(batch)) == {"loss", "total"}

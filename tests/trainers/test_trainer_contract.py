@@ -23,7 +23,10 @@ from tests.helpers.tiny_trainers import assert_same, make_trainer, values
 
 ENTRIES = [pytest.param(entry, id=name) for name, entry in trainers().items()]
 #: Smaller than the defaults, so that a step takes a fraction of a second.
-OPTIONS = {"seed": 1, "aux_ramp": 0.0, "warmup": 0.0, "num_positions": 64, "prior": 4, "equivariance_probability": 1.0}
+OPTIONS = {
+    "seed": 1, "aux_weight": 0.1, "aux_ramp": 0.0, "style_views": "pair", "warmup": 0.0, "num_positions": 64,
+    "prior": 4, "equivariance_probability": 1.0,
+}  # fmt: skip
 
 
 def untrained_name(entry: TrainerEntry, suffix: str = "") -> str:
