@@ -164,7 +164,8 @@ METHODS = (
     ),
     MethodEntry(
         "anatomix", f"{_PACKAGE}.anatomix", "Anatomix", "2411.02372", "AnatomixTrainer", f"{_TRAINERS}.anatomix",
-        reads_cases=False, network_presets=("anatomix", "plain4", "plain6", "resenc3"), has_shipped_weights=True,
+        reads_cases=False, network_presets=("anatomix", "plain3", "plain4", "plain6", "resenc3"),
+        has_shipped_weights=True,
     ),
     MethodEntry(
         "puir", f"{_PACKAGE}.puir", "PUIR", "2411.06106", "PUIRTrainer", f"{_TRAINERS}.puir",

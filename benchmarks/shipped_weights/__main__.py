@@ -2,13 +2,12 @@
 
     python -m benchmarks.shipped_weights --work DIR [--network plain4] [--templates DIR] [--real DIR/DATASET]
 
-The pre-training (`pretrain anatomix --network`) ends when the held-out contrastive loss has not decreased for a
-tenth of the epochs; the same command continues an interrupted run. Then the study measures the label retrieval of the
-finest features on unseen synthetic pairs, and with --real on pairs of labelled images, and compares it with networks
-that have random weights. It writes the weights only if they exceed the mean of the random networks by more than the
-spread of those, on every kind of pair. The weights are in half precision and come with a checksum, the training log and
-a model card. Labels of --real are used for the measurement only. --templates must not be the labels of a data set that
-the weights are evaluated on.
+The same command continues an interrupted pre-training (`pretrain anatomix --network`). After it the study measures the
+label retrieval of the finest features on unseen synthetic pairs, and with --real on pairs of labelled images, and
+compares it with networks that have random weights. It writes the weights only if they exceed the mean of the random
+networks by more than the spread of those, on every kind of pair. The weights are in half precision and come with a
+checksum, the training log and a model card. Labels of --real are used for the measurement only. --templates must not be
+the labels of a data set that the weights are evaluated on.
 """
 
 import argparse
@@ -43,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     # without --work and other paths, because this text is published
-    names = {"templates": arguments.templates, "real": arguments.real}
+    shapes = None if arguments.templates else arguments.shapes
+    names = {"templates": arguments.templates, "shapes": shapes, "real": arguments.real}
     sources = [f"--{name} {Path(value).name}" for name, value in names.items() if value]
     own = [f"--{name} {getattr(arguments, name)}" for name in ("network", "patch", "epochs", "iterations", "precision")]
     own += [f"--{name} {getattr(arguments, name)}" for name in ("lr", "networks", "synthetic", "seed")]
-    own += [f"--batch-size {arguments.batch_size}", f"--shapes {arguments.shapes}", f"--cuts {arguments.cuts}"]
+    own += [f"--batch-size {arguments.batch_size}", f"--cuts {arguments.cuts}"]
     record["command"] = " ".join(["python -m benchmarks.shipped_weights --work DIR", *sources, *own])
     write_file(arguments.work / "record.json", f"{json.dumps(record, indent=1)}\n".encode())
     print(json.dumps(record, indent=1))
@@ -64,16 +64,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder of the run")
-    add("--templates", type=Path, help="folder of label maps; procedural shapes when not given")
+    add("--templates", type=Path, help="folder of label maps; without it, the shapes of --shapes")
     add("--real", type=Path, help="labelled data set in nnU-Net's raw layout, to be measured on only")
-    add("--network", choices=["plain4", "plain6", "resenc3"], default="plain4", help="a network of nnU-Net")
+    add("--network", choices=["plain3", "plain4", "plain6", "resenc3"], default="plain4", help="a network of nnU-Net")
     add("--patch", type=int, default=32, help="side of the patches, voxels")
     add("--batch-size", type=int, default=1, dest="batch_size", help="pairs per step")
-    add("--shapes", choices=["procedural", "formula", "mixed"], default="procedural", help="shapes without templates")
+    add("--shapes", choices=["procedural", "formula", "mixed"], default="mixed", help="shapes without templates")
     add("--cuts", type=int, default=0, help="patches of each volume; 0: the default of the method")
-    add("--epochs", type=int, default=100, help="at most")
-    add("--iterations", type=int, default=50, help="steps an epoch")
-    add("--lr", type=float, default=5e-4, help="constant after the warm-up, so that the end is the held-out loss's")
+    add("--epochs", type=int, default=250, help="of the pre-training")
+    add("--iterations", type=int, default=100, help="steps an epoch")
+    add("--lr", type=float, default=1e-3, help="highest learning rate, of a cosine")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the pre-training")
     add("--networks", type=int, default=5, help="random networks that are compared with")
     add("--synthetic", type=int, default=32, help="unseen synthetic pairs")

@@ -61,9 +61,6 @@ def described(architecture: dict[str, Any]) -> str:
 def card(metadata: dict[str, Any], record: dict[str, Any], weights: Path) -> str:
     """The model card; every number in it comes from the run."""
     loss, options = record["held_out_loss"], metadata["options"]
-    ended = (
-        "early stopping" if record["stopped_by_the_rule"] else "the largest number of epochs, while the loss still fell"
-    )
     rows = "\n".join(
         f"| {name} | {r['trained']:.3f} | {np.mean(r['random']):.3f} ({min(r['random']):.3f} to {max(r['random']):.3f},"
         f" {len(r['random'])} networks) |"
@@ -84,7 +81,6 @@ the finest features of both appearances.
 | shapes | {options["templates"] or options["shapes"]} |
 | patches | {options["patch"]}^3 voxels cut out of {options["volume"]}^3, {options["batch_size"]} pair(s) per step |
 | length | {record["steps"]} steps, seed {options["seed"]} |
-| ended by | {ended} (no lower held-out loss in a tenth of the epochs) |
 | time of training | {record["seconds"] / 60:.1f} min on {metadata["device"]} |
 | held-out loss, first epoch, best, last | {loss["first"]:.3f}, {loss["best"]:.3f}, {loss["last"]:.3f} |
 | share of the way from equal features (0) to ideal ones (1) | {loss["learned"]:.3f} |

@@ -2,10 +2,11 @@
 
     python -m benchmarks.shipped_weights.gate FILE --data DIR --work DIR [--parts probe] [--sets hippocampus] [--card]
 
-The networks have the width and depth of FILE, and nnU-Net's plan for the data set in everything else. The probe asks
-whether the Dice of a linear probe of frozen features, at 1 and 5 labelled cases, is above that of the best of five
-random networks on every set. The few-shot part asks whether AnatomixTrainer from FILE is better than its twin and than
-plain nnU-Net at 1 and 5 cases, with intervals above 0, on at least two sets. The same command continues a run.
+The networks have the width and the blocks of FILE and a patch that fits a CPU; everything else, the depth among it, is
+what nnU-Net plans for the data set. FILE fills the finest stages. The probe asks whether the Dice of a linear probe of
+frozen features, at 1 and 5 labelled cases, is above that of the best of five random networks on every set. The few-shot
+part asks whether AnatomixTrainer from FILE is better than its twin and than plain nnU-Net at 1 and 5 cases, with
+intervals above 0, on at least two sets. The same command continues a run.
 Writes WORK/gate/FILE.md and .json, and returns 1 if a condition fails; a part that was not run is reported as such.
 """
 
@@ -34,6 +35,7 @@ from nnunet_invariance.evaluation.protocols.protocol import ProtocolOptions
 from nnunet_invariance.evaluation.protocols.splits import Subset
 from nnunet_invariance.evaluation.runner.jobs import Arm
 from nnunet_invariance.evaluation.statistics.effects import Contrast
+from nnunet_invariance.networks.stock import RESENC_BLOCKS
 from nnunet_invariance.nnunet.planned_dataset import PlannedDataset, open_planned_dataset
 from nnunet_invariance.plans.copies import write_plans_copy
 from nnunet_invariance.probing.protocol import (
@@ -115,22 +117,35 @@ def read_record(path: Path, args: argparse.Namespace) -> Record:
 
 
 def prepare(task: Task, args: argparse.Namespace) -> PlannedDataset:
-    """Plan and preprocess a data set once, and write plans whose network has the stages of the file."""
+    """Plan and preprocess a data set once, and write plans with the width and the blocks of the file."""
     lay_out(task, args.data.resolve(), args.work, seed=0)
     stock = Steps(args.work / "steps" / task.dataset).plan(task.dataset, CONFIGURATION)
-    features = read_metadata(args.file)["architecture"]["arch_kwargs"]["features_per_stage"]
-    changes = cpu_sized(stock, task.patch_size, features[0], stock["batch_size"])
-    arguments = changes["architecture"]["arch_kwargs"]
-    stages = min(len(features), arguments["n_stages"])
-    per_stage = ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage")
-    arguments |= {"n_stages": stages} | {key: arguments[key][:stages] for key in per_stage}
-    arguments["n_conv_per_stage_decoder"] = arguments["n_conv_per_stage_decoder"][: stages - 1]
-    block = {"iterations_per_epoch": args.iterations // EPOCHS, "seed": 0}
+    file = read_metadata(args.file)["architecture"]
+    changes = cpu_sized(stock, task.patch_size, file["arch_kwargs"]["features_per_stage"][0], stock["batch_size"])
+    changes["architecture"] = as_planned_for(file, changes["architecture"])
+    least = file["arch_kwargs"]["n_stages"] / changes["architecture"]["arch_kwargs"]["n_stages"]
+    block = {"iterations_per_epoch": args.iterations // EPOCHS, "seed": 0, "precision": task.precision}
     write_plans_copy(task.dataset, STOCK_PLANS, plans_name(args), CONFIGURATION, block, changes)
-    write_plans_copy(
-        task.dataset, plans_name(args), f"{plans_name(args)}_file", CONFIGURATION, {"checkpoint": str(args.file)}
-    )
+    start = {"checkpoint": str(args.file), "min_coverage": min(1.0, least)}
+    write_plans_copy(task.dataset, plans_name(args), f"{plans_name(args)}_file", CONFIGURATION, start)
     return open_planned_dataset(task.dataset, CONFIGURATION, plans_name(args))
+
+
+def as_planned_for(file: Mapping[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
+    """The planned architecture with the network class of the file, as nnU-Net's planner for this class fills it.
+
+    >>> from nnunet_invariance.networks.stock import plain_conv_unet, residual_encoder_unet
+    >>> file = residual_encoder_unet((8,), (1,))
+    >>> as_planned_for(file, plain_conv_unet((8, 16)))["arch_kwargs"]["n_blocks_per_stage"]
+    [1, 3]
+    """
+    if file["network_class_name"] == planned["network_class_name"]:
+        return planned
+    arguments = {key: value for key, value in planned["arch_kwargs"].items() if key != "n_conv_per_stage"}
+    stages = arguments["n_stages"]
+    blocks = [*RESENC_BLOCKS, *[RESENC_BLOCKS[-1]] * stages][:stages]
+    arguments |= {"n_blocks_per_stage": blocks, "n_conv_per_stage_decoder": [1] * (stages - 1)}
+    return {**planned, "network_class_name": file["network_class_name"], "arch_kwargs": arguments}
 
 
 def plans_name(args: argparse.Namespace) -> str:

@@ -17,10 +17,8 @@ def options_of(arguments: argparse.Namespace) -> tuple[AnatomixPretrainingOption
         epochs=arguments.epochs,
         iterations=arguments.iterations,
         lr=arguments.lr,
-        lr_end=arguments.lr,
         seed=arguments.seed,
         precision=arguments.precision,
-        patience=0.1,
         workers=0,
     )
     return options, loop
@@ -28,7 +26,7 @@ def options_of(arguments: argparse.Namespace) -> tuple[AnatomixPretrainingOption
 
 def shapes_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that choose the shapes."""
-    return {"templates": str(arguments.templates or ""), "shapes": arguments.shapes}
+    return {"templates": str(arguments.templates)} if arguments.templates else {"shapes": arguments.shapes}
 
 
 def untrained_method(arguments: argparse.Namespace, patch: int) -> Anatomix:

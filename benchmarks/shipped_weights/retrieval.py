@@ -20,7 +20,7 @@ from nnunet_invariance.pretraining.measures.label_retrieval import label_retriev
 from nnunet_invariance.pretraining.methods.anatomix import Anatomix
 from nnunet_invariance.weights.checkpoint import Checkpoint
 
-UNSEEN = FIRST_HELD_OUT_NUMBER + 1000  # index of pairs that early stopping did not use either
+UNSEEN = FIRST_HELD_OUT_NUMBER + 1000  # number of pairs that the held-out loss does not use either
 VOXELS_A_LABEL = 200
 Measure = Callable[[nn.Module], float]
 
@@ -53,7 +53,6 @@ def measure(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, 
             "last": losses[-1],
             "learned": history[-1]["held_out_learned"],
         },
-        "stopped_by_the_rule": checkpoint.metadata["step"] < checkpoint.metadata["total_steps"],
         "steps": checkpoint.metadata["step"],
         "seconds": sum(row["seconds"] for row in history),
         "retrieval": retrieval,

@@ -5,10 +5,10 @@ from typing import Any
 
 #: Arguments that are dotted paths of classes.
 REQUIRES_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
-#: Channels of the four finest stages of every stock network, and those of the shipped weights ``anatomix_plain4``.
+#: Channels of the four finest stages of every stock network.
 PLAIN4 = (32, 64, 128, 256)
-#: Residual blocks of the three finest stages of every residual encoder preset of nnU-Net.
-RESENC3_BLOCKS = (1, 3, 4)
+#: Residual blocks of the stages, finest first, of every residual encoder preset of nnU-Net; deeper ones have six.
+RESENC_BLOCKS = (1, 3, 4, 6, 6, 6)
 
 
 def unet_arguments(features: Sequence[int], **blocks: Any) -> dict[str, Any]:

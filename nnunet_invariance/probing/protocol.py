@@ -123,14 +123,16 @@ def random_network(planned: PlannedDataset, seed: int) -> nn.Module:
 
 
 def load_probed_network(planned: PlannedDataset, path: Path, branch: Branch | None = None) -> nn.Module:
-    """Build the planned network and load encoder and decoder of a checkpoint; the log names layers that stay random.
+    """Build the planned network and load encoder and decoder of a checkpoint; the log names what stays random.
+
+    Stages that are deeper than the file may stay random.
 
     Raises:
         WeightsIncompatibleError, WeightsNotFoundError, CheckpointCorruptError: the file does not fit these plans.
     """
     checkpoint, chosen = load_network(path, branch)
     network = random_network(planned, 0)
-    report = load_pretrained(network, checkpoint, transfer="encoder+decoder", branch=chosen)
+    report = load_pretrained(network, checkpoint, transfer="encoder+decoder", branch=chosen, allow_deeper_network=True)
     logger.info("%s (%s): encoder %.0f %%, decoder %s", path, chosen, 100 * report.coverage, report.decoder)
     return network
 

@@ -102,7 +102,7 @@ def test_the_form_without_a_dataset(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.integration
 def test_presets_are_the_stock_networks():
-    for name, megabytes in (("plain4", 11.2), ("plain6", 62), ("resenc3", 8.7)):
+    for name, megabytes in (("plain3", 2.7), ("plain4", 11.2), ("plain6", 62), ("resenc3", 8.7)):
         network = Architecture.from_plans(NETWORK_PRESETS[name].architecture, 1, 1).build()
         assert sum(p.numel() for p in network.parameters()) * 2 / 1e6 == pytest.approx(megabytes, rel=0.02)
 
@@ -127,7 +127,7 @@ def test_an_incomplete_command_is_refused(words, tmp_path, monkeypatch, capsys):
 
 
 def test_unknown_networks_and_methods_without_one(tmp_path):
-    with pytest.raises(OptionError, match="--network vit: anatomix pre-trains anatomix, plain4, plain6, resenc3"):
+    with pytest.raises(OptionError, match="--network vit: anatomix pre-trains anatomix, plain3, plain4, plain6, resenc3"):
         run_preset("anatomix", "vit", tmp_path / "run", "cpu")
     with pytest.raises(OptionError, match="mae pre-trains no network without a dataset"):
         run_preset("mae", "anatomix", tmp_path / "run", "cpu")

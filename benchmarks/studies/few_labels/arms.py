@@ -63,7 +63,7 @@ PRETRAINING: dict[str, Sequence[str]] = {
     "mae": ("epochs=24", "iterations=50", "lr=1e-3"),
     "dense": ("epochs=12", "iterations=50"),
     "alice": ("epochs=12", "iterations=50"),
-    "anatomix": ("epochs=12", "iterations=50"),
+    "anatomix": ("epochs=24", "iterations=50", "lr=1e-3", "patch=32", "shapes=mixed"),
 }
 
 
