@@ -127,7 +127,9 @@ def test_an_incomplete_command_is_refused(words, tmp_path, monkeypatch, capsys):
 
 
 def test_unknown_networks_and_methods_without_one(tmp_path):
-    with pytest.raises(OptionError, match="--network vit: anatomix pre-trains anatomix, plain3, plain4, plain6, resenc3"):
+    with pytest.raises(
+        OptionError, match="--network vit: anatomix pre-trains anatomix, plain3, plain4, plain6, resenc3"
+    ):
         run_preset("anatomix", "vit", tmp_path / "run", "cpu")
     with pytest.raises(OptionError, match="mae pre-trains no network without a dataset"):
         run_preset("mae", "anatomix", tmp_path / "run", "cpu")

@@ -1,7 +1,9 @@
 """Linear probes: exact interpolation, an optimal classifier, and a report from the command line."""
 
+import copy
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,15 @@ from nnunet_invariance.networks.hypercolumns import (
     linear_map,
     sample_hypercolumns,
 )
+from nnunet_invariance.networks.planned import Architecture, unique_tensors
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.probing import ProbeOptions, fit_linear_probe, probe
-from nnunet_invariance.probing.protocol import ProbeResult, ProbeScores, random_network
+from nnunet_invariance.probing.protocol import ProbeResult, ProbeScores, load_probed_network, random_network
 from nnunet_invariance.probing.report import summary, to_text
 from nnunet_invariance.probing.run import name_files
 from nnunet_invariance.probing.samples import load_patch, sample_voxels
+from nnunet_invariance.weights.checkpoint import save_checkpoint
+from tests.helpers.small_checkpoints import build, metadata
 
 
 def pyramid(size: tuple[int, ...], channels: tuple[int, ...] = (3, 5, 7)) -> HypercolumnMaps:
@@ -134,6 +139,25 @@ def test_random_networks_depend_on_their_seed_alone(tiny):
     first, other, again = (random_network(planned, seed).state_dict() for seed in (1, 2, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_file_with_fewer_stages_fills_the_finest_stages_of_the_plans(tiny, tmp_path):
+    planned = open_planned_dataset(tiny.name, "3d_fullres")
+    whole = Architecture.from_plans(planned.configuration.configuration["architecture"], 1, 1)
+    stages = whole.arch_kwargs["n_stages"] - 1
+    shallow = replace(whole, arch_kwargs=copy.deepcopy(whole.arch_kwargs))
+    arguments = shallow.arch_kwargs
+    for key in ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage"):
+        arguments[key] = arguments[key][:stages]
+    arguments |= {"n_stages": stages, "n_conv_per_stage_decoder": arguments["n_conv_per_stage_decoder"][: stages - 1]}
+    tensors = {f"network.{n}": t.detach() for n, t in unique_tensors(build(shallow, 3)).items()}
+    save_checkpoint(tmp_path / "a.safetensors", tensors, metadata(shallow, method="anatomix"))
+    found = load_probed_network(planned, tmp_path / "a.safetensors").state_dict()
+    random = random_network(planned, 0).state_dict()
+    for name in (f"encoder.stages.{stage}.0.convs.0.conv.weight" for stage in range(stages)):
+        assert torch.equal(found[name], tensors[f"network.{name}"])
+    deepest = f"encoder.stages.{stages}.0.convs.0.conv.weight"
+    assert torch.equal(found[deepest], random[deepest])
 
 
 def test_the_command_writes_a_table_a_picture_and_scores(tiny, results, tmp_path, capsys):

@@ -18,6 +18,7 @@ ENCODER = {**AUTO, "head": "summed", "transfer": "encoder", "aux": False}
 TEACHER = {"unlabelled": {"mix": False}}
 MIXED = {"unlabelled": {"mix": True}}
 STYLED = {**SUMMED, "aux": True, "style_views": "single", "style_probability": 0.5}
+CLUSTERS = {**STYLED, "style": "clusters"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ RECIPES = {
     "mae-mixed": Recipe("MAETrainer", {**SUMMED, **MIXED}, "mae"),
     "random-mixed": Recipe("DenseTrainer_scratch", {**SUMMED, **MIXED}),
     "random-styled": Recipe("ICMSegTrainer_scratch", STYLED),
+    "random-clusters": Recipe("ICMSegTrainer_scratch", CLUSTERS),
     "mae-styled": Recipe("ICMSegTrainer", STYLED, "mae"),
+    "anatomix-styled": Recipe("ICMSegTrainer", STYLED, "anatomix"),
+    "anatomix-clusters": Recipe("ICMSegTrainer", CLUSTERS, "anatomix"),
     "dense-unlabelled": Recipe("DenseTrainer", {**SUMMED, **TEACHER}, "dense"),
 }
 #: Options of `pretrain METHOD --set`; the steps take about equally long for all methods.
