@@ -22,11 +22,12 @@ from nnunet_invariance.probing.run import run_probe
 from nnunet_invariance.weights.checkpoint import read_metadata
 from nnunet_invariance.weights.locate import FINAL, pretraining_folder
 
-#: Options of `pretrain anatomix --set`; the first arm has the defaults.
+#: Options of `pretrain anatomix --set`; the first arm has the defaults. The templates are label maps of heads.
 ARMS = {
     "procedural": (),
     "formula": ("shapes=formula",),
     "mixed": ("shapes=mixed",),
+    "templates": ("templates={data}/labelmaps_head",),
     "one-cut": ("cuts=1",),
     "many-cuts": ("cuts=24",),
 }
@@ -83,7 +84,8 @@ def pretrain(arm: str, args: argparse.Namespace) -> Path:
     folder = pretraining_folder("anatomix", task.dataset, plans_of(arm), CONFIGURATION)
     command = ["nnunet-invariance", "pretrain", "anatomix", task.dataset, CONFIGURATION, "-p", plans_of(arm)]
     command += ["-device", args.device, *run_length(folder, args.steps, 4, args.seed)]
-    command += ["--set", f"patch={args.patch}", "lr=1e-3", "workers=0", "held_out=4", *ARMS[arm]]
+    command += ["--set", f"patch={args.patch}", "lr=1e-3", "workers=0", "held_out=4"]
+    command += [option.format(data=args.data.resolve()) for option in ARMS[arm]]
     steps.run(f"pretrain {arm}", command)
     return folder / FINAL
 
