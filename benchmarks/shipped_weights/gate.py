@@ -143,8 +143,7 @@ def as_planned_for(file: Mapping[str, Any], planned: dict[str, Any]) -> dict[str
         return planned
     arguments = {key: value for key, value in planned["arch_kwargs"].items() if key != "n_conv_per_stage"}
     stages = arguments["n_stages"]
-    blocks = [*RESENC_BLOCKS, *[RESENC_BLOCKS[-1]] * stages][:stages]
-    arguments |= {"n_blocks_per_stage": blocks, "n_conv_per_stage_decoder": [1] * (stages - 1)}
+    arguments |= {"n_blocks_per_stage": list(RESENC_BLOCKS[:stages]), "n_conv_per_stage_decoder": [1] * (stages - 1)}
     return {**planned, "network_class_name": file["network_class_name"], "arch_kwargs": arguments}
 
 

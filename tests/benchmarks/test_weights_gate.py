@@ -7,6 +7,7 @@ import pytest
 from benchmarks.shipped_weights import gate
 from benchmarks.studies.few_labels.tasks import Task
 from nnunet_invariance.networks.planned import Architecture, unique_tensors
+from nnunet_invariance.networks.stock import plain_conv_unet, residual_encoder_unet
 from nnunet_invariance.nnunet.planned_dataset import open_planned_dataset
 from nnunet_invariance.weights.checkpoint import save_checkpoint
 from tests.helpers.small_checkpoints import build, metadata
@@ -30,6 +31,12 @@ def file(tiny, tmp_path):
     path = tmp_path / "some_weights.safetensors"
     save_checkpoint(path, tensors, metadata(planned, method="anatomix"))
     return path
+
+
+def test_a_residual_file_is_compared_in_the_residual_network_of_the_planned_depth():
+    planned = gate.as_planned_for(residual_encoder_unet((4, 8), (1, 3)), plain_conv_unet((4, 8, 16)))
+    network = Architecture.from_plans(planned, 1, 2).build()
+    assert [len(stage.blocks) for stage in network.encoder.stages] == [1, 3, 4]
 
 
 def test_the_probe_measures_the_file_and_random_networks(tiny, results, file, monkeypatch):

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,12 +66,12 @@ def rows(folder: Path) -> Iterable[dict[str, str]]:
                 "class": str(label),
                 "Dice": f"{cells.dice.mean():.3f}",
                 "correlation": f"{found.statistic:.2f}",
-                "p": f"{found.pvalue:.4f}",
+                "p": f"{found.pvalue:.2g}",
                 "cases": str(len(cells)),
             }
 
 
-def levels(raw: Path, kind: str, case: str, described: dict) -> dict[str, float]:
+def levels(raw: Path, kind: str, case: str, described: dict[str, Any]) -> dict[str, float]:
     """Mean z-scored intensity of every class of a case; NaN for a class that it does not have."""
     ending = described["file_ending"]
     image, labels = (
